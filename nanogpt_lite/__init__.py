@@ -1,0 +1,66 @@
+"""Train small GPTs on any text: prepare, train, sample.
+
+    import nanogpt_lite as ng
+    dataset = ng.prepare("shakespeare_char")
+    run = ng.train(dataset, preset="cpu", max_iters=500)
+    print(ng.sample(run, start="ROMEO:")[0])
+
+Importing the package imports nothing else: each name below brings its module (and PyTorch) on first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nanogpt_lite.config import PRESETS, SampleConfig, TrainConfig
+    from nanogpt_lite.datasets import Dataset, prepare
+    from nanogpt_lite.errors import Interrupted, UserError, WorldError
+    from nanogpt_lite.model import GPT, KVCache
+    from nanogpt_lite.pipeline import evaluate, load, pieces, sample, stream, train, training
+    from nanogpt_lite.runs import Run
+    from nanogpt_lite.tokenizer import ByteTokenizer, CharTokenizer
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "config": ("PRESETS", "SampleConfig", "TrainConfig"),
+    "datasets": ("Dataset", "prepare"),
+    "errors": ("Interrupted", "UserError", "WorldError"),
+    "model": ("GPT", "KVCache"),
+    "pipeline": ("evaluate", "load", "pieces", "sample", "stream", "train", "training"),
+    "runs": ("Run",),
+    "tokenizer": ("ByteTokenizer", "CharTokenizer"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+__all__ = [  # noqa: RUF022 (in the order of the road)
+    "prepare",
+    "train",
+    "training",
+    "sample",
+    "stream",
+    "pieces",
+    "evaluate",
+    "load",
+    "Dataset",
+    "Run",
+    "GPT",
+    "KVCache",
+    "CharTokenizer",
+    "ByteTokenizer",
+    "TrainConfig",
+    "SampleConfig",
+    "PRESETS",
+    "UserError",
+    "WorldError",
+    "Interrupted",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,62 @@
+"""Tokens to (x, y): the batch of step i is a pure function of (seed, i), so there is no state to save."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nanogpt_lite.errors import UserError
+from nanogpt_lite.tokenizer import Ids
+
+Batch = tuple[Tensor, Tensor]
+"""Inputs and targets, int64, (rows, T) each: the target of a token is the token after it."""
+
+TRAIN, VAL = 0, 1  # which stream of random numbers
+
+
+def random_batch(tokens: Ids, *, rows: int, block_size: int, seed: int, step: int, stream: int = TRAIN) -> Batch:
+    """The batch of a step: `rows` windows of `block_size` tokens, at places drawn from (seed, stream, step)."""
+    # Philox is a counter: any step's numbers are at hand without drawing the ones before (Salmon et al. 2011)
+    bits = np.random.Philox(key=seed, counter=[0, 0, stream, step]).random_raw(rows)
+    places = ((bits >> np.uint64(11)) * 2.0**-53 * (len(tokens) - block_size)).astype(np.int64)
+    return _windows(tokens, places, block_size)
+
+
+def random_batches(tokens: Ids, *, rows: int, block_size: int, seed: int, step: int) -> Iterator[Batch]:
+    """The training batches from `step` on, without end."""
+    while True:
+        yield random_batch(tokens, rows=rows, block_size=block_size, seed=seed, step=step)
+        step += 1
+
+
+def all_windows(tokens: Ids, *, rows: int, block_size: int) -> Iterator[Batch]:
+    """A split from end to end: every token but the first is a target exactly once.
+
+    Windows of `block_size` tokens follow each other without overlap, up to `rows` in a batch; what is left
+    over at the end comes alone, as one shorter window.
+    """
+    whole, rest = divmod(len(tokens) - 1, block_size)
+    for first in range(0, whole, rows):
+        yield _windows(tokens, np.arange(first, min(first + rows, whole)) * block_size, block_size)
+    if rest:
+        yield _windows(tokens, np.array([whole * block_size]), rest)
+
+
+def check_length(train: Ids, val: Ids, *, block_size: int, sampled_val: bool) -> None:
+    """`UserError` if a split is too short for one window (for val: only if windows are drawn from it)."""
+    needed = block_size + 1
+    short = "train" if len(train) < needed else "val" if sampled_val and len(val) < needed else None
+    if short:
+        share, length = (0.9, len(train)) if short == "train" else (0.1, len(val))
+        raise UserError(
+            f"the text is too short for block_size={block_size}: its {short} split has {length} tokens, one block "
+            f"needs {needed}, so the text has to have about {int(needed / share) + 2} tokens; "
+            f"give a longer text, or a block_size of at most {max(length - 1, 1)}"
+        )
+
+
+def _windows(tokens: Ids, places: "np.typing.NDArray[np.int64]", length: int) -> Batch:
+    rows = tokens[places[:, None] + np.arange(length + 1)].astype(np.int64)
+    windows = torch.from_numpy(rows)
+    return windows[:, :-1], windows[:, 1:]

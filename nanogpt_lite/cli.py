@@ -1,0 +1,303 @@
+"""The command line: argv -> options -> pipeline. Results go to standard output, everything else to standard error.
+
+The options of a command are the fields of a class in `config`; `tyro` splits the command line and formats the
+help, `config` turns texts into values and judges them. PyTorch is imported only after that.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from nanogpt_lite import config
+from nanogpt_lite.config import DataConfig, LoadConfig, Options, RunConfig, SampleConfig, TrainConfig
+from nanogpt_lite.errors import Interrupted, UserError, WorldError
+
+if TYPE_CHECKING:
+    from nanogpt_lite.runs import Run
+
+NOT_GIVEN = "\0"  # no command line can hold this character
+
+Given = dict[str, Any]
+"""The options of one call that were given explicitly, checked and of their own type; switches are all there."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status: 0 done, 1 a fault of the world, 2 of the user, 130/143 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character shows '?'
+    try:
+        command, given = parse(sys.argv[1:] if argv is None else argv)
+        command.call(given)
+        sys.stdout.flush()
+        return 0
+    except UserError as error:
+        return _fail(2, error)
+    except Interrupted as interrupted:
+        return _fail(128 + interrupted.signum, f"interrupted: {interrupted}", kind="")
+    except KeyboardInterrupt:
+        return _fail(130, "interrupted", kind="")
+    except WorldError as error:
+        return _fail(1, error)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        return _fail(1, f"{error.filename or 'a file'}: {error.strerror or error}; free some space, or check the path")
+    except (MemoryError, RuntimeError) as error:
+        from nanogpt_lite.runtime import is_out_of_memory
+
+        if is_out_of_memory(error):
+            return _fail(
+                1,
+                "out of memory; give a smaller --batch_size (and as many more --gradient_accumulation_steps)",
+            )
+        raise
+
+
+def parse(argv: Sequence[str]) -> tuple["Command", Given]:
+    """The command and its options. `UserError` if they cannot be understood; `SystemExit` after printing help."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        raise SystemExit(0)
+    if argv[0] == "--version":
+        from nanogpt_lite import __version__
+
+        print(__version__)
+        raise SystemExit(0)
+    config.require_known([argv[0]], COMMANDS, "command")
+    command = COMMANDS[argv[0]]
+    found, unknown = _split(argv[0], command, argv[1:])
+    if unknown:
+        raise UserError(_unknown(unknown[0], command))
+    texts = {name: text for name, text in found.items() if text != NOT_GIVEN}
+    of_kind = {name: str(text) for name, text in texts.items() if name in command.kind.names()}
+    return command, {**texts, **config.parse(command.kind, of_kind)}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what it does, and its options: those of `kind`, further texts, and switches."""
+
+    help: str
+    call: Callable[[Given], None]
+    kind: type[Options] = Options
+    texts: dict[str, str] = field(default_factory=dict)
+    switches: dict[str, str] = field(default_factory=dict)
+
+
+def _run(given: Given) -> None:
+    from nanogpt_lite import pipeline
+
+    _, pieces = pipeline.run(**given)
+    _print_samples(pieces)
+
+
+def _prepare(given: Given) -> None:
+    from nanogpt_lite.datasets import prepare
+    from nanogpt_lite.logs import Console
+
+    console = Console()
+    dataset = prepare(given.pop("dataset", DataConfig.dataset), report=console.report, **given)
+    console.close()
+    print(dataset)
+
+
+def _train(given: Given) -> None:
+    from nanogpt_lite import pipeline
+
+    run = pipeline.train(**given)
+    print(run.out_dir)
+
+
+def _sample(given: Given) -> None:
+    from nanogpt_lite import pipeline
+
+    _print_samples(pipeline.pieces(_chosen_run(given), **given))
+
+
+def _eval(given: Given) -> None:
+    from nanogpt_lite import pipeline
+
+    as_json = given.pop("json")
+    result = pipeline.evaluate(_chosen_run(given), **given)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        for name, value in result.items():
+            print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
+
+
+def _plot(given: Given) -> None:
+
+    run = _chosen_run(given)
+    print(run.save_plot())
+
+
+def _chosen_run(given: Given) -> "Run":
+    """The run in --out_dir, else the newest one; which that is, it says."""
+    from nanogpt_lite import runs
+
+    if out_dir := given.pop("out_dir", None):
+        return runs.existing_run(out_dir)
+    run = runs.newest_run()
+    print(f"using the newest run: {run.out_dir}", file=sys.stderr)
+    return run
+
+
+def _print_samples(pieces: Iterator[list[str]]) -> None:
+    """The first sample as it comes, the others after it, in order, with a line between two."""
+    others: list[list[str]] = []
+    for first, *rest in pieces:
+        print(first, end="", flush=True)
+        others.append(rest)
+    print()
+    for text in map("".join, zip(*others, strict=True)):
+        print("---------------")
+        print(text)
+
+
+_PRESET = {"preset": f"named values: {', '.join(config.PRESETS)}; without one, what fits the device"}
+_CONFIG = {"config": "JSON file of options, such as a run's config.json, to repeat that run"}
+_OVERWRITE_RUN = {"overwrite": "replace the run that out_dir holds"}
+_OUT_DIR = {"out_dir": "the run's folder; without one, the newest run under runs/"}
+
+COMMANDS = {
+    "run": Command(
+        "prepare, train and sample, on whatever this machine has",
+        _run,
+        RunConfig,
+        _PRESET | _CONFIG,
+        _OVERWRITE_RUN,
+    ),
+    "prepare": Command(
+        "write a text as token ids, for training",
+        _prepare,
+        DataConfig,
+        {"out_dir": "where to; without it data/NAME"},
+        {"overwrite": "fetch and write again, even if nothing changed"},
+    ),
+    "train": Command("train a network, or go on training it", _train, TrainConfig, _PRESET | _CONFIG, _OVERWRITE_RUN),
+    "sample": Command("draw text from a trained network", _sample, SampleConfig, _OUT_DIR),
+    "eval": Command(
+        "the loss over the whole val and train splits",
+        _eval,
+        LoadConfig,
+        _OUT_DIR | {"dataset": "another dataset than the one trained on"},
+        {"json": "print one JSON object"},
+    ),
+    "plot": Command("draw the loss curves into loss.png", _plot, texts=_OUT_DIR),
+}
+
+
+def _split(name: str, command: Command, argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The text of each option (NOT_GIVEN if it was not), whether each switch was, and what is neither."""
+    groups = [(title, _group(title, fields)) for title, fields in _groups(command).items()]
+    form = dataclasses.make_dataclass(name, [(t, kind, field(default_factory=kind)) for t, kind in groups])
+    form.__doc__ = command.help
+    found: Any
+    with _one_line_errors():
+        found, unknown = tyro.cli(
+            form,
+            config=[tyro.conf.OmitArgPrefixes],
+            prog=f"nanogpt-lite {name}",
+            description=command.help,
+            args=argv,
+            use_underscores=True,
+            return_unknown_args=True,
+        )
+    flat = {key: value for group in vars(found).values() for key, value in vars(group).items()}
+    return flat, unknown
+
+
+def _groups(command: Command) -> dict[str, list[tuple[str, Any, Any]]]:
+    """The command's options as (name, type, default), under the headings of its help, in the order of the road."""
+    titles = ("command", "data", "network", "train", "load", "sample", "runtime")
+    groups: dict[str, list[tuple[str, Any, Any]]] = {title: [] for title in titles}
+    for name, words in command.texts.items():
+        groups["command"].append((name, _text_option(words, "TEXT", ""), NOT_GIVEN))
+    for name, words in command.switches.items():
+        groups["command"].append(
+            (name, Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help=words)], False)
+        )
+    for option in dataclasses.fields(command.kind):
+        owner = next(
+            kind for kind in reversed(command.kind.__mro__) if option.name in getattr(kind, "__annotations__", {})
+        )
+        title = owner.__name__.removesuffix("Config").lower()
+        if option.name not in command.texts:
+            metavar = {int: "INT", float: "FLOAT", bool: "True|False", str: "TEXT"}[config.type_of(option)]
+            described = _text_option(option.metadata["help"], metavar, _default(option))
+            groups[title].append((option.name, described, NOT_GIVEN))
+    return {title: options for title, options in groups.items() if options}
+
+
+def _text_option(words: str, metavar: str, hint: str) -> Any:
+    return Annotated[str, tyro.conf.arg(help=words, metavar=metavar, help_behavior_hint=hint)]
+
+
+def _default(option: "dataclasses.Field[Any]") -> str:
+    """The default, and what presets have instead."""
+    others = [f"{name}: {values[option.name]}" for name, values in config.PRESETS.items() if option.name in values]
+    shown = repr(option.default) if option.type is str else f"{option.default} {option.metadata['unit']}".rstrip()
+    return f"(default: {'; '.join([shown, *others])})"
+
+
+def _group(title: str, fields: list[tuple[str, Any, Any]]) -> type:
+    return dataclasses.make_dataclass(title, fields)
+
+
+def _overview() -> str:
+    """The help of the whole program: its commands, and every option, under the command that has them all."""
+    lines = ["usage: nanogpt-lite COMMAND [OPTIONS]", "", "Train small GPTs on any text.", "", "commands:"]
+    lines += [f"  {name:<9} {command.help}" for name, command in COMMANDS.items()]
+    lines += [
+        "",
+        "`nanogpt-lite COMMAND --help` lists the options of one command. `run` has all of them:",
+        "",
+    ]
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        _split("run", COMMANDS["run"], ["--help"])
+    return "\n".join(lines) + text.getvalue()
+
+
+def _unknown(argument: str, command: Command) -> str:
+    """What to say of an argument that nobody asked for."""
+    name = argument.split("=")[0].lstrip("-").replace("-", "_")
+    known = [*command.texts, *command.switches, *command.kind.names()]
+    near = difflib.get_close_matches(name, known, n=1) if argument.startswith("-") else []
+    remedy = f"did you mean --{near[0]}?" if near else "--help lists the options"
+    return f"unknown argument {argument!r}; {remedy}"
+
+
+@contextlib.contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Turn the box in which tyro explains what it could not split into a `UserError` of one line."""
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            yield
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        lines = [line.strip("│╭╮╰╯─ ") for line in box.getvalue().splitlines()]
+        raise UserError(
+            " ".join(line for line in lines[1:] if line).replace(" For full helptext, run", "; see")
+        ) from None
+
+
+def _fail(status: int, message: object, kind: str = "error: ") -> int:
+    with contextlib.suppress(BrokenPipeError, ValueError):
+        sys.stdout.flush()
+    print(f"{kind}{message}", file=sys.stderr)
+    return status

@@ -1,0 +1,315 @@
+"""Every option, once: its name, type, default, unit, rule and help.
+
+From these fields come the command line (`cli`), the keyword arguments in Python (`pipeline`), the config
+stored in a checkpoint, and every check of a value. Names are nanoGPT's. Standard library only, so that
+`--help` answers at once. What an option does is the business of the module that reads it.
+"""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from nanogpt_lite.errors import UserError
+
+Value = int | float | bool | str
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value has to satisfy: the words complete the sentence "must be …"."""
+
+    holds: Callable[[Any], bool]
+    words: str
+
+
+def at_least(low: float) -> Rule:
+    """`low` or more."""
+    return Rule(lambda value: value >= low, f"{low} or more")
+
+
+def above(low: float) -> Rule:
+    """More than `low`."""
+    return Rule(lambda value: value > low, f"above {low}")
+
+
+def from_to(low: float, high: float) -> Rule:
+    """Between `low` and `high`, both included."""
+    return Rule(lambda value: low <= value <= high, f"from {low} to {high}")
+
+
+def from_below(low: float, high: float) -> Rule:
+    """`low` or more, and below `high`."""
+    return Rule(lambda value: low <= value < high, f"{low} or more and below {high}")
+
+
+def one_of(*choices: str) -> Rule:
+    """One of some names."""
+    return Rule(lambda value: value in choices, f"one of {', '.join(choices)}")
+
+
+ANY = Rule(lambda value: True, "anything")
+NOT_EMPTY = Rule(lambda value: bool(value), "not empty")
+
+
+def option(default: Value, help: str, rule: Rule = ANY, *, unit: str = "", stored: bool = True) -> Any:  # noqa: A002
+    """A field of a config. `stored=False`: it belongs to one call, and no checkpoint remembers it."""
+    metadata = {"help": help, "rule": rule, "unit": unit, "stored": stored}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What all configs share: checks on construction, and strict reading of names and values."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check(field, getattr(self, field.name))
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """The names of all options, in order."""
+        return [field.name for field in dataclasses.fields(cls)]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """A config from names and values. `UserError` on an unknown name (with the nearest) or a bad value."""
+        require_known(values, cls.names(), "option")
+        return cls(**values)
+
+    def replace(self, values: Mapping[str, Any]) -> Self:
+        """The same config with some values replaced, checked like `from_dict`."""
+        return type(self).from_dict({**dataclasses.asdict(self), **values})
+
+    def part(self, kind: "type[AnyOptions]") -> "AnyOptions":
+        """The options of this config that config class `kind` has."""
+        return kind(**{name: getattr(self, name) for name in kind.names()})
+
+    def stored(self) -> dict[str, Value]:
+        """What a checkpoint remembers: everything but the options that belong to one call."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["stored"]}
+
+
+AnyOptions = TypeVar("AnyOptions", bound=Options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig(Options):
+    """Where and in which arithmetic to compute."""
+
+    device: str = option("auto", "auto (a GPU if there is one), cpu, cuda, cuda:1, mps", NOT_EMPTY, stored=False)
+    dtype: str = option(
+        "auto",
+        "number format of the matrix products; float16 trains with a loss scaler",
+        one_of("auto", "float32", "bfloat16", "float16"),
+    )
+    threads: int = option(0, "CPU threads; 0: all that this process may use", at_least(0), unit="threads")
+    seed: int = option(1337, "source of all randomness", from_to(0, 2**63 - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Options):
+    """Which text, and how it is cut into tokens."""
+
+    dataset: str = option("shakespeare_char", "shakespeare_char, python_docs, a file, folder, glob or URL", NOT_EMPTY)
+    tokenizer: str = option(
+        "auto",
+        "char: one token per character; byte: per UTF-8 byte; auto: as already prepared, else char",
+        one_of("auto", "char", "byte"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig(Options):
+    """The shape of the network. A checkpoint can only go on with the shape that it has."""
+
+    block_size: int = option(256, "context length", at_least(1), unit="tokens")
+    n_layer: int = option(6, "transformer blocks", at_least(1))
+    n_head: int = option(6, "attention heads per block", at_least(1))
+    n_embd: int = option(384, "width: channels per token, a multiple of n_head", at_least(1))
+    bias: bool = option(False, "biases in Linear and LayerNorm, as GPT-2 has them")
+    dropout: float = option(0.2, "probability of dropping an activation in training", from_below(0, 1))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_embd % self.n_head:
+            raise UserError(
+                f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}: each head gets an equal part "
+                f"of the width; try n_embd={-(-self.n_embd // self.n_head) * self.n_head}"
+            )
+
+
+# What a checkpoint fixes: with another value its tensors would not fit.
+SHAPE_FIELDS = ("block_size", "n_layer", "n_head", "n_embd", "bias")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(DataConfig, NetworkConfig, RuntimeConfig):
+    """Everything that decides a training run."""
+
+    out_dir: str = option("", "the run's folder; empty: the next free runs/DATASET-N", stored=False)
+    init_from: str = option(
+        "scratch", "scratch; resume: go on in out_dir; runs/OTHER: start from its weights", NOT_EMPTY
+    )
+    max_iters: int = option(5000, "optimizer steps", at_least(1), unit="steps")
+    batch_size: int = option(64, "sequences per micro-batch", at_least(1), unit="sequences")
+    gradient_accumulation_steps: int = option(1, "micro-batches per step", at_least(1))
+    learning_rate: float = option(1e-3, "peak learning rate", above(0))
+    min_lr: float = option(1e-4, "learning rate at the end of the decay", at_least(0))
+    warmup_iters: int = option(100, "linear warm-up", at_least(0), unit="steps")
+    decay_lr: bool = option(True, "warm up, then decay by a cosine; False: constant")
+    lr_decay_iters: int = option(0, "end of the decay; 0: max_iters", at_least(0), unit="steps")
+    weight_decay: float = option(0.1, "AdamW weight decay, on matrices only", at_least(0))
+    beta1: float = option(0.9, "AdamW decay of the mean gradient", from_below(0, 1))
+    beta2: float = option(0.99, "AdamW decay of the mean squared gradient", from_below(0, 1))
+    grad_clip: float = option(1.0, "largest norm of the whole gradient; 0: no clipping", at_least(0))
+    eval_interval: int = option(250, "evaluate and save every so many", at_least(1), unit="steps")
+    eval_iters: int = option(
+        0,
+        "0: loss on the whole val split; N: nanoGPT's estimate from N random batches",
+        at_least(0),
+        unit="batches",
+    )
+    log_interval: int = option(10, "report the train loss every so many", at_least(1), unit="steps")
+    sample_interval: int = option(0, "show a sample every so many; 0: never", at_least(0), unit="steps")
+    keep_every: int = option(0, "keep a numbered checkpoint every so many; 0: none", at_least(0), unit="steps")
+    patience: int = option(
+        0, "stop after so many evaluations without a new best; 0: never", at_least(0), unit="evaluations"
+    )
+    target_loss: float = option(0.0, "stop at this val loss; 0: never", at_least(0), unit="nats per token")
+    max_seconds: float = option(
+        0.0, "stop this call after so long; 0: never", at_least(0), unit="seconds", stored=False
+    )
+    compile: bool = option(False, "torch.compile the network: a slow start, then faster steps on a GPU")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.decay_lr and self.min_lr > self.learning_rate:
+            raise UserError(
+                f"min_lr={self.min_lr} is above learning_rate={self.learning_rate}, so the rate would rise; "
+                f"give min_lr too (usually a tenth: {self.learning_rate / 10:g}), or decay_lr=False"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadConfig(RuntimeConfig):
+    """Which of a run's checkpoints to use."""
+
+    checkpoint: str = option("best", "best, last, or the name of a kept one (step_001000)", NOT_EMPTY)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(LoadConfig):
+    """How to draw text from a trained network."""
+
+    start: str = option("\n", "the prompt, or FILE:prompt.txt", NOT_EMPTY)
+    num_samples: int = option(1, "samples to draw", at_least(1), unit="samples")
+    max_new_tokens: int = option(500, "length of a sample", at_least(1), unit="tokens")
+    temperature: float = option(0.8, "below 1 less random, above 1 more; 0: always the likeliest token", at_least(0))
+    top_k: int = option(200, "draw from the k likeliest tokens; 0: from all", at_least(0), unit="tokens")
+    top_p: float = option(1.0, "draw from the likeliest tokens that sum to this probability", from_to(0, 1))
+    min_p: float = option(0.0, "drop tokens less likely than this share of the likeliest one", from_to(0, 1))
+    stop: str = option("", "end a sample before this text; empty: never")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(TrainConfig, SampleConfig):
+    """The whole road, prepare, train, sample: all options."""
+
+
+# Named values of the fields above. The defaults are nanoGPT's config/train_shakespeare_char.py.
+PRESETS: dict[str, dict[str, Value]] = {
+    "shakespeare_char": {},
+    # the table of the Modal tutorial: the same network, a shorter run
+    "tutorial": {"max_iters": 1000, "learning_rate": 1e-3},
+    # nanoGPT's README, "I only have a macbook"
+    "cpu": {
+        "block_size": 64,
+        "batch_size": 12,
+        "n_layer": 4,
+        "n_head": 4,
+        "n_embd": 128,
+        "dropout": 0.0,
+        "max_iters": 2000,
+    },
+}
+
+
+def preset(name: str) -> dict[str, Value]:
+    """The values of a preset. `UserError` on an unknown name."""
+    require_known([name], PRESETS, "preset")
+    return PRESETS[name]
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """The options in a JSON file: a flat object, or a run's config.json (which has them under "config").
+
+    `UserError` if it cannot be read or is no JSON object.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"config file {path} cannot be read ({error}); give a JSON object of options, "
+            "for instance a run's config.json"
+        ) from error
+    options = content.get("config", content) if isinstance(content, dict) else content
+    if not isinstance(options, dict):
+        raise UserError(f"config file {path} holds no JSON object; give one of options, like a run's config.json")
+    return options
+
+
+def parse(kind: type[Options], texts: Mapping[str, str]) -> dict[str, Value]:
+    """The values of options of `kind` that were given as text. `UserError` on an unknown name or a bad value."""
+    require_known(texts, kind.names(), "option")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    return {name: _parse_value(fields[name], text) for name, text in texts.items()}
+
+
+def require_known(names: Iterable[str], known: Iterable[str], what: str) -> None:
+    """`UserError` if one of `names` is not among `known`; it names the nearest one."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            raise UserError(f"unknown {what} {name!r}; {remedy}")
+
+
+def type_of(field: "dataclasses.Field[Any]") -> type[Value]:
+    """The type of an option: int, float, bool or str."""
+    assert isinstance(field.type, type)
+    return field.type
+
+
+def _parse_value(field: "dataclasses.Field[Any]", text: str) -> Value:
+    """`text` as a value of the field's type."""
+    try:
+        kind = type_of(field)
+        if kind is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        if kind is int:
+            return int(text)
+        return float(text) if kind is float else text
+    except (KeyError, ValueError):
+        raise _bad_value(field, text) from None
+
+
+def _check(field: "dataclasses.Field[Any]", value: Any) -> None:
+    """`UserError` unless `value` has the field's type and keeps its rule."""
+    kind = type_of(field)
+    wanted = (float, int) if kind is float else kind
+    right_type = isinstance(value, wanted) and (kind is bool or not isinstance(value, bool))
+    if not right_type or not field.metadata["rule"].holds(value) or value in (float("inf"), float("-inf")):
+        raise _bad_value(field, value)
+
+
+def _bad_value(field: "dataclasses.Field[Any]", value: Any) -> UserError:
+    words = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}[type_of(field)]
+    rule, unit = field.metadata["rule"], field.metadata["unit"]
+    words += f", {rule.words}" if rule is not ANY else ""
+    words += f" ({unit})" if unit else ""
+    return UserError(f"{field.name}={value!r} is not possible: it must be {words}; it is: {field.metadata['help']}")

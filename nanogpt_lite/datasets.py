@@ -1,0 +1,257 @@
+"""Text to tokens on disk: checks a text, and writes it as token ids for `batches` to read.
+
+A prepared folder holds train.bin and val.bin (raw little-endian ids, as nanoGPT writes them), tokenizer.json
+and manifest.json. Memory is bounded by the size of a piece of text, however long the whole. Where texts come
+from is the business of `texts`.
+"""
+
+import filecmp
+import hashlib
+import json
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nanogpt_lite import files, texts
+from nanogpt_lite.config import require_known
+from nanogpt_lite.download import Report
+from nanogpt_lite.errors import UserError, WorldError
+from nanogpt_lite.texts import Text
+from nanogpt_lite.tokenizer import (
+    ByteTokenizer,
+    CharTokenizer,
+    Ids,
+    Tokenizer,
+    code_points,
+    from_json,
+    id_dtype,
+)
+
+TRAIN_SHARE = 0.9
+DATA_DIR = Path("data")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared text. `train` and `val` are read-only memory maps of token ids, shape (tokens,)."""
+
+    path: Path
+    tokenizer: Tokenizer
+    sha256: str  # of the text, as UTF-8
+    train: Ids
+    val: Ids
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return self.path.name
+
+    def __repr__(self) -> str:
+        return (
+            f"Dataset({str(self.path)!r}: {len(self.train):,} train and {len(self.val):,} val tokens, "
+            f"{self.tokenizer.vocab_size} symbols)"
+        )
+
+
+def prepare(
+    dataset: str | Path,
+    *,
+    tokenizer: str | Tokenizer = "auto",
+    out_dir: str | Path | None = None,
+    overwrite: bool = False,
+    report: Report | None = None,
+) -> Dataset:
+    """Prepare a text, or open it if that has been done, and return it.
+
+    `dataset`: shakespeare_char, python_docs, a file, folder, glob or URL of UTF-8 text, or a prepared folder.
+    `tokenizer`: "char", "byte", "auto" (as already prepared, else char), or a tokenizer to use as it is.
+    `out_dir`: where to write, instead of data/NAME. `overwrite`: fetch and write again even if nothing changed.
+    `report(what, done, total)` is told the progress, in bytes.
+
+    `UserError`: no such text, not UTF-8, empty, or a folder that holds somebody else's data.
+    `WorldError`: it cannot be fetched, or it changed while it was read.
+    """
+    prepared = _prepared_folder(dataset)
+    if prepared is not None:
+        return _open_fitting(prepared, tokenizer)
+    source = texts.find(str(dataset), fetch_again=overwrite, report=report)
+    folder = Path(out_dir) if out_dir else DATA_DIR / source.name
+    existing = _open_existing(folder)
+    text = _survey(source, report)
+    chosen = _choose_tokenizer(tokenizer, existing, text)
+    if existing and not overwrite and existing.sha256 == text.sha256 and _same(existing.tokenizer, chosen):
+        return existing
+    _write(folder, source, text, chosen, report)
+    written = _open_existing(folder)
+    if written is None:
+        raise WorldError(f"{folder} changed while it was written; is another program preparing it? Try again")
+    return written
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """What one reading of a text tells."""
+
+    sha256: str
+    characters: int
+    octets: int
+    alphabet: str
+
+
+def _survey(source: Text, report: Report | None) -> _Survey:
+    """Read a text once: hash, length, and every character in it, in the order of the code points."""
+    digest, characters, octets = hashlib.sha256(), 0, 0
+    seen = np.zeros(0x110000, dtype=bool)
+    for piece in source.pieces():
+        data = piece.encode("utf-8")
+        digest.update(data)
+        characters += len(piece)
+        octets += len(data)
+        if len(data) == len(piece):  # ASCII: only the characters not yet seen are looked at
+            known = bytes(np.flatnonzero(seen[:128]).tolist())
+            seen[list(set(data.translate(None, delete=known)))] = True
+        else:
+            seen[code_points(piece)] = True
+        if report:
+            report("read", octets, None)
+    if characters - int(characters * TRAIN_SHARE) < 2:
+        raise UserError(
+            f"{source.label} has {characters} characters; at least 11 are needed, so that there is something to "
+            "train on and two characters to validate with: give a longer text"
+        )
+    alphabet = "".join(map(chr, np.flatnonzero(seen).tolist()))
+    return _Survey(digest.hexdigest(), characters, octets, alphabet)
+
+
+def _write(folder: Path, source: Text, text: _Survey, tokenizer: Tokenizer, report: Report | None) -> None:
+    """Write a prepared folder. Its manifest says "complete": false from before the first change to after the last."""
+    dtype = np.dtype(id_dtype(tokenizer.vocab_size)).newbyteorder("<")
+    with ExitStack() as stack:
+        train, val = (stack.enter_context(files.atomic(folder / f"{split}.bin")) for split in ("train", "val"))
+        tokens = _encode(source, text, tokenizer, dtype, train, val, report)
+        manifest = {
+            "complete": True,
+            "source": source.label,
+            "sha256": text.sha256,
+            "characters": text.characters,
+            "train_share": TRAIN_SHARE,
+            "vocab_size": tokenizer.vocab_size,
+            "dtype": dtype.base.name,
+            "train_tokens": tokens[0],
+            "val_tokens": tokens[1],
+        }
+        _refuse_foreign(folder, {"train.bin": train, "val.bin": val})
+        files.write_json(folder / "manifest.json", {**manifest, "complete": False})
+        files.write_json(folder / "tokenizer.json", tokenizer.to_json())
+    files.write_json(folder / "manifest.json", manifest)
+
+
+def _encode(
+    source: Text,
+    text: _Survey,
+    tokenizer: Tokenizer,
+    dtype: Any,
+    train: Path,
+    val: Path,
+    report: Report | None,
+) -> tuple[int, int]:
+    """Write both splits; the number of tokens in each. `WorldError` if the text is no longer what was surveyed."""
+    digest, octets, position = hashlib.sha256(), 0, 0
+    border = int(text.characters * TRAIN_SHARE)
+    tokens = [0, 0]
+    with train.open("wb") as train_file, val.open("wb") as val_file:
+        for piece in source.pieces():
+            data = piece.encode("utf-8")
+            digest.update(data)
+            octets += len(data)
+            cut = min(max(border - position, 0), len(piece))
+            position += len(piece)
+            for split, (part, file) in enumerate([(piece[:cut], train_file), (piece[cut:], val_file)]):
+                ids = tokenizer.encode(part, what=source.label)
+                tokens[split] += len(ids)
+                file.write(ids.astype(dtype, copy=False).data)
+            if report:
+                report("encode", octets, text.octets)
+    if digest.hexdigest() != text.sha256:
+        raise WorldError(f"{source.label} changed while it was read; wait until nobody writes to it, and try again")
+    return tokens[0], tokens[1]
+
+
+def _refuse_foreign(folder: Path, written: dict[str, Path]) -> None:
+    """`UserError` if the folder holds bins that this program did not write, and that differ from what it wrote."""
+    if (folder / "manifest.json").exists():
+        return
+    for name, new in written.items():
+        old = folder / name
+        if old.exists() and not filecmp.cmp(old, new, shallow=False):
+            raise UserError(
+                f"{old} holds other data, which this program did not write; move it away, or give another folder: "
+                "nanogpt-lite prepare --dataset … --out_dir …"
+            )
+
+
+def _choose_tokenizer(wanted: str | Tokenizer, existing: Dataset | None, text: _Survey) -> Tokenizer:
+    if not isinstance(wanted, str):
+        return wanted
+    require_known([wanted], ["auto", "char", "byte"], "tokenizer")
+    if wanted == "byte" or (wanted == "auto" and existing and isinstance(existing.tokenizer, ByteTokenizer)):
+        return ByteTokenizer()
+    return CharTokenizer(text.alphabet)
+
+
+def _same(one: Tokenizer, other: Tokenizer) -> bool:
+    return one.to_json() == other.to_json()
+
+
+def _prepared_folder(dataset: str | Path) -> Path | None:
+    """The prepared folder that is meant by its path, or by its name under data/ if no file has that name."""
+    path = Path(dataset)
+    if (path / "manifest.json").is_file():
+        return path
+    by_name = DATA_DIR / path
+    known = str(dataset) in texts.NAMES
+    return by_name if not known and not path.exists() and (by_name / "manifest.json").is_file() else None
+
+
+def _open_fitting(folder: Path, tokenizer: str | Tokenizer) -> Dataset:
+    """A prepared folder, which has to have the tokenizer that is asked for: its text is not at hand."""
+    dataset = _open_existing(folder)
+    if dataset is None:
+        raise UserError(f"{folder} was not prepared to the end; prepare its text again")
+    kind = dataset.tokenizer.to_json()["type"]
+    fits = tokenizer in ("auto", kind) if isinstance(tokenizer, str) else _same(dataset.tokenizer, tokenizer)
+    if not fits:
+        wanted = tokenizer if isinstance(tokenizer, str) else f"the checkpoint's {tokenizer.vocab_size} symbols"
+        raise UserError(
+            f"{folder} was prepared with another tokenizer ({kind}, {dataset.tokenizer.vocab_size} symbols) than "
+            f"asked for ({wanted}); give the text itself as dataset"
+        )
+    return dataset
+
+
+def _open_existing(folder: Path) -> Dataset | None:
+    """A folder that was prepared to the end, else None."""
+    manifest = _read_json(folder / "manifest.json")
+    tokenizer = _read_json(folder / "tokenizer.json")
+    if not isinstance(manifest, dict) or manifest.get("complete") is not True:
+        return None
+    try:
+        dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
+        train, val = (np.asarray(np.memmap(folder / f"{name}.bin", dtype, mode="r")) for name in ("train", "val"))
+        whole = [len(train), len(val)] == [manifest["train_tokens"], manifest["val_tokens"]]
+        unchanged = _read_json(folder / "manifest.json") == manifest  # nobody began to write in the meantime
+        if whole and unchanged:
+            return Dataset(folder, from_json(tokenizer), str(manifest["sha256"]), train, val)
+    except (KeyError, TypeError, ValueError, OSError):
+        pass  # damaged: to be prepared again
+    return None
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None

@@ -1,0 +1,170 @@
+"""Sinks for records: what a person sees while it runs, and the metrics file.
+
+Everything for people goes to standard error; results, which `cli` prints, go to standard output.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm.std import tqdm as terminal_bar
+
+from nanogpt_lite import files
+from nanogpt_lite.metrics import (
+    CheckpointRecord,
+    DoneRecord,
+    EvalRecord,
+    Record,
+    SampleRecord,
+    StartRecord,
+    StepRecord,
+)
+
+
+class Sink(Protocol):
+    """Takes records as they come."""
+
+    def write(self, record: Record) -> None:
+        """Take in one record."""
+
+    def close(self) -> None:
+        """Nothing follows."""
+
+
+class Console:
+    """Progress for people: a bar with loss, rate and time left on a terminal or in a notebook, lines elsewhere."""
+
+    def __init__(self, bar: bool | None = None) -> None:
+        notebook = "ipykernel" in sys.modules
+        self._interactive = (notebook or sys.stderr.isatty()) if bar is None else bar
+        self._bar: Any = None
+        self._make_bar: Any = terminal_bar
+        if notebook:
+            from tqdm.auto import tqdm as notebook_bar  # a widget where the notebook can show one
+
+            self._make_bar = notebook_bar
+
+    def note(self, text: str) -> None:
+        """A line for the person who looks on."""
+        terminal_bar.write(text, file=sys.stderr)
+        sys.stderr.flush()
+
+    def report(self, what: str, done: int, total: int | None) -> None:
+        """Show how far a long reading, writing or download is, in bytes."""
+        if self._interactive:
+            if self._bar is None or self._bar.desc != f"{what}: ":
+                self.close()
+                self._bar = self._make_bar(
+                    desc=what, total=total, unit="B", unit_scale=True, leave=False, delay=0.5, file=sys.stderr
+                )
+            self._bar.update(done - self._bar.n)
+
+    def write(self, record: Record) -> None:
+        """Show one record."""
+        match record:
+            case StartRecord():
+                self.close()
+                self.note(_header(record))
+                self._bar = self._make_bar(
+                    total=record.max_iters,
+                    initial=record.step,
+                    unit="step",
+                    disable=not self._interactive,
+                    file=sys.stderr,
+                    dynamic_ncols=True,
+                )
+            case StepRecord():
+                if self._bar is not None:
+                    self._bar.update(record.step - self._bar.n)
+                    shown = f"loss {record.loss:.4f}, {_count(record.tokens_per_second)} tokens/s"
+                    if record.mfu is not None:
+                        shown += f", MFU {record.mfu:.1%}"
+                    self._bar.set_postfix_str(shown)
+            case EvalRecord():
+                best = ", the best so far" if record.is_best else f" (best {record.best_val_loss:.4f})"
+                self.note(
+                    f"step {record.step}: train loss {record.train_loss:.4f}, val loss {record.val_loss:.4f}{best}"
+                    f", {record.seconds:.0f} s"
+                )
+            case SampleRecord():
+                self.note(f"--- sample at step {record.step}\n{record.text}\n---")
+            case DoneRecord():
+                if self._bar is not None:
+                    self._bar.update(record.step - self._bar.n)
+                self.close()
+                self.note(_ending(record))
+            case CheckpointRecord():
+                pass  # it is said in the last line where they are
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class MetricsFile:
+    """One JSON object a line. A line is written by one call, so that no reader and no kill leaves half of one."""
+
+    def __init__(self, path: Path, *, keep_until: int = -1) -> None:
+        """Append to what the file holds up to step `keep_until`; -1: begin anew."""
+        kept = [record for record in read_metrics(path) if record["step"] <= keep_until]
+        with files.atomic(path) as temporary:
+            temporary.write_bytes(b"".join(map(_line, kept)))
+        self._handle = os.open(path, os.O_WRONLY | os.O_APPEND)
+
+    def write(self, record: Record) -> None:
+        """Append one record."""
+        os.write(self._handle, _line(record.to_json()))
+
+    def close(self) -> None:
+        """Nothing follows."""
+        os.close(self._handle)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records in a metrics file, oldest first; none if there is no file. A torn last line does not count."""
+    records = []
+    if path.is_file():
+        for line in path.read_bytes().splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                records.append(record)
+    return records
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return json.dumps(record, allow_nan=False).encode() + b"\n"
+
+
+def _header(record: StartRecord) -> str:
+    begin = f"from step {record.step} " if record.step else ""
+    return (
+        f"training {begin}to step {record.max_iters}: {_count(record.parameters)} parameters, "
+        f"{record.tokens_per_step:,} tokens a step, {record.epochs:.1f} epochs; "
+        f"{record.device}, {record.dtype}, {record.threads} threads"
+    )
+
+
+def _ending(record: DoneRecord) -> str:
+    reasons = {
+        "max_iters": "all steps are done",
+        "max_seconds": "max_seconds are over",
+        "target_loss": "target_loss is reached",
+        "patience": "no new best for `patience` evaluations",
+        "interrupted": "asked to stop",
+    }
+    best = f"best val loss {record.best_val_loss:.4f} at step {record.best_step}; " if record.best_val_loss else ""
+    return f"stopped at step {record.step}, {reasons[record.reason]}: {best}{record.seconds:.0f} s of training"
+
+
+def _count(number: float) -> str:
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.2f}{unit}"
+    return f"{number:.0f}"

@@ -1,0 +1,346 @@
+"""The road, put together: prepare, train, sample.
+
+The only place that joins the parts. `cli` calls it, and so does who imports the package.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nanogpt_lite import batches, datasets, runs, runtime, sampling, trainer
+from nanogpt_lite import checkpoint as checkpoints
+from nanogpt_lite import config as configs
+from nanogpt_lite.checkpoint import Checkpoint
+from nanogpt_lite.config import (
+    LoadConfig,
+    NetworkConfig,
+    Options,
+    RunConfig,
+    SampleConfig,
+    TrainConfig,
+    Value,
+)
+from nanogpt_lite.datasets import Dataset
+from nanogpt_lite.download import DownloadError
+from nanogpt_lite.errors import Interrupted, UserError
+from nanogpt_lite.logs import Console, MetricsFile
+from nanogpt_lite.metrics import Record, SampleRecord, StartRecord, StepRecord
+from nanogpt_lite.model import GPT
+from nanogpt_lite.runs import Run, RunLike
+from nanogpt_lite.state import TrainState, config_of, load_weights, require_same_network, restore, start
+from nanogpt_lite.tokenizer import Tokenizer, from_json
+
+PREVIEW_TOKENS = 200  # the length of a sample in the middle of training
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def with_options(kind: type[Options]) -> Callable[[Function], Function]:
+    """Show a function's `**options` as the options of `kind` they are, for help() and completion."""
+
+    def show(function: Function) -> Function:
+        signature = inspect.signature(function)
+        fixed = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        taken = {parameter.name for parameter in fixed}
+        options = [
+            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
+            for f in dataclasses.fields(kind)
+            if f.name not in taken
+        ]
+        function.__signature__ = signature.replace(parameters=[*fixed, *options])  # type: ignore[attr-defined]
+        return function
+
+    return show
+
+
+@with_options(TrainConfig)
+def train(
+    dataset: Dataset | str | Path | None = None,
+    *,
+    preset: str | None = None,
+    config: str | Path | None = None,
+    overwrite: bool = False,
+    **options: Value,
+) -> Run:
+    """Train a network, showing progress, and return the run. Any option of `TrainConfig` is a keyword.
+
+    `dataset`: what `prepare` returned, or anything that it takes. `preset`: shakespeare_char, tutorial or cpu;
+    without one (and without `config`) the one that fits the device. `config`: a run's config.json, to repeat it.
+    `overwrite`: begin anew in an `out_dir` that holds a checkpoint.
+
+    `UserError`: a mistake in the options or the data. `WorldError`: the data cannot be fetched, or the loss is no
+    longer finite. `Interrupted` (a KeyboardInterrupt): Ctrl-C or SIGTERM, after the state has been saved.
+    """
+    console = Console()
+    out_dir = Path()
+    for record in training(dataset, preset=preset, config=config, overwrite=overwrite, console=console, **options):
+        console.write(record)
+        if isinstance(record, StartRecord):
+            out_dir = Path(record.out_dir)
+    return Run(out_dir)
+
+
+@with_options(TrainConfig)
+def training(
+    dataset: Dataset | str | Path | None = None,
+    *,
+    preset: str | None = None,
+    config: str | Path | None = None,
+    overwrite: bool = False,
+    console: Console | None = None,
+    **options: Value,
+) -> Iterator[Record]:
+    """The same as `train`, as a generator of records: the caller sees each thing when it has happened.
+
+    A checkpoint is on disk when its record comes out. Progress before the first record is told to `console`,
+    if there is one. When a signal stopped the training, `Interrupted` is raised after the last record.
+    """
+    given = {**options, **({} if dataset is None else {"dataset": str(_dataset_name(dataset))})}
+    ready = dataset if isinstance(dataset, Dataset) else None
+    if given.get("init_from") == "resume":
+        state, data, out_dir = _resume(given, ready, console)
+    else:
+        state, data, out_dir = _begin(given, ready, preset, config, overwrite, console)
+    runs.write_config(state, data, out_dir)
+    with ExitStack() as stack:
+        metrics_path = out_dir / "metrics.jsonl"
+        metrics = stack.enter_context(closing(MetricsFile(metrics_path, keep_until=state.step if state.step else -1)))
+        stop = stack.enter_context(runtime.stop_on_signals())
+        for record in trainer.train(state, data.train, data.val, out_dir=out_dir, stop=stop.made):
+            metrics.write(record)
+            yield record
+            if isinstance(record, StepRecord) and trainer.every(state.config.sample_interval, state.step):
+                yield _preview(state)
+    if stop.signum is not None:
+        raise Interrupted(
+            stop.signum,
+            f"the state is saved; go on with: nanogpt-lite train --out_dir {out_dir} --init_from resume",
+        )
+
+
+def run(
+    *,
+    preset: str | None = None,
+    config: str | Path | None = None,
+    overwrite: bool = False,
+    **options: Value,
+) -> tuple[Run, Iterator[list[str]]]:
+    """Prepare, train, and draw samples: the run, and the samples as `pieces` gives them. Options of `RunConfig`.
+
+    If nobody chose a dataset and Shakespeare cannot be fetched, it says so and takes Python's documentation.
+    """
+    configs.require_known(options, RunConfig.names(), "option")
+    for_training: dict[str, Any] = {name: value for name, value in options.items() if name in TrainConfig.names()}
+    for_sampling = {name: value for name, value in options.items() if name in SampleConfig.names()}
+    console = Console()
+    if "dataset" not in options and not (config and "dataset" in configs.read_file(config)):
+        for_training["dataset"] = _default_dataset(str(options.get("tokenizer", "auto")), console)
+    trained = train(preset=preset, config=config, overwrite=overwrite, **for_training)
+    if find_spec("matplotlib"):
+        console.note(f"loss curves: {trained.save_plot()}")
+    return trained, pieces(trained, **for_sampling)
+
+
+@with_options(SampleConfig)
+def sample(run: RunLike = None, **options: Value) -> list[str]:
+    """Draw `num_samples` texts, each with its prompt, from a trained run. Any option of `SampleConfig` is a keyword.
+
+    `UserError` if there is no checkpoint, or if the prompt cannot be encoded.
+    """
+    return sampling.texts(pieces(run, **options))
+
+
+@with_options(SampleConfig)
+def stream(run: RunLike = None, **options: Value) -> Iterator[str]:
+    """One text as it is made, piece by piece, its prompt first. The options of `sample`, but `num_samples`."""
+    for piece in pieces(run, **{**options, "num_samples": 1}):
+        yield piece[0]
+
+
+@with_options(SampleConfig)
+def pieces(run: RunLike = None, **options: Value) -> Iterator[list[str]]:
+    """`num_samples` texts at once as they are made: lists of what is new in each, the prompt first."""
+    settings = SampleConfig.from_dict(options)
+    model, tokenizer = load(run, checkpoint=settings.checkpoint, device=settings.device, dtype=settings.dtype)
+    prompt = _read_prompt(settings.start) if "start" in options else _default_prompt(tokenizer)
+    ids = tokenizer.encode(prompt, what="prompt")
+    with runtime.use_threads(runtime.resolve_threads(settings.threads)):
+        yield [prompt] * settings.num_samples
+        yield from sampling.stream_texts(model, tokenizer, ids, settings)
+
+
+def load(
+    run: RunLike = None, *, checkpoint: str = "best", device: str = "auto", dtype: str = "auto"
+) -> tuple[GPT, Tokenizer]:
+    """The trained network of a run, ready to draw from, and its tokenizer.
+
+    `checkpoint`: best, last, or the name of a kept one. `dtype`: of the weights, float32 for "auto".
+    `UserError` if there is no such checkpoint, or if it is damaged.
+    """
+    model, tokenizer, _ = _load(run, checkpoint, device, dtype)
+    return model, tokenizer
+
+
+@with_options(LoadConfig)
+def evaluate(run: RunLike = None, *, dataset: str | None = None, **options: Value) -> dict[str, Any]:
+    """The loss of a checkpoint over both whole splits of its dataset (or of another one), each target once.
+
+    A dict of step, val_loss and train_loss (nats per token), the number of tokens in each split, the dataset and
+    the checkpoint. Any option of `LoadConfig` is a keyword.
+    """
+    settings = LoadConfig.from_dict(options)
+    model, tokenizer, saved = _load(run, settings.checkpoint, settings.device, "float32")
+    device = model.lm_head.weight.device
+    trained_on = config_of(saved, {})
+    dtype = settings.dtype
+    if dtype == "auto":
+        dtype = trained_on.dtype if saved.about["device"] == device.type else runtime.resolve_dtype("auto", device)
+    data = datasets.prepare(dataset or trained_on.dataset, tokenizer=tokenizer)
+    if dataset is None:
+        _require_same_text(saved.about["dataset_sha256"], data)
+    result: dict[str, Any] = {"step": saved.about["step"]}
+    with runtime.use_threads(runtime.resolve_threads(settings.threads)):
+        for split, tokens in (("val", data.val), ("train", data.train)):
+            windows = trainer.split_windows(tokens, trained_on.block_size)
+            result[f"{split}_loss"] = trainer.mean_loss(model, windows, device, dtype)
+            result[f"{split}_tokens"] = len(tokens)
+    return {**result, "dataset": str(data.path), "checkpoint": str(saved.path)}
+
+
+def default_preset(device: str = "auto") -> str:
+    """The preset for a device when nobody chose one."""
+    return "cpu" if runtime.resolve_device(device).type == "cpu" else "shakespeare_char"
+
+
+def _begin(
+    given: dict[str, Value],
+    ready: Dataset | None,
+    preset: str | None,
+    config_file: str | Path | None,
+    overwrite: bool,
+    console: Console | None,
+) -> tuple[TrainState, Dataset, Path]:
+    """A new run, from scratch or from another run's weights."""
+    configs.require_known(given, TrainConfig.names(), "option")
+    in_file = configs.read_file(config_file) if config_file else {}
+    named = configs.preset(preset) if preset else {}
+    if not preset and not config_file:
+        named = configs.preset(default_preset(str(given.get("device", "auto"))))
+    config = TrainConfig.from_dict({**named, **in_file, **given})
+    other = None
+    tokenizer: str | Tokenizer = config.tokenizer
+    if config.init_from != "scratch":
+        other = checkpoints.load(runs.find_checkpoint(config.init_from), prefix="model.")
+        require_same_network(other, given)
+        config = config.replace({name: other.about["config"][name] for name in configs.SHAPE_FIELDS})
+        tokenizer = from_json(other.about["tokenizer"])
+    runs.require_free(Path(config.out_dir) if config.out_dir else None, overwrite)
+    data = _open(ready, config.dataset, tokenizer, console)
+    state = start(config, data.tokenizer, dataset_sha256=data.sha256)
+    batches.check_length(data.train, data.val, block_size=config.block_size, sampled_val=config.eval_iters > 0)
+    if other:
+        load_weights(state.model, other)
+    return state, data, runs.claim(config.out_dir, data.name)
+
+
+def _resume(
+    given: dict[str, Value], ready: Dataset | None, console: Console | None
+) -> tuple[TrainState, Dataset, Path]:
+    """A run that goes on from its last checkpoint."""
+    configs.require_known(given, TrainConfig.names(), "option")
+    out_dir = Path(str(given["out_dir"])) if given.get("out_dir") else runs.newest_run().out_dir
+    saved = checkpoints.load(runs.find_checkpoint(out_dir, "last"))
+    state = restore(saved, given)
+    before = config_of(saved, {})
+    changed = [name for name in ("dtype", "threads", "seed") if getattr(before, name) != getattr(state.config, name)]
+    changed += ["device"] if saved.about["device"] != state.device.type else []
+    if changed and console:
+        console.note(
+            f"warning: {', '.join(changed)} changed, so the run goes on but no longer bit for bit as it would have"
+        )
+    data = _open(ready, state.config.dataset, state.tokenizer, console)
+    _require_same_text(state.dataset_sha256, data)
+    kept = [r["seconds"] for r in Run(out_dir).metrics if "seconds" in r and r["step"] <= state.step]
+    state.seconds = max(kept, default=0.0)
+    return state, data, out_dir
+
+
+def _open(ready: Dataset | None, dataset: str, tokenizer: str | Tokenizer, console: Console | None) -> Dataset:
+    if ready is None:
+        data = datasets.prepare(dataset, tokenizer=tokenizer, report=console.report if console else None)
+        if console:
+            console.close()
+        return data
+    return datasets.prepare(ready.path, tokenizer=tokenizer)
+
+
+def _default_dataset(tokenizer: str, console: Console) -> str:
+    """Shakespeare, or Python's documentation where Shakespeare cannot be fetched."""
+    try:
+        _open(None, "shakespeare_char", tokenizer, console)
+        return "shakespeare_char"
+    except DownloadError as error:
+        console.close()
+        console.note(f"warning: {error}. Going on with python_docs, the documentation inside Python.")
+        return "python_docs"
+
+
+def _dataset_name(dataset: Dataset | str | Path) -> str | Path:
+    return dataset.path if isinstance(dataset, Dataset) else dataset
+
+
+def _require_same_text(sha256: str, data: Dataset) -> None:
+    if data.sha256 != sha256:
+        raise UserError(
+            f"the text of {data.path} is not the one that this run was trained on (SHA-256 {data.sha256[:12]}…, "
+            f"not {sha256[:12]}…); restore the text, or start a new run from these weights: "
+            "--init_from runs/NAME --out_dir runs/OTHER"
+        )
+
+
+def _load(run: RunLike, name: str, device: str, dtype: str) -> tuple[GPT, Tokenizer, Checkpoint]:
+    saved = checkpoints.load(runs.find_checkpoint(run, name), prefix="model.")
+    try:
+        tokenizer = from_json(saved.about["tokenizer"])
+        network = config_of(saved, {}).part(NetworkConfig)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{saved.path} does not describe its network ({error}); use another checkpoint") from error
+    model = GPT(network, tokenizer.vocab_size)
+    load_weights(model, saved)
+    model.to(runtime.resolve_device(device), runtime.DTYPES["float32" if dtype == "auto" else dtype])
+    return model.eval(), tokenizer, saved
+
+
+def _read_prompt(start: str) -> str:
+    """The prompt that `start` is or names. `UserError` if its file cannot be read or is empty."""
+    if not start.startswith("FILE:"):
+        return start
+    path = start.removeprefix("FILE:")
+    try:
+        prompt = Path(path).read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the prompt file {path!r} cannot be read ({error}); give one of UTF-8 text") from error
+    if not prompt:
+        raise UserError(f"the prompt file {path!r} is empty; a prompt needs at least one character")
+    return prompt
+
+
+def _default_prompt(tokenizer: Tokenizer) -> str:
+    """A newline, as in nanoGPT; where the text had none, its first character in order."""
+    try:
+        tokenizer.encode("\n")
+        return "\n"
+    except UserError:
+        return tokenizer.decode([0])
+
+
+def _preview(state: TrainState) -> SampleRecord:
+    """A short sample from the network as it is."""
+    settings = SampleConfig(seed=state.config.seed, max_new_tokens=PREVIEW_TOKENS)
+    prompt = state.tokenizer.encode(_default_prompt(state.tokenizer))
+    drawn = sampling.stream_texts(state.model, state.tokenizer, prompt, settings)
+    return SampleRecord(step=state.step, text=sampling.texts(drawn)[0])

@@ -1,0 +1,134 @@
+"""The folders of runs: which one is meant, which one is free, what is in it.
+
+runs/NAME/config.json        the whole config, versions, dataset hash
+runs/NAME/metrics.jsonl      one record a line
+runs/NAME/last.safetensors   everything that going on exactly needs
+runs/NAME/best.safetensors   the same, at the lowest val loss
+runs/NAME/loss.png           the curves
+"""
+
+import dataclasses
+import itertools
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from nanogpt_lite import files, logs, plots
+from nanogpt_lite.checkpoint import SUFFIX
+from nanogpt_lite.datasets import Dataset
+from nanogpt_lite.errors import UserError
+from nanogpt_lite.state import TrainState
+
+RUNS_DIR = Path("runs")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, and what is in it."""
+
+    out_dir: Path
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """All records of the run, oldest first."""
+        return logs.read_metrics(self.out_dir / "metrics.jsonl")
+
+    @property
+    def best_val_loss(self) -> float | None:
+        """The lowest loss on the val split so far, in nats per token."""
+        return min((record["val_loss"] for record in self.metrics if record["kind"] == "eval"), default=None)
+
+    def plot(self) -> Any:
+        """A matplotlib Figure of the losses and the learning rate. `UserError` without matplotlib or losses."""
+        return plots.loss_figure(self.metrics, title=self.out_dir.name)
+
+    def save_plot(self) -> Path:
+        """Draw the losses and the learning rate into loss.png; its path."""
+        path = self.out_dir / "loss.png"
+        plots.save(self.plot(), path)
+        return path
+
+
+RunLike = Run | str | Path | None
+"""A run, or the path of its folder or of a checkpoint file; None: the newest run under runs/."""
+
+
+def newest_run() -> Run:
+    """The run under runs/ whose checkpoint was written last. `UserError` if there is none."""
+    written = sorted(RUNS_DIR.glob(f"*/*{SUFFIX}"), key=lambda path: path.stat().st_mtime)
+    if not written:
+        raise UserError(f"there is no run under {RUNS_DIR}/; train one (nanogpt-lite run), or give --out_dir")
+    return Run(written[-1].parent)
+
+
+def existing_run(out_dir: str | Path) -> Run:
+    """The run in a folder. `UserError` if there is none."""
+    find_checkpoint(out_dir, "last")
+    return Run(Path(out_dir))
+
+
+def find_checkpoint(run: RunLike, name: str = "best") -> Path:
+    """The path of a run's checkpoint; `last` where there is no `best` yet. `UserError` if there is none."""
+    if run is None:
+        run = newest_run()
+    folder = run.out_dir if isinstance(run, Run) else Path(run)
+    if folder.is_file():
+        return folder
+    path = folder / f"{name}{SUFFIX}"
+    last = folder / f"last{SUFFIX}"
+    if name == "best" and not path.is_file():
+        path = last
+    if not path.is_file():
+        there = ", ".join(sorted(found.stem for found in folder.glob(f"*{SUFFIX}")))
+        others = ", ".join(sorted(str(found.parent) for found in RUNS_DIR.glob(f"*/last{SUFFIX}")))
+        remedy = f"it has {there}" if there else f"runs with one: {others}" if others else "train one: nanogpt-lite run"
+        raise UserError(f"there is no checkpoint {name} in {folder}; {remedy}")
+    return path
+
+
+def require_free(out_dir: Path | None, overwrite: bool) -> None:
+    """`UserError` if the folder holds a checkpoint; with `overwrite`, what a run left there is removed."""
+    if out_dir is None:
+        return
+    ours = [*out_dir.glob(f"*{SUFFIX}"), out_dir / "metrics.jsonl", out_dir / "loss.png"]
+    if not overwrite and ours[0].suffix == SUFFIX:
+        raise UserError(
+            f"{out_dir} holds a run already; go on with it (--init_from resume), give another --out_dir, or "
+            "replace it (--overwrite)"
+        )
+    for path in ours:
+        path.unlink(missing_ok=True)
+
+
+def claim(out_dir: str, dataset: str) -> Path:
+    """The folder of a new run, made: `out_dir`, or the next free runs/DATASET-N."""
+    if out_dir:
+        Path(out_dir).mkdir(parents=True, exist_ok=True)
+        return Path(out_dir)
+    RUNS_DIR.mkdir(exist_ok=True)
+    for number in itertools.count(1):
+        path = RUNS_DIR / f"{dataset}-{number}"
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            continue
+    raise AssertionError
+
+
+def write_config(state: TrainState, data: Dataset, out_dir: Path) -> None:
+    """config.json: all that is needed to repeat the run, and with what it was made."""
+    files.remove_leftovers(out_dir)
+    options = dataclasses.asdict(state.config)
+    del options["out_dir"]  # a repetition gets a folder of its own
+    content = {
+        "config": options,
+        "dataset": {"path": str(data.path), "sha256": data.sha256, "vocab_size": data.tokenizer.vocab_size},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("nanogpt-lite", "torch", "numpy")},
+        },
+    }
+    files.write_json(out_dir / "config.json", content)

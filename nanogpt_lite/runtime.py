@@ -1,0 +1,133 @@
+"""What the machine offers: device, number format, threads, seeds, signals. Differences between devices end here."""
+
+import contextlib
+import hashlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from nanogpt_lite.errors import UserError
+
+MOST_THREADS = 16  # small networks get slower, not faster, with more
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of that name; "auto" is a CUDA GPU, else Apple's GPU, else the CPU. `UserError` if it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise UserError(f"device={name!r} cannot be used here ({reason}); give --device auto or --device cpu") from None
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"device={name!r} is no kind that this program computes on; give cpu, cuda, cuda:N or mps")
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> str:
+    """The number format for training: what was asked for, or what the processor's features suggest for "auto"."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        # Ampere and later multiply bfloat16 in hardware; earlier ones only emulate it
+        return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
+    return "float32"
+
+
+def resolve_threads(threads: int) -> int:
+    """The number of CPU threads: what was asked for, or as many as PyTorch would take here (at most MOST_THREADS)."""
+    return threads or min(torch.get_num_threads(), MOST_THREADS)
+
+
+def device_name(device: torch.device) -> str:
+    """What the device is called by its maker, for people and for the table of peak rates."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on the device; to a GPU it is copied while the program goes on."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has computed all that it was given."""
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize()
+
+
+@contextlib.contextmanager
+def use_threads(threads: int) -> Iterator[None]:
+    """Compute with so many CPU threads. The number is part of what decides the last bits of a result."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def autocast(device: torch.device, dtype: str) -> Any:
+    """A context in which matrix products are computed in `dtype`; nothing changes for float32."""
+    return torch.autocast(device.type, dtype=DTYPES[dtype], enabled=dtype != "float32")
+
+
+@contextlib.contextmanager
+def seeded(device: torch.device, *parts: int) -> Iterator[None]:
+    """PyTorch's random numbers as a function of `parts` alone; its state outside is as before."""
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    backend = None if device.type == "cpu" else torch.get_device_module(device)
+    cpu_state, device_state = torch.get_rng_state(), backend.get_rng_state() if backend else None
+    torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(cpu_state)
+        if backend:
+            backend.set_rng_state(device_state)
+
+
+class StopRequest:
+    """Whether somebody asked to stop: `signum` is the signal, or None."""
+
+    signum: int | None = None
+
+    def made(self) -> bool:
+        """Whether somebody asked."""
+        return self.signum is not None
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Turn the first SIGINT or SIGTERM into a request to stop; a second one interrupts at once.
+
+    Signals can be received in the main thread only; elsewhere the request is never made.
+    """
+    request = StopRequest()
+
+    def note(signum: int, frame: Any) -> None:
+        if request.made():
+            raise KeyboardInterrupt
+        request.signum = signum
+
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that the memory of the CPU or the GPU is used up."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,185 @@
+"""A run between two steps, and its form as a checkpoint: everything that going on exactly needs.
+
+How a state changes is the business of `trainer`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nanogpt_lite import checkpoint, optim, runtime
+from nanogpt_lite.checkpoint import Checkpoint
+from nanogpt_lite.config import SHAPE_FIELDS, NetworkConfig, TrainConfig, Value
+from nanogpt_lite.errors import UserError, WorldError
+from nanogpt_lite.model import GPT
+from nanogpt_lite.tokenizer import Tokenizer, from_json
+
+_COUNTERS = ("step", "evaluated", "best_val_loss", "best_step", "evals_since_best")
+
+
+class Mean:
+    """A mean that takes in tensors without waiting for them to be computed."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.total = torch.zeros((), device=device)
+        self.count = 0
+
+    def add(self, value: Tensor) -> None:
+        """Take in one more value."""
+        self.total += value
+        self.count += 1
+
+    def take(self) -> float:
+        """The mean of what came in since the last time."""
+        mean = self.total.item() / max(self.count, 1)
+        self.total.zero_()
+        self.count = 0
+        return mean
+
+
+@dataclass
+class TrainState:
+    """A run between two steps: everything that going on exactly needs. `step` steps are done."""
+
+    config: TrainConfig
+    tokenizer: Tokenizer
+    dataset_sha256: str  # of the text; empty if the batches come from elsewhere
+    device: torch.device
+    step: int = 0
+    evaluated: int = 0  # the step of the last evaluation
+    best_val_loss: float | None = None
+    best_step: int = 0
+    evals_since_best: int = 0
+    seconds: float = 0.0  # of training steps; no part of a checkpoint
+    model: GPT = field(init=False)
+    optimizer: torch.optim.Optimizer = field(init=False)
+    scaler: torch.amp.GradScaler = field(init=False)
+    grad_norm: Tensor = field(init=False)  # of the last step, before clipping
+    since_log: Mean = field(init=False)  # the loss of the steps since the last StepRecord
+    since_eval: Mean = field(init=False)  # and since the last EvalRecord
+
+    def __post_init__(self) -> None:
+        config, device = self.config, self.device
+        with runtime.seeded(torch.device("cpu"), config.seed):  # on the CPU: the same weights for every device
+            self.model = GPT(config.part(NetworkConfig), self.tokenizer.vocab_size).to(device)
+        self.optimizer = optim.adamw(self.model, config)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
+        self.grad_norm = torch.zeros((), device=device)
+        self.since_log, self.since_eval = Mean(device), Mean(device)
+
+
+def start(config: TrainConfig, tokenizer: Tokenizer, *, dataset_sha256: str = "") -> TrainState:
+    """A new run. What `config` leaves to the machine (dtype, threads) and to other options is settled here."""
+    device = runtime.resolve_device(config.device)
+    settled: dict[str, Value] = {
+        "dtype": runtime.resolve_dtype(config.dtype, device),
+        "threads": runtime.resolve_threads(config.threads),
+        "tokenizer": tokenizer.to_json()["type"],
+        "lr_decay_iters": config.lr_decay_iters or config.max_iters,
+    }
+    return TrainState(config.replace(settled), tokenizer, dataset_sha256, device)
+
+
+def save(state: TrainState, path: Path) -> None:
+    """Write the state as a checkpoint. `WorldError`, and nothing written, if it is not finite."""
+    require_finite(state, state.since_eval.total)
+    tensors = {f"model.{key}": parameter for key, parameter in state.model.named_parameters()}
+    for key, parameter in state.model.named_parameters():
+        for slot, value in state.optimizer.state[parameter].items():
+            tensors[f"optimizer.{key}.{slot}"] = value
+    about = {
+        "format": 1,
+        "config": state.config.stored(),
+        "device": state.device.type,
+        "tokenizer": state.tokenizer.to_json(),
+        "dataset_sha256": state.dataset_sha256,
+        "scaler": state.scaler.state_dict(),
+        "since_log": [state.since_log.total.item(), state.since_log.count],
+        "since_eval": [state.since_eval.total.item(), state.since_eval.count],
+        **{key: getattr(state, key) for key in _COUNTERS},
+    }
+    checkpoint.save(path, tensors, about)
+
+
+def restore(saved: Checkpoint, given: Mapping[str, Value]) -> TrainState:
+    """The state in a checkpoint, to go on with; options in `given` replace stored ones.
+
+    `UserError` if an option in `given` asks for another network than the checkpoint has, or if the file does not
+    hold a whole state.
+    """
+    about = saved.about
+    try:
+        config = config_of(saved, given)
+        device = runtime.resolve_device(config.device)
+        if device.type != about["device"]:  # the number format was chosen for another kind of device
+            dtype = given.get("dtype", "auto")
+            config = config.replace({"dtype": runtime.resolve_dtype(str(dtype), device)})
+        config = config.replace({"threads": runtime.resolve_threads(config.threads)})
+        state = TrainState(config, from_json(about["tokenizer"]), about["dataset_sha256"], device)
+        load_weights(state.model, saved)
+        for key, parameter in state.model.named_parameters():
+            slots = saved.part(f"optimizer.{key}.")
+            state.optimizer.state[parameter] = {slot: value.to(device) for slot, value in slots.items()}
+        if about["scaler"]:
+            state.scaler.load_state_dict(about["scaler"])
+        for mean, (total, count) in [
+            (state.since_log, about["since_log"]),
+            (state.since_eval, about["since_eval"]),
+        ]:
+            mean.total.fill_(total)
+            mean.count = count
+        for key in _COUNTERS:
+            setattr(state, key, about[key])
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{saved.path} does not hold a whole training state ({error}); use another checkpoint"
+        ) from error
+    return state
+
+
+def config_of(saved: Checkpoint, given: Mapping[str, Value]) -> TrainConfig:
+    """The config in a checkpoint with the options in `given`. `UserError` if they ask for another network."""
+    require_same_network(saved, given)
+    stored = saved.about["config"]
+    kept = {"init_from": stored["init_from"], "tokenizer": stored["tokenizer"]}
+    return TrainConfig.from_dict({**stored, **given, **kept})
+
+
+def require_same_network(saved: Checkpoint, given: Mapping[str, Value]) -> None:
+    """`UserError` if an option in `given` asks for another network than the checkpoint has."""
+    stored = saved.about["config"]
+    other = [
+        f"{name}={given[name]} (the checkpoint has {stored[name]})"
+        for name in (*SHAPE_FIELDS, "tokenizer")
+        if name in given and given[name] not in (stored[name], "auto")
+    ]
+    if other:
+        raise UserError(
+            f"{saved.path} holds another network than asked for: {', '.join(other)}; "
+            "leave these options out, or start a new run"
+        )
+
+
+def load_weights(model: GPT, saved: Checkpoint) -> None:
+    """Copy a checkpoint's weights into a model. `UserError` unless each has its name and shape there."""
+    wanted = dict(model.named_parameters())
+    found = saved.part("model.")
+    if {n: p.shape for n, p in wanted.items()} != {n: t.shape for n, t in found.items()}:
+        raise UserError(f"the weights in {saved.path} do not fit its own description of the network; train again")
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(found[name])
+
+
+def require_finite(state: TrainState, loss: Tensor) -> None:
+    """`WorldError` if the loss or the gradient is not finite."""
+    scaled = state.scaler.is_enabled()  # it leaves out a step whose gradient is not finite
+    if not (loss.isfinite() and (scaled or state.grad_norm.isfinite())):
+        raise WorldError(
+            f"the loss or its gradient was not finite by step {state.step}; the last checkpoint is from before. "
+            "Go on from it (--init_from resume) with a lower --learning_rate, or more --warmup_iters, a smaller "
+            "--grad_clip, or --dtype float32"
+        )

@@ -1,0 +1,113 @@
+"""Finds a text and reads it in pieces: a name, a file, a folder, a glob, a URL.
+
+What the text becomes is the business of `datasets`; fetching is left to `download`.
+"""
+
+import codecs
+import difflib
+import glob
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanogpt_lite import download
+from nanogpt_lite.download import Report
+from nanogpt_lite.errors import UserError
+
+NAMES = ("shakespeare_char", "python_docs")
+CHUNK = 2**22  # bytes read at a time
+SHAKESPEARE = download.Resource(
+    url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+    cache_name="shakespeare_char/input.txt",
+    sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text that can be read again and again, as pieces of any length."""
+
+    name: str
+    label: str
+    pieces: Callable[[], Iterator[str]]
+
+
+def find(dataset: str, *, fetch_again: bool = False, report: Report | None = None) -> Text:
+    """The text that a name, URL, file, folder or glob stands for, fetched if need be. `UserError` if there is none."""
+    if dataset == "shakespeare_char":
+        return _files_text(dataset, [download.fetch(SHAKESPEARE, again=fetch_again, report=report)])
+    if dataset == "python_docs":
+        return Text(dataset, "the language reference inside Python (pydoc_data.topics)", _python_docs)
+    if dataset.startswith(("http://", "https://")):
+        resource = download.resource(dataset)
+        return _files_text(_plain_name(Path(resource.cache_name).stem), [download.fetch(resource, fetch_again, report)])
+    path = Path(dataset).expanduser()
+    if path.is_file():
+        return _files_text(_plain_name(path.stem), [path])
+    if path.is_dir():
+        return _files_text(_plain_name(path.resolve().name), _files_below(path))
+    if glob.has_magic(dataset):
+        return _files_text(
+            _plain_name(path.parent.resolve().name),
+            map(Path, glob.iglob(str(path), recursive=True)),  # noqa: PTH207 (Path.glob takes no absolute pattern)
+        )
+    near = difflib.get_close_matches(dataset, NAMES, n=1)
+    remedy = f"did you mean {near[0]}?" if near else f"give one of {', '.join(NAMES)}, or the path or URL of a text"
+    raise UserError(f"there is no dataset, file or folder {dataset!r}; {remedy}")
+
+
+def _files_text(name: str, found: Iterable[Path]) -> Text:
+    paths = sorted(path for path in found if path.is_file())
+    if not paths:
+        raise UserError("the folder or glob holds no files to read; give a folder with text files in it")
+    label = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more files"
+    return Text(name, label, lambda: _read_files(paths))
+
+
+def _read_files(paths: Iterable[Path]) -> Iterator[str]:
+    """The files' text, joined by one newline, each without its byte order mark; newlines as they are."""
+    for number, path in enumerate(paths):
+        if number:
+            yield "\n"
+        yield from _read_file(path)
+
+
+def _read_file(path: Path) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset = 0  # of the first byte that is not yet decoded
+    try:
+        with path.open("rb") as file:
+            while True:
+                data = file.read(CHUNK)
+                text = decoder.decode(data, final=not data)
+                yield text[1:] if offset == 0 and text.startswith("\ufeff") else text
+                if not data:
+                    return
+                offset = file.tell() - len(decoder.getstate()[0])
+    except UnicodeDecodeError as error:
+        utf16 = offset == 0 and error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        encoding = "utf-16" if utf16 else "latin1"
+        raise UserError(
+            f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {offset + error.start} "
+            f"({error.reason}); convert it, for instance: iconv -f {encoding} -t utf-8 {path.name} > converted.txt"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from error
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """All files in a folder and below it, but hidden ones."""
+    for path in folder.rglob("*"):
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            yield path
+
+
+def _python_docs() -> Iterator[str]:
+    from pydoc_data.topics import topics  # half a megabyte: only when asked for
+
+    yield "\n".join(topics[name] for name in sorted(topics))
+
+
+def _plain_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name).strip("._") or "text"

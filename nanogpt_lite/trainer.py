@@ -1,0 +1,275 @@
+"""One step, one evaluation, and the loop: a generator of records.
+
+Between two records the state is whole, so whoever iterates may stop, draw a sample or copy the run's folder
+there. Where records are written is left to `logs`, what a run's folder is called to `pipeline`.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanogpt_lite import batches, optim, runtime
+from nanogpt_lite.batches import Batch
+from nanogpt_lite.checkpoint import SUFFIX
+from nanogpt_lite.metrics import (
+    CheckpointRecord,
+    DoneRecord,
+    EvalRecord,
+    Record,
+    StartRecord,
+    StepRecord,
+    mfu,
+)
+from nanogpt_lite.model import GPT
+from nanogpt_lite.state import TrainState, require_finite, save
+from nanogpt_lite.tokenizer import Ids
+
+EVAL_TOKENS = 4096  # in one batch of an evaluation: enough to keep a processor busy
+
+
+def train(
+    state: TrainState,
+    train_tokens: Ids,
+    val_tokens: Ids,
+    *,
+    out_dir: Path,
+    train_batches: Iterator[Batch] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Record]:
+    """Train until the config says that it is enough or `stop()` is true; records come out as things happen.
+
+    `train_tokens` and `val_tokens` are the splits, shape (tokens,). `train_batches` replaces random batches of the
+    first: from step `state.step` on, each with `batch_size * gradient_accumulation_steps` rows. Checkpoints are
+    written to `out_dir`; one is on disk, whole, when its record comes out.
+
+    `UserError` if a split is too short. `WorldError` if the loss is no longer finite: the last checkpoint is from
+    before that. `OSError` if a checkpoint cannot be written.
+    """
+    config, model = state.config, state.model
+    batches.check_length(train_tokens, val_tokens, block_size=config.block_size, sampled_val=config.eval_iters > 0)
+    rows = config.batch_size * config.gradient_accumulation_steps
+    train_batches = train_batches or batches.random_batches(
+        train_tokens, rows=rows, block_size=config.block_size, seed=config.seed, step=state.step
+    )
+    saved = state.step if state.step else None
+    with runtime.use_threads(config.threads):
+        forward = torch.compile(model) if config.compile else model
+        clock = _Clock(state)
+        yield _start_record(state, out_dir, len(train_tokens))
+        begun = time.monotonic()
+        while True:
+            reason = "interrupted" if stop() else _finished(state, time.monotonic() - begun)
+            if _evaluation_due(state, reason):
+                clock.stop()
+                val_loss = evaluate(state, val_tokens, stop)
+                if val_loss is not None:
+                    record = _take_in(state, val_loss)
+                    yield record
+                    for name in ["best", "last"] if record.is_best else ["last"]:
+                        yield _save(state, out_dir, name)
+                    saved = state.step
+                continue  # it may have been the last evaluation, or cut short by a request to stop
+            if reason:
+                break
+            clock.start()
+            train_step(state, forward, next(train_batches))
+            if every(config.log_interval, state.step) or every(config.sample_interval, state.step):
+                clock.stop()
+                yield _step_record(state, clock)
+            if every(config.keep_every, state.step):
+                clock.stop()
+                yield _save(state, out_dir, f"step_{state.step:06d}")
+        clock.stop()
+        if saved != state.step:
+            yield _save(state, out_dir, "last")
+        yield DoneRecord(
+            step=state.step,
+            reason=reason,
+            best_val_loss=state.best_val_loss,
+            best_step=state.best_step,
+            seconds=state.seconds,
+        )
+
+
+def every(interval: int, step: int) -> bool:
+    """Whether something that happens every `interval` steps (0: never) happens after step `step`."""
+    return interval > 0 and step % interval == 0
+
+
+def train_step(state: TrainState, forward: Callable[..., Any], batch: Batch) -> None:
+    """One optimizer step on a batch of (rows, T) inputs and targets, in `gradient_accumulation_steps` equal parts."""
+    config, device = state.config, state.device
+    parts = config.gradient_accumulation_steps
+    for group in state.optimizer.param_groups:
+        group["lr"] = optim.learning_rate(state.step, config)
+    state.model.train()
+    step_loss = torch.zeros((), device=device)
+    for part, (x, y) in enumerate(zip(*(half.chunk(parts) for half in batch), strict=True)):
+        with runtime.seeded(device, config.seed, state.step, part) if config.dropout else nullcontext():
+            with runtime.autocast(device, config.dtype):
+                loss = forward(runtime.to_device(x, device), runtime.to_device(y, device))[1] / parts
+        state.scaler.scale(loss).backward()
+        step_loss += loss.detach()
+    state.scaler.unscale_(state.optimizer)
+    state.grad_norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip or math.inf)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.since_log.add(step_loss)
+    state.since_eval.add(step_loss)
+    state.step += 1
+
+
+def evaluate(state: TrainState, tokens: Ids, stop: Callable[[], bool] = lambda: False) -> float | None:
+    """The loss on a split in nats per token, as the config asks for it; None if `stop()` became true meanwhile.
+
+    With `eval_iters` 0 each token but the first is a target once; else it is nanoGPT's estimate from as many
+    random batches, the same ones each time. Neither touches what training draws.
+    """
+    config = state.config
+    if config.eval_iters:
+        windows: Iterator[Batch] = (
+            batches.random_batch(
+                tokens,
+                rows=config.batch_size,
+                block_size=config.block_size,
+                seed=config.seed,
+                step=number,
+                stream=batches.VAL,
+            )
+            for number in range(config.eval_iters)
+        )
+    else:
+        windows = split_windows(tokens, config.block_size)
+    return mean_loss(state.model, windows, state.device, config.dtype, stop)
+
+
+def split_windows(tokens: Ids, block_size: int) -> Iterator[Batch]:
+    """A whole split, each target once, in batches of a size to evaluate with."""
+    return batches.all_windows(tokens, rows=max(1, EVAL_TOKENS // block_size), block_size=block_size)
+
+
+@torch.inference_mode()
+def mean_loss(
+    model: GPT,
+    windows: Iterable[Batch],
+    device: torch.device,
+    dtype: str,
+    stop: Callable[[], bool] = lambda: False,
+) -> float | None:
+    """The loss of a model in nats per token over all targets in `windows`; None if `stop()` became true meanwhile."""
+    model.eval()
+    losses, counts = [], []
+    for x, y in windows:
+        if stop():
+            return None
+        with runtime.autocast(device, dtype):
+            losses.append(model(runtime.to_device(x, device), runtime.to_device(y, device))[1])
+        counts.append(y.numel())
+    total = math.fsum(loss.item() * count for loss, count in zip(losses, counts, strict=True))
+    return total / sum(counts)
+
+
+class _Clock:
+    """Adds up in `state.seconds` the time between `start` and `stop`; calling either twice does no harm."""
+
+    def __init__(self, state: TrainState) -> None:
+        self.state = state
+        self.running_since: float | None = None
+        self.logged_step, self.logged_seconds = state.step, state.seconds
+
+    def start(self) -> None:
+        if self.running_since is None:
+            self.running_since = time.perf_counter()
+
+    def stop(self) -> None:
+        if self.running_since is not None:
+            runtime.synchronize(self.state.device)
+            self.state.seconds += time.perf_counter() - self.running_since
+            self.running_since = None
+
+    def steps_per_second(self) -> float:
+        """The rate since it was last asked for."""
+        steps, seconds = self.state.step - self.logged_step, self.state.seconds - self.logged_seconds
+        self.logged_step, self.logged_seconds = self.state.step, self.state.seconds
+        return steps / seconds if seconds else 0.0
+
+
+def _finished(state: TrainState, seconds: float) -> str:
+    """Why the run is at its end, or an empty text."""
+    config, best = state.config, state.best_val_loss
+    if state.step >= config.max_iters:
+        return "max_iters"
+    if config.target_loss and best is not None and best <= config.target_loss:
+        return "target_loss"
+    if config.patience and state.evals_since_best >= config.patience:
+        return "patience"
+    return "max_seconds" if config.max_seconds and seconds >= config.max_seconds else ""
+
+
+def _evaluation_due(state: TrainState, reason: str) -> bool:
+    """At each interval and at the end of a budget; not when somebody waits for the program to stop."""
+    new_steps = state.step > state.evaluated
+    return new_steps and reason != "interrupted" and (bool(reason) or every(state.config.eval_interval, state.step))
+
+
+def _take_in(state: TrainState, val_loss: float) -> EvalRecord:
+    """Note the result of an evaluation in the state."""
+    require_finite(state, torch.tensor(val_loss))
+    is_best = state.best_val_loss is None or val_loss < state.best_val_loss
+    if is_best:
+        state.best_val_loss, state.best_step = val_loss, state.step
+    state.evals_since_best = 0 if is_best else state.evals_since_best + 1
+    state.evaluated = state.step
+    assert state.best_val_loss is not None
+    return EvalRecord(
+        step=state.step,
+        train_loss=state.since_eval.take(),
+        val_loss=val_loss,
+        best_val_loss=state.best_val_loss,
+        is_best=is_best,
+        seconds=state.seconds,
+    )
+
+
+def _start_record(state: TrainState, out_dir: Path, train_tokens: int) -> StartRecord:
+    config = state.config
+    tokens_per_step = config.batch_size * config.gradient_accumulation_steps * config.block_size
+    return StartRecord(
+        step=state.step,
+        out_dir=str(out_dir),
+        parameters=state.model.num_parameters(),
+        tokens_per_step=tokens_per_step,
+        epochs=config.max_iters * tokens_per_step / train_tokens,
+        max_iters=config.max_iters,
+        device=runtime.device_name(state.device),
+        dtype=config.dtype,
+        threads=config.threads,
+    )
+
+
+def _step_record(state: TrainState, clock: _Clock) -> StepRecord:
+    require_finite(state, state.since_log.total)
+    config = state.config
+    tokens_per_step = config.batch_size * config.gradient_accumulation_steps * config.block_size
+    tokens_per_second = clock.steps_per_second() * tokens_per_step
+    return StepRecord(
+        step=state.step,
+        loss=state.since_log.take(),
+        learning_rate=optim.learning_rate(state.step - 1, config),
+        grad_norm=state.grad_norm.item(),
+        tokens_per_second=tokens_per_second,
+        mfu=mfu(tokens_per_second, state.model.flops_per_token(), runtime.device_name(state.device), config.dtype),
+        seconds=state.seconds,
+    )
+
+
+def _save(state: TrainState, out_dir: Path, name: str) -> CheckpointRecord:
+    path = out_dir / f"{name}{SUFFIX}"
+    save(state, path)
+    return CheckpointRecord(step=state.step, name=name, path=str(path))
