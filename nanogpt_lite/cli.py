@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        return _fail(1, f"{error.filename or 'a file'}: {error.strerror or error}; free some space, or check the path")
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return _fail(1, f"{what}; free some space, or check the path and its permissions")
     except (MemoryError, RuntimeError) as error:
         from nanogpt_lite.runtime import is_out_of_memory
 

@@ -266,7 +266,10 @@ def parse(kind: type[Options], texts: Mapping[str, str]) -> dict[str, Value]:
     """The values of options of `kind` that were given as text. `UserError` on an unknown name or a bad value."""
     require_known(texts, kind.names(), "option")
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    return {name: _parse_value(fields[name], text) for name, text in texts.items()}
+    values = {name: _parse_value(fields[name], text) for name, text in texts.items()}
+    for name, value in values.items():
+        _check(fields[name], value)
+    return values
 
 
 def require_known(names: Iterable[str], known: Iterable[str], what: str) -> None:

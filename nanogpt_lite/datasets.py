@@ -62,6 +62,7 @@ def prepare(
     tokenizer: str | Tokenizer = "auto",
     out_dir: str | Path | None = None,
     overwrite: bool = False,
+    sha256: str | None = None,
     report: Report | None = None,
 ) -> Dataset:
     """Prepare a text, or open it if that has been done, and return it.
@@ -69,18 +70,23 @@ def prepare(
     `dataset`: shakespeare_char, python_docs, a file, folder, glob or URL of UTF-8 text, or a prepared folder.
     `tokenizer`: "char", "byte", "auto" (as already prepared, else char), or a tokenizer to use as it is.
     `out_dir`: where to write, instead of data/NAME. `overwrite`: fetch and write again even if nothing changed.
-    `report(what, done, total)` is told the progress, in bytes.
+    `sha256`: of the text that a run was trained on; another one is refused. `report(what, done, total)` is told
+    the progress, in bytes.
 
-    `UserError`: no such text, not UTF-8, empty, or a folder that holds somebody else's data.
+    `UserError`: no such text, not UTF-8, empty, another one than `sha256` says, or a folder that holds somebody
+    else's data.
     `WorldError`: it cannot be fetched, or it changed while it was read.
     """
     prepared = _prepared_folder(dataset)
     if prepared is not None:
-        return _open_fitting(prepared, tokenizer)
+        opened = _open_fitting(prepared, tokenizer)
+        _require_text(sha256, opened.sha256, str(prepared))
+        return opened
     source = texts.find(str(dataset), fetch_again=overwrite, report=report)
     folder = Path(out_dir) if out_dir else DATA_DIR / source.name
     existing = _open_existing(folder)
     text = _survey(source, report)
+    _require_text(sha256, text.sha256, source.label)
     chosen = _choose_tokenizer(tokenizer, existing, text)
     if existing and not overwrite and existing.sha256 == text.sha256 and _same(existing.tokenizer, chosen):
         return existing
@@ -168,9 +174,9 @@ def _encode(
             digest.update(data)
             octets += len(data)
             cut = min(max(border - position, 0), len(piece))
-            position += len(piece)
             for split, (part, file) in enumerate([(piece[:cut], train_file), (piece[cut:], val_file)]):
-                ids = tokenizer.encode(part, what=source.label)
+                ids = tokenizer.encode(part, what=source.label, start=position)
+                position += len(part)
                 tokens[split] += len(ids)
                 file.write(ids.astype(dtype, copy=False).data)
             if report:
@@ -191,6 +197,14 @@ def _refuse_foreign(folder: Path, written: dict[str, Path]) -> None:
                 f"{old} holds other data, which this program did not write; move it away, or give another folder: "
                 "nanogpt-lite prepare --dataset … --out_dir …"
             )
+
+
+def _require_text(wanted: str | None, found: str, label: str) -> None:
+    if wanted is not None and wanted != found:
+        raise UserError(
+            f"{label} is another text than the one that was trained on (SHA-256 {found[:12]}…, not {wanted[:12]}…); "
+            "restore it, or begin a new run with these weights: --init_from runs/NAME"
+        )
 
 
 def _choose_tokenizer(wanted: str | Tokenizer, existing: Dataset | None, text: _Survey) -> Tokenizer:

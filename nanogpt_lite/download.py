@@ -18,6 +18,7 @@ from nanogpt_lite.errors import WorldError
 
 ATTEMPTS = 3
 TIMEOUT = (10, 30)  # seconds: to connect, and between two pieces of the answer
+PLAIN = {"Accept-Encoding": "identity"}  # not compressed on the way, so that the length is known
 PAUSE = 1.0  # seconds before the second attempt; doubled before each further one
 
 Report = Callable[[str, int, int | None], None]
@@ -90,9 +91,10 @@ def _download(url: str, path: Path, report: Report | None) -> None:
         if attempt:
             time.sleep(PAUSE * 2 ** (attempt - 1))  # give a passing fault the time to pass
         try:
-            with requests.get(url, stream=True, timeout=TIMEOUT) as answer, path.open("wb") as file:
+            with requests.get(url, headers=PLAIN, stream=True, timeout=TIMEOUT) as answer, path.open("wb") as file:
                 answer.raise_for_status()
-                total = int(answer.headers.get("Content-Length", 0)) or None
+                packed = "Content-Encoding" in answer.headers  # then the length is not that of the file
+                total = None if packed else int(answer.headers.get("Content-Length", 0)) or None
                 for piece in answer.iter_content(2**16):
                     file.write(piece)
                     if report:

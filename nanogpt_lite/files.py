@@ -21,7 +21,10 @@ def atomic(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # some writers make a file that only its owner can read
         flush(temporary)
         temporary.replace(path)
     except BaseException:
@@ -54,4 +57,6 @@ def canonical_json(value: Any) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file for people to read, atomically."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+        # what UTF-8 cannot hold, from a file name in another encoding, becomes \udcXX, which JSON reads back
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -54,7 +54,7 @@ class Console:
     def report(self, what: str, done: int, total: int | None) -> None:
         """Show how far a long reading, writing or download is, in bytes."""
         if self._interactive:
-            if self._bar is None or self._bar.desc != f"{what}: ":
+            if self._bar is None or self._bar.desc != what:
                 self.close()
                 self._bar = self._make_bar(
                     desc=what, total=total, unit="B", unit_scale=True, leave=False, delay=0.5, file=sys.stderr

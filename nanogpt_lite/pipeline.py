@@ -64,7 +64,7 @@ def train(
     preset: str | None = None,
     config: str | Path | None = None,
     overwrite: bool = False,
-    **options: Value,
+    **options: Value | Path,
 ) -> Run:
     """Train a network, showing progress, and return the run. Any option of `TrainConfig` is a keyword.
 
@@ -92,15 +92,17 @@ def training(
     config: str | Path | None = None,
     overwrite: bool = False,
     console: Console | None = None,
-    **options: Value,
+    **options: Value | Path,
 ) -> Iterator[Record]:
     """The same as `train`, as a generator of records: the caller sees each thing when it has happened.
 
     A checkpoint is on disk when its record comes out. Progress before the first record is told to `console`,
     if there is one. When a signal stopped the training, `Interrupted` is raised after the last record.
     """
-    given = {**options, **({} if dataset is None else {"dataset": str(_dataset_name(dataset))})}
     ready = dataset if isinstance(dataset, Dataset) else None
+    if dataset is not None:
+        options["dataset"] = str(ready.path if ready else dataset)
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
     if given.get("init_from") == "resume":
         state, data, out_dir = _resume(given, ready, console)
     else:
@@ -114,7 +116,9 @@ def training(
             metrics.write(record)
             yield record
             if isinstance(record, StepRecord) and trainer.every(state.config.sample_interval, state.step):
-                yield _preview(state)
+                preview = _preview(state)
+                metrics.write(preview)
+                yield preview
     if stop.signum is not None:
         raise Interrupted(
             stop.signum,
@@ -199,9 +203,8 @@ def evaluate(run: RunLike = None, *, dataset: str | None = None, **options: Valu
     dtype = settings.dtype
     if dtype == "auto":
         dtype = trained_on.dtype if saved.about["device"] == device.type else runtime.resolve_dtype("auto", device)
-    data = datasets.prepare(dataset or trained_on.dataset, tokenizer=tokenizer)
-    if dataset is None:
-        _require_same_text(saved.about["dataset_sha256"], data)
+    sha256 = saved.about["dataset_sha256"] if dataset is None else None
+    data = datasets.prepare(dataset or trained_on.dataset, tokenizer=tokenizer, sha256=sha256)
     result: dict[str, Any] = {"step": saved.about["step"]}
     with runtime.use_threads(runtime.resolve_threads(settings.threads)):
         for split, tokens in (("val", data.val), ("train", data.train)):
@@ -262,20 +265,25 @@ def _resume(
         console.note(
             f"warning: {', '.join(changed)} changed, so the run goes on but no longer bit for bit as it would have"
         )
-    data = _open(ready, state.config.dataset, state.tokenizer, console)
-    _require_same_text(state.dataset_sha256, data)
+    data = _open(ready, state.config.dataset, state.tokenizer, console, sha256=state.dataset_sha256)
     kept = [r["seconds"] for r in Run(out_dir).metrics if "seconds" in r and r["step"] <= state.step]
     state.seconds = max(kept, default=0.0)
     return state, data, out_dir
 
 
-def _open(ready: Dataset | None, dataset: str, tokenizer: str | Tokenizer, console: Console | None) -> Dataset:
-    if ready is None:
-        data = datasets.prepare(dataset, tokenizer=tokenizer, report=console.report if console else None)
-        if console:
-            console.close()
-        return data
-    return datasets.prepare(ready.path, tokenizer=tokenizer)
+def _open(
+    ready: Dataset | None,
+    dataset: str,
+    tokenizer: str | Tokenizer,
+    console: Console | None,
+    sha256: str | None = None,
+) -> Dataset:
+    """The dataset to train on: the one at hand if it fits, or the one of that name."""
+    source = ready.path if ready else dataset
+    data = datasets.prepare(source, tokenizer=tokenizer, sha256=sha256, report=console.report if console else None)
+    if console:
+        console.close()
+    return data
 
 
 def _default_dataset(tokenizer: str, console: Console) -> str:
@@ -287,19 +295,6 @@ def _default_dataset(tokenizer: str, console: Console) -> str:
         console.close()
         console.note(f"warning: {error}. Going on with python_docs, the documentation inside Python.")
         return "python_docs"
-
-
-def _dataset_name(dataset: Dataset | str | Path) -> str | Path:
-    return dataset.path if isinstance(dataset, Dataset) else dataset
-
-
-def _require_same_text(sha256: str, data: Dataset) -> None:
-    if data.sha256 != sha256:
-        raise UserError(
-            f"the text of {data.path} is not the one that this run was trained on (SHA-256 {data.sha256[:12]}…, "
-            f"not {sha256[:12]}…); restore the text, or start a new run from these weights: "
-            "--init_from runs/NAME --out_dir runs/OTHER"
-        )
 
 
 def _load(run: RunLike, name: str, device: str, dtype: str) -> tuple[GPT, Tokenizer, Checkpoint]:

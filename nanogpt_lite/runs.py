@@ -70,16 +70,16 @@ def existing_run(out_dir: str | Path) -> Run:
 
 
 def find_checkpoint(run: RunLike, name: str = "best") -> Path:
-    """The path of a run's checkpoint; `last` where there is no `best` yet. `UserError` if there is none."""
+    """The path of a run's checkpoint; for best and last the other one if need be. `UserError` if there is none."""
     if run is None:
         run = newest_run()
     folder = run.out_dir if isinstance(run, Run) else Path(run)
     if folder.is_file():
         return folder
     path = folder / f"{name}{SUFFIX}"
-    last = folder / f"last{SUFFIX}"
-    if name == "best" and not path.is_file():
-        path = last
+    other = {"best": "last", "last": "best"}.get(name)  # a run that was stopped early may have only one of them
+    if other and not path.is_file():
+        path = folder / f"{other}{SUFFIX}"
     if not path.is_file():
         there = ", ".join(sorted(found.stem for found in folder.glob(f"*{SUFFIX}")))
         others = ", ".join(sorted(str(found.parent) for found in RUNS_DIR.glob(f"*/last{SUFFIX}")))

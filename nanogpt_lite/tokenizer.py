@@ -29,8 +29,11 @@ class Tokenizer(Protocol):
     def vocab_size(self) -> int:
         """How many different ids there are."""
 
-    def encode(self, text: str, what: str = "text") -> Ids:
-        """`text` as ids, shape (tokens,). `UserError`, which calls the text `what`, if it cannot be encoded."""
+    def encode(self, text: str, what: str = "text", start: int = 0) -> Ids:
+        """`text` as ids, shape (tokens,). `UserError` if it cannot be encoded.
+
+        The error calls the text `what`, and counts positions from `start`: that of the first character of `text`.
+        """
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
         """The text of `ids`."""
@@ -68,7 +71,7 @@ class CharTokenizer:
         """All characters, in the order of their ids."""
         return _text(self._points)
 
-    def encode(self, text: str, what: str = "text") -> Ids:
+    def encode(self, text: str, what: str = "text", start: int = 0) -> Ids:
         """`text` as ids, shape (characters,), uint16 (uint32 above 65,536 characters).
 
         `UserError` on a character outside the vocabulary: it names the character and its position.
@@ -85,7 +88,7 @@ class CharTokenizer:
             position = int(unknown.argmax())
             char = chr(points[position])
             raise UserError(
-                f"{what} has {char!r} (U+{ord(char):04X}) at position {position}, which is not among the "
+                f"{what} has {char!r} (U+{ord(char):04X}) at position {start + position}, which is not among the "
                 f"{self.vocab_size} characters of this tokenizer; leave it out, or train with tokenizer=byte, "
                 "which takes any text"
             )
@@ -112,7 +115,7 @@ class ByteTokenizer:
         """Always 256."""
         return 256
 
-    def encode(self, text: str, what: str = "text") -> Ids:
+    def encode(self, text: str, what: str = "text", start: int = 0) -> Ids:
         """`text` as ids, shape (bytes,), uint16. Lone surrogates, which UTF-8 has no bytes for, become '?'."""
         return np.frombuffer(text.encode("utf-8", errors="replace"), dtype=np.uint8).astype(np.uint16)
 

@@ -1,0 +1,34 @@
+"""What the tests share: when a test is skipped and why, and a small text to train on."""
+
+from pathlib import Path
+
+import pytest
+
+TEXT = "".join(f"{n} green bottles hanging on the wall, and if {n % 7} should fall;\n" for n in range(400))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the slow tests too")
+
+
+def pytest_collection_modifyitems(config, items):
+    import torch
+
+    skips = []
+    if not config.getoption("--slow"):
+        skips.append(("slow", pytest.mark.skip(reason="slow; run with --slow")))
+    if not torch.cuda.is_available():
+        skips.append(("gpu", pytest.mark.skip(reason="needs a CUDA device, and there is none here")))
+    for item in items:
+        for name, skip in skips:
+            if name in item.keywords:
+                item.add_marker(skip)
+
+
+@pytest.fixture
+def text_file(tmp_path, monkeypatch) -> Path:
+    """bottles.txt in a folder of its own, which is the current folder too: data/ and runs/ go there."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "bottles.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path

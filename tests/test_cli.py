@@ -1,0 +1,286 @@
+"""The command line: what it understands, what it says, with which status it ends, and what a kill leaves."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nanogpt_lite import cli, config
+from nanogpt_lite.config import RunConfig, SampleConfig, TrainConfig
+
+TINY = "--device cpu --threads 1 --block_size 16 --n_layer 1 --n_head 2 --n_embd 16 --batch_size 4 --warmup_iters 2"
+TRAIN = f"train --dataset bottles.txt {TINY}"
+
+
+def main(line, *more):
+    """Run a command in this process; its exit status."""
+    try:
+        return cli.main([*line.split(), *more])
+    except SystemExit as stop:
+        return stop.code
+
+
+def command(line, *more):
+    return [sys.executable, "-m", "nanogpt_lite", *line.split(), *more]
+
+
+def given(line):
+    return cli.parse(line.split())[1]
+
+
+def test_both_spellings_and_both_ways_to_give_a_value():
+    expected = {"n_layer": 4, "bias": False, "learning_rate": 1.0, "compile": False, "overwrite": False}
+    for line in (
+        "train --n_layer 4 --bias False --learning_rate 1 --compile=False",
+        "train --n-layer=4 --bias=false --learning-rate=1 --compile False",
+    ):
+        assert given(line) == expected
+
+
+def test_only_what_was_given_is_given():
+    assert given("train") == {"overwrite": False}
+    assert given("train --max_iters 5000 --overwrite") == {"max_iters": 5000, "overwrite": True}
+    assert cli.parse(["sample", "--start", "\n", "--stop="])[1] == {"start": "\n", "stop": ""}
+
+
+def test_the_command_line_of_nanogpts_readme_works(text_file, capsys):
+    """As published, the program's name and config file replaced, and a shorter run."""
+    line = (
+        "train --preset shakespeare_char --device=cpu --compile=False --eval_iters=20 --log_interval=1 "
+        "--block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 "
+        "--lr_decay_iters=2000 --dropout=0.0"
+    )
+    assert cli.parse(line.split())[1]["max_iters"] == 2000
+    assert main(f"{line} --dataset bottles.txt --max_iters=3") == 0
+    written = json.loads(Path("runs/bottles-1/config.json").read_text())["config"]
+    assert {k: written[k] for k in ("n_embd", "eval_iters", "lr_decay_iters", "dropout", "compile", "beta2")} == {
+        "n_embd": 128,
+        "eval_iters": 20,
+        "lr_decay_iters": 2000,
+        "dropout": 0.0,
+        "compile": False,
+        "beta2": 0.99,
+    }
+    captured = capsys.readouterr()
+    assert captured.out == "runs/bottles-1\n"
+    assert "step 3: train loss" in captured.err
+
+
+@pytest.mark.parametrize("name", ["run", "train", "sample", "eval", "prepare", "plot"])
+def test_help_of_a_command_explains_its_options(capsys, name):
+    assert main(f"{name} --help") == 0
+    told = capsys.readouterr().out
+    for option in (*cli.COMMANDS[name].kind.names(), *cli.COMMANDS[name].texts, *cli.COMMANDS[name].switches):
+        assert f"--{option} " in told + " ", option
+
+
+def test_help_explains_every_option_with_unit_and_default_and_imports_no_torch():
+    script = """if True:
+        import sys
+        from nanogpt_lite.cli import main
+        try:
+            main(["--help"])
+        finally:
+            assert "torch" not in sys.modules
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    told = re.sub(r"\s+", " ", done.stdout)
+    for name in RunConfig.names():
+        field = RunConfig.__dataclass_fields__[name]
+        assert f"--{name} " in told
+        assert re.sub(r"\s+", " ", field.metadata["help"]) in told
+        default = repr(field.default) if field.type is str else f"{field.default} {field.metadata['unit']}".strip()
+        assert f"(default: {default}" in told, name
+    assert all(f" {name} " in told for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("trian", r"unknown command 'trian'; did you mean train\?"),
+        ("train --nlayer 4", r"unknown argument '--nlayer'; did you mean --n_layer\?"),
+        ("train extra", "unknown argument 'extra'"),
+        ("train --n_layer", "Missing value for argument '--n_layer'.*--help"),
+        ("train --n_layer x", "n_layer='x' is not possible: it must be a whole number, 1 or more"),
+        ("train --bias 2", "bias='2' is not possible: it must be True or False"),
+        ("train --n_embd 10", "n_embd=10 is not a multiple of n_head=.*try n_embd="),
+        ("train --dropout 1", "dropout=1.0 is not possible: .*below 1"),
+        ("train --learning_rate nan", "learning_rate=nan is not possible"),
+        ("train --preset big", "unknown preset 'big'"),
+        ("train --dataset nix", "no dataset, file or folder 'nix'"),
+        ("train --dataset empty.txt", "empty.txt has 0 characters"),
+        ("train --dataset latin1.txt", "latin1.txt is not UTF-8: byte 0xe9 at offset 3"),
+        ("train --dataset bottles.txt --block_size 90000 --device cpu", "too short for block_size=90000.*100"),
+        ("train --config nix.json", "config file nix.json cannot be read"),
+        ("train --device cuda:77", "device='cuda:77' cannot be used here"),
+        ("train --init_from resume", "no run under runs/"),
+        ("train --init_from resume --out_dir nowhere", "no checkpoint last in nowhere"),
+        ("sample", "no run under runs/.*nanogpt-lite run"),
+        ("sample --top_p 1.5", "top_p=1.5 is not possible: .*from 0 to 1"),
+        ("sample --out_dir nowhere", "no checkpoint last in nowhere"),
+        ("eval --out_dir nowhere --json", "no checkpoint"),
+        ("plot --out_dir nowhere", "no checkpoint"),
+        ("prepare --dataset bottles.txt --tokenizer word", "tokenizer='word' is not possible: .*auto, char, byte"),
+    ],
+)
+def test_a_mistake_is_told_in_a_line_or_two(text_file, capsys, line, says):
+    Path("empty.txt").write_text("")
+    Path("latin1.txt").write_bytes(b"caf\xe9 au lait " * 10)
+    assert main(line) == 2
+    captured = capsys.readouterr()
+    assert re.search(says, captured.err)
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") <= 2
+    assert captured.out == ""
+    assert not Path("runs").exists()
+
+
+def test_faults_of_the_world_are_told_too(text_file, capsys, monkeypatch):
+    monkeypatch.setenv("NANOGPT_LITE_CACHE", str(text_file.parent / "cache"))
+    monkeypatch.setattr("nanogpt_lite.download.ATTEMPTS", 1)
+    url = "http://127.0.0.1:1/a.txt"  # nobody listens on port 1
+    assert main(f"prepare --dataset {url}") == 1
+    assert re.search(r"^error: cannot fetch http://127.0.0.1:1/a.txt \(.*refused.*python_docs", capsys.readouterr().err)
+
+    def full(*_args, **_options):
+        raise OSError(28, "No space left on device", "runs/x")
+
+    monkeypatch.setattr("nanogpt_lite.checkpoint.save", full)
+    assert main(f"{TRAIN} --max_iters 2") == 1
+    assert "error: runs/x: No space left on device; free some space" in capsys.readouterr().err
+    monkeypatch.setattr("nanogpt_lite.trainer.train_step", lambda *_: (_ for _ in ()).throw(MemoryError))
+    assert main(f"{TRAIN} --max_iters 2") == 1
+    assert "out of memory; give a smaller --batch_size" in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback(text_file, monkeypatch):
+    monkeypatch.setattr("nanogpt_lite.trainer.train_step", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(f"{TRAIN} --max_iters 2")
+
+
+def test_results_on_standard_output_and_the_rest_on_standard_error(text_file, capsys):
+    assert main("prepare --dataset bottles.txt") == 0
+    assert re.fullmatch(
+        r"Dataset\('data/bottles': 21,\d+ train and 2,\d+ val tokens, 30 symbols\)\n", capsys.readouterr().out
+    )
+    assert main(f"{TRAIN} --max_iters 4 --eval_interval 2") == 0
+    assert capsys.readouterr().out == "runs/bottles-1\n"
+    assert main("eval --json --threads 1") == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["step"] == 4
+    assert captured.err == "using the newest run: runs/bottles-1\n"
+    assert main("eval --out_dir runs/bottles-1") == 0
+    assert re.search(r"^val_loss: 3\.\d{4}$", capsys.readouterr().out, re.M)
+    assert main("plot") == 0
+    assert capsys.readouterr().out == "runs/bottles-1/loss.png\n"
+    assert Path("runs/bottles-1/loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_samples_print_whole_and_in_order(text_file, capsys):
+    import nanogpt_lite as ng
+
+    main(f"{TRAIN} --max_iters 4")
+    capsys.readouterr()
+    assert main("sample --num_samples 3 --max_new_tokens 20 --start", "9 green") == 0
+    printed = capsys.readouterr().out
+    texts = ng.sample(num_samples=3, max_new_tokens=20, start="9 green")
+    assert printed == "\n---------------\n".join(texts) + "\n"
+    assert len(set(texts)) == 3
+
+
+def test_run_goes_the_whole_road(text_file, capsys):
+    assert main(f"run --dataset bottles.txt {TINY} --max_iters 4 --max_new_tokens 30 --temperature 0.5") == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("\n")
+    assert len(captured.out) == 1 + 30 + 1
+    assert "loss curves: runs/bottles-1/loss.png" in captured.err
+    assert Path("runs/bottles-1/loss.png").is_file()
+
+
+def test_a_reader_who_has_seen_enough_is_no_error(text_file):
+    main(f"{TRAIN} --max_iters 2")
+    line = " ".join(command("sample --max_new_tokens 2000"))
+    done = subprocess.run(["bash", "-c", f"{line} | head -c 20"], capture_output=True, text=True, check=True)
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+
+
+def last_step(run):
+    """The step of the newest record in a run's metrics; -1 if there is none."""
+    from nanogpt_lite.logs import read_metrics
+
+    return max((record["step"] for record in read_metrics(Path(run) / "metrics.jsonl")), default=-1)
+
+
+def wait_for_step(process, run, step):
+    while last_step(run) < step:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.005)  # between two looks at what the other process has done
+
+
+def test_killed_three_times_it_ends_with_the_same_files(text_file):
+    """kill -9 at steps drawn at random, a new process each time; bit for bit the run that nobody disturbed."""
+    line = f"{TRAIN} --dropout 0.1 --max_iters 200 --eval_interval 20 --log_interval 1 --out_dir"
+    subprocess.run(command(line, "runs/straight"), check=True, capture_output=True)
+    steps = sorted(random.sample(range(21, 190), 3))
+    for number, step in enumerate(steps):
+        resume = [] if number == 0 else ["--init_from", "resume"]
+        with subprocess.Popen(command(line, "runs/killed", *resume), stderr=subprocess.PIPE, text=True) as process:
+            wait_for_step(process, "runs/killed", step)
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+    subprocess.run(command("train --out_dir runs/killed --init_from resume"), check=True, capture_output=True)
+    for name in ("last.safetensors", "best.safetensors"):
+        assert Path("runs/killed", name).read_bytes() == Path("runs/straight", name).read_bytes(), steps
+    losses = [
+        [(r["step"], r.get("loss"), r.get("val_loss")) for r in read(run) if r["kind"] in ("step", "eval")]
+        for run in ("runs/straight", "runs/killed")
+    ]
+    assert losses[0] == losses[1]
+    assert not list(Path("runs/killed").glob(".*"))
+
+
+def read(run):
+    return [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_saves_and_ends_with_its_status(text_file, signum):
+    line = f"{TRAIN} --max_iters 100000 --log_interval 1 --eval_interval 1000000 --out_dir runs/a"
+    with subprocess.Popen(command(line), stderr=subprocess.PIPE, text=True) as process:
+        wait_for_step(process, "runs/a", 5)
+        process.send_signal(signum)
+        errors = process.stderr.read()
+    assert process.returncode == 128 + signum
+    assert "Traceback" not in errors
+    assert "nanogpt-lite train --out_dir runs/a --init_from resume" in errors
+    from nanogpt_lite import checkpoint
+
+    step = checkpoint.load(Path("runs/a/last.safetensors")).about["step"]
+    assert step >= 5
+    assert read("runs/a")[-1] == {**read("runs/a")[-1], "kind": "done", "reason": "interrupted", "step": step}
+
+
+def test_a_read_only_folder_is_told(text_file, capsys):
+    if os.geteuid() == 0:  # for whom no folder is read-only: a file where a folder has to be is as good
+        Path("runs").write_text("")
+    else:
+        Path("runs").mkdir(mode=0o500)
+    assert main(f"{TRAIN} --max_iters 2") == 1
+    assert re.search("error: runs.*(exists|denied|Not a directory).*check the path", capsys.readouterr().err)
+
+
+def test_no_option_is_listed_twice():
+    """Option names stand in config.py; elsewhere in the package only as attributes and keywords of calls."""
+    names = [f.name for kind in (TrainConfig, SampleConfig) for f in kind.__dataclass_fields__.values()]
+    source = Path(config.__file__).read_text()
+    for name in set(names):
+        assert len(re.findall(rf"^    {name}: (?:int|float|bool|str) = option\(", source, re.M)) == 1, name

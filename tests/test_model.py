@@ -1,0 +1,200 @@
+"""The network against Hugging Face's GPT-2, which is not ours, and against itself in other ways of calling it."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from nanogpt_lite.config import NetworkConfig
+from nanogpt_lite.model import GPT, KVCache
+
+SMALL = NetworkConfig(block_size=16, n_layer=3, n_head=2, n_embd=32, bias=True, dropout=0.0)
+VOCAB = 29
+
+
+def network(config=SMALL, seed=0):
+    torch.manual_seed(seed)
+    model = GPT(config, VOCAB)
+    for parameter in model.parameters():  # away from zero biases and unit gains, which would hide mistakes
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+def tokens(rows, length, seed=1):
+    return torch.randint(VOCAB, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def huggingface_twin(model):
+    """`transformers`' GPT-2 with the same weights. Its linear layers store the transposed matrix."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = model.config
+    twin = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=VOCAB,
+            n_positions=config.block_size,
+            n_embd=config.n_embd,
+            n_layer=config.n_layer,
+            n_head=config.n_head,
+            activation_function="gelu",
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    ).eval()
+    weights = {name: p.T if p.dim() == 2 and ".h." in name else p for name, p in model.named_parameters()}
+    missing = twin.load_state_dict({k: v.detach().clone() for k, v in weights.items()}, strict=False)
+    assert missing.missing_keys == ["lm_head.weight"]
+    assert not missing.unexpected_keys
+    twin.tie_weights()
+    return twin
+
+
+@pytest.fixture(scope="module")
+def twins():
+    model = network()
+    return model, huggingface_twin(model)
+
+
+def test_logits_and_loss_equal_huggingface(twins):
+    model, twin = twins
+    x = tokens(4, 16)
+    logits, loss = model(x, tokens(4, 16, seed=2))
+    expected = twin(x).logits
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(loss, F.cross_entropy(expected.flatten(0, 1), tokens(4, 16, seed=2).flatten()))
+
+
+def test_gradient_of_every_parameter_equals_huggingface(twins):
+    model, twin = twins
+    x, y = tokens(4, 16), tokens(4, 16, seed=2)
+    model.zero_grad()
+    twin.zero_grad()
+    model(x, y)[1].backward()
+    F.cross_entropy(twin(x).logits.flatten(0, 1), y.flatten()).backward()
+    expected = dict(twin.named_parameters())
+    names = [name for name, _ in model.named_parameters()]
+    assert len(names) == 2 + 12 * SMALL.n_layer + 2
+    for name, parameter in model.named_parameters():
+        gradient = expected[name].grad
+        gradient = gradient.T if parameter.dim() == 2 and ".h." in name else gradient
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_greedy_text_equals_huggingface_up_to_block_size(twins):
+    from nanogpt_lite.config import SampleConfig
+    from nanogpt_lite.sampling import generate
+
+    model, twin = twins
+    prompt = tokens(2, 3)
+    ours = torch.stack(list(generate(model, prompt, SampleConfig(temperature=0.0, max_new_tokens=13))), dim=1)
+    theirs = twin.generate(
+        prompt, max_new_tokens=13, do_sample=False, attention_mask=torch.ones_like(prompt), pad_token_id=0
+    )
+    assert torch.equal(ours, theirs[:, 3:])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_shapes_and_names_are_nanogpts(bias):
+    config = NetworkConfig(block_size=8, n_layer=1, n_head=2, n_embd=4, bias=bias)
+    shapes = {name: tuple(p.shape) for name, p in GPT(config, VOCAB).named_parameters()}
+    block = "transformer.h.0"
+    matrices = {
+        "transformer.wte.weight": (VOCAB, 4),
+        "transformer.wpe.weight": (8, 4),
+        f"{block}.ln_1.weight": (4,),
+        f"{block}.attn.c_attn.weight": (12, 4),
+        f"{block}.attn.c_proj.weight": (4, 4),
+        f"{block}.ln_2.weight": (4,),
+        f"{block}.mlp.c_fc.weight": (16, 4),
+        f"{block}.mlp.c_proj.weight": (4, 16),
+        "transformer.ln_f.weight": (4,),
+    }
+    biases = {n.replace("weight", "bias"): (s[0],) for n, s in matrices.items() if ".w" not in n.replace(".weight", "")}
+    assert shapes == matrices | (biases if bias else {})
+
+
+def test_initialisation_is_gpt2s():
+    config = NetworkConfig(block_size=64, n_layer=4, n_head=4, n_embd=128, bias=True)
+    for name, parameter in GPT(config, 65).named_parameters():
+        if name.endswith("bias"):
+            assert not parameter.any(), name
+        elif parameter.dim() == 1:
+            assert (parameter == 1).all(), name
+        else:
+            std = 0.02 / math.sqrt(8) if name.endswith("c_proj.weight") else 0.02
+            assert parameter.std().item() == pytest.approx(std, rel=0.05), name
+            assert abs(parameter.mean().item()) < std / 10, name
+
+
+def test_parameter_counts_are_nanogpts():
+    # the numbers that nanoGPT prints for these networks (10.65M and 0.80M), without the positions
+    shakespeare = GPT(NetworkConfig(), 65)
+    cpu = GPT(NetworkConfig(block_size=64, n_layer=4, n_head=4, n_embd=128, dropout=0.0), 65)
+    assert f"{shakespeare.num_parameters(positions=False) / 1e6:.2f}" == "10.65"
+    assert f"{cpu.num_parameters(positions=False) / 1e6:.2f}" == "0.80"
+    assert shakespeare.num_parameters() - shakespeare.num_parameters(positions=False) == 256 * 384
+
+
+def test_flops_are_those_of_the_formula():
+    # nanoGPT's estimate_mfu: 6 N + 12 L H Q T
+    model = GPT(NetworkConfig(), 65)
+    assert model.flops_per_token() == 6 * model.num_parameters(positions=False) + 12 * 6 * 6 * 64 * 256
+
+
+def test_the_output_matrix_is_the_embedding():
+    model = network()
+    assert model.lm_head.weight is model.transformer.wte.weight
+
+
+def test_no_token_sees_a_later_one():
+    model = network()
+    x = tokens(1, 16)
+    before = model(x)[0]
+    for position in range(1, 16):
+        changed = x.clone()
+        changed[0, position] = (changed[0, position] + 1) % VOCAB
+        after = model(changed)[0]
+        assert torch.equal(before[0, :position], after[0, :position])
+        assert not torch.equal(before[0, position], after[0, position])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=6).filter(lambda parts: sum(parts) <= 16))
+def test_logits_with_cache_equal_those_without(parts):
+    model = network()
+    x = tokens(3, sum(parts))
+    with torch.inference_mode():
+        whole = model(x)[0]
+        cache = KVCache(model, 3)
+        pieces = [model(part, cache=cache)[0] for part in x.split(parts, dim=1)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-4, atol=1e-5)
+    assert cache.length == sum(parts)
+
+
+def test_a_batch_equals_its_rows_alone():
+    model = network()
+    x = tokens(5, 12)
+    together = model(x)[0]
+    for row in range(5):
+        torch.testing.assert_close(model(x[row : row + 1])[0][0], together[row], rtol=1e-5, atol=1e-5)
+
+
+def test_more_than_the_context_is_a_bug_of_the_caller():
+    model = network()
+    with pytest.raises(AssertionError, match="context"):
+        model(tokens(1, 17))
+
+
+def test_dropout_acts_in_training_only():
+    config = NetworkConfig(block_size=16, n_layer=1, n_head=2, n_embd=32, dropout=0.5)
+    model = network(config)
+    x = tokens(1, 8)
+    assert torch.equal(model(x)[0], model(x)[0])
+    model.train()
+    assert not torch.equal(model(x)[0], model(x)[0])

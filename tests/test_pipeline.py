@@ -1,0 +1,291 @@
+"""The road from Python: prepare, train, sample, and what a run's folder promises."""
+
+import inspect
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+import nanogpt_lite as ng
+from nanogpt_lite import batches, checkpoint, pipeline, runs
+from nanogpt_lite.config import TrainConfig
+
+TINY = {
+    "device": "cpu",
+    "threads": 1,
+    "block_size": 16,
+    "n_layer": 1,
+    "n_head": 2,
+    "n_embd": 16,
+    "dropout": 0.1,
+    "batch_size": 4,
+    "max_iters": 20,
+    "eval_interval": 10,
+    "warmup_iters": 2,
+}
+
+
+@pytest.fixture
+def trained(text_file, capsys):
+    run = ng.train("bottles.txt", **TINY)
+    capsys.readouterr()
+    return run
+
+
+def test_the_road_in_python(text_file, capsys):
+    dataset = ng.prepare("bottles.txt")
+    run = ng.train(dataset, preset="cpu", **TINY)
+    assert run.out_dir == runs.RUNS_DIR / "bottles-1"
+    text = ng.sample(run, start="9 green", max_new_tokens=30)[0]
+    assert text.startswith("9 green")
+    assert len(text) == len("9 green") + 30
+    assert "".join(ng.stream(run, start="9 green", max_new_tokens=30)) == text
+    assert [line.get_label() for line in run.plot().axes[0].lines] == ["train", "val"]
+    captured = capsys.readouterr()
+    assert captured.out == ""  # results only go to standard output
+    assert "step 20: train loss" in captured.err
+
+
+def test_load_gives_the_best_network_and_its_tokenizer(trained):
+    model, tokenizer = ng.load(trained)
+    best = checkpoint.load(trained.out_dir / "best.safetensors")
+    assert not model.training
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, best.tensors[f"model.{name}"])
+    assert tokenizer.decode(tokenizer.encode("10 green")) == "10 green"
+    by_path, _ = ng.load("runs/bottles-1/last.safetensors")
+    assert torch.equal(by_path.lm_head.weight, ng.load(trained.out_dir, checkpoint="last")[0].lm_head.weight)
+    assert ng.load(trained, dtype="bfloat16")[0].lm_head.weight.dtype == torch.bfloat16
+
+
+def test_evaluate_is_the_loss_over_the_whole_of_both_splits(trained):
+    model, _ = ng.load(trained)
+    dataset = ng.prepare("bottles.txt")
+    result = ng.evaluate(trained, threads=1)
+    for split, tokens in (("val", dataset.val), ("train", dataset.train)):
+        windows = batches.all_windows(tokens, rows=1, block_size=16)
+        with torch.inference_mode():
+            total = sum(model(x, y)[1].item() * y.numel() for x, y in windows)
+        assert result[f"{split}_loss"] == pytest.approx(total / (len(tokens) - 1), rel=1e-5)
+    assert result["val_loss"] == pytest.approx(trained.best_val_loss, rel=1e-6)
+    assert result["step"] == 20
+
+
+def test_metrics_and_config_tell_the_run(trained):
+    kinds = [record["kind"] for record in trained.metrics]
+    assert kinds == ["start", "step", "eval", "checkpoint", "checkpoint", "step", "eval", *["checkpoint"] * 2, "done"]
+    step = trained.metrics[1]
+    assert step.keys() >= {"loss", "learning_rate", "grad_norm", "tokens_per_second", "seconds", "mfu"}
+    assert step["grad_norm"] > 0
+    assert step["mfu"] is None  # no peak rate is known of a CPU
+    config = json.loads((trained.out_dir / "config.json").read_text())
+    assert config["config"].keys() == set(TrainConfig.names()) - {"out_dir"}
+    assert config["dataset"]["sha256"] == ng.prepare("bottles.txt").sha256
+    assert config["versions"]["torch"] == torch.__version__
+
+
+def test_config_json_repeats_a_run(trained):
+    again = ng.train(config=trained.out_dir / "config.json")
+    assert again.out_dir != trained.out_dir
+    files = [(run.out_dir / "last.safetensors").read_bytes() for run in (trained, again)]
+    assert files[0] == files[1]
+
+
+def test_precedence_is_preset_file_given(text_file):
+    (text_file.parent / "options.json").write_text(json.dumps({**TINY, "max_iters": 3, "learning_rate": 5e-4}))
+    run = ng.train("bottles.txt", preset="tutorial", config="options.json", max_iters=2)
+    config = json.loads((run.out_dir / "config.json").read_text())["config"]
+    assert config["max_iters"] == 2  # given, over the file's 3 and the preset's 1000
+    assert config["learning_rate"] == 5e-4  # the file's, over the preset's 1e-3
+    assert config["beta2"] == 0.99  # nobody said otherwise
+
+
+def test_a_resumed_run_takes_its_options_from_the_checkpoint(trained):
+    ng.train(out_dir=trained.out_dir, init_from="resume", max_iters=30, learning_rate=2e-3, preset="tutorial")
+    about = checkpoint.load(trained.out_dir / "last.safetensors").about
+    assert about["step"] == 30
+    assert about["config"]["n_embd"] == 16
+    assert about["config"]["learning_rate"] == 2e-3
+    assert about["config"]["lr_decay_iters"] == 20
+    steps = [record["step"] for record in trained.metrics if record["kind"] == "step"]
+    assert steps == [10, 20, 30]
+
+
+def test_a_checkpoint_does_not_say_where_or_how_often_it_was_made(text_file):
+    straight = ng.train("bottles.txt", out_dir="here", **TINY)
+    for record in ng.training("bottles.txt", out_dir="there/deep", max_seconds=1000, **TINY):
+        if record.kind == "checkpoint" and record.step == 10:
+            break
+    ng.train(out_dir="there/deep", init_from="resume")
+    for name in ("best", "last"):
+        one, other = (run / f"{name}.safetensors" for run in (straight.out_dir, text_file.parent / "there/deep"))
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_metrics_past_the_checkpoint_are_dropped_on_resume(trained):
+    path = trained.out_dir / "metrics.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"kind": "step", "step": 23}\n{"kind": "st')
+    seconds = max(record["seconds"] for record in trained.metrics if "seconds" in record)
+    ng.train(out_dir=trained.out_dir, init_from="resume", max_iters=25)
+    steps = [record["step"] for record in trained.metrics]
+    assert steps == sorted(steps)
+    assert 23 not in steps
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+    assert trained.metrics[-1]["seconds"] > seconds
+
+
+def test_a_run_can_begin_with_the_weights_of_another(trained, text_file):
+    (text_file.parent / "other.txt").write_text("9 green bottles in a wall; " * 60)
+    second = ng.train("other.txt", init_from=str(trained.out_dir), learning_rate=1e-9, min_lr=0.0, max_iters=1)
+    about = checkpoint.load(second.out_dir / "last.safetensors").about
+    assert about["config"]["n_embd"] == 16
+    assert about["tokenizer"] == checkpoint.load(trained.out_dir / "best.safetensors").about["tokenizer"]
+    for one, other in zip(ng.load(trained)[0].parameters(), ng.load(second)[0].parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+    ng.train(out_dir=second.out_dir, init_from="resume", max_iters=3)  # the first run is no longer needed for that
+    with pytest.raises(ng.UserError, match=r"n_layer=3 \(the checkpoint has 1\)"):
+        ng.train("other.txt", init_from=str(trained.out_dir), n_layer=3)
+    (text_file.parent / "foreign.txt").write_text("Ω" * 200)
+    with pytest.raises(ng.UserError, match=r"'Ω' \(U\+03A9\) at position 0"):
+        ng.train("foreign.txt", init_from=str(trained.out_dir))
+
+
+def test_nothing_is_overwritten_unasked(trained):
+    before = (trained.out_dir / "last.safetensors").read_bytes()
+    with pytest.raises(ng.UserError, match=r"--init_from resume.*--overwrite"):
+        ng.train("bottles.txt", out_dir=trained.out_dir, **TINY)
+    assert (trained.out_dir / "last.safetensors").read_bytes() == before
+    ng.train("bottles.txt", out_dir=trained.out_dir, overwrite=True, **{**TINY, "max_iters": 5})
+    assert trained.metrics[-1]["step"] == 5
+
+
+def test_runs_get_the_next_free_name_and_the_newest_is_found(trained):
+    second = ng.train("bottles.txt", **TINY)
+    assert second.out_dir.name == "bottles-2"
+    assert runs.newest_run() == second
+    later = (second.out_dir / "last.safetensors").stat().st_mtime + 10
+    os.utime(trained.out_dir / "last.safetensors", (later, later))
+    assert runs.newest_run() == trained
+
+
+def test_a_missing_checkpoint_lists_what_there_is(trained):
+    with pytest.raises(ng.UserError, match="no checkpoint step_000003 in .*it has best, last"):
+        ng.load(trained, checkpoint="step_000003")
+    with pytest.raises(ng.UserError, match="no checkpoint best in nowhere; runs with one: runs/bottles-1"):
+        ng.load("nowhere")
+
+
+def test_last_serves_where_there_is_no_best_yet(trained):
+    (trained.out_dir / "best.safetensors").unlink()
+    assert runs.find_checkpoint(trained).name == "last.safetensors"
+
+
+def test_another_text_under_a_run_is_an_error(trained, text_file):
+    for text in (text_file.read_text()[:-1], "a text with new characters: é" * 20):
+        text_file.write_text(text)
+        with pytest.raises(ng.UserError, match=r"another text than .* trained on.*--init_from"):
+            ng.train(out_dir=trained.out_dir, init_from="resume", max_iters=30)
+        with pytest.raises(ng.UserError, match="another text"):
+            ng.evaluate(trained)
+    assert "sha256" in json.loads((text_file.parent / "data/bottles/manifest.json").read_text())
+
+
+def test_a_change_of_arithmetic_is_warned_of(trained, capsys):
+    ng.train(out_dir=trained.out_dir, init_from="resume", max_iters=21, threads=2, seed=1)
+    assert "warning: threads, seed changed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text", ["Съешь ещё этих мягких французских булок.\r\n", "天地玄黃宇宙洪荒日月盈昃\n", "🙂🙃😀👩‍👩‍👧 ok\r\n"]
+)
+@pytest.mark.parametrize("tokenizer", ["char", "byte"])
+def test_other_scripts_train_and_sample(text_file, text, tokenizer):
+    (text_file.parent / "script.txt").write_bytes(text.encode() * 60)
+    run = ng.train("script.txt", tokenizer=tokenizer, **{**TINY, "max_iters": 200, "learning_rate": 1e-2})
+    drawn = ng.sample(run, start=text[:4], max_new_tokens=60, temperature=0.0)[0]
+    assert drawn.startswith(text[:4])
+    assert set(drawn) <= set(text) | {"\ufffd"}
+    assert run.best_val_loss < 1.5  # what each symbol's frequency alone allows is above 2
+
+
+def test_a_text_without_a_newline_has_another_default_prompt(text_file):
+    (text_file.parent / "plain.txt").write_text("abcabc" * 100)
+    run = ng.train("plain.txt", **TINY, sample_interval=10)
+    assert ng.sample(run, max_new_tokens=5)[0][0] == "a"
+    assert len([r for r in ng.train("plain.txt", **TINY, sample_interval=10).metrics if r["kind"] == "sample"]) == 2
+
+
+def test_samples_in_training_do_not_change_it(text_file):
+    plain, sampled = (ng.train("bottles.txt", **TINY, sample_interval=n, log_interval=3) for n in (0, 4))
+    options = [checkpoint.load(run.out_dir / "last.safetensors") for run in (plain, sampled)]
+    assert all(torch.equal(options[0].tensors[name], options[1].tensors[name]) for name in options[0].tensors)
+    texts = [record["text"] for record in sampled.metrics if record["kind"] == "sample"]
+    assert [len(text) for text in texts] == [pipeline.PREVIEW_TOKENS] * 5
+
+
+def test_prompt_from_a_file(trained, text_file):
+    (text_file.parent / "prompt.txt").write_bytes(b"\xef\xbb\xbf10 green\n")
+    assert ng.sample(trained, start="FILE:prompt.txt", max_new_tokens=3)[0].startswith("10 green\n")
+    with pytest.raises(ng.UserError, match=r"prompt file 'nix\.txt' cannot be read"):
+        ng.sample(trained, start="FILE:nix.txt")
+    (text_file.parent / "empty.txt").write_text("")
+    with pytest.raises(ng.UserError, match="empty"):
+        ng.sample(trained, start="FILE:empty.txt")
+
+
+def test_a_prompt_outside_the_vocabulary_is_an_error(trained):
+    with pytest.raises(ng.UserError, match=r"prompt has 'é' \(U\+00E9\) at position 3.*byte"):
+        ng.sample(trained, start="10 é")
+
+
+def test_an_interrupt_saves_and_is_raised(text_file, capsys):
+    records = ng.training("bottles.txt", **{**TINY, "max_iters": 10_000, "log_interval": 1})
+    with pytest.raises(ng.Interrupted) as caught:
+        for record in records:
+            if record.kind == "step" and record.step == 13:
+                os.kill(os.getpid(), signal.SIGTERM)
+    assert caught.value.signum == signal.SIGTERM
+    assert "--init_from resume" in str(caught.value)
+    assert checkpoint.load(runs.find_checkpoint("runs/bottles-1", "last")).about["step"] == 13
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_unknown_options_are_errors_that_name_the_nearest(text_file):
+    for call in (ng.train, ng.sample, ng.evaluate):
+        with pytest.raises(ng.UserError, match=r"unknown option 'devise'; did you mean device\?"):
+            call(devise="cpu")
+    with pytest.raises(ng.UserError, match="unknown preset 'cpuu'; did you mean cpu"):
+        ng.train("bottles.txt", preset="cpuu")
+
+
+def test_functions_show_their_options():
+    parameters = inspect.signature(ng.train).parameters
+    assert parameters["max_iters"].default == 5000
+    assert set(parameters) == {*TrainConfig.names(), "preset", "config", "overwrite"}
+    assert "temperature" in inspect.signature(ng.sample).parameters
+
+
+def test_the_preset_fits_the_device(monkeypatch):
+    assert pipeline.default_preset("cpu") == "cpu"
+    monkeypatch.setattr(pipeline.runtime, "resolve_device", lambda name: torch.device("cuda"))
+    assert pipeline.default_preset("auto") == "shakespeare_char"
+
+
+def test_run_goes_on_with_python_docs_only_if_nobody_chose(text_file, monkeypatch, capsys):
+    def refuse(*_args, **_options):
+        raise pipeline.DownloadError("cannot fetch it")
+
+    monkeypatch.setattr("nanogpt_lite.download.fetch", refuse)
+    tiny = {**TINY, "max_iters": 2}
+    run, pieces = pipeline.run(**tiny, max_new_tokens=5)
+    assert run.out_dir.name == "python_docs-1"
+    assert len("".join(piece[0] for piece in pieces)) == 6
+    assert "warning: cannot fetch it. Going on with python_docs" in capsys.readouterr().err
+    for chosen in (
+        {"dataset": "shakespeare_char"},
+        {"config": run.out_dir / "config.json", "dataset": "shakespeare_char"},
+    ):
+        with pytest.raises(ng.WorldError, match="cannot fetch it"):
+            pipeline.run(**tiny, **chosen)

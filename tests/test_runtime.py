@@ -1,0 +1,94 @@
+"""Device, number format, threads, seeds and signals, as far as they can be seen without a GPU."""
+
+import os
+import signal
+import threading
+
+import pytest
+import torch
+
+from nanogpt_lite import runtime
+from nanogpt_lite.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def test_auto_device_prefers_cuda_then_mps_then_cpu(monkeypatch):
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, device=None: empty(*shape))
+    for cuda, mps, expected in [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
+        assert runtime.resolve_device("auto").type == expected
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "tpu", "mps:7", "meta", "cpu:x"])
+def test_a_device_that_is_not_there_is_an_error_with_a_remedy(name):
+    with pytest.raises(UserError, match=r"device=.*(--device|give) .*cpu"):
+        runtime.resolve_device(name)
+
+
+def test_dtype_comes_from_what_the_device_can_do(monkeypatch):
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert runtime.resolve_dtype("auto", cuda) == "bfloat16"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert runtime.resolve_dtype("auto", cuda) == "float16"
+    assert runtime.resolve_dtype("auto", CPU) == "float32"
+    assert runtime.resolve_dtype("bfloat16", CPU) == "bfloat16"
+
+
+def test_threads_are_set_inside_and_put_back():
+    before = torch.get_num_threads()
+    with runtime.use_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+    assert runtime.resolve_threads(7) == 7
+    assert 1 <= runtime.resolve_threads(0) <= runtime.MOST_THREADS
+
+
+def test_seeded_numbers_depend_on_the_parts_alone():
+    def draw(*parts):
+        with runtime.seeded(CPU, *parts):
+            return tuple(torch.rand(4).tolist())
+
+    outside = torch.get_rng_state()
+    drawn = {parts: draw(*parts) for parts in [(1, 2, 3), (1, 2, 4), (1, 3, 3), (2, 2, 3), (1, 23), (12, 3)]}
+    assert len(set(drawn.values())) == len(drawn)
+    assert all(draw(*parts) == numbers for parts, numbers in drawn.items())
+    assert torch.equal(torch.get_rng_state(), outside)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_to_stop_and_the_second_interrupts(signum):
+    before = signal.getsignal(signum)
+    with runtime.stop_on_signals() as stop:
+        assert not stop.made()
+        os.kill(os.getpid(), signum)
+        assert stop.made()
+        assert stop.signum == signum
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signum)
+    assert signal.getsignal(signum) is before
+
+
+def test_signals_are_left_alone_outside_the_main_thread():
+    seen = []
+
+    def elsewhere():
+        with runtime.stop_on_signals() as stop:
+            seen.append(stop.made())
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert seen == [False]
+
+
+def test_out_of_memory_is_told_from_other_faults():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60)
+    assert runtime.is_out_of_memory(caught.value)
+    assert runtime.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert runtime.is_out_of_memory(MemoryError())
+    assert not runtime.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
