@@ -168,6 +168,7 @@ def _encode(
     digest, octets, position = hashlib.sha256(), 0, 0
     border = int(text.characters * TRAIN_SHARE)
     tokens = [0, 0]
+    changed = WorldError(f"{source.label} changed while it was read; wait until nobody writes to it, and try again")
     with train.open("wb") as train_file, val.open("wb") as val_file:
         for piece in source.pieces():
             data = piece.encode("utf-8")
@@ -175,14 +176,19 @@ def _encode(
             octets += len(data)
             cut = min(max(border - position, 0), len(piece))
             for split, (part, file) in enumerate([(piece[:cut], train_file), (piece[cut:], val_file)]):
-                ids = tokenizer.encode(part, what=source.label, start=position)
+                try:
+                    ids = tokenizer.encode(part, what=source.label, start=position)
+                except UserError:
+                    if _same(tokenizer, CharTokenizer(text.alphabet)):  # it had every character of the text
+                        raise changed from None
+                    raise
                 position += len(part)
                 tokens[split] += len(ids)
                 file.write(ids.astype(dtype, copy=False).data)
             if report:
                 report("encode", octets, text.octets)
     if digest.hexdigest() != text.sha256:
-        raise WorldError(f"{source.label} changed while it was read; wait until nobody writes to it, and try again")
+        raise changed
     return tokens[0], tokens[1]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from nanogpt_lite import files
-from nanogpt_lite.errors import WorldError
+from nanogpt_lite.errors import UserError, WorldError
 
 ATTEMPTS = 3
 TIMEOUT = (10, 30)  # seconds: to connect, and between two pieces of the answer
@@ -39,9 +39,12 @@ class DownloadError(WorldError):
 
 
 def resource(url: str) -> Resource:
-    """The resource behind any URL. Its cache name ends with the file name in the URL."""
-    parts = urlsplit(url)
-    name = re.sub(r"[^\w.-]+", "_", unquote(parts.path).rsplit("/", 1)[-1]).strip("._") or "index.txt"
+    """The resource behind any URL. Its cache name ends with the file name in the URL. `UserError` if it is none."""
+    try:
+        path = unquote(urlsplit(url).path)
+    except ValueError as error:
+        raise UserError(f"{url!r} is no URL ({error}); give one like https://example.org/text.txt") from None
+    name = re.sub(r"[^\w.-]+", "_", path.rsplit("/", 1)[-1]).strip("._") or "index.txt"
     return Resource(url, f"urls/{hashlib.sha256(url.encode()).hexdigest()[:16]}/{name}")
 
 
@@ -99,6 +102,8 @@ def _download(url: str, path: Path, report: Report | None) -> None:
                     file.write(piece)
                     if report:
                         report("download", file.tell(), total)
+                if total is not None and file.tell() != total:
+                    raise requests.ConnectionError(f"{file.tell()} of {total} bytes came")
             return
         except requests.HTTPError as error:
             reason = error

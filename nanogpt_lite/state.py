@@ -114,10 +114,13 @@ def restore(saved: Checkpoint, given: Mapping[str, Value]) -> TrainState:
     try:
         config = config_of(saved, given)
         device = runtime.resolve_device(config.device)
-        if device.type != about["device"]:  # the number format was chosen for another kind of device
-            dtype = given.get("dtype", "auto")
-            config = config.replace({"dtype": runtime.resolve_dtype(str(dtype), device)})
-        config = config.replace({"threads": runtime.resolve_threads(config.threads)})
+        if given.get("dtype", "auto") == "auto":  # as before, unless that was chosen for another kind of device
+            same = device.type == about["device"]
+            dtype = about["config"]["dtype"] if same else runtime.resolve_dtype("auto", device)
+            config = config.replace({"dtype": dtype})
+        if not given.get("threads"):
+            config = config.replace({"threads": about["config"]["threads"]})
+        config = config.replace({"lr_decay_iters": config.lr_decay_iters or config.max_iters})
         state = TrainState(config, from_json(about["tokenizer"]), about["dataset_sha256"], device)
         load_weights(state.model, saved)
         for key, parameter in state.model.named_parameters():

@@ -115,6 +115,7 @@ def test_help_explains_every_option_with_unit_and_default_and_imports_no_torch()
         ("train --learning_rate nan", "learning_rate=nan is not possible"),
         ("train --preset big", "unknown preset 'big'"),
         ("train --dataset nix", "no dataset, file or folder 'nix'"),
+        ("prepare --dataset http://[x", r"'http://\[x' is no URL"),
         ("train --dataset empty.txt", "empty.txt has 0 characters"),
         ("train --dataset latin1.txt", "latin1.txt is not UTF-8: byte 0xe9 at offset 3"),
         ("train --dataset bottles.txt --block_size 90000 --device cpu", "too short for block_size=90000.*100"),

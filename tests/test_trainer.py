@@ -348,6 +348,16 @@ def test_restoring_another_network_names_the_fields(tmp_path):
     assert state.config.init_from == "scratch"
 
 
+def test_restoring_settles_what_is_left_to_the_machine(tmp_path):
+    run(tmp_path, changed(dtype="bfloat16"))
+    saved = checkpoint.load(tmp_path / "last.safetensors")
+    config = restore(saved, {"dtype": "auto", "threads": 0, "lr_decay_iters": 0, "max_iters": 20}).config
+    assert (config.dtype, config.threads, config.lr_decay_iters) == ("bfloat16", 1, 20)
+    assert restore(saved, {"dtype": "float32", "threads": 2}).config.dtype == "float32"
+    saved.about["device"] = "cuda"  # where bfloat16 was chosen for it
+    assert restore(saved, {}).config.dtype == "float32"
+
+
 def test_weights_of_another_shape_are_refused(tmp_path):
     run(tmp_path)
     other = start(changed(n_embd=32), TOKENIZER).model

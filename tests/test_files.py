@@ -1,0 +1,147 @@
+"""Files appear whole or not at all; JSON has one canonical form."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanogpt_lite import files
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def disk_error(path: Path) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_atomic_replaces_the_file_at_the_end(tmp_path):
+    path = tmp_path / "new" / "folder" / "file"
+    for content in ("first", "second"):
+        before = path.read_text() if path.exists() else None
+        with files.atomic(path) as temporary:
+            temporary.write_text(content)
+            assert temporary.parent == path.parent  # a rename is atomic only within one file system
+            assert (path.read_text() if path.exists() else None) == before
+        assert path.read_text() == content
+        assert names(path.parent) == ["file"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("old", [None, "old"])
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path, error, old, begun):
+    path = tmp_path / "file"
+    if old:
+        path.write_text(old)
+
+    def write() -> None:
+        with files.atomic(path) as temporary:
+            if begun:
+                temporary.write_text("half of it")
+            raise error
+
+    with pytest.raises(error):
+        write()
+    assert names(tmp_path) == (["file"] if old else [])
+    assert not old or path.read_text() == old
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_text("old")
+    monkeypatch.setattr(files, "flush", disk_error)
+    with pytest.raises(OSError, match="No space left"):
+        with files.atomic(path) as temporary:
+            temporary.write_text("new")
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_content_is_on_disk_before_the_rename(tmp_path, monkeypatch):
+    """In this order a power cut leaves the old file or the new one."""
+    order = []
+    fsync, replace = os.fsync, Path.replace
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def spy_fsync(handle: int) -> None:
+        order.append(("flush", os.fstat(handle).st_ino))
+        fsync(handle)
+
+    def spy_replace(self: Path, target: Path) -> Path:
+        order.append(("rename", self.stat().st_ino))
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", spy_fsync)
+    monkeypatch.setattr(Path, "replace", spy_replace)
+    with files.atomic(path) as temporary:
+        temporary.write_text("new")
+    new, folder = path.stat().st_ino, tmp_path.stat().st_ino
+    assert order == [("flush", new), ("rename", new), ("flush", folder)]
+
+
+def test_a_file_can_be_read_by_whom_any_new_file_can_be_read(tmp_path):
+    """Also when what writes it makes it private, or makes a new one."""
+    (tmp_path / "plain").touch()
+    for number, replaced in enumerate((False, True)):
+        with files.atomic(tmp_path / str(number)) as temporary:
+            if replaced:
+                temporary.unlink()
+            temporary.touch()
+            temporary.chmod(0o600)
+        assert (tmp_path / str(number)).stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path):
+    (tmp_path / "kept.tmp").touch()
+    (tmp_path / ".hidden").touch()
+    interrupted = files.atomic(tmp_path / "file")
+    interrupted.__enter__().touch()
+    assert len(names(tmp_path)) == 3
+    files.remove_leftovers(tmp_path)
+    assert names(tmp_path) == [".hidden", "kept.tmp"]
+
+
+def shuffled(value):
+    """The same value with every dict in the opposite order."""
+    if isinstance(value, dict):
+        return {key: shuffled(value[key]) for key in reversed(value)}
+    return [shuffled(one) for one in value] if isinstance(value, list) else value
+
+
+@settings(deadline=None)
+@given(JSON)
+def test_canonical_json_is_one_text_for_one_value(value):
+    text = files.canonical_json(value)
+    assert json.loads(text) == value
+    assert text == files.canonical_json(shuffled(value))
+    assert text.isascii()
+    assert "\n" not in text
+
+
+def test_canonical_json_has_sorted_keys_and_no_spaces():
+    assert files.canonical_json({"b": [1, 0.1], "a": {"é": None}}) == r'{"a":{"\u00e9":null},"b":[1,0.1]}'
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_canonical_json_refuses_what_json_has_no_word_for(value):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.canonical_json({"loss": [value]})
+
+
+@pytest.mark.parametrize("value", [{"source": "Müller – 源"}, {"name": os.fsdecode(b"caf\xe9.txt")}, []])
+def test_write_json_reads_back_the_same(tmp_path, value):
+    path = tmp_path / "a.json"
+    files.write_json(path, value)
+    assert json.loads(path.read_text(encoding="utf-8")) == value
