@@ -16,7 +16,7 @@ from nanogpt_lite.download import Report
 from nanogpt_lite.errors import UserError
 
 NAMES = ("shakespeare_char", "python_docs")
-CHUNK = 2**22  # bytes read at a time
+CHUNK = 2**18  # bytes read at a time: pieces that stay in the processor's cache
 SHAKESPEARE = download.Resource(
     url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
     cache_name="shakespeare_char/input.txt",

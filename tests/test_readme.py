@@ -9,7 +9,7 @@ import pytest
 from nanogpt_lite import cli, datasets, download
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-TINY = "--block_size 16 --n_layer 1 --n_head 2 --n_embd 16 --batch_size 4 --max_iters 4 --device cpu".split()
+TINY = shlex.split("--block_size 16 --n_layer 1 --n_head 2 --n_embd 16 --batch_size 4 --max_iters 4 --device cpu")
 
 
 def blocks(language):

@@ -1,0 +1,128 @@
+"""A table of what two programs took: its rows, the line over it that says how it came about, JSON and Markdown.
+
+What is measured, and how, is the business of the benchmark that writes the table.
+"""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import nanogpt_lite as ng
+from nanogpt_lite import files
+
+Values = Mapping[str, float]
+"""What one run of one program gave for each row, by the row's name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row: what is measured, in which unit, what to know about it, and what is hoped for."""
+
+    part: str
+    name: str
+    unit: str
+    note: str
+    least_ratio: float | None = None  # how many times better than nanoGPT
+    most: float | None = None  # of our own value
+
+    def ratio(self, ours: float, theirs: float) -> float:
+        """How many times better ours is: a rate is better if it is higher, anything else if it is lower."""
+        return ours / theirs if self.unit.endswith("/s") else theirs / ours
+
+    def target(self) -> str:
+        """What is hoped for, in words."""
+        if self.least_ratio is not None:
+            return f"ratio ≥ {self.least_ratio:g}"
+        return f"nanogpt_lite ≤ {self.most:.2f}" if self.most is not None else ""
+
+    def met(self, ours: float, theirs: float) -> bool | None:
+        """Whether the target is met; None if there is none."""
+        if self.least_ratio is not None:
+            return self.ratio(ours, theirs) >= self.least_ratio
+        return ours <= self.most if self.most is not None else None
+
+    def line(self, ours: Sequence[Values], theirs: Sequence[Values]) -> dict[str, Any]:
+        """The row from the runs of both programs: medians, and each run's value."""
+        our_runs, their_runs = ([values[self.name] for values in runs] for runs in (ours, theirs))
+        our_median, their_median = median(our_runs), median(their_runs)
+        return {
+            "name": self.name,
+            "unit": self.unit,
+            "nanogpt_lite": our_median,
+            "nanogpt": their_median,
+            "ratio": self.ratio(our_median, their_median),
+            "target": self.target(),
+            "met": self.met(our_median, their_median),
+            "note": self.note,
+            "nanogpt_lite_runs": our_runs,
+            "nanogpt_runs": their_runs,
+        }
+
+
+def circumstances(command: str, clone: Path, threads: int) -> dict[str, Any]:
+    """How, on what and with what it was measured; `clone` is the folder of nanoGPT."""
+    return {
+        "command": command,
+        "machine": {"cpu": _cpu_model(), "cores": os.cpu_count(), "threads": threads},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "numpy")},
+            "nanogpt_lite": ng.__version__,
+            "nanogpt": _commit(clone),
+        },
+    }
+
+
+def write(report: dict[str, Any], out: Path) -> str:
+    """Write OUT.json and OUT.md from `circumstances` and "rows"; the text of the latter."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(out.with_name(f"{out.name}.json"), report)
+    text = _markdown(report)
+    out.with_name(f"{out.name}.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def _markdown(report: dict[str, Any]) -> str:
+    machine, versions = report["machine"], report["versions"]
+    lines = [
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads; Python {versions['python']}, "
+        f"torch {versions['torch']}, numpy {versions['numpy']}, nanogpt_lite {versions['nanogpt_lite']}, "
+        f"nanoGPT {versions['nanogpt']}; `{report['command']}`",
+        "",
+        "| row | unit | nanogpt_lite | nanoGPT | ratio | target | |",
+        "|---|---|---:|---:|---:|---|---|",
+    ]
+    for row in report["rows"]:
+        digits = 4 if row["unit"] == "nats" else 1
+        both = [f"{row[program]:,.{digits}f}" for program in ("nanogpt_lite", "nanogpt")]
+        verdict = {True: "met", False: "missed", None: ""}[row["met"]]
+        cells = [row["name"], row["unit"], *both, f"{row['ratio']:.2f}", row["target"], verdict]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "Medians. A ratio above 1 is better than nanoGPT.", ""]
+    lines += [f"- {row['name']}: {row['note']}" for row in report["rows"]]
+    return "\n".join(lines) + "\n"
+
+
+def _cpu_model() -> str:
+    """The processor's name, as far as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _commit(clone: Path) -> str:
+    """The commit of a clone, with "-dirty" if its files were changed since; "unknown" where git does not tell."""
+    if not (clone / ".git").exists() or not shutil.which("git"):
+        return "unknown"
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # so that git writes nothing there
+    told = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True)
+    return told.stdout.strip() or "unknown"

@@ -1,0 +1,255 @@
+"""This program and nanoGPT in turn, on the same data and machine: how fast, and whether with the same losses.
+
+    git clone https://github.com/karpathy/nanoGPT
+    python benchmarks/vs_nanogpt.py --nanogpt nanoGPT              # the table
+    python benchmarks/vs_nanogpt.py --nanogpt nanoGPT --parity     # the same weights and batches: the same losses?
+
+Everything runs on the CPU, which nothing else should use meanwhile. The clone is only read. How the programs are
+run is the business of `workplace`, what has to happen inside a process of `probe`, the form of the table of `table`.
+"""
+
+import argparse
+import filecmp
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from itertools import islice, pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from table import Row, Values, circumstances, write
+from workplace import DATA, Workplace, furnish, require_clone
+
+import nanogpt_lite as ng
+from nanogpt_lite import state, trainer
+from nanogpt_lite.config import NetworkConfig
+from nanogpt_lite.metrics import StepRecord
+
+OUT = Path(__file__).resolve().parent / "results" / "vs_nanogpt"
+COMMAND = ("-m", "nanogpt_lite")
+TEXT_SIZE = 100_000_000  # characters, of one byte each
+FEWER_SAMPLES = 2  # of nanoGPT's ten
+PARITY_STEPS = 20
+PARITY_LIMIT = 1e-5  # relative difference of a step's loss
+RECIPE_STEPS = int(ng.PRESETS["cpu"]["max_iters"])
+# nanoGPT's README, "I only have a macbook", without the lengths
+README_COMMAND = shlex.split(
+    "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 "
+    "--batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --dropout=0.0"
+)
+
+PREPARE = Row(
+    part="prepare",
+    name="prepare",
+    unit="MB/s",
+    note="100 MB of ASCII text, whole process; train.bin and val.bin are byte-equal",
+    least_ratio=10,
+)
+ONE_SAMPLE = Row(
+    part="sample",
+    name="one sample",
+    unit="tokens/s",
+    note="10.65M parameters, fp32, 500 tokens after one, temperature 0.8, top_k 200; without start-up. Once the "
+    "context of 256 is full, nanogpt_lite keeps its last half and fills it up again, nanoGPT reads all for each token",
+    least_ratio=8,
+)
+TEN_SAMPLES = Row(
+    part="sample",
+    name="ten samples",
+    unit="tokens/s",
+    note="the same; nanogpt_lite makes all ten at once, nanoGPT one after the other, so that its rate is "
+    f"taken from {FEWER_SAMPLES} of them",
+    least_ratio=40,
+)
+TRAINING = Row(
+    part="train",
+    name="cpu recipe",
+    unit="s",
+    note="whole process; with each program's own evaluations: of the whole val split in nanogpt_lite, from 20 random "
+    "batches of each split in nanoGPT",
+    least_ratio=1,
+)
+STEP = Row(part="train", name="cpu recipe, a step", unit="ms", note="median over the run, then over the runs")
+LOSS = Row(
+    part="train",
+    name="cpu recipe, val loss",
+    unit="nats",
+    note="of the last weights over the whole val split, each target once; both by the same function",
+    most=1.90,
+)
+ROWS = (PREPARE, ONE_SAMPLE, TEN_SAMPLES, TRAINING, STEP, LOSS)
+PARTS = tuple(dict.fromkeys(row.part for row in ROWS))
+
+Pair = tuple[Callable[[], Values], Callable[[], Values]]
+"""How to measure a part of the table once: in this program, and in nanoGPT."""
+
+
+def main() -> int:
+    """The exit status: 0 done, 1 a fault of the world or other losses than nanoGPT's, 2 a mistake of the user."""
+    try:
+        given = parse_arguments()
+        with tempfile.TemporaryDirectory(prefix="vs_nanogpt_") as folder:
+            place = furnish(Path(folder), given.nanogpt)
+            if given.parity:
+                return 0 if compare_losses(place) else 1
+            compare_speed(place, given)
+            return 0
+    except ng.UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ng.WorldError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The options of this call. `UserError` if they make no sense."""
+    parser = argparse.ArgumentParser(description="Compare this program with nanoGPT on a CPU.", allow_abbrev=False)
+    parser.add_argument("--nanogpt", type=Path, required=True, help="a clone of nanoGPT; it is only read")
+    parser.add_argument("--parity", action="store_true", help=f"only compare the losses of {PARITY_STEPS} steps")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each program, in turn (default: 3)")
+    parser.add_argument("--only", default=",".join(PARTS), help="parts to measure (default: %(default)s)")
+    parser.add_argument("--max_iters", type=int, default=RECIPE_STEPS, help="training steps (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=OUT, help="writes OUT.json, OUT.md")
+    given = parser.parse_args()
+    given.only = given.only.split(",")
+    for part in given.only:
+        if part not in PARTS:
+            raise ng.UserError(f"--only has {part!r}, which is no part; give some of {','.join(PARTS)}")
+    for name in ("repeats", "max_iters"):
+        if getattr(given, name) < 1:
+            raise ng.UserError(f"--{name} is {getattr(given, name)}; it must be 1 or more")
+    require_clone(given.nanogpt)
+    return given
+
+
+def compare_speed(place: Workplace, given: argparse.Namespace) -> None:
+    """Measure what was asked for, program by turns, and write and print the table."""
+    options = ["--repeats", str(given.repeats), "--only", ",".join(given.only), "--max_iters", str(given.max_iters)]
+    command = shlex.join(["python", "benchmarks/vs_nanogpt.py", "--nanogpt", "nanoGPT", *options])
+    report = {**circumstances(command, given.nanogpt, place.threads), "rows": []}
+    pairs: dict[str, Callable[[Workplace], Pair]] = {
+        "prepare": prepare,
+        "sample": sample,
+        "train": partial(train, max_iters=given.max_iters),
+    }
+    text = ""
+    for part in given.only:
+        pair = pairs[part](place)
+        runs: tuple[list[Values], list[Values]] = [], []
+        for number in range(given.repeats):
+            for program, measure, values in zip(("nanogpt_lite", "nanoGPT"), pair, runs, strict=True):
+                values.append(measure())
+                shown = ", ".join(f"{name} {value:.4g}" for name, value in values[-1].items())
+                print(f"{part} {number + 1}/{given.repeats}, {program}: {shown}", file=sys.stderr)
+        report["rows"] += [row.line(*runs) for row in ROWS if row.part == part]
+        text = write(report, given.out)  # after each part: the next one takes long
+    print(text, end="")
+
+
+def prepare(place: Workplace) -> Pair:
+    """A long text's way to tokens."""
+    ours, theirs = place.folder / "prepare" / "ours", place.folder / "prepare" / "theirs"
+    theirs.mkdir(parents=True)
+    shutil.copyfile(place.theirs / DATA / "prepare.py", theirs / "prepare.py")
+    source, text = theirs / "input.txt", place.text
+    source.write_bytes((text * (TEXT_SIZE // len(text) + 1))[:TEXT_SIZE])
+
+    def measure_ours() -> Values:
+        shutil.rmtree(ours, ignore_errors=True)
+        where = ["--dataset", str(source), "--out_dir", str(ours)]
+        return {PREPARE.name: TEXT_SIZE / 1e6 / place.call(place.ours, *COMMAND, "prepare", *where)[1]}
+
+    def measure_theirs() -> Values:
+        _, seconds = place.call(theirs, "prepare.py")
+        for name in ("train.bin", "val.bin"):
+            if not filecmp.cmp(ours / name, theirs / name, shallow=False):
+                raise ng.WorldError(f"{name} differs from what nanoGPT's prepare.py writes")
+            (theirs / name).unlink()
+        return {PREPARE.name: TEXT_SIZE / 1e6 / seconds}
+
+    return measure_ours, measure_theirs
+
+
+def sample(place: Workplace) -> Pair:
+    """Generation, by networks with the same random weights."""
+    config = ng.TrainConfig.from_dict({**ng.PRESETS["shakespeare_char"], "device": "cpu", "dtype": "float32"})
+    network = state.start(config, place.dataset.tokenizer)
+    ours, theirs = place.folder / "sample.safetensors", place.folder / "sample.pt"
+    state.save(network, ours)
+    shape = {name: getattr(config, name) for name in NetworkConfig.names()}
+    model_args = {**shape, "vocab_size": network.model.vocab_size}
+    torch.save({"model_args": model_args, "model": network.model.state_dict()}, theirs)
+
+    def rate(verb: str, path: Path, samples: int) -> float:
+        return place.probe(verb, path, str(samples))["tokens_per_second"]
+
+    def measure_ours() -> Values:
+        return {ONE_SAMPLE.name: rate("sample_ours", ours, 1), TEN_SAMPLES.name: rate("sample_ours", ours, 10)}
+
+    def measure_theirs() -> Values:
+        one, some = (rate("sample_theirs", theirs, samples) for samples in (1, FEWER_SAMPLES))
+        return {ONE_SAMPLE.name: one, TEN_SAMPLES.name: some}
+
+    return measure_ours, measure_theirs
+
+
+def train(place: Workplace, *, max_iters: int) -> Pair:
+    """NanoGPT's recipe for a CPU, from the start of the process to its end."""
+    # nanoGPT saves at an evaluation only: one has to fall on the last step
+    usual = ng.TrainConfig.eval_interval
+    length = [f"--max_iters={max_iters}", f"--eval_interval={max_iters if max_iters % usual else usual}"]
+
+    def measure_ours() -> Values:
+        run = ng.Run(place.ours / "runs" / "cpu")
+        more = ["--preset", "cpu", "--device", "cpu", "--out_dir", str(run.out_dir), "--overwrite"]
+        _, seconds = place.call(place.ours, *COMMAND, "train", *length, *more)
+        clock = [(0, 0.0), *((r["step"], r["seconds"]) for r in run.metrics if r["kind"] == "step")]
+        steps = [1000 * (end - begin) / (last - first) for (first, begin), (last, end) in pairwise(clock)]
+        losses = [record["val_loss"] for record in run.metrics if record["kind"] == "eval"]
+        return {TRAINING.name: seconds, STEP.name: median(steps), LOSS.name: losses[-1]}
+
+    def measure_theirs() -> Values:
+        out_dir = place.theirs / "out"
+        # without always_save_checkpoint it keeps the weights that its own estimate finds best, not the last ones
+        more = [f"--lr_decay_iters={max_iters}", "--always_save_checkpoint=True", f"--out_dir={out_dir}"]
+        printed, seconds = place.call(place.theirs, "train.py", *README_COMMAND, *length, *more)
+        steps = [float(shown) for shown in re.findall(r"^iter \d+: loss .*, time ([\d.]+)ms", printed, re.MULTILINE)]
+        loss = place.probe("evaluate_theirs", out_dir / "ckpt.pt", place.theirs / DATA / "val.bin")["val_loss"]
+        return {TRAINING.name: seconds, STEP.name: median(steps), LOSS.name: loss}
+
+    return measure_ours, measure_theirs
+
+
+def compare_losses(place: Workplace) -> bool:
+    """Give nanoGPT's first weights and its batches to our trainer, and print the losses of both: are they equal?"""
+    path = place.folder / "parity.pt"
+    length = [f"--max_iters={PARITY_STEPS - 1}", f"--lr_decay_iters={RECIPE_STEPS}"]  # it takes a step more
+    more = ["--dtype=float32", f"--out_dir={place.folder / 'out'}"]
+    place.probe("record_theirs", path, *README_COMMAND, *length, *more)
+    recorded: dict[str, Any] = torch.load(path, weights_only=True)
+    options = {"device": "cpu", "dtype": "float32", "log_interval": 1, "eval_interval": RECIPE_STEPS}
+    ours = state.start(ng.TrainConfig.from_dict({**ng.PRESETS["cpu"], **options}), place.dataset.tokenizer)
+    ours.model.load_state_dict(recorded["initial"])
+    records = trainer.train(
+        ours, place.dataset.train, place.dataset.val, out_dir=place.folder, train_batches=iter(recorded["batches"])
+    )
+    steps = islice((record for record in records if isinstance(record, StepRecord)), PARITY_STEPS)
+    differences = []
+    print("step  nanogpt_lite  nanoGPT       relative difference")
+    for record, loss in zip(steps, recorded["losses"], strict=True):
+        differences.append(abs(record.loss - loss) / loss)
+        print(f"{record.step:4}  {record.loss:.9f}   {loss:.9f}   {differences[-1]:.1e}")
+    equal = all(difference <= PARITY_LIMIT for difference in differences)
+    print(f"the largest difference, {max(differences):.1e}, is {'within' if equal else 'above'} {PARITY_LIMIT:.0e}")
+    return equal
+
+
+if __name__ == "__main__":
+    sys.exit(main())
