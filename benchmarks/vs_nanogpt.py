@@ -5,7 +5,7 @@
     python benchmarks/vs_nanogpt.py --nanogpt nanoGPT --parity     # the same weights and batches: the same losses?
 
 Everything runs on the CPU, which nothing else should use meanwhile. The clone is only read. How the programs are
-run is the business of `workplace`, what has to happen inside a process of `probe`, the form of the table of `table`.
+run is the business of `arena`, what has to happen inside a process of `probe`, the form of the table of `table`.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from statistics import median
 from typing import Any
 
 import torch
+from arena import DATA, Arena, furnish, require_clone
 from table import Row, Values, circumstances, write
-from workplace import DATA, Workplace, furnish, require_clone
 
 import nanogpt_lite as ng
 from nanogpt_lite import state, trainer
@@ -95,10 +95,10 @@ def main() -> int:
     try:
         given = parse_arguments()
         with tempfile.TemporaryDirectory(prefix="vs_nanogpt_") as folder:
-            place = furnish(Path(folder), given.nanogpt)
+            arena = furnish(Path(folder), given.nanogpt)
             if given.parity:
-                return 0 if compare_losses(place) else 1
-            compare_speed(place, given)
+                return 0 if compare_losses(arena) else 1
+            compare_speed(arena, given)
             return 0
     except ng.UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -129,19 +129,19 @@ def parse_arguments() -> argparse.Namespace:
     return given
 
 
-def compare_speed(place: Workplace, given: argparse.Namespace) -> None:
+def compare_speed(arena: Arena, given: argparse.Namespace) -> None:
     """Measure what was asked for, program by turns, and write and print the table."""
     options = ["--repeats", str(given.repeats), "--only", ",".join(given.only), "--max_iters", str(given.max_iters)]
     command = shlex.join(["python", "benchmarks/vs_nanogpt.py", "--nanogpt", "nanoGPT", *options])
-    report = {**circumstances(command, given.nanogpt, place.threads), "rows": []}
-    pairs: dict[str, Callable[[Workplace], Pair]] = {
+    report = {**circumstances(command, given.nanogpt, arena.threads), "rows": []}
+    pairs: dict[str, Callable[[Arena], Pair]] = {
         "prepare": prepare,
         "sample": sample,
         "train": partial(train, max_iters=given.max_iters),
     }
     text = ""
     for part in given.only:
-        pair = pairs[part](place)
+        pair = pairs[part](arena)
         runs: tuple[list[Values], list[Values]] = [], []
         for number in range(given.repeats):
             for program, measure, values in zip(("nanogpt_lite", "nanoGPT"), pair, runs, strict=True):
@@ -153,21 +153,21 @@ def compare_speed(place: Workplace, given: argparse.Namespace) -> None:
     print(text, end="")
 
 
-def prepare(place: Workplace) -> Pair:
+def prepare(arena: Arena) -> Pair:
     """A long text's way to tokens."""
-    ours, theirs = place.folder / "prepare" / "ours", place.folder / "prepare" / "theirs"
+    ours, theirs = arena.folder / "prepare" / "ours", arena.folder / "prepare" / "theirs"
     theirs.mkdir(parents=True)
-    shutil.copyfile(place.theirs / DATA / "prepare.py", theirs / "prepare.py")
-    source, text = theirs / "input.txt", place.text
+    shutil.copyfile(arena.theirs / DATA / "prepare.py", theirs / "prepare.py")
+    source, text = theirs / "input.txt", arena.text
     source.write_bytes((text * (TEXT_SIZE // len(text) + 1))[:TEXT_SIZE])
 
     def measure_ours() -> Values:
         shutil.rmtree(ours, ignore_errors=True)
         where = ["--dataset", str(source), "--out_dir", str(ours)]
-        return {PREPARE.name: TEXT_SIZE / 1e6 / place.call(place.ours, *COMMAND, "prepare", *where)[1]}
+        return {PREPARE.name: TEXT_SIZE / 1e6 / arena.call(arena.ours, *COMMAND, "prepare", *where)[1]}
 
     def measure_theirs() -> Values:
-        _, seconds = place.call(theirs, "prepare.py")
+        _, seconds = arena.call(theirs, "prepare.py")
         for name in ("train.bin", "val.bin"):
             if not filecmp.cmp(ours / name, theirs / name, shallow=False):
                 raise ng.WorldError(f"{name} differs from what nanoGPT's prepare.py writes")
@@ -177,18 +177,18 @@ def prepare(place: Workplace) -> Pair:
     return measure_ours, measure_theirs
 
 
-def sample(place: Workplace) -> Pair:
+def sample(arena: Arena) -> Pair:
     """Generation, by networks with the same random weights."""
     config = ng.TrainConfig.from_dict({**ng.PRESETS["shakespeare_char"], "device": "cpu", "dtype": "float32"})
-    network = state.start(config, place.dataset.tokenizer)
-    ours, theirs = place.folder / "sample.safetensors", place.folder / "sample.pt"
+    network = state.start(config, arena.dataset.tokenizer)
+    ours, theirs = arena.folder / "sample.safetensors", arena.folder / "sample.pt"
     state.save(network, ours)
     shape = {name: getattr(config, name) for name in NetworkConfig.names()}
     model_args = {**shape, "vocab_size": network.model.vocab_size}
     torch.save({"model_args": model_args, "model": network.model.state_dict()}, theirs)
 
     def rate(verb: str, path: Path, samples: int) -> float:
-        return place.probe(verb, path, str(samples))["tokens_per_second"]
+        return arena.probe(verb, path, str(samples))["tokens_per_second"]
 
     def measure_ours() -> Values:
         return {ONE_SAMPLE.name: rate("sample_ours", ours, 1), TEN_SAMPLES.name: rate("sample_ours", ours, 10)}
@@ -200,45 +200,46 @@ def sample(place: Workplace) -> Pair:
     return measure_ours, measure_theirs
 
 
-def train(place: Workplace, *, max_iters: int) -> Pair:
+def train(arena: Arena, *, max_iters: int) -> Pair:
     """NanoGPT's recipe for a CPU, from the start of the process to its end."""
-    # nanoGPT saves at an evaluation only: one has to fall on the last step
     usual = ng.TrainConfig.eval_interval
-    length = [f"--max_iters={max_iters}", f"--eval_interval={max_iters if max_iters % usual else usual}"]
+    interval = max_iters if max_iters % usual else usual  # nanoGPT saves at an evaluation only: one has to come last
+    decay = max(max_iters, ng.TrainConfig.warmup_iters + 1)  # without a step of decay nanoGPT divides by zero
+    length = [f"--max_iters={max_iters}", f"--eval_interval={interval}", f"--lr_decay_iters={decay}"]
 
     def measure_ours() -> Values:
-        run = ng.Run(place.ours / "runs" / "cpu")
+        run = ng.Run(arena.ours / "runs" / "cpu")
         more = ["--preset", "cpu", "--device", "cpu", "--out_dir", str(run.out_dir), "--overwrite"]
-        _, seconds = place.call(place.ours, *COMMAND, "train", *length, *more)
+        _, seconds = arena.call(arena.ours, *COMMAND, "train", *length, *more)
         clock = [(0, 0.0), *((r["step"], r["seconds"]) for r in run.metrics if r["kind"] == "step")]
         steps = [1000 * (end - begin) / (last - first) for (first, begin), (last, end) in pairwise(clock)]
         losses = [record["val_loss"] for record in run.metrics if record["kind"] == "eval"]
         return {TRAINING.name: seconds, STEP.name: median(steps), LOSS.name: losses[-1]}
 
     def measure_theirs() -> Values:
-        out_dir = place.theirs / "out"
+        out_dir = arena.theirs / "out"
         # without always_save_checkpoint it keeps the weights that its own estimate finds best, not the last ones
-        more = [f"--lr_decay_iters={max_iters}", "--always_save_checkpoint=True", f"--out_dir={out_dir}"]
-        printed, seconds = place.call(place.theirs, "train.py", *README_COMMAND, *length, *more)
+        more = ["--always_save_checkpoint=True", f"--out_dir={out_dir}"]
+        printed, seconds = arena.call(arena.theirs, "train.py", *README_COMMAND, *length, *more)
         steps = [float(shown) for shown in re.findall(r"^iter \d+: loss .*, time ([\d.]+)ms", printed, re.MULTILINE)]
-        loss = place.probe("evaluate_theirs", out_dir / "ckpt.pt", place.theirs / DATA / "val.bin")["val_loss"]
+        loss = arena.probe("evaluate_theirs", out_dir / "ckpt.pt", arena.theirs / DATA / "val.bin")["val_loss"]
         return {TRAINING.name: seconds, STEP.name: median(steps), LOSS.name: loss}
 
     return measure_ours, measure_theirs
 
 
-def compare_losses(place: Workplace) -> bool:
+def compare_losses(arena: Arena) -> bool:
     """Give nanoGPT's first weights and its batches to our trainer, and print the losses of both: are they equal?"""
-    path = place.folder / "parity.pt"
+    path = arena.folder / "parity.pt"
     length = [f"--max_iters={PARITY_STEPS - 1}", f"--lr_decay_iters={RECIPE_STEPS}"]  # it takes a step more
-    more = ["--dtype=float32", f"--out_dir={place.folder / 'out'}"]
-    place.probe("record_theirs", path, *README_COMMAND, *length, *more)
+    more = ["--dtype=float32", f"--out_dir={arena.folder / 'out'}"]
+    arena.probe("record_theirs", path, *README_COMMAND, *length, *more)
     recorded: dict[str, Any] = torch.load(path, weights_only=True)
     options = {"device": "cpu", "dtype": "float32", "log_interval": 1, "eval_interval": RECIPE_STEPS}
-    ours = state.start(ng.TrainConfig.from_dict({**ng.PRESETS["cpu"], **options}), place.dataset.tokenizer)
+    ours = state.start(ng.TrainConfig.from_dict({**ng.PRESETS["cpu"], **options}), arena.dataset.tokenizer)
     ours.model.load_state_dict(recorded["initial"])
     records = trainer.train(
-        ours, place.dataset.train, place.dataset.val, out_dir=place.folder, train_batches=iter(recorded["batches"])
+        ours, arena.dataset.train, arena.dataset.val, out_dir=arena.folder, train_batches=iter(recorded["batches"])
     )
     steps = islice((record for record in records if isinstance(record, StepRecord)), PARITY_STEPS)
     differences = []

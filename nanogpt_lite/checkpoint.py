@@ -1,4 +1,4 @@
-"""One atomic file of plain tensors and JSON. It knows no network: what the names mean, `trainer` says.
+"""One atomic file of plain tensors and JSON. It knows no network: what the names mean, `state` says.
 
 The format is safetensors, which holds no code. The JSON is canonical and stands under one metadata key,
 so that the same state gives the same file, bit for bit.
@@ -18,6 +18,7 @@ from nanogpt_lite import files
 from nanogpt_lite.errors import UserError
 
 KEY = "nanogpt_lite"
+FORMAT = 1  # of what stands under the key
 SUFFIX = ".safetensors"
 
 
@@ -39,7 +40,9 @@ def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) ->
     on_cpu = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     with files.atomic(path) as temporary:
         try:
-            safetensors.torch.save_file(on_cpu, temporary, metadata={KEY: files.canonical_json(about)})
+            safetensors.torch.save_file(
+                on_cpu, temporary, metadata={KEY: files.canonical_json({**about, "format": FORMAT})}
+            )
         except safetensors.SafetensorError as error:  # how it tells that a disk is full
             raise OSError(f"{path} cannot be written: {error}") from error
 
@@ -63,6 +66,9 @@ def load(path: Path, prefix: str = "") -> Checkpoint:
             f"{path} is damaged or no checkpoint ({error}); use another one of this run (--checkpoint best, "
             "--checkpoint last), or train again"
         ) from error
-    if not isinstance(about, dict):
+    if isinstance(about, dict) and about.get("format", FORMAT) != FORMAT:
+        raise UserError(f"{path} has format {about['format']}, this program reads {FORMAT}; install a newer one")
+    if not isinstance(about, dict) or "format" not in about:
         raise UserError(f"{path} was not written by this program; give a checkpoint of `nanogpt-lite train`")
+    del about["format"]
     return Checkpoint(path, tensors, about)

@@ -35,8 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks a character shows '?'
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        command, given = parse(sys.argv[1:] if argv is None else argv)
+        command, given = parse(argv)
         command.call(given)
         sys.stdout.flush()
         return 0
@@ -57,10 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         from nanogpt_lite.runtime import is_out_of_memory
 
+        smaller = "give a smaller --batch_size (and as many more --gradient_accumulation_steps)"
+        remedies = {"run": smaller, "train": smaller, "sample": "give fewer --num_samples"}
         if is_out_of_memory(error):
             return _fail(
                 1,
-                "out of memory; give a smaller --batch_size (and as many more --gradient_accumulation_steps)",
+                f"out of memory; {remedies.get(argv[0], 'close other programs')}",
             )
         raise
 
@@ -107,9 +110,8 @@ def _prepare(given: Given) -> None:
     from nanogpt_lite.datasets import prepare
     from nanogpt_lite.logs import Console
 
-    console = Console()
-    dataset = prepare(given.pop("dataset", DataConfig.dataset), report=console.report, **given)
-    console.close()
+    with contextlib.closing(Console()) as console:
+        dataset = prepare(given.pop("dataset", DataConfig.dataset), report=console.report, **given)
     print(dataset)
 
 

@@ -67,7 +67,10 @@ class Options:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            _check(field, getattr(self, field.name))
+            value = getattr(self, field.name)
+            _check(field, value)
+            if type_of(field) is float:  # so that 1 and 1.0 are the same, in a checkpoint too
+                object.__setattr__(self, field.name, float(value))
 
     @classmethod
     def names(cls) -> list[str]:
@@ -106,7 +109,7 @@ class RuntimeConfig(Options):
         "number format of the matrix products; float16 trains with a loss scaler",
         one_of("auto", "float32", "bfloat16", "float16"),
     )
-    threads: int = option(0, "CPU threads; 0: all that this process may use", at_least(0), unit="threads")
+    threads: int = option(0, "CPU threads; 0: all that this process may use, at most 16", at_least(0), unit="threads")
     seed: int = option(1337, "source of all randomness", from_to(0, 2**63 - 1))
 
 
@@ -184,6 +187,11 @@ class TrainConfig(DataConfig, NetworkConfig, RuntimeConfig):
         0.0, "stop this call after so long; 0: never", at_least(0), unit="seconds", stored=False
     )
     compile: bool = option(False, "torch.compile the network: a slow start, then faster steps on a GPU")
+
+    @property
+    def tokens_per_step(self) -> int:
+        """How many tokens one optimizer step sees."""
+        return self.batch_size * self.gradient_accumulation_steps * self.block_size
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -39,6 +39,7 @@ class Dataset:
     """A prepared text. `train` and `val` are read-only memory maps of token ids, shape (tokens,)."""
 
     path: Path
+    asked: str  # what `prepare` was given: with it a run finds its data again
     tokenizer: Tokenizer
     sha256: str  # of the text, as UTF-8
     train: Ids
@@ -77,22 +78,26 @@ def prepare(
     else's data.
     `WorldError`: it cannot be fetched, or it changed while it was read.
     """
-    prepared = _prepared_folder(dataset)
-    if prepared is not None:
+    asked = str(dataset)
+    if prepared := _prepared_folder(asked):
         opened = _open_fitting(prepared, tokenizer)
-        _require_text(sha256, opened.sha256, str(prepared))
+        _require_text(sha256, opened.sha256, asked)
         return opened
+    folder = Path(out_dir) if out_dir else DATA_DIR / texts.name_of(asked)
+    asked = str(folder) if out_dir else asked
+    existing = _open_existing(folder, asked)
+    wanted = sha256 or (texts.SHAKESPEARE.sha256 if asked == "shakespeare_char" else None)
+    if existing and not overwrite and existing.sha256 == wanted and _fits(existing, tokenizer):
+        return existing  # then the text itself is not needed, and may be gone
     source = texts.find(str(dataset), fetch_again=overwrite, report=report)
-    folder = Path(out_dir) if out_dir else DATA_DIR / source.name
-    existing = _open_existing(folder)
     text = _survey(source, report)
     _require_text(sha256, text.sha256, source.label)
     chosen = _choose_tokenizer(tokenizer, existing, text)
     if existing and not overwrite and existing.sha256 == text.sha256 and _same(existing.tokenizer, chosen):
         return existing
     _write(folder, source, text, chosen, report)
-    written = _open_existing(folder)
-    if written is None:
+    written = _open_existing(folder, asked)
+    if written is None or written.sha256 != text.sha256 or not _same(written.tokenizer, chosen):
         raise WorldError(f"{folder} changed while it was written; is another program preparing it? Try again")
     return written
 
@@ -192,17 +197,26 @@ def _encode(
     return tokens[0], tokens[1]
 
 
-def _refuse_foreign(folder: Path, written: dict[str, Path]) -> None:
-    """`UserError` if the folder holds bins that this program did not write, and that differ from what it wrote."""
-    if (folder / "manifest.json").exists():
+def _refuse_foreign(folder: Path, bins: dict[str, Path]) -> None:
+    """`UserError` if the folder holds files that this program did not write, and would replace by other ones."""
+    if _is_ours(folder):
         return
-    for name, new in written.items():
-        old = folder / name
-        if old.exists() and not filecmp.cmp(old, new, shallow=False):
-            raise UserError(
-                f"{old} holds other data, which this program did not write; move it away, or give another folder: "
-                "nanogpt-lite prepare --dataset … --out_dir …"
-            )
+    foreign = [folder / name for name, new in bins.items() if _differ(folder / name, new)]
+    # JSON that cannot be read counts as ours, damaged
+    if _read_json(folder / "manifest.json") is not None:
+        foreign.append(folder / "manifest.json")
+    tokenizer = _read_json(folder / "tokenizer.json")
+    if tokenizer is not None and not (isinstance(tokenizer, dict) and tokenizer.get("type") in ("char", "byte")):
+        foreign.append(folder / "tokenizer.json")
+    if foreign:
+        raise UserError(
+            f"{foreign[0]} holds other data, which this program did not write; move it away, or give another folder: "
+            "nanogpt-lite prepare --dataset … --out_dir …"
+        )
+
+
+def _differ(old: Path, new: Path) -> bool:
+    return old.exists() and not filecmp.cmp(old, new, shallow=False)
 
 
 def _require_text(wanted: str | None, found: str, label: str) -> None:
@@ -226,19 +240,34 @@ def _same(one: Tokenizer, other: Tokenizer) -> bool:
     return one.to_json() == other.to_json()
 
 
-def _prepared_folder(dataset: str | Path) -> Path | None:
+def _fits(existing: Dataset, wanted: str | Tokenizer) -> bool:
+    """Whether an existing folder has the wanted tokenizer; one made from another text's characters is not "char"."""
+    if not isinstance(wanted, str):
+        return _same(existing.tokenizer, wanted)
+    if isinstance(existing.tokenizer, ByteTokenizer):
+        return wanted in ("auto", "byte")
+    used = len(np.union1d(existing.train, existing.val))
+    return wanted in ("auto", "char") and used == existing.tokenizer.vocab_size
+
+
+def _prepared_folder(dataset: str) -> Path | None:
     """The prepared folder that is meant by its path, or by its name under data/ if no file has that name."""
     path = Path(dataset)
-    if (path / "manifest.json").is_file():
+    if _is_ours(path):
         return path
     by_name = DATA_DIR / path
-    known = str(dataset) in texts.NAMES
-    return by_name if not known and not path.exists() and (by_name / "manifest.json").is_file() else None
+    return by_name if dataset not in texts.NAMES and not path.exists() and _is_ours(by_name) else None
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether this program prepared the folder, or began to."""
+    manifest = _read_json(folder / "manifest.json")
+    return isinstance(manifest, dict) and "complete" in manifest
 
 
 def _open_fitting(folder: Path, tokenizer: str | Tokenizer) -> Dataset:
     """A prepared folder, which has to have the tokenizer that is asked for: its text is not at hand."""
-    dataset = _open_existing(folder)
+    dataset = _open_existing(folder, str(folder))
     if dataset is None:
         raise UserError(f"{folder} was not prepared to the end; prepare its text again")
     kind = dataset.tokenizer.to_json()["type"]
@@ -252,7 +281,7 @@ def _open_fitting(folder: Path, tokenizer: str | Tokenizer) -> Dataset:
     return dataset
 
 
-def _open_existing(folder: Path) -> Dataset | None:
+def _open_existing(folder: Path, asked: str) -> Dataset | None:
     """A folder that was prepared to the end, else None."""
     manifest = _read_json(folder / "manifest.json")
     tokenizer = _read_json(folder / "tokenizer.json")
@@ -264,7 +293,7 @@ def _open_existing(folder: Path) -> Dataset | None:
         whole = [len(train), len(val)] == [manifest["train_tokens"], manifest["val_tokens"]]
         unchanged = _read_json(folder / "manifest.json") == manifest  # nobody began to write in the meantime
         if whole and unchanged:
-            return Dataset(folder, from_json(tokenizer), str(manifest["sha256"]), train, val)
+            return Dataset(folder, asked, from_json(tokenizer), str(manifest["sha256"]), train, val)
     except (KeyError, TypeError, ValueError, OSError):
         pass  # damaged: to be prepared again
     return None

@@ -17,7 +17,7 @@ from nanogpt_lite import files
 from nanogpt_lite.errors import UserError, WorldError
 
 ATTEMPTS = 3
-TIMEOUT = (10, 30)  # seconds: to connect, and between two pieces of the answer
+TIMEOUT = (5, 30)  # seconds: to connect, and between two pieces of the answer
 PLAIN = {"Accept-Encoding": "identity"}  # not compressed on the way, so that the length is known
 PAUSE = 1.0  # seconds before the second attempt; doubled before each further one
 
@@ -64,7 +64,7 @@ def fetch(wanted: Resource, again: bool = False, report: Report | None = None) -
                 raise DownloadError(
                     f"{wanted.url} gave another file than expected (SHA-256 {found}, not {wanted.sha256})"
                 )
-    except DownloadError as error:
+    except (DownloadError, OSError) as error:
         raise DownloadError(
             f"{error}; check the network, or put the file at {path} by hand, or use "
             "--dataset python_docs, which needs no network"
@@ -109,6 +109,9 @@ def _download(url: str, path: Path, report: Report | None) -> None:
             reason = error
             if error.response.status_code < 500 and error.response.status_code != 429:
                 break  # it will not be there the next time either
+        except requests.ConnectTimeout as error:
+            reason = error
+            break  # each address of the host was tried for its 5 seconds
         except requests.RequestException as error:
             reason = error
     raise DownloadError(f"cannot fetch {url} ({_short(reason)})") from reason

@@ -44,9 +44,10 @@ def flush(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that a killed process left in a folder that is ours alone."""
-    for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+    """Remove the temporary files that a killed run left in its folder."""
+    for name in ("*.safetensors", "metrics.jsonl", "config.json", "loss.png"):
+        for path in folder.glob(f".{name}.*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 def canonical_json(value: Any) -> str:

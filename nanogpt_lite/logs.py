@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tqdm.std import tqdm as terminal_bar
 
@@ -21,16 +21,6 @@ from nanogpt_lite.metrics import (
     StartRecord,
     StepRecord,
 )
-
-
-class Sink(Protocol):
-    """Takes records as they come."""
-
-    def write(self, record: Record) -> None:
-        """Take in one record."""
-
-    def close(self) -> None:
-        """Nothing follows."""
 
 
 class Console:
@@ -145,7 +135,7 @@ def _line(record: dict[str, Any]) -> bytes:
 def _header(record: StartRecord) -> str:
     begin = f"from step {record.step} " if record.step else ""
     return (
-        f"training {begin}to step {record.max_iters}: {_count(record.parameters)} parameters, "
+        f"training {record.out_dir} {begin}to step {record.max_iters}: {_count(record.parameters)} parameters, "
         f"{record.tokens_per_step:,} tokens a step, {record.epochs:.1f} epochs; "
         f"{record.device}, {record.dtype}, {record.threads} threads"
     )
@@ -157,6 +147,7 @@ def _ending(record: DoneRecord) -> str:
         "max_seconds": "max_seconds are over",
         "target_loss": "target_loss is reached",
         "patience": "no new best for `patience` evaluations",
+        "batches": "there are no more batches",
         "interrupted": "asked to stop",
     }
     best = f"best val loss {record.best_val_loss:.4f} at step {record.best_step}; " if record.best_val_loss else ""

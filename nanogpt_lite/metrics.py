@@ -4,11 +4,12 @@ Where they are written is the business of `logs`; who emits them, of `trainer` a
 """
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-# Dense 16-bit matrix products with 32-bit sums, in FLOP/s, from the makers' data sheets. The first name that is a
-# part of the device's name counts, so the longer ones stand first.
+# Dense 16-bit matrix products with 32-bit sums, in FLOP/s, from the makers' data sheets. The first name whose
+# words stand in the device's name counts, so the longer ones come first.
 PEAK_FLOPS = (
     ("B300", 2.25e15),
     ("B200", 2.25e15),
@@ -68,7 +69,7 @@ class StepRecord(Record):
     kind = "step"
     loss: float  # nats per token
     learning_rate: float
-    grad_norm: float  # before clipping
+    grad_norm: float | None  # before clipping; None where it was not finite, and float16's loss scaler left it out
     tokens_per_second: float
     mfu: float | None  # share of the device's peak rate, 0 to 1; None where the peak is not known
     seconds: float  # of training steps so far, evaluations left out
@@ -105,7 +106,7 @@ class SampleRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class DoneRecord(Record):
-    """Training ended. `reason`: max_iters, max_seconds, target_loss, patience or interrupted."""
+    """Training ended. `reason`: max_iters, max_seconds, target_loss, patience, batches or interrupted."""
 
     kind = "done"
     reason: str
@@ -116,5 +117,6 @@ class DoneRecord(Record):
 
 def mfu(tokens_per_second: float, flops_per_token: float, device: str, dtype: str) -> float | None:
     """Model FLOPs utilization, 0 to 1 (PaLM, appendix B): None where the peak of `device` in `dtype` is not known."""
-    peak = next((peak for name, peak in PEAK_FLOPS if name in device), None)
+    known = (peak for name, peak in PEAK_FLOPS if re.search(rf"\b{name}\b", device) and "Laptop" not in device)
+    peak = next(known, None)
     return tokens_per_second * flops_per_token / peak if peak and dtype in ("bfloat16", "float16") else None

@@ -25,7 +25,7 @@ def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 def learning_rate(step: int, config: TrainConfig) -> float:
     """The learning rate of step `step` (from 0): linear warm-up, then a half cosine down to `min_lr`.
 
-    nanoGPT's formula, with `lr_decay_iters` as resolved by `trainer` (0 stands for `max_iters`).
+    nanoGPT's formula, where `lr_decay_iters` 0 stands for `max_iters`.
     """
     if not config.decay_lr:
         return config.learning_rate

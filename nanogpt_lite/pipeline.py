@@ -5,10 +5,13 @@ The only place that joins the parts. `cli` calls it, and so does who imports the
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from nanogpt_lite import batches, datasets, runs, runtime, sampling, trainer
@@ -31,8 +34,8 @@ from nanogpt_lite.logs import Console, MetricsFile
 from nanogpt_lite.metrics import Record, SampleRecord, StartRecord, StepRecord
 from nanogpt_lite.model import GPT
 from nanogpt_lite.runs import Run, RunLike
-from nanogpt_lite.state import TrainState, config_of, load_weights, require_same_network, restore, start
-from nanogpt_lite.tokenizer import Tokenizer, from_json
+from nanogpt_lite.state import TrainState, config_of, load_weights, network_of, require_same_network, restore, start
+from nanogpt_lite.tokenizer import Tokenizer
 
 PREVIEW_TOKENS = 200  # the length of a sample in the middle of training
 
@@ -75,13 +78,10 @@ def train(
     `UserError`: a mistake in the options or the data. `WorldError`: the data cannot be fetched, or the loss is no
     longer finite. `Interrupted` (a KeyboardInterrupt): Ctrl-C or SIGTERM, after the state has been saved.
     """
-    console = Console()
-    out_dir = Path()
-    for record in training(dataset, preset=preset, config=config, overwrite=overwrite, console=console, **options):
-        console.write(record)
-        if isinstance(record, StartRecord):
-            out_dir = Path(record.out_dir)
-    return Run(out_dir)
+    with closing(Console()) as console:
+        return _watch(
+            training(dataset, preset=preset, config=config, overwrite=overwrite, console=console, **options), console
+        )
 
 
 @with_options(TrainConfig)
@@ -97,17 +97,26 @@ def training(
     """The same as `train`, as a generator of records: the caller sees each thing when it has happened.
 
     A checkpoint is on disk when its record comes out. Progress before the first record is told to `console`,
-    if there is one. When a signal stopped the training, `Interrupted` is raised after the last record.
+    if there is one. When a signal stopped the training, `Interrupted` is raised after the last record. Until the
+    end the generator holds the signals and PyTorch's number of threads: who leaves it early closes it
+    (`contextlib.closing`).
     """
+    in_file = configs.read_file(config) if config else {}
+    named = configs.preset(preset) if preset else {}
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
     ready = dataset if isinstance(dataset, Dataset) else None
     if dataset is not None:
-        options["dataset"] = str(ready.path if ready else dataset)
-    given = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
-    if given.get("init_from") == "resume":
-        state, data, out_dir = _resume(given, ready, console)
+        given["dataset"] = ready.asked if ready else str(dataset)
+    for values in (in_file, given):
+        configs.require_known(values, TrainConfig.names(), "option")
+    if {**in_file, **given}.get("init_from") == "resume":
+        # the checkpoint comes before preset and file, but it does not know what belongs to one call
+        call = {name: value for name, value in in_file.items() if name not in TrainConfig().stored()}
+        state, data, out_dir = _resume({**call, **given}, ready, console)
     else:
-        state, data, out_dir = _begin(given, ready, preset, config, overwrite, console)
-    runs.write_config(state, data, out_dir)
+        state, data, out_dir = _begin(given, {**named, **in_file}, bool(preset or config), ready, overwrite, console)
+    if not trainer.finished(state):
+        runs.write_config(state, data, out_dir)
     with ExitStack() as stack:
         metrics_path = out_dir / "metrics.jsonl"
         metrics = stack.enter_context(closing(MetricsFile(metrics_path, keep_until=state.step if state.step else -1)))
@@ -140,13 +149,32 @@ def run(
     configs.require_known(options, RunConfig.names(), "option")
     for_training: dict[str, Any] = {name: value for name, value in options.items() if name in TrainConfig.names()}
     for_sampling = {name: value for name, value in options.items() if name in SampleConfig.names()}
-    console = Console()
-    if "dataset" not in options and not (config and "dataset" in configs.read_file(config)):
-        for_training["dataset"] = _default_dataset(str(options.get("tokenizer", "auto")), console)
-    trained = train(preset=preset, config=config, overwrite=overwrite, **for_training)
-    if find_spec("matplotlib"):
-        console.note(f"loss curves: {trained.save_plot()}")
+    settings = SampleConfig.from_dict(for_sampling)  # a mistake in it is told before the training, not after
+    prompt = _read_prompt(settings.start) if "start" in options else None
+    chosen = {**(configs.read_file(config) if config else {}), **options}
+    with closing(Console()) as console:
+        if "dataset" not in chosen and chosen.get("init_from") != "resume":
+            for_training["dataset"] = _default_dataset(str(options.get("tokenizer", "auto")), console)
+        records = training(preset=preset, config=config, overwrite=overwrite, console=console, **for_training)
+        first = next(records)
+        assert isinstance(first, StartRecord)
+        if prompt is not None:
+            data = json.loads((Path(first.out_dir) / "config.json").read_text(encoding="utf-8"))["dataset"]["path"]
+            datasets.prepare(data).tokenizer.encode(prompt, what="prompt")
+        trained = _watch(itertools.chain([first], records), console)
+        if find_spec("matplotlib"):
+            console.note(f"loss curves: {trained.save_plot()}")
     return trained, pieces(trained, **for_sampling)
+
+
+def _watch(records: Iterable[Record], console: Console) -> Run:
+    """Show records as they come; the run that they tell of."""
+    out_dir = Path()
+    for record in records:
+        console.write(record)
+        if isinstance(record, StartRecord):
+            out_dir = Path(record.out_dir)
+    return Run(out_dir)
 
 
 @with_options(SampleConfig)
@@ -169,7 +197,7 @@ def stream(run: RunLike = None, **options: Value) -> Iterator[str]:
 def pieces(run: RunLike = None, **options: Value) -> Iterator[list[str]]:
     """`num_samples` texts at once as they are made: lists of what is new in each, the prompt first."""
     settings = SampleConfig.from_dict(options)
-    model, tokenizer = load(run, checkpoint=settings.checkpoint, device=settings.device, dtype=settings.dtype)
+    model, tokenizer, _ = _load(run, settings)
     prompt = _read_prompt(settings.start) if "start" in options else _default_prompt(tokenizer)
     ids = tokenizer.encode(prompt, what="prompt")
     with runtime.use_threads(runtime.resolve_threads(settings.threads)):
@@ -177,15 +205,14 @@ def pieces(run: RunLike = None, **options: Value) -> Iterator[list[str]]:
         yield from sampling.stream_texts(model, tokenizer, ids, settings)
 
 
-def load(
-    run: RunLike = None, *, checkpoint: str = "best", device: str = "auto", dtype: str = "auto"
-) -> tuple[GPT, Tokenizer]:
-    """The trained network of a run, ready to draw from, and its tokenizer.
+@with_options(LoadConfig)
+def load(run: RunLike = None, **options: Value) -> tuple[GPT, Tokenizer]:
+    """The trained network of a run, ready to draw from, and its tokenizer. Any option of `LoadConfig` is a keyword.
 
-    `checkpoint`: best, last, or the name of a kept one. `dtype`: of the weights, float32 for "auto".
-    `UserError` if there is no such checkpoint, or if it is damaged.
+    `dtype` is that of the weights, float32 for "auto". `UserError` if there is no such checkpoint, or if it is
+    damaged.
     """
-    model, tokenizer, _ = _load(run, checkpoint, device, dtype)
+    model, tokenizer, _ = _load(run, LoadConfig.from_dict(options))
     return model, tokenizer
 
 
@@ -197,64 +224,64 @@ def evaluate(run: RunLike = None, *, dataset: str | None = None, **options: Valu
     the checkpoint. Any option of `LoadConfig` is a keyword.
     """
     settings = LoadConfig.from_dict(options)
-    model, tokenizer, saved = _load(run, settings.checkpoint, settings.device, "float32")
+    model, tokenizer, saved = _load(run, settings.replace({"dtype": "float32"}))
     device = model.lm_head.weight.device
     trained_on = config_of(saved, {})
     dtype = settings.dtype
     if dtype == "auto":
         dtype = trained_on.dtype if saved.about["device"] == device.type else runtime.resolve_dtype("auto", device)
-    sha256 = saved.about["dataset_sha256"] if dataset is None else None
-    data = datasets.prepare(dataset or trained_on.dataset, tokenizer=tokenizer, sha256=sha256)
-    result: dict[str, Any] = {"step": saved.about["step"]}
-    with runtime.use_threads(runtime.resolve_threads(settings.threads)):
+    with ExitStack() as stack:
+        if dataset is None:
+            data = datasets.prepare(trained_on.dataset, tokenizer=tokenizer, sha256=saved.about["dataset_sha256"])
+        else:  # in a place of its own: data/NAME may be prepared with another tokenizer
+            folder = stack.enter_context(TemporaryDirectory())
+            data = datasets.prepare(dataset, tokenizer=tokenizer, out_dir=folder)
+        result: dict[str, Any] = {"step": saved.about["step"]}
+        stack.enter_context(runtime.use_threads(runtime.resolve_threads(settings.threads)))
         for split, tokens in (("val", data.val), ("train", data.train)):
             windows = trainer.split_windows(tokens, trained_on.block_size)
             result[f"{split}_loss"] = trainer.mean_loss(model, windows, device, dtype)
             result[f"{split}_tokens"] = len(tokens)
-    return {**result, "dataset": str(data.path), "checkpoint": str(saved.path)}
+    return {**result, "dataset": dataset or trained_on.dataset, "checkpoint": str(saved.path)}
 
 
-def default_preset(device: str = "auto") -> str:
+def default_preset(device: str) -> str:
     """The preset for a device when nobody chose one."""
     return "cpu" if runtime.resolve_device(device).type == "cpu" else "shakespeare_char"
 
 
 def _begin(
     given: dict[str, Value],
+    otherwise: dict[str, Value],
+    chosen: bool,
     ready: Dataset | None,
-    preset: str | None,
-    config_file: str | Path | None,
     overwrite: bool,
     console: Console | None,
 ) -> tuple[TrainState, Dataset, Path]:
-    """A new run, from scratch or from another run's weights."""
-    configs.require_known(given, TrainConfig.names(), "option")
-    in_file = configs.read_file(config_file) if config_file else {}
-    named = configs.preset(preset) if preset else {}
-    if not preset and not config_file:
-        named = configs.preset(default_preset(str(given.get("device", "auto"))))
-    config = TrainConfig.from_dict({**named, **in_file, **given})
+    """A new run, from scratch or from another run's weights; `otherwise` is what preset and file say."""
+    if not chosen:
+        otherwise = configs.preset(default_preset(str(given.get("device", "auto"))))
+    config = TrainConfig.from_dict({**otherwise, **given})
     other = None
     tokenizer: str | Tokenizer = config.tokenizer
     if config.init_from != "scratch":
         other = checkpoints.load(runs.find_checkpoint(config.init_from), prefix="model.")
+        network, tokenizer = network_of(other)
         require_same_network(other, given)
-        config = config.replace({name: other.about["config"][name] for name in configs.SHAPE_FIELDS})
-        tokenizer = from_json(other.about["tokenizer"])
-    runs.require_free(Path(config.out_dir) if config.out_dir else None, overwrite)
+        config = config.replace({name: getattr(network, name) for name in configs.SHAPE_FIELDS})
+    runs.require_free(config.out_dir, overwrite)
     data = _open(ready, config.dataset, tokenizer, console)
-    state = start(config, data.tokenizer, dataset_sha256=data.sha256)
     batches.check_length(data.train, data.val, block_size=config.block_size, sampled_val=config.eval_iters > 0)
+    state = start(config, data.tokenizer, dataset_sha256=data.sha256)
     if other:
         load_weights(state.model, other)
-    return state, data, runs.claim(config.out_dir, data.name)
+    return state, data, runs.claim(config.out_dir, data.name, overwrite)
 
 
 def _resume(
     given: dict[str, Value], ready: Dataset | None, console: Console | None
 ) -> tuple[TrainState, Dataset, Path]:
     """A run that goes on from its last checkpoint."""
-    configs.require_known(given, TrainConfig.names(), "option")
     out_dir = Path(str(given["out_dir"])) if given.get("out_dir") else runs.newest_run().out_dir
     saved = checkpoints.load(runs.find_checkpoint(out_dir, "last"))
     state = restore(saved, given)
@@ -279,8 +306,9 @@ def _open(
     sha256: str | None = None,
 ) -> Dataset:
     """The dataset to train on: the one at hand if it fits, or the one of that name."""
-    source = ready.path if ready else dataset
-    data = datasets.prepare(source, tokenizer=tokenizer, sha256=sha256, report=console.report if console else None)
+    if ready:
+        return datasets.prepare(ready.path, tokenizer=tokenizer, sha256=sha256 or ready.sha256)
+    data = datasets.prepare(dataset, tokenizer=tokenizer, sha256=sha256, report=console.report if console else None)
     if console:
         console.close()
     return data
@@ -297,16 +325,13 @@ def _default_dataset(tokenizer: str, console: Console) -> str:
         return "python_docs"
 
 
-def _load(run: RunLike, name: str, device: str, dtype: str) -> tuple[GPT, Tokenizer, Checkpoint]:
-    saved = checkpoints.load(runs.find_checkpoint(run, name), prefix="model.")
-    try:
-        tokenizer = from_json(saved.about["tokenizer"])
-        network = config_of(saved, {}).part(NetworkConfig)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{saved.path} does not describe its network ({error}); use another checkpoint") from error
-    model = GPT(network, tokenizer.vocab_size)
+def _load(run: RunLike, settings: LoadConfig) -> tuple[GPT, Tokenizer, Checkpoint]:
+    saved = checkpoints.load(runs.find_checkpoint(run, settings.checkpoint), prefix="model.")
+    config, tokenizer = network_of(saved)
+    model = GPT(config.part(NetworkConfig), tokenizer.vocab_size)
     load_weights(model, saved)
-    model.to(runtime.resolve_device(device), runtime.DTYPES["float32" if dtype == "auto" else dtype])
+    dtype = "float32" if settings.dtype == "auto" else settings.dtype
+    model.to(runtime.resolve_device(settings.device), runtime.DTYPES[dtype])
     return model.eval(), tokenizer, saved
 
 

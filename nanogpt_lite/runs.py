@@ -65,7 +65,8 @@ def newest_run() -> Run:
 
 def existing_run(out_dir: str | Path) -> Run:
     """The run in a folder. `UserError` if there is none."""
-    find_checkpoint(out_dir, "last")
+    if not (Path(out_dir) / "metrics.jsonl").is_file():
+        find_checkpoint(out_dir, "last")
     return Run(Path(out_dir))
 
 
@@ -88,25 +89,23 @@ def find_checkpoint(run: RunLike, name: str = "best") -> Path:
     return path
 
 
-def require_free(out_dir: Path | None, overwrite: bool) -> None:
-    """`UserError` if the folder holds a checkpoint; with `overwrite`, what a run left there is removed."""
-    if out_dir is None:
-        return
-    ours = [*out_dir.glob(f"*{SUFFIX}"), out_dir / "metrics.jsonl", out_dir / "loss.png"]
-    if not overwrite and ours[0].suffix == SUFFIX:
+def require_free(out_dir: str, overwrite: bool) -> None:
+    """`UserError` if the folder of a new run holds a run already that is not to be replaced."""
+    if out_dir and not overwrite and any(path.suffix == SUFFIX for path in _of_a_run(Path(out_dir))):
         raise UserError(
             f"{out_dir} holds a run already; go on with it (--init_from resume), give another --out_dir, or "
             "replace it (--overwrite)"
         )
-    for path in ours:
-        path.unlink(missing_ok=True)
 
 
-def claim(out_dir: str, dataset: str) -> Path:
-    """The folder of a new run, made: `out_dir`, or the next free runs/DATASET-N."""
+def claim(out_dir: str, dataset: str, overwrite: bool) -> Path:
+    """The folder of a new run, made: `out_dir` (`overwrite`: emptied of a run), or the next free runs/DATASET-N."""
     if out_dir:
-        Path(out_dir).mkdir(parents=True, exist_ok=True)
-        return Path(out_dir)
+        path = Path(out_dir)
+        path.mkdir(parents=True, exist_ok=True)
+        for old in _of_a_run(path) if overwrite else []:
+            old.unlink()
+        return path
     RUNS_DIR.mkdir(exist_ok=True)
     for number in itertools.count(1):
         path = RUNS_DIR / f"{dataset}-{number}"
@@ -116,6 +115,12 @@ def claim(out_dir: str, dataset: str) -> Path:
         except FileExistsError:
             continue
     raise AssertionError
+
+
+def _of_a_run(folder: Path) -> list[Path]:
+    """The files in a folder that belong to a run, the checkpoints first."""
+    names = (f"best{SUFFIX}", f"last{SUFFIX}", f"step_*{SUFFIX}", "metrics.jsonl", "config.json", "loss.png")
+    return [path for name in names for path in folder.glob(name)]
 
 
 def write_config(state: TrainState, data: Dataset, out_dir: Path) -> None:

@@ -59,8 +59,10 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def synchronize(device: torch.device) -> None:
     """Wait until the device has computed all that it was given."""
-    if device.type != "cpu":
-        torch.get_device_module(device).synchronize()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 @contextlib.contextmanager
@@ -83,15 +85,13 @@ def autocast(device: torch.device, dtype: str) -> Any:
 def seeded(device: torch.device, *parts: int) -> Iterator[None]:
     """PyTorch's random numbers as a function of `parts` alone; its state outside is as before."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
-    backend = None if device.type == "cpu" else torch.get_device_module(device)
-    cpu_state, device_state = torch.get_rng_state(), backend.get_rng_state() if backend else None
-    torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    try:
+    devices = [device] if device.type == "cuda" else []
+    mps_state = torch.mps.get_rng_state() if device.type == "mps" else None
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         yield
-    finally:
-        torch.set_rng_state(cpu_state)
-        if backend:
-            backend.set_rng_state(device_state)
+    if mps_state is not None:
+        torch.mps.set_rng_state(mps_state)
 
 
 class StopRequest:
@@ -130,4 +130,6 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that the memory of the CPU or the GPU is used up."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        words in str(error) for words in ("can't allocate memory", "out of memory")
+    )

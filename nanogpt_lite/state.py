@@ -91,7 +91,6 @@ def save(state: TrainState, path: Path) -> None:
         for slot, value in state.optimizer.state[parameter].items():
             tensors[f"optimizer.{key}.{slot}"] = value
     about = {
-        "format": 1,
         "config": state.config.stored(),
         "device": state.device.type,
         "tokenizer": state.tokenizer.to_json(),
@@ -151,6 +150,14 @@ def config_of(saved: Checkpoint, given: Mapping[str, Value]) -> TrainConfig:
     return TrainConfig.from_dict({**stored, **given, **kept})
 
 
+def network_of(saved: Checkpoint) -> tuple[TrainConfig, Tokenizer]:
+    """The config and the tokenizer in a checkpoint. `UserError` if it lacks one of them."""
+    try:
+        return config_of(saved, {}), from_json(saved.about["tokenizer"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{saved.path} does not describe its network ({error}); use another checkpoint") from error
+
+
 def require_same_network(saved: Checkpoint, given: Mapping[str, Value]) -> None:
     """`UserError` if an option in `given` asks for another network than the checkpoint has."""
     stored = saved.about["config"]
@@ -182,7 +189,7 @@ def require_finite(state: TrainState, loss: Tensor) -> None:
     scaled = state.scaler.is_enabled()  # it leaves out a step whose gradient is not finite
     if not (loss.isfinite() and (scaled or state.grad_norm.isfinite())):
         raise WorldError(
-            f"the loss or its gradient was not finite by step {state.step}; the last checkpoint is from before. "
-            "Go on from it (--init_from resume) with a lower --learning_rate, or more --warmup_iters, a smaller "
-            "--grad_clip, or --dtype float32"
+            f"the loss or its gradient was not finite by step {state.step}; a checkpoint, if there is one, is from "
+            "before that. Go on from it (--init_from resume), or begin again, with a lower --learning_rate, more "
+            "--warmup_iters, a smaller --grad_clip, or --dtype float32"
         )

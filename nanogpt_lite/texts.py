@@ -33,25 +33,33 @@ class Text:
     pieces: Callable[[], Iterator[str]]
 
 
+def name_of(dataset: str) -> str:
+    """The name for a prepared dataset: the given one, or the last part of its path or URL, without an ending."""
+    if dataset.startswith(("http://", "https://")):
+        return _plain_name(Path(download.resource(dataset).cache_name).stem)
+    path = Path(dataset).expanduser()
+    if path.is_dir():
+        return _plain_name(path.resolve().name)
+    if glob.has_magic(dataset):
+        return _plain_name(next((p.name for p in path.parents if not glob.has_magic(str(p))), ""))
+    return dataset if dataset in NAMES else _plain_name(path.stem)
+
+
 def find(dataset: str, *, fetch_again: bool = False, report: Report | None = None) -> Text:
     """The text that a name, URL, file, folder or glob stands for, fetched if need be. `UserError` if there is none."""
+    name, path = name_of(dataset), Path(dataset).expanduser()
     if dataset == "shakespeare_char":
-        return _files_text(dataset, [download.fetch(SHAKESPEARE, again=fetch_again, report=report)])
+        return _files_text(name, [download.fetch(SHAKESPEARE, again=fetch_again, report=report)])
     if dataset == "python_docs":
-        return Text(dataset, "the language reference inside Python (pydoc_data.topics)", _python_docs)
+        return Text(name, "the language reference inside Python (pydoc_data.topics)", _python_docs)
     if dataset.startswith(("http://", "https://")):
-        resource = download.resource(dataset)
-        return _files_text(_plain_name(Path(resource.cache_name).stem), [download.fetch(resource, fetch_again, report)])
-    path = Path(dataset).expanduser()
+        return _files_text(name, [download.fetch(download.resource(dataset), fetch_again, report)])
     if path.is_file():
-        return _files_text(_plain_name(path.stem), [path])
+        return _files_text(name, [path])
     if path.is_dir():
-        return _files_text(_plain_name(path.resolve().name), _files_below(path))
-    if glob.has_magic(dataset):
-        return _files_text(
-            _plain_name(path.parent.resolve().name),
-            map(Path, glob.iglob(str(path), recursive=True)),  # noqa: PTH207 (Path.glob takes no absolute pattern)
-        )
+        return _files_text(name, _files_below(path))
+    if glob.has_magic(dataset):  # Path.glob takes no absolute pattern
+        return _files_text(name, map(Path, glob.iglob(str(path), recursive=True)))  # noqa: PTH207
     near = difflib.get_close_matches(dataset, NAMES, n=1)
     remedy = f"did you mean {near[0]}?" if near else f"give one of {', '.join(NAMES)}, or the path or URL of a text"
     raise UserError(f"there is no dataset, file or folder {dataset!r}; {remedy}")
@@ -97,9 +105,12 @@ def _read_file(path: Path) -> Iterator[str]:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """All files in a folder and below it, but hidden ones."""
+    """All files in a folder and below it, but hidden ones, and what this program wrote there."""
+    prepared = {path.parent for path in folder.rglob("train.bin")}
+    runs = {path.parent for path in folder.rglob("metrics.jsonl")}
     for path in folder.rglob("*"):
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if not hidden and path.parent not in prepared | runs:
             yield path
 
 

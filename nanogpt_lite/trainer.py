@@ -1,7 +1,7 @@
 """One step, one evaluation, and the loop: a generator of records.
 
 Between two records the state is whole, so whoever iterates may stop, draw a sample or copy the run's folder
-there. Where records are written is left to `logs`, what a run's folder is called to `pipeline`.
+there. Where records are written is left to `logs`, what a run's folder is called to `runs`.
 """
 
 import math
@@ -63,7 +63,7 @@ def train(
         yield _start_record(state, out_dir, len(train_tokens))
         begun = time.monotonic()
         while True:
-            reason = "interrupted" if stop() else _finished(state, time.monotonic() - begun)
+            reason = "interrupted" if stop() else finished(state, time.monotonic() - begun)
             if _evaluation_due(state, reason):
                 clock.stop()
                 val_loss = evaluate(state, val_tokens, stop)
@@ -76,8 +76,12 @@ def train(
                 continue  # it may have been the last evaluation, or cut short by a request to stop
             if reason:
                 break
+            batch = next(train_batches, None)
+            if batch is None:
+                reason = "batches"
+                break
             clock.start()
-            train_step(state, forward, next(train_batches))
+            train_step(state, forward, batch)
             if every(config.log_interval, state.step) or every(config.sample_interval, state.step):
                 clock.stop()
                 yield _step_record(state, clock)
@@ -105,6 +109,7 @@ def train_step(state: TrainState, forward: Callable[..., Any], batch: Batch) -> 
     """One optimizer step on a batch of (rows, T) inputs and targets, in `gradient_accumulation_steps` equal parts."""
     config, device = state.config, state.device
     parts = config.gradient_accumulation_steps
+    assert len(batch[0]) == config.batch_size * parts, f"a step takes {config.batch_size * parts} rows"
     for group in state.optimizer.param_groups:
         group["lr"] = optim.learning_rate(state.step, config)
     state.model.train()
@@ -200,8 +205,8 @@ class _Clock:
         return steps / seconds if seconds else 0.0
 
 
-def _finished(state: TrainState, seconds: float) -> str:
-    """Why the run is at its end, or an empty text."""
+def finished(state: TrainState, seconds: float = 0.0) -> str:
+    """Why the run is at its end after `seconds` of this call, or an empty text."""
     config, best = state.config, state.best_val_loss
     if state.step >= config.max_iters:
         return "max_iters"
@@ -239,13 +244,12 @@ def _take_in(state: TrainState, val_loss: float) -> EvalRecord:
 
 def _start_record(state: TrainState, out_dir: Path, train_tokens: int) -> StartRecord:
     config = state.config
-    tokens_per_step = config.batch_size * config.gradient_accumulation_steps * config.block_size
     return StartRecord(
         step=state.step,
         out_dir=str(out_dir),
         parameters=state.model.num_parameters(),
-        tokens_per_step=tokens_per_step,
-        epochs=config.max_iters * tokens_per_step / train_tokens,
+        tokens_per_step=config.tokens_per_step,
+        epochs=config.max_iters * config.tokens_per_step / train_tokens,
         max_iters=config.max_iters,
         device=runtime.device_name(state.device),
         dtype=config.dtype,
@@ -256,13 +260,12 @@ def _start_record(state: TrainState, out_dir: Path, train_tokens: int) -> StartR
 def _step_record(state: TrainState, clock: _Clock) -> StepRecord:
     require_finite(state, state.since_log.total)
     config = state.config
-    tokens_per_step = config.batch_size * config.gradient_accumulation_steps * config.block_size
-    tokens_per_second = clock.steps_per_second() * tokens_per_step
+    tokens_per_second = clock.steps_per_second() * config.tokens_per_step
     return StepRecord(
         step=state.step,
         loss=state.since_log.take(),
         learning_rate=optim.learning_rate(state.step - 1, config),
-        grad_norm=state.grad_norm.item(),
+        grad_norm=state.grad_norm.item() if state.grad_norm.isfinite() else None,
         tokens_per_second=tokens_per_second,
         mfu=mfu(tokens_per_second, state.model.flops_per_token(), runtime.device_name(state.device), config.dtype),
         seconds=state.seconds,

@@ -106,11 +106,12 @@ def test_a_file_can_be_read_by_whom_any_new_file_can_be_read(tmp_path):
 def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path):
     (tmp_path / "kept.tmp").touch()
     (tmp_path / ".hidden").touch()
-    interrupted = files.atomic(tmp_path / "file")
-    interrupted.__enter__().touch()
-    assert len(names(tmp_path)) == 3
+    (tmp_path / ".notes.1.tmp").touch()
+    for name in ("last.safetensors", "step_000010.safetensors", "config.json", "metrics.jsonl", "loss.png"):
+        files.atomic(tmp_path / name).__enter__().touch()
+    assert len(names(tmp_path)) == 8
     files.remove_leftovers(tmp_path)
-    assert names(tmp_path) == [".hidden", "kept.tmp"]
+    assert names(tmp_path) == [".hidden", ".notes.1.tmp", "kept.tmp"]
 
 
 def shuffled(value):

@@ -161,6 +161,94 @@ def test_nothing_is_overwritten_unasked(trained):
     assert trained.metrics[-1]["step"] == 5
 
 
+def test_a_run_is_replaced_only_when_the_new_one_is_possible(trained, text_file):
+    (trained.out_dir / "mine.safetensors").write_bytes(b"foreign weights")
+    before = (trained.out_dir / "best.safetensors").read_bytes()
+    again = {"out_dir": trained.out_dir, "overwrite": True}
+    for mistake in ({"dataset": "typo.txt"}, {"device": "cuda:77"}, {"block_size": 10**6}, {"init_from": "nowhere"}):
+        with pytest.raises(ng.UserError):
+            ng.train(**{**TINY, "dataset": "bottles.txt", **again, **mistake})
+    assert (trained.out_dir / "best.safetensors").read_bytes() == before
+    ng.train("bottles.txt", **again, **{**TINY, "max_iters": 1})
+    assert (trained.out_dir / "mine.safetensors").read_bytes() == b"foreign weights"
+
+
+def test_files_of_others_in_the_folder_of_a_run_stay(text_file):
+    (text_file.parent / "results").mkdir()
+    (text_file.parent / "results/loss.txt").write_text("mine")
+    (text_file.parent / "results/.draft.tmp").write_text("mine")
+    ng.train("bottles.txt", out_dir="results", **{**TINY, "max_iters": 1})
+    assert (text_file.parent / "results/loss.txt").read_text() == "mine"
+    assert (text_file.parent / "results/.draft.tmp").read_text() == "mine"
+
+
+def test_prepared_data_serves_when_the_text_is_gone(trained, text_file):
+    text_file.unlink()
+    ng.train(out_dir=trained.out_dir, init_from="resume", max_iters=21)
+    assert ng.evaluate(trained)["step"] == 21
+
+
+def test_a_prepared_dataset_is_remembered_by_what_was_asked_for(text_file):
+    run = ng.train(ng.prepare("bottles.txt"), **{**TINY, "max_iters": 2})
+    assert checkpoint.load(run.out_dir / "last.safetensors").about["config"]["dataset"] == "bottles.txt"
+    dataset = ng.prepare("bottles.txt")
+    text_file.write_text("another text altogether\n" * 50)
+    ng.prepare("bottles.txt")
+    with pytest.raises(ng.UserError, match="another text"):
+        ng.train(dataset, **TINY)
+
+
+def test_evaluating_on_another_text_leaves_its_prepared_data_alone(trained, text_file):
+    (text_file.parent / "other.txt").write_text("9 green bottles; " * 50)
+    other = ng.prepare("other.txt")
+    before = (other.path / "train.bin").read_bytes()
+    assert ng.evaluate(trained, dataset="other.txt")["val_tokens"] == len(other.val)
+    assert (other.path / "train.bin").read_bytes() == before
+
+
+def test_a_file_of_options_serves_a_resume_too(trained, text_file):
+    ng.train("bottles.txt", **{**TINY, "max_iters": 1})  # a newer run, which is not meant
+    options = {"out_dir": str(trained.out_dir), "init_from": "resume", "max_iters": 7, "max_seconds": 500}
+    (text_file.parent / "options.json").write_text(json.dumps(options))
+    run = ng.train(config="options.json", max_iters=22)
+    assert run == trained
+    config = json.loads((trained.out_dir / "config.json").read_text())["config"]
+    assert (config["max_iters"], config["max_seconds"]) == (22, 500)
+    with pytest.raises(ng.UserError, match="unknown preset"):
+        ng.train(init_from="resume", preset="typo")
+
+
+def test_whole_numbers_given_for_numbers_are_the_same_run(text_file):
+    tiny = {**TINY, "max_iters": 2}
+    one, other = (ng.train("bottles.txt", **{**tiny, "dropout": zero}) for zero in (0, 0.0))
+    files = [(run.out_dir / "last.safetensors").read_bytes() for run in (one, other)]
+    assert files[0] == files[1]
+
+
+def test_float16_runs_whose_scaler_leaves_steps_out_are_logged(text_file, monkeypatch):
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda *args, **options: scaler(*args, init_scale=2.0**24, **options))
+    run = ng.train("bottles.txt", dtype="float16", log_interval=1, **TINY)
+    norms = [record["grad_norm"] for record in run.metrics if record["kind"] == "step"]
+    assert norms[0] is None
+    assert isinstance(norms[-1], float)
+
+
+def test_run_tells_a_mistake_in_sampling_before_it_trains(text_file):
+    tiny = {**TINY, "dataset": "bottles.txt"}
+    for mistake in ({"top_p": 7.0}, {"start": "FILE:missing.txt"}, {"start": "é"}):
+        with pytest.raises(ng.UserError):
+            pipeline.run(**tiny, **mistake)
+    assert not list(text_file.parent.glob("runs/*/*.safetensors"))
+
+
+def test_run_goes_on_with_a_run_on_any_text(trained):
+    run, pieces = pipeline.run(init_from="resume", max_iters=21, max_new_tokens=5)
+    assert run == trained
+    assert run.metrics[-1]["step"] == 21
+    assert len("".join(piece[0] for piece in pieces)) == 6
+
+
 def test_runs_get_the_next_free_name_and_the_newest_is_found(trained):
     second = ng.train("bottles.txt", **TINY)
     assert second.out_dir.name == "bottles-2"
@@ -185,6 +273,7 @@ def test_last_serves_where_there_is_no_best_yet(trained):
 def test_another_text_under_a_run_is_an_error(trained, text_file):
     for text in (text_file.read_text()[:-1], "a text with new characters: é" * 20):
         text_file.write_text(text)
+        ng.prepare("bottles.txt")  # until then the prepared data serves
         with pytest.raises(ng.UserError, match=r"another text than .* trained on.*--init_from"):
             ng.train(out_dir=trained.out_dir, init_from="resume", max_iters=30)
         with pytest.raises(ng.UserError, match="another text"):

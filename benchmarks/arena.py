@@ -25,7 +25,7 @@ MUCH = 0.1  # of a core: when others take more, the time of a run counts for lit
 
 
 @dataclass(frozen=True)
-class Workplace:
+class Arena:
     """The folder, with the data and with a folder for either program."""
 
     folder: Path
@@ -82,10 +82,10 @@ def require_clone(clone: Path) -> None:
             )
 
 
-def furnish(folder: Path, clone: Path) -> Workplace:
+def furnish(folder: Path, clone: Path) -> Arena:
     """Put a copy of nanoGPT into a folder, and the data, which each program prepares for itself."""
     dataset = ng.prepare("shakespeare_char", out_dir=folder / "ours" / DATA)
-    place = Workplace(folder, runtime.resolve_threads(0), dataset)
+    place = Arena(folder, runtime.resolve_threads(0), dataset)
     for name in NEEDED:
         (place.theirs / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(clone / name, place.theirs / name)
