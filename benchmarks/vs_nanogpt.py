@@ -71,8 +71,8 @@ TRAINING = Row(
     part="train",
     name="cpu recipe",
     unit="s",
-    note="whole process; with each program's own evaluations: of the whole val split in nanogpt_lite, from 20 random "
-    "batches of each split in nanoGPT",
+    note="whole process; with each program's own evaluations: of the whole val split every 500 steps in nanogpt_lite, "
+    "from 20 random batches of each split every 250 steps in nanoGPT",
     least_ratio=1,
 )
 STEP = Row(part="train", name="cpu recipe, a step", unit="ms", note="median over the run, then over the runs")
@@ -205,7 +205,7 @@ def train(arena: Arena, *, max_iters: int) -> Pair:
     usual = ng.TrainConfig.eval_interval
     interval = max_iters if max_iters % usual else usual  # nanoGPT saves at an evaluation only: one has to come last
     decay = max(max_iters, ng.TrainConfig.warmup_iters + 1)  # without a step of decay nanoGPT divides by zero
-    length = [f"--max_iters={max_iters}", f"--eval_interval={interval}", f"--lr_decay_iters={decay}"]
+    length = [f"--max_iters={max_iters}", f"--lr_decay_iters={decay}"]
 
     def measure_ours() -> Values:
         run = ng.Run(arena.ours / "runs" / "cpu")
@@ -219,7 +219,7 @@ def train(arena: Arena, *, max_iters: int) -> Pair:
     def measure_theirs() -> Values:
         out_dir = arena.theirs / "out"
         # without always_save_checkpoint it keeps the weights that its own estimate finds best, not the last ones
-        more = ["--always_save_checkpoint=True", f"--out_dir={out_dir}"]
+        more = [f"--eval_interval={interval}", "--always_save_checkpoint=True", f"--out_dir={out_dir}"]
         printed, seconds = arena.call(arena.theirs, "train.py", *README_COMMAND, *length, *more)
         steps = [float(shown) for shown in re.findall(r"^iter \d+: loss .*, time ([\d.]+)ms", printed, re.MULTILINE)]
         loss = arena.probe("evaluate_theirs", out_dir / "ckpt.pt", arena.theirs / DATA / "val.bin")["val_loss"]
