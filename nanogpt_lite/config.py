@@ -109,7 +109,12 @@ class RuntimeConfig(Options):
         "number format of the matrix products; float16 trains with a loss scaler",
         one_of("auto", "float32", "bfloat16", "float16"),
     )
-    threads: int = option(0, "CPU threads; 0: all that this process may use, at most 16", at_least(0), unit="threads")
+    threads: int = option(
+        0,
+        "CPU threads; 0: all that this process may use, at most 16",
+        at_least(0),
+        unit="threads",
+    )
     seed: int = option(1337, "source of all randomness", from_to(0, 2**63 - 1))
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+import torch
+
 from nanogpt_lite import batches, datasets, runs, runtime, sampling, trainer
 from nanogpt_lite import checkpoint as checkpoints
 from nanogpt_lite import config as configs
@@ -198,9 +200,10 @@ def pieces(run: RunLike = None, **options: Value) -> Iterator[list[str]]:
     """`num_samples` texts at once as they are made: lists of what is new in each, the prompt first."""
     settings = SampleConfig.from_dict(options)
     model, tokenizer, _ = _load(run, settings)
+    sampling.lay_out_for_decoding(model)
     prompt = _read_prompt(settings.start) if "start" in options else _default_prompt(tokenizer)
     ids = tokenizer.encode(prompt, what="prompt")
-    with runtime.use_threads(runtime.resolve_threads(settings.threads)):
+    with runtime.use_threads(settings.threads or sampling.decoding_threads(model, settings.num_samples)):
         yield [prompt] * settings.num_samples
         yield from sampling.stream_texts(model, tokenizer, ids, settings)
 
@@ -328,7 +331,8 @@ def _default_dataset(tokenizer: str, console: Console) -> str:
 def _load(run: RunLike, settings: LoadConfig) -> tuple[GPT, Tokenizer, Checkpoint]:
     saved = checkpoints.load(runs.find_checkpoint(run, settings.checkpoint), prefix="model.")
     config, tokenizer = network_of(saved)
-    model = GPT(config.part(NetworkConfig), tokenizer.vocab_size)
+    with runtime.seeded(torch.device("cpu")):  # its first weights are drawn, and at once replaced
+        model = GPT(config.part(NetworkConfig), tokenizer.vocab_size)
     load_weights(model, saved)
     dtype = "float32" if settings.dtype == "auto" else settings.dtype
     model.to(runtime.resolve_device(settings.device), runtime.DTYPES[dtype])

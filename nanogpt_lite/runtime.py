@@ -76,6 +76,17 @@ def use_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextlib.contextmanager
+def few_rows(dtype: torch.dtype) -> Iterator[None]:
+    """Compute on a few rows on the CPU without oneDNN, which in float32 takes longer to set up than to compute."""
+    before = bool(torch.backends.mkldnn.enabled)
+    torch.backends.mkldnn.enabled = before and dtype != torch.float32  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before  # type: ignore[assignment]
+
+
 def autocast(device: torch.device, dtype: str) -> Any:
     """A context in which matrix products are computed in `dtype`; nothing changes for float32."""
     return torch.autocast(device.type, dtype=DTYPES[dtype], enabled=dtype != "float32")

@@ -314,6 +314,12 @@ def test_samples_in_training_do_not_change_it(text_file):
     assert [len(text) for text in texts] == [pipeline.PREVIEW_TOKENS] * 5
 
 
+def test_drawing_leaves_the_global_random_state_alone(trained):
+    before = torch.get_rng_state()
+    ng.sample(trained, max_new_tokens=5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_prompt_from_a_file(trained, text_file):
     (text_file.parent / "prompt.txt").write_bytes(b"\xef\xbb\xbf10 green\n")
     assert ng.sample(trained, start="FILE:prompt.txt", max_new_tokens=3)[0].startswith("10 green\n")

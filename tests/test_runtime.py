@@ -92,3 +92,12 @@ def test_out_of_memory_is_told_from_other_faults():
     assert runtime.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert runtime.is_out_of_memory(MemoryError())
     assert not runtime.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_onednn_is_off_for_a_few_rows_of_float32_and_on_again():
+    assert torch.backends.mkldnn.enabled
+    with runtime.few_rows(torch.float32):
+        assert not torch.backends.mkldnn.enabled
+    with runtime.few_rows(torch.bfloat16):
+        assert torch.backends.mkldnn.enabled
+    assert torch.backends.mkldnn.enabled
