@@ -120,7 +120,7 @@ def _download(url: str, path: Path, report: Report | None) -> None:
 def _short(error: Exception | None) -> str:
     """The first reason that a chain of network errors gives, without the addresses of Python objects."""
     text = str(error)
-    inner = re.search(r"\(Caused by \w+\([\"']?(?:<[^>]*>: ?)?(.*?)[\"']?\)\)", text)
+    inner = re.search(r"\(Caused by \w+\([\"']?(?:<[^>]*>: ?|\w+\(host=[^)]*\): )?(.*?)[\"']?\)\)", text)
     return (inner.group(1) if inner else text)[:200]
 
 

@@ -30,7 +30,7 @@ def loss_figure(records: Sequence[dict[str, Any]], title: str = "") -> Any:
         losses.annotate(
             f"{best['val_loss']:.4f}",
             (best["step"], best["val_loss"]),
-            xytext=(0, -14),
+            xytext=(0, 8),
             textcoords="offset points",
             ha="center",
             color="tab:orange",
