@@ -104,6 +104,7 @@ def _their_model() -> Any:
 def _load_theirs(checkpoint: str) -> Any:
     """The network in one of nanoGPT's checkpoints, ready to draw from."""
     module = _their_model()
+    # nanoGPT has no other format than torch.save's; weights_only executes nothing
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
     model = module.GPT(module.GPTConfig(**saved["model_args"]))
     model.load_state_dict(saved["model"])
