@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from nanogpt_lite import batches, datasets, runs, runtime, sampling, trainer
+from nanogpt_lite import batches, datasets, decoding, runs, runtime, sampling, trainer
 from nanogpt_lite import checkpoint as checkpoints
 from nanogpt_lite import config as configs
 from nanogpt_lite.checkpoint import Checkpoint
@@ -200,10 +200,10 @@ def pieces(run: RunLike = None, **options: Value) -> Iterator[list[str]]:
     """`num_samples` texts at once as they are made: lists of what is new in each, the prompt first."""
     settings = SampleConfig.from_dict(options)
     model, tokenizer, _ = _load(run, settings)
-    sampling.lay_out_for_decoding(model)
+    decoding.prepare_for_decoding(model)
     prompt = _read_prompt(settings.start) if "start" in options else _default_prompt(tokenizer)
     ids = tokenizer.encode(prompt, what="prompt")
-    with runtime.use_threads(settings.threads or sampling.decoding_threads(model, settings.num_samples)):
+    with runtime.use_threads(runtime.resolve_threads(settings.threads)):
         yield [prompt] * settings.num_samples
         yield from sampling.stream_texts(model, tokenizer, ids, settings)
 

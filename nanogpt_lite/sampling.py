@@ -7,14 +7,13 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nanogpt_lite import runtime
 from nanogpt_lite.config import SampleConfig
 from nanogpt_lite.model import GPT, KVCache
 from nanogpt_lite.tokenizer import Ids, Tokenizer
 
-SMALL_NETWORK = 16_000_000  # parameters
 DRAWS = 256  # random numbers made ahead at a time
 
 
@@ -45,21 +44,6 @@ def generate(model: GPT, prompt: Tensor, config: SampleConfig, *, use_cache: boo
         token = choose(logits, draws[:, number % DRAWS], config)
         yield token
         window = torch.cat([window, token[:, None]], dim=1)
-
-
-def lay_out_for_decoding(model: GPT) -> None:
-    """Store the matrices of a network on the CPU column by column, which its products with a few rows read faster.
-
-    Nothing else changes, but such a network is no longer one to train or to save.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and module is not model.lm_head and module.weight.device.type == "cpu":
-            module.weight.data = module.weight.data.t().contiguous().t()
-
-
-def decoding_threads(model: GPT, rows: int) -> int:
-    """CPU threads to draw with: one for a single sample of a small network, where handing out work costs more."""
-    return 1 if rows == 1 and model.num_parameters() <= SMALL_NETWORK else runtime.resolve_threads(0)
 
 
 def prefill(model: GPT, window: Tensor, cache: KVCache | None) -> Tensor:

@@ -15,7 +15,7 @@ ROWS = (
     "errors files",
     "config tokenizer runtime metrics checkpoint download",
     "texts batches model optim logs plots",
-    "datasets state sampling",
+    "datasets state sampling decoding",
     "trainer runs",
     "pipeline",
     "cli",

@@ -158,16 +158,6 @@ def test_a_row_does_not_depend_on_how_many_there_are():
     assert not torch.equal(few, run(model, prompt.expand(2, -1), temperature=1.0, seed=4))
 
 
-def test_the_layout_for_decoding_changes_nothing_but_the_order_in_memory():
-    model, prompt = network(), prompts(3, 4)
-    plain = run(model, prompt, temperature=0.0)
-    weights = [parameter.clone() for parameter in model.parameters()]
-    sampling.lay_out_for_decoding(model)
-    assert all(torch.equal(one, other) for one, other in zip(weights, model.parameters(), strict=True))
-    assert not model.transformer.h[0].mlp.c_fc.weight.is_contiguous()
-    assert torch.equal(run(model, prompt, temperature=0.0), plain)
-
-
 def test_dropout_is_off_and_the_global_random_state_untouched():
     model = network().train()
     before = torch.get_rng_state()
