@@ -200,7 +200,7 @@ def pieces(run: RunLike = None, **options: Value) -> Iterator[list[str]]:
     """`num_samples` texts at once as they are made: lists of what is new in each, the prompt first."""
     settings = SampleConfig.from_dict(options)
     model, tokenizer, _ = _load(run, settings)
-    decoding.prepare_for_decoding(model)
+    decoding.prepare_for_decoding(model, settings.num_samples)
     prompt = _read_prompt(settings.start) if "start" in options else _default_prompt(tokenizer)
     ids = tokenizer.encode(prompt, what="prompt")
     with runtime.use_threads(runtime.resolve_threads(settings.threads)):

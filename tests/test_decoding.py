@@ -1,4 +1,4 @@
-"""Blocked linear layers against PyTorch's own, and drawing text with them against drawing without."""
+"""Linear layers for few rows against PyTorch's own, and drawing text with them against drawing without."""
 
 import pytest
 import torch
@@ -10,6 +10,8 @@ from nanogpt_lite import decoding, sampling
 from nanogpt_lite.config import NetworkConfig, SampleConfig
 from nanogpt_lite.model import GPT
 
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
+
 
 def network(n_embd=24, bias=True, dtype=torch.float32):
     torch.manual_seed(0)
@@ -19,33 +21,56 @@ def network(n_embd=24, bias=True, dtype=torch.float32):
     return model
 
 
+def kinds(model):
+    return {type(module) for module in model.transformer.modules() if "Linear" in type(module).__name__}
+
+
+sizes = st.integers(1, 100)
+
+
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 100), st.integers(1, 100), st.integers(1, 40), st.booleans())
+@given(sizes, sizes, st.integers(1, 40), st.booleans())
 def test_a_blocked_layer_is_a_linear_layer(c_in, c_out, rows, bias):
-    linear = nn.Linear(c_in, c_out, bias=bias)
-    x = torch.randn(2, rows, c_in)
+    linear, x = nn.Linear(c_in, c_out, bias=bias), torch.randn(2, rows, c_in)
     with torch.inference_mode():
         torch.testing.assert_close(decoding.BlockedLinear(linear)(x), linear(x), rtol=1e-5, atol=1e-5)
 
 
+@needs_onednn
+@settings(max_examples=60, deadline=None)
+@given(sizes, sizes, st.integers(1, 40), st.integers(1, 40), st.booleans())
+def test_a_packed_layer_is_a_linear_layer_for_any_number_of_rows(c_in, c_out, expected, rows, bias):
+    linear, x = nn.Linear(c_in, c_out, bias=bias), torch.randn(2, rows, c_in)
+    with torch.inference_mode():
+        torch.testing.assert_close(decoding.PackedLinear(linear, expected)(x), linear(x), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("n_embd", [24, 96])  # neither and both multiples of a block's columns
 @pytest.mark.parametrize("bias", [True, False])
-def test_text_is_the_same_past_block_size(n_embd, bias):
+@pytest.mark.parametrize(
+    ("rows", "kind"), [(1, decoding.BlockedLinear), pytest.param(3, decoding.PackedLinear, marks=needs_onednn)]
+)
+def test_text_is_the_same_past_block_size(n_embd, bias, rows, kind):
     model = network(n_embd, bias)
-    prompt = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    prompt = torch.randint(11, (rows, 3), generator=torch.Generator().manual_seed(1))
 
     def draw():
         return torch.stack(list(sampling.generate(model, prompt, SampleConfig(max_new_tokens=40))))
 
     plain = draw()
-    linear = [module for module in model.modules() if type(module) is nn.Linear]
-    decoding.prepare_for_decoding(model)
-    assert len(linear) == 2 * 4 + 1
-    assert [module for module in model.modules() if type(module) is nn.Linear] == [model.lm_head]
+    decoding.prepare_for_decoding(model, rows)
+    assert kinds(model) == {kind}
     assert torch.equal(draw(), plain)
+
+
+def test_without_onednn_several_rows_take_blocks(monkeypatch):
+    model = network()
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    decoding.prepare_for_decoding(model, 3)
+    assert kinds(model) == {decoding.BlockedLinear}
 
 
 def test_lower_precision_is_left_alone():
     model = network(dtype=torch.bfloat16)
-    decoding.prepare_for_decoding(model)
-    assert not any(isinstance(module, decoding.BlockedLinear) for module in model.modules())
+    decoding.prepare_for_decoding(model, 1)
+    assert kinds(model) == {nn.Linear}
