@@ -112,7 +112,8 @@ def train_step(state: TrainState, forward: Callable[..., Any], batch: Batch) -> 
     assert len(batch[0]) == config.batch_size * parts, f"a step takes {config.batch_size * parts} rows"
     for group in state.optimizer.param_groups:
         group["lr"] = optim.learning_rate(state.step, config)
-    state.model.train()
+    if not state.model.training:  # to ask takes no time, to set it walks through all modules
+        state.model.train()
     step_loss = torch.zeros((), device=device)
     for part, (x, y) in enumerate(zip(*(half.chunk(parts) for half in batch), strict=True)):
         with runtime.seeded(device, config.seed, state.step, part) if config.dropout else nullcontext():
