@@ -1,5 +1,6 @@
 """The network against Hugging Face's GPT-2, which is not ours, and against itself in other ways of calling it."""
 
+import dataclasses
 import math
 
 import pytest
@@ -40,9 +41,9 @@ def huggingface_twin(model):
             n_layer=config.n_layer,
             n_head=config.n_head,
             activation_function="gelu",
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
+            resid_pdrop=config.dropout,
+            embd_pdrop=config.dropout,
+            attn_pdrop=config.dropout,
             bos_token_id=0,
             eos_token_id=0,
         )
@@ -68,6 +69,20 @@ def test_logits_and_loss_equal_huggingface(twins):
     expected = twin(x).logits
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(loss, F.cross_entropy(expected.flatten(0, 1), tokens(4, 16, seed=2).flatten()))
+
+
+def test_dropout_falls_where_huggingfaces_does():
+    """Both draw their masks in the order of the network, so the same seed gives the same ones."""
+    model = network(dataclasses.replace(SMALL, dropout=0.3))
+    twin, x = huggingface_twin(model), tokens(4, 16)
+    dropped = []
+    for network_in_training in (model.train(), twin.train()):
+        torch.manual_seed(3)
+        out = network_in_training(x)
+        dropped.append(out[0] if isinstance(out, tuple) else out.logits)
+    torch.testing.assert_close(*dropped, rtol=1e-5, atol=1e-5)
+    torch.manual_seed(4)
+    assert not torch.allclose(model(x)[0], dropped[0], atol=0.1)
 
 
 def test_gradient_of_every_parameter_equals_huggingface(twins):
