@@ -75,6 +75,13 @@ def test_filters_equal_brute_force(row, top_k, top_p, min_p):
         assert all(got[i].item() == pytest.approx(logits[i]) for i in kept)
 
 
+def test_limits_that_are_met_exactly():
+    """Two tokens of probability 1/2 each: the first alone makes up top_p, both are as likely as the likeliest."""
+    halves = torch.zeros(1, 2)
+    assert sampling.filter_logits(halves, SampleConfig(top_p=0.5)).isfinite().tolist() == [[True, False]]
+    assert sampling.filter_logits(halves, SampleConfig(min_p=1.0)).isfinite().tolist() == [[True, True]]
+
+
 def test_top_k_keeps_ties_as_nanogpt_does():
     filtered = sampling.filter_logits(torch.tensor([[1.0, 2.0, 2.0, 0.0]]), SampleConfig(top_k=1))
     assert filtered.isfinite().tolist() == [[False, True, True, False]]
@@ -109,6 +116,15 @@ def test_uniform_numbers_are_one_sequence_per_row():
         np.testing.assert_allclose(sequence[row], bits / 2**64, atol=2**-24)
     assert sequence.min() >= 0
     assert sequence.max() < 1
+
+
+def test_each_token_takes_the_next_number_of_its_row(monkeypatch):
+    taken = []
+    monkeypatch.setattr(sampling, "choose", lambda logits, draws, _: taken.append(draws) or logits.argmax(dim=-1))
+    run(network(), prompts(2, 3), max_new_tokens=600, seed=9)
+    for row in range(2):
+        bits = np.random.Philox(key=[9, row]).random_raw(600)
+        np.testing.assert_allclose(torch.stack(taken)[:, row], bits / 2**64, atol=2**-24)
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 5, 12])
@@ -196,6 +212,11 @@ def test_bytes_stream_as_whole_characters(text):
     pieces = [piece[0] for piece in stream(ByteTokenizer(), [octets])]
     assert "".join(pieces) == text
     assert all(piece == "" or piece in text for piece in pieces)
+
+
+def test_a_text_that_ends_within_a_character_shows_that():
+    octets = list("a€".encode()[:-1])
+    assert sampling.texts(stream(ByteTokenizer(), [octets])) == ["a\ufffd"]
 
 
 def test_generation_ends_when_all_rows_have_stopped():
