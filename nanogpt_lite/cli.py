@@ -103,7 +103,7 @@ def _run(given: Given) -> None:
     from nanogpt_lite import pipeline
 
     _, pieces = pipeline.run(**given)
-    _print_samples(pieces)
+    print_samples(pieces)
 
 
 def _prepare(given: Given) -> None:
@@ -125,7 +125,7 @@ def _train(given: Given) -> None:
 def _sample(given: Given) -> None:
     from nanogpt_lite import pipeline
 
-    _print_samples(pipeline.pieces(_chosen_run(given), **given))
+    print_samples(pipeline.pieces(_chosen_run(given), **given))
 
 
 def _eval(given: Given) -> None:
@@ -157,16 +157,18 @@ def _chosen_run(given: Given) -> "Run":
     return run
 
 
-def _print_samples(pieces: Iterator[list[str]]) -> None:
-    """The first sample as it comes, the others after it, in order, with a line between two."""
-    others: list[list[str]] = []
-    for first, *rest in pieces:
-        print(first, end="", flush=True)
-        others.append(rest)
+def print_samples(pieces: Iterator[list[str]]) -> list[str]:
+    """Print the first sample as it comes, the others after it, in order, with a line between two; all of them."""
+    samples: list[list[str]] = []
+    for new in pieces:
+        print(new[0], end="", flush=True)
+        samples.append(new)
     print()
-    for text in map("".join, zip(*others, strict=True)):
+    texts = ["".join(row) for row in zip(*samples, strict=True)]
+    for text in texts[1:]:
         print("---------------")
         print(text)
+    return texts
 
 
 _PRESET = {"preset": f"named values: {', '.join(config.PRESETS)}; without one, what fits the device"}

@@ -3,16 +3,14 @@
 The only place that joins the parts. `cli` calls it, and so does who imports the package.
 """
 
-import dataclasses
-import inspect
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -23,7 +21,6 @@ from nanogpt_lite.checkpoint import Checkpoint
 from nanogpt_lite.config import (
     LoadConfig,
     NetworkConfig,
-    Options,
     RunConfig,
     SampleConfig,
     TrainConfig,
@@ -36,30 +33,14 @@ from nanogpt_lite.logs import Console, MetricsFile
 from nanogpt_lite.metrics import Record, SampleRecord, StartRecord, StepRecord
 from nanogpt_lite.model import GPT
 from nanogpt_lite.runs import Run, RunLike
+from nanogpt_lite.signatures import with_options
 from nanogpt_lite.state import TrainState, config_of, load_weights, network_of, require_same_network, restore, start
 from nanogpt_lite.tokenizer import Tokenizer
 
 PREVIEW_TOKENS = 200  # the length of a sample in the middle of training
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def with_options(kind: type[Options]) -> Callable[[Function], Function]:
-    """Show a function's `**options` as the options of `kind` they are, for help() and completion."""
-
-    def show(function: Function) -> Function:
-        signature = inspect.signature(function)
-        fixed = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        taken = {parameter.name for parameter in fixed}
-        options = [
-            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
-            for f in dataclasses.fields(kind)
-            if f.name not in taken
-        ]
-        function.__signature__ = signature.replace(parameters=[*fixed, *options])  # type: ignore[attr-defined]
-        return function
-
-    return show
+Loaded = tuple[GPT, Tokenizer]
+"""A trained network and its tokenizer, as `load` returns them."""
 
 
 @with_options(TrainConfig)
@@ -81,7 +62,7 @@ def train(
     longer finite. `Interrupted` (a KeyboardInterrupt): Ctrl-C or SIGTERM, after the state has been saved.
     """
     with closing(Console()) as console:
-        return _watch(
+        return watch(
             training(dataset, preset=preset, config=config, overwrite=overwrite, console=console, **options), console
         )
 
@@ -163,13 +144,13 @@ def run(
         if prompt is not None:
             data = json.loads((Path(first.out_dir) / "config.json").read_text(encoding="utf-8"))["dataset"]["path"]
             datasets.prepare(data).tokenizer.encode(prompt, what="prompt")
-        trained = _watch(itertools.chain([first], records), console)
+        trained = watch(itertools.chain([first], records), console)
         if find_spec("matplotlib"):
             console.note(f"loss curves: {trained.save_plot()}")
     return trained, pieces(trained, **for_sampling)
 
 
-def _watch(records: Iterable[Record], console: Console) -> Run:
+def watch(records: Iterable[Record], console: Console) -> Run:
     """Show records as they come; the run that they tell of."""
     out_dir = Path()
     for record in records:
@@ -180,7 +161,7 @@ def _watch(records: Iterable[Record], console: Console) -> Run:
 
 
 @with_options(SampleConfig)
-def sample(run: RunLike = None, **options: Value) -> list[str]:
+def sample(run: RunLike | Loaded = None, **options: Value) -> list[str]:
     """Draw `num_samples` texts, each with its prompt, from a trained run. Any option of `SampleConfig` is a keyword.
 
     `UserError` if there is no checkpoint, or if the prompt cannot be encoded.
@@ -189,18 +170,24 @@ def sample(run: RunLike = None, **options: Value) -> list[str]:
 
 
 @with_options(SampleConfig)
-def stream(run: RunLike = None, **options: Value) -> Iterator[str]:
+def stream(run: RunLike | Loaded = None, **options: Value) -> Iterator[str]:
     """One text as it is made, piece by piece, its prompt first. The options of `sample`, but `num_samples`."""
     for piece in pieces(run, **{**options, "num_samples": 1}):
         yield piece[0]
 
 
 @with_options(SampleConfig)
-def pieces(run: RunLike = None, **options: Value) -> Iterator[list[str]]:
-    """`num_samples` texts at once as they are made: lists of what is new in each, the prompt first."""
+def pieces(run: RunLike | Loaded = None, **options: Value) -> Iterator[list[str]]:
+    """`num_samples` texts at once as they are made: lists of what is new in each, the prompt first.
+
+    `run` may be what `load` returned, for many calls after one loading.
+    """
     settings = SampleConfig.from_dict(options)
-    model, tokenizer, _ = _load(run, settings)
-    decoding.prepare_for_decoding(model, settings.num_samples)
+    if isinstance(run, tuple):
+        model, tokenizer = run
+    else:
+        model, tokenizer, _ = _load(run, settings)
+        decoding.prepare_for_decoding(model, settings.num_samples)
     prompt = _read_prompt(settings.start) if "start" in options else _default_prompt(tokenizer)
     ids = tokenizer.encode(prompt, what="prompt")
     with runtime.use_threads(runtime.resolve_threads(settings.threads)):
@@ -209,7 +196,7 @@ def pieces(run: RunLike = None, **options: Value) -> Iterator[list[str]]:
 
 
 @with_options(LoadConfig)
-def load(run: RunLike = None, **options: Value) -> tuple[GPT, Tokenizer]:
+def load(run: RunLike = None, **options: Value) -> Loaded:
     """The trained network of a run, ready to draw from, and its tokenizer. Any option of `LoadConfig` is a keyword.
 
     `dtype` is that of the weights, float32 for "auto". `UserError` if there is no such checkpoint, or if it is

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from nanogpt_lite import files, logs, plots
+from nanogpt_lite import __version__, files, logs, plots
 from nanogpt_lite.checkpoint import SUFFIX
 from nanogpt_lite.datasets import Dataset
 from nanogpt_lite.errors import UserError
@@ -133,7 +133,8 @@ def write_config(state: TrainState, data: Dataset, out_dir: Path) -> None:
         "dataset": {"path": str(data.path), "sha256": data.sha256, "vocab_size": data.tokenizer.vocab_size},
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("nanogpt-lite", "torch", "numpy")},
+            "nanogpt-lite": __version__,  # it may be imported from a folder, as on Modal, and not be installed
+            **{name: version(name) for name in ("torch", "numpy")},
         },
     }
     files.write_json(out_dir / "config.json", content)

@@ -14,10 +14,11 @@ FOLDER = Path(nanogpt_lite.__file__).parent
 ROWS = (
     "errors files",
     "config tokenizer runtime metrics checkpoint download",
-    "texts batches model optim logs plots",
+    "texts batches model optim logs plots signatures sweeps",
     "datasets state sampling decoding",
     "trainer runs",
     "pipeline",
+    "volumes",
     "cli",
     "__main__",
 )

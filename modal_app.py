@@ -1,0 +1,233 @@
+"""The road on Modal: a text is prepared on a CPU, a network trained and sampled on a GPU, all kept on a Volume.
+
+    modal run modal_app.py                                  prepare, train, sample
+    modal run modal_app.py --dataset my.txt --gpu H100      a text of yours, another GPU
+    modal run modal_app.py::train --max-iters=2000          one step of it, with any option of the library
+    modal run modal_app.py::sample --start "ROMEO:"
+
+Nothing is computed here. The functions call the library, which works in the container's own folder and keeps what
+it makes on the Volume: /data/datasets/NAME and /data/runs/NAME (`nanogpt_lite.volumes`).
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import modal
+
+from nanogpt_lite import sweeps
+from nanogpt_lite.config import DataConfig, LoadConfig, RunConfig, SampleConfig, TrainConfig
+from nanogpt_lite.errors import UserError
+from nanogpt_lite.signatures import with_flags
+
+if TYPE_CHECKING:
+    from nanogpt_lite.volumes import Here
+
+VOLUME = "nanogpt-lite"
+MOUNT = os.environ.get("NANOGPT_MOUNT", "/data")
+GPU = os.environ.get("NANOGPT_GPU", "A100-40GB")  # TYPE, TYPE:COUNT, or several of them, the preferred one first
+DAY = 24 * 60 * 60  # seconds; the longest that Modal lets an attempt run
+
+# Dollars a second, from https://modal.com/pricing as listed in May 2026. CPU and memory come on top.
+PRICES = {
+    "T4": 0.000164,
+    "L4": 0.000222,
+    "A10": 0.000306,
+    "L40S": 0.000542,
+    "A100-40GB": 0.000583,
+    "A100-80GB": 0.000694,
+    "RTX-PRO-6000": 0.000842,
+    "H100": 0.001097,
+    "H200": 0.001261,
+    "B200": 0.001736,
+}
+
+app = modal.App("nanogpt-lite")
+volume = modal.Volume.from_name(VOLUME, create_if_missing=True, version=2)
+image = (
+    modal.Image.debian_slim(python_version="3.12")
+    .pip_install_from_pyproject(str(Path(__file__).with_name("pyproject.toml")), optional_dependencies=["image"])
+    .add_local_python_source("nanogpt_lite")
+)
+
+on_volume: dict[str, Any] = {"image": image, "volumes": {MOUNT: volume}}
+on_gpu: dict[str, Any] = {**on_volume, "gpu": GPU.split(",")}
+
+
+@app.function(**on_volume, cpu=2, timeout=DAY)
+@with_flags(DataConfig, overwrite=bool)
+def prepare_data(dataset: str = DataConfig.dataset, **options: Any) -> str:
+    """Write a text as token ids to the Volume, unless it is there: a name, a URL, or a text that was sent up."""
+    from nanogpt_lite import volumes
+
+    prepared = str(volumes.prepare(home(), dataset, **options))
+    print(prepared)
+    return prepared
+
+
+# A mistake in the options is tried again too, since Modal cannot tell it from a crash; hence not the 10 it allows.
+@app.function(
+    **on_gpu, timeout=DAY, retries=modal.Retries(max_retries=3, initial_delay=0.0), single_use_containers=True
+)
+@with_flags(TrainConfig, preset=str, overwrite=bool)
+def train(**options: Any) -> dict[str, Any]:
+    """Train a network, or go on with the run `out_dir` (a name; the dataset's if there is none) from its last state."""
+    from nanogpt_lite import volumes
+
+    with bill():
+        run = volumes.train(home(), owner=modal.current_input_id() or "", **options)
+    print(f"bring it home: modal volume get {VOLUME} runs/{run.out_dir.name} runs/")
+    return {"run": run.out_dir.name, "best_val_loss": run.best_val_loss}
+
+
+@app.function(**on_gpu, timeout=DAY)
+@with_flags(SampleConfig, out_dir=str)
+def sample(out_dir: str = "", **options: Any) -> list[str]:
+    """Draw text from the run `out_dir` (a name; the newest if there is none), shown as it is made."""
+    import nanogpt_lite as ng
+    from nanogpt_lite import volumes
+    from nanogpt_lite.cli import print_samples
+
+    with bill():
+        return print_samples(ng.pieces(volumes.find_run(home(), out_dir), **options))
+
+
+@app.function(**on_gpu, timeout=DAY)
+@with_flags(LoadConfig, out_dir=str)
+def evaluate(out_dir: str = "", **options: Any) -> dict[str, Any]:
+    """The loss of the run `out_dir` (a name; the newest if there is none) over both whole splits of its data."""
+    from nanogpt_lite import volumes
+
+    with bill():
+        result = volumes.evaluate(home(), out_dir, **options)
+    print(json.dumps(result))
+    return result
+
+
+@app.cls(**on_gpu, scaledown_window=300)
+class Sampler:
+    """A run that stays loaded between calls. After `modal deploy modal_app.py`, from any Python:
+
+    Sampler = modal.Cls.from_name("nanogpt-lite", "Sampler")
+    Sampler(run="shakespeare_char").sample.remote(start="ROMEO:", num_samples=3)
+    """
+
+    run: str = modal.parameter(default="")
+
+    @modal.enter()
+    def load(self) -> None:
+        """Load the run once."""
+        import nanogpt_lite as ng
+        from nanogpt_lite import volumes
+
+        self.loaded = ng.load(volumes.find_run(home(), self.run))
+
+    @modal.method()
+    def sample(self, /, **options: Any) -> list[str]:
+        """`num_samples` texts, each with its prompt. Any option of `ng.sample` is a keyword."""
+        import nanogpt_lite as ng
+
+        return ng.sample(self.loaded, **options)
+
+    @modal.method()
+    def stream(self, /, **options: Any) -> Iterator[str]:
+        """One text as it is made, piece by piece."""
+        import nanogpt_lite as ng
+
+        yield from ng.stream(self.loaded, **options)
+
+
+@app.local_entrypoint()
+@with_flags(RunConfig, gpu=str, preset=str, overwrite=bool)
+def main(gpu: str = "", dataset: str = DataConfig.dataset, **options: Any) -> None:
+    """Prepare, train and sample; a text of yours is sent up first."""
+    name = prepare_first(dataset, chosen(options, "tokenizer", "overwrite"))
+    training = chosen(options, *TrainConfig.names(), "preset", "overwrite")
+    trained = on(gpu, train).remote(dataset=name, **training)
+    sampling = {"num_samples": 3, "max_new_tokens": 300, **chosen(options, *SampleConfig.names())}
+    on(gpu, sample).remote(out_dir=trained["run"], **sampling)
+
+
+@app.local_entrypoint()
+@with_flags(sweep_iters=int, gpu=str, preset=str, **dict.fromkeys(TrainConfig.names(), str))
+def sweep(sweep_iters: int = 200, gpu: str = "", preset: str = "tutorial", **texts: str) -> None:
+    """Train each combination of options, as of --learning-rate 3e-4,1e-3, for a while; then the best one to its end."""
+    name = f"{texts.pop('out_dir', 'sweep')}-{time.strftime('%Y%m%d-%H%M%S')}"
+    tried = sweeps.trials(texts, preset=preset, steps=sweep_iters, name=name)
+    dataset = prepare_first(texts.get("dataset", DataConfig.dataset), chosen(texts, "tokenizer"))
+    trainer = on(gpu, train)
+    calls = [trainer.spawn(**{**trial.begin, "dataset": dataset}) for trial in tried]
+    results = [loss_of(call) for call in calls]
+    print(shown := sweeps.table(tried, results))
+    with volume.batch_upload() as batch:
+        batch.put_file(BytesIO(shown.encode()), f"/sweeps/{name}.md")
+    trainer.remote(**sweeps.best(tried, results).go_on)
+
+
+def on(gpu: str, function: modal.Function[..., Any, Any]) -> modal.Function[..., Any, Any]:
+    """The function on another GPU than it asks for, if one is named."""
+    if "," in gpu:
+        raise UserError(f"--gpu takes one GPU; to give an order of preference, set NANOGPT_GPU={gpu}")
+    return function.with_options(gpu=gpu) if gpu else function
+
+
+def prepare_first(dataset: str, options: dict[str, Any]) -> str:
+    """Prepare a dataset, after sending it up if it is a text of yours; its name on the Volume."""
+    from nanogpt_lite import texts
+
+    path = Path(dataset).expanduser()
+    name = texts.name_of(dataset)
+    if dataset not in texts.NAMES and path.exists():
+        with volume.batch_upload(force=True) as batch:
+            (batch.put_directory if path.is_dir() else batch.put_file)(path, f"/texts/{path.name}")
+        dataset = f"texts/{path.name}"
+    prepare_data.remote(dataset=dataset, **options)
+    return name
+
+
+def loss_of(call: modal.FunctionCall[dict[str, Any]]) -> float | str:
+    """The val loss that a training came to, or why it failed."""
+    try:
+        return float(call.get()["best_val_loss"])
+    except Exception as error:  # whatever went wrong in one trial must not end the others
+        return f"{type(error).__name__}: {error}"
+
+
+def chosen(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Those of the options that have one of these names."""
+    return {name: value for name, value in options.items() if name in names}
+
+
+def home() -> "Here":
+    """Where data and runs are kept: on the Volume, or under `.local()` where they are made."""
+    from nanogpt_lite import volumes
+
+    return volumes.Here() if modal.is_local() else volumes.OnVolume(Path(MOUNT), volume)
+
+
+@contextmanager
+def bill() -> Iterator[None]:
+    """Say for how long the GPU was used, and what that costs about."""
+    import torch
+
+    begun = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds, count = time.monotonic() - begun, torch.cuda.device_count()
+        device = torch.cuda.get_device_name() if count else "no GPU"
+        price = price_of(device)
+        cost = f", about ${price * count * seconds:.2f}" if price else ""
+        print(f"{max(count, 1)} x {device} for {seconds:.0f} s{cost}")
+
+
+def price_of(device: str) -> float | None:
+    """Dollars a second for a GPU by the name that its maker gives it, if it is in the list."""
+    by_length = sorted(PRICES, key=len, reverse=True)  # an A100 is no A10, an L40S no L4
+    found = (PRICES[name] for name in by_length if all(word in device for word in name.split("-")))
+    return next(found, None)

@@ -1,0 +1,195 @@
+"""Runs that live on a volume: against a run that nobody disturbed, and two machines that share one volume."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+import nanogpt_lite as ng
+from nanogpt_lite import sweeps, texts, volumes
+from nanogpt_lite.checkpoint import SUFFIX
+from nanogpt_lite.metrics import CheckpointRecord
+
+TEXT = "To be, or not to be, that is the question:\n" * 40
+TINY = {"preset": "cpu", "block_size": 8, "batch_size": 2, "n_layer": 1, "n_head": 2, "n_embd": 8, "device": "cpu"}
+TINY |= {"eval_interval": 4, "log_interval": 1, "warmup_iters": 2}
+
+
+class FolderVolume:
+    """What a machine sees of a volume: a folder of its own, and what all share. Neither works with an open file."""
+
+    def __init__(self, mount: Path, shared: Path) -> None:
+        self.mount, self.shared = mount, shared
+        self.commits = 0
+        shared.mkdir(exist_ok=True)
+        self.reload()
+
+    def commit(self):
+        self.require_closed()
+        self.commits += 1
+        shutil.copytree(self.mount, self.shared, dirs_exist_ok=True)
+        for path in [path for path in self.shared.rglob("*") if path.is_file()]:
+            if not (self.mount / path.relative_to(self.shared)).exists():
+                path.unlink()
+
+    def reload(self):
+        self.require_closed()
+        shutil.rmtree(self.mount, ignore_errors=True)
+        shutil.copytree(self.shared, self.mount)
+
+    def require_closed(self):
+        if Path("/proc/self/maps").exists():
+            links = [path for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]  # one is gone by now
+            assert not [path for path in links if str(path.readlink()).startswith(str(self.mount))]
+            assert str(self.mount) not in Path("/proc/self/maps").read_text()
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """Start work on another machine, in a folder of its own, with the shared volume."""
+    numbers = iter(range(100))
+    (tmp_path / "text.txt").write_text(TEXT)
+
+    def start():
+        folder = tmp_path / f"machine{next(numbers)}"
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        return volumes.OnVolume(folder / "mount", FolderVolume(folder / "mount", tmp_path / "shared"))
+
+    start.text = str(tmp_path / "text.txt")
+    start.shared = tmp_path / "shared"
+    return start
+
+
+def undisturbed(machine, **options):
+    """The bytes of `last` after the same training without a volume."""
+    machine()
+    volumes.prepare(volumes.Here(), machine.text)
+    run = ng.train("data/text", out_dir="runs/undisturbed", **{**TINY, **options})
+    return (run.out_dir / f"last{SUFFIX}").read_bytes()
+
+
+def train(home, machine, owner, **options):
+    return volumes.train(home, owner=owner, dataset=machine.text, **{**TINY, **options})
+
+
+def last_of(machine, run="text"):
+    return (machine.shared / "runs" / run / f"last{SUFFIX}").read_bytes()
+
+
+def test_another_machine_goes_on_to_the_same_bits(machine):
+    expected = undisturbed(machine, max_iters=10, lr_decay_iters=10)
+    volumes.prepare(machine(), machine.text)
+    train(machine(), machine, "first", max_iters=6, lr_decay_iters=10)
+    train(machine(), machine, "second", max_iters=10)
+    assert last_of(machine) == expected
+    steps = [record["step"] for record in ng.Run(machine.shared / "runs" / "text").metrics if record["kind"] == "step"]
+    assert steps == list(range(1, 11))
+
+
+def test_a_checkpoint_is_kept_when_it_is_written_and_whatever_ends_the_run(machine):
+    home = machine()
+    volumes.prepare(home, machine.text)
+    folder = Path("runs/text")
+    home.claim(folder, "me")
+    commits = home.volume.commits
+    records = volumes.keeping(ng.training("text", out_dir=folder, max_iters=50, **TINY), home, folder, "me")
+    for record in records:
+        if isinstance(record, CheckpointRecord) and record.step == 8:
+            break
+    with pytest.raises(ZeroDivisionError):
+        records.throw(ZeroDivisionError)
+    assert home.volume.commits > commits + 1
+    assert (machine.shared / "runs/text" / f"last{SUFFIX}").read_bytes() == (folder / f"last{SUFFIX}").read_bytes()
+    assert (machine.shared / "runs/text/metrics.jsonl").is_file()
+
+
+def test_a_later_call_takes_the_run_over_and_the_earlier_one_stops(machine):
+    first = machine()
+    volumes.prepare(first, machine.text)
+    folder = Path("runs/text")
+    first.claim(folder, "first")
+    records = volumes.keeping(ng.training("text", out_dir=folder, max_iters=50, **TINY), first, folder, "first")
+    next(record for record in records if isinstance(record, CheckpointRecord))
+    here = Path.cwd()
+    train(machine(), machine, "second", max_iters=4)
+    theirs = last_of(machine)
+    os.chdir(here)
+    with pytest.raises(ng.UserError, match="another call took over the run text"):
+        list(records)
+    assert last_of(machine) == theirs
+    with pytest.raises(ng.UserError, match="another call took over"):
+        train(machine(), machine, "first", max_iters=50)
+
+
+def test_overwrite_counts_once_for_a_call_that_is_started_again(machine):
+    train(machine(), machine, "old", max_iters=8)
+    train(machine(), machine, "new", max_iters=4, overwrite=True, seed=5)
+    begun = last_of(machine)
+    again = train(machine(), machine, "new", max_iters=6, overwrite=True, seed=5)
+    assert [record["step"] for record in again.metrics if record["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
+    assert [record["step"] for record in again.metrics if record["kind"] == "start"] == [0, 4]
+    assert last_of(machine) != begun
+
+
+@pytest.mark.parametrize("other", [{"n_embd": 16}, {"preset": "shakespeare_char"}])
+def test_another_network_under_the_same_name_is_refused(machine, other):
+    train(machine(), machine, "first", max_iters=4)
+    options = {**({} if "preset" in other else TINY), "max_iters": 8, **other}
+    with pytest.raises(ng.UserError, match="another network"):
+        volumes.train(machine(), owner="second", dataset=machine.text, **options)
+
+
+def test_data_is_prepared_once(machine, monkeypatch):
+    volumes.prepare(machine(), machine.text)
+    monkeypatch.setattr(texts, "find", lambda *_, **__: pytest.fail("the text was read again"))
+    train(machine(), machine, "me", max_iters=2)
+    result = volumes.evaluate(machine(), "text", device="cpu")
+    assert result["step"] == 2
+    assert result["dataset"] == "data/text"
+
+
+def test_a_run_starts_from_the_weights_of_another(machine):
+    train(machine(), machine, "one", max_iters=4)
+    run = train(machine(), machine, "two", max_iters=2, out_dir="child", init_from="runs/text")
+    assert run.out_dir == Path("runs/child")
+    assert run.metrics[-1]["step"] == 2
+
+
+def test_a_missing_run_is_told_with_the_ones_there_are(machine):
+    home = machine()
+    with pytest.raises(ng.UserError, match=r"no checkpoint of a run 'x'; train it: modal run modal_app.py::train"):
+        volumes.find_run(home, "x")
+    train(home, machine, "me", max_iters=2)
+    with pytest.raises(ng.UserError, match="no checkpoint of a run 'x'; runs with one: text"):
+        volumes.find_run(machine(), "x")
+    assert volumes.find_run(machine()).out_dir == Path("runs/text")
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc", "a/b", "", ".", "..", "a" * 101, "x\n", "-x"])
+def test_a_name_leads_nowhere_else(name):
+    with pytest.raises(ng.UserError, match="no plain name"):
+        volumes.require_plain(name, "run")
+
+
+def test_a_text_that_was_sent_up_is_found(machine):
+    home = machine()
+    (home.root / "texts").mkdir()
+    (home.root / "texts" / "mine.txt").write_text(TEXT)
+    home.volume.commit()
+    volumes.prepare(machine(), "texts/mine.txt")
+    assert (machine.shared / "datasets/mine/train.bin").is_file()
+
+
+def test_a_trial_that_goes_on_equals_a_whole_training(machine):
+    volumes.prepare(machine(), machine.text)
+    shape = {name: str(value) for name, value in TINY.items() if name not in ("preset", "eval_interval")}
+    tried = sweeps.trials({**shape, "learning_rate": "1e-3, 5e-3"}, preset="cpu", steps=4, name="s")
+    options = {"max_iters": 12, "eval_interval": 4}
+    for trial in tried:
+        volumes.train(
+            machine(), owner=f"{trial.begin['out_dir']}", dataset="text", **{**trial.begin, "lr_decay_iters": 12}
+        )
+    volumes.train(machine(), owner="rest", **{**tried[1].go_on, **options})
+    assert last_of(machine, "s-2") == undisturbed(machine, learning_rate=5e-3, **options)
