@@ -1,5 +1,6 @@
 """One step against the same written out, evaluation against brute force, the loop against what it promises."""
 
+import copy
 import dataclasses
 import itertools
 import math
@@ -82,6 +83,46 @@ def test_steps_equal_the_same_written_out(tmp_path):
     assert state.step == 6
     for (name, ours), theirs in zip(state.model.named_parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_without_grad_clip_no_gradient_is_clipped():
+    """With a gradient far above any usual limit, and plain descent, the step is the gradient itself."""
+    state = start(changed(grad_clip=0.0, warmup_iters=0), TOKENIZER)
+    for parameter in state.model.parameters():
+        torch.nn.init.normal_(parameter, std=2.0)
+    twin = copy.deepcopy(state.model)
+    state.optimizer = torch.optim.SGD(state.model.parameters(), lr=1.0)
+    batch = batches.random_batch(TRAIN, rows=4, block_size=8, seed=7, step=0)
+    trainer.train_step(state, state.model, batch)
+    twin(*batch)[1].backward()
+    assert state.grad_norm > 1
+    for ours, theirs in zip(state.model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs - SMALL.learning_rate * theirs.grad)
+
+
+def test_dropout_is_of_the_seed_the_step_and_the_micro_batch():
+    """The same row in each micro-batch of two steps, with weights that stay as they are: only the masks differ."""
+
+    def masked_losses(seed):
+        state = start(changed(dropout=0.5, batch_size=1, gradient_accumulation_steps=3, seed=seed), TOKENIZER)
+        state.optimizer = torch.optim.SGD(state.model.parameters(), lr=0.0)
+        row = torch.arange(9)[None] % 8
+        seen = []
+
+        def forward(x, y):
+            out = state.model(x, y)
+            seen.append(out[1].item())
+            return out
+
+        for _ in range(2):
+            weights = copy.deepcopy(state.model.state_dict())
+            trainer.train_step(state, forward, (row[:, :-1].expand(3, -1), row[:, 1:].expand(3, -1)))
+            state.model.load_state_dict(weights)
+        return seen
+
+    losses = masked_losses(seed=1)
+    assert len(set(losses)) == 6
+    assert masked_losses(seed=1) == losses
 
 
 def test_one_batch_can_be_learned_by_heart():
@@ -294,6 +335,15 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
         good = checkpoint.load(tmp_path / f"{name}.safetensors")
         assert good.about["step"] == 4
         assert all(tensor.isfinite().all() for tensor in good.tensors.values())
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_val_loss_that_is_not_finite_is_no_evaluation(tmp_path, monkeypatch, broken):
+    losses = iter([3.0, broken])
+    monkeypatch.setattr(trainer, "evaluate", lambda *_: next(losses))
+    with pytest.raises(WorldError, match="not finite by step 10"):
+        run(tmp_path)
+    assert checkpoint.load(tmp_path / "last.safetensors").about["step"] == 5
 
 
 def test_an_interrupted_run_with_a_broken_loss_is_not_saved(tmp_path):
