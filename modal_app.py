@@ -14,7 +14,6 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,8 +80,9 @@ def train(**options: Any) -> dict[str, Any]:
 
     with bill():
         run = volumes.train(home(), owner=modal.current_input_id() or "", **options)
-    print(f"bring it home: modal volume get {VOLUME} runs/{run.out_dir.name} runs/")
-    return {"run": run.out_dir.name, "best_val_loss": run.best_val_loss}
+    name = run.out_dir.name
+    print(f"bring it home: modal volume get {VOLUME} runs/{name} . && nanogpt-lite sample --out_dir {name}")
+    return {"run": name, "best_val_loss": run.best_val_loss}
 
 
 @app.function(**on_gpu, timeout=DAY)
@@ -107,6 +107,26 @@ def evaluate(out_dir: str = "", **options: Any) -> dict[str, Any]:
         result = volumes.evaluate(home(), out_dir, **options)
     print(json.dumps(result))
     return result
+
+
+@app.function(**on_volume, timeout=DAY)
+@with_flags(sweep_iters=int, gpu=str, preset=str, **dict.fromkeys(TrainConfig.names(), str))
+def sweep(sweep_iters: int = 200, gpu: str = "", preset: str = "tutorial", **texts: str) -> str:
+    """Train each combination of options, as of --learning-rate 3e-4,1e-3, for a while; then the best one to its end.
+
+    It runs on Modal itself (its containers call others), so that with --detach it needs no laptop to stay on.
+    """
+    name = texts.pop("out_dir", "") or f"sweep-{(modal.current_input_id() or 'here')[-6:].lower()}"
+    tried = sweeps.trials(texts, preset=preset, steps=sweep_iters, name=name)
+    prepare_data.remote(**chosen(texts, "dataset", "tokenizer"))  # once, not in each container
+    trainer = on(gpu, train)
+    calls = [trainer.spawn(**trial.begin) for trial in tried]
+    results = [loss_of(call) for call in calls]
+    table = sweeps.table(tried, results)
+    print(table)
+    home().write(f"sweeps/{name}.md", table)
+    trainer.remote(**sweeps.best(tried, results).go_on)
+    return table
 
 
 @app.cls(**on_gpu, scaledown_window=300)
@@ -146,27 +166,12 @@ class Sampler:
 @with_flags(RunConfig, gpu=str, preset=str, overwrite=bool)
 def main(gpu: str = "", dataset: str = DataConfig.dataset, **options: Any) -> None:
     """Prepare, train and sample; a text of yours is sent up first."""
-    name = prepare_first(dataset, chosen(options, "tokenizer", "overwrite"))
+    dataset = send_up(dataset)
+    prepare_data.remote(dataset=dataset, **chosen(options, "tokenizer", "overwrite"))
     training = chosen(options, *TrainConfig.names(), "preset", "overwrite")
-    trained = on(gpu, train).remote(dataset=name, **training)
+    trained = on(gpu, train).remote(dataset=dataset, **training)
     sampling = {"num_samples": 3, "max_new_tokens": 300, **chosen(options, *SampleConfig.names())}
     on(gpu, sample).remote(out_dir=trained["run"], **sampling)
-
-
-@app.local_entrypoint()
-@with_flags(sweep_iters=int, gpu=str, preset=str, **dict.fromkeys(TrainConfig.names(), str))
-def sweep(sweep_iters: int = 200, gpu: str = "", preset: str = "tutorial", **texts: str) -> None:
-    """Train each combination of options, as of --learning-rate 3e-4,1e-3, for a while; then the best one to its end."""
-    name = f"{texts.pop('out_dir', 'sweep')}-{time.strftime('%Y%m%d-%H%M%S')}"
-    tried = sweeps.trials(texts, preset=preset, steps=sweep_iters, name=name)
-    dataset = prepare_first(texts.get("dataset", DataConfig.dataset), chosen(texts, "tokenizer"))
-    trainer = on(gpu, train)
-    calls = [trainer.spawn(**{**trial.begin, "dataset": dataset}) for trial in tried]
-    results = [loss_of(call) for call in calls]
-    print(shown := sweeps.table(tried, results))
-    with volume.batch_upload() as batch:
-        batch.put_file(BytesIO(shown.encode()), f"/sweeps/{name}.md")
-    trainer.remote(**sweeps.best(tried, results).go_on)
 
 
 def on(gpu: str, function: modal.Function[..., Any, Any]) -> modal.Function[..., Any, Any]:
@@ -176,18 +181,16 @@ def on(gpu: str, function: modal.Function[..., Any, Any]) -> modal.Function[...,
     return function.with_options(gpu=gpu) if gpu else function
 
 
-def prepare_first(dataset: str, options: dict[str, Any]) -> str:
-    """Prepare a dataset, after sending it up if it is a text of yours; its name on the Volume."""
+def send_up(dataset: str) -> str:
+    """Put a text of yours, a file or a folder, on the Volume; what to call the dataset there."""
     from nanogpt_lite import texts
 
     path = Path(dataset).expanduser()
-    name = texts.name_of(dataset)
-    if dataset not in texts.NAMES and path.exists():
-        with volume.batch_upload(force=True) as batch:
-            (batch.put_directory if path.is_dir() else batch.put_file)(path, f"/texts/{path.name}")
-        dataset = f"texts/{path.name}"
-    prepare_data.remote(dataset=dataset, **options)
-    return name
+    if dataset in texts.NAMES or not path.exists():
+        return dataset  # a name or a URL
+    with volume.batch_upload(force=True) as batch:
+        (batch.put_directory if path.is_dir() else batch.put_file)(path, f"/texts/{path.name}")
+    return f"texts/{path.name}"
 
 
 def loss_of(call: modal.FunctionCall[dict[str, Any]]) -> float | str:

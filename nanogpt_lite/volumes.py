@@ -145,6 +145,9 @@ class Here:
     def forget(self, folder: Path) -> None:
         """Delete what the folder at home holds."""
 
+    def write(self, path: str, text: str) -> None:
+        """Keep a text for people at home, if that is elsewhere."""
+
     def runs(self) -> list[str]:
         """The names of the runs that have a checkpoint, the newest last."""
         return _by_age(RUNS_DIR)
@@ -189,6 +192,12 @@ class OnVolume(Here):
         for path in self._home(folder).iterdir():
             if path.name != OWNERS:
                 path.unlink()
+        self.volume.commit()
+
+    def write(self, path: str, text: str) -> None:
+        self.volume.reload()
+        with files.atomic(self.root / path) as new:
+            new.write_text(text, encoding="utf-8")
         self.volume.commit()
 
     def runs(self) -> list[str]:

@@ -15,6 +15,7 @@ from modal_proto import api_pb2
 from .containers import Container
 
 Result = api_pb2.GenericResult
+LONGEST_WAIT = 50.0  # seconds; a stream or a poll that has nothing to say ends then, and the client asks again
 
 
 class Changes:
@@ -40,12 +41,10 @@ class Changes:
 @dataclass(eq=False)
 class App:
     app_id: str
-    name: str
     state: "api_pb2.AppState.ValueType"
     function_ids: dict[str, str] = field(default_factory=dict)
     class_ids: dict[str, str] = field(default_factory=dict)
     logs: list[api_pb2.TaskLogsBatch] = field(default_factory=list)
-    client_gone: bool = False
     stopping: bool = False
     done: bool = False
 
@@ -91,10 +90,16 @@ class Dispatcher:
     """Starts containers as the queues need them, hands out inputs, and settles what becomes of each attempt."""
 
     def __init__(
-        self, changes: Changes, start: Callable[[Function], Container], *, grace: float, max_containers: int
+        self,
+        changes: Changes,
+        start: Callable[[Function], Container],
+        *,
+        failures: list[str],
+        grace: float,
+        max_containers: int,
     ) -> None:
         self.inputs: dict[str, Input] = {}
-        self.failures: list[str] = []
+        self._failures = failures
         self._changes = changes
         self._start = start
         self._grace = grace
@@ -129,7 +134,7 @@ class Dispatcher:
 
     def put_output(self, container: Container, item: api_pb2.FunctionPutOutputsItem) -> None:
         """The output of a container that is being preempted or has run out of time comes too late."""
-        if item.input_id in container.running and container.ending in ("", "stopped"):
+        if item.input_id in container.running and container.ending in ("", "stopped", "replaced"):
             self._settle(self._release(container, item.input_id), item.result, item.data_format, container)
 
     def ended(self, function: Function, container: Container, startup_failure: Result | None) -> None:
@@ -157,19 +162,27 @@ class Dispatcher:
         self._staff(function)
         self._changes.announce()
 
-    async def stop(self, app: App, containers: list[Container]) -> None:
-        """Ends the app: idle containers are told that there is nothing more, busy ones are interrupted."""
+    async def stop(self, app: App, living: Callable[[], list[Container]]) -> None:
+        """Ends the app: idle containers are told that there is nothing more, busy ones are interrupted. A detached
+        app finishes what it has begun before that."""
+
+        def busy() -> bool:
+            return any(one.unfinished for one in self.inputs.values() if one.call.function.app is app)
+
+        while app.state == api_pb2.APP_STATE_DETACHED and busy():
+            await self._changes.wait_for(lambda: not busy(), LONGEST_WAIT)
         app.stopping = True
 
         async def end(container: Container) -> None:
-            container.ending = container.ending or "stopped"
+            leaving = container.single_use and container.input_ids and not container.running
+            container.ending = container.ending or ("" if leaving else "stopped")
             self._changes.announce()
             if container.running or not container.input_ids:
                 await container.interrupt(self._grace)
             else:
                 await container.wait_or_kill(self._grace)
 
-        await asyncio.gather(*(end(container) for container in containers))
+        await asyncio.gather(*(end(container) for container in living()))
         app.done = True
         self._changes.announce()
 
@@ -180,7 +193,7 @@ class Dispatcher:
             try:
                 await coroutine
             except Exception:
-                self.failures.append(traceback.format_exc())
+                self._failures.append(traceback.format_exc())
 
         task = asyncio.get_running_loop().create_task(guarded())
         self._tasks.add(task)

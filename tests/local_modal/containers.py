@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,7 +17,9 @@ from typing import IO
 from .volumes import WorkingCopy
 
 # A shell that starts the tests in the background leaves SIGINT ignored, and children inherit that.
-_DEFAULT_SIGINT = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+_DEFAULT_SIGINT = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+)
 INTERRUPTIBLE = [sys.executable, "-S", "-E", "-c", _DEFAULT_SIGINT]
 
 STDOUT, STDERR = 1, 2  # modal_proto: FILE_DESCRIPTOR_STDOUT, FILE_DESCRIPTOR_STDERR
@@ -24,7 +27,11 @@ STDOUT, STDERR = 1, 2  # modal_proto: FILE_DESCRIPTOR_STDOUT, FILE_DESCRIPTOR_ST
 
 @dataclass(eq=False)
 class Container:
-    """One container, as a test sees it; `ended` says why it ended and is empty while it lives."""
+    """One container, as a test sees it.
+
+    `ended` is empty while it lives. Then it says why: "done" (by itself, after its inputs), "idle" (no input for long),
+    "stopped" (with its app), "replaced" (by a newer deployment), "preempted", "timed out" or "crashed".
+    """
 
     task_id: str
     function: str  # "train", or "Model.*" for a class
@@ -39,6 +46,7 @@ class Container:
     input_ids: list[str] = field(default_factory=list)  # served, in order
     running: list[str] = field(default_factory=list)  # input ids
     output: str = ""  # stdout and stderr, as they came
+    greeted: bool = False  # it is about to import the app
     late_input: str = ""  # the input that ran out of time
     ending: str = ""  # why it is going to end, once somebody has decided
     ended: str = ""
@@ -57,8 +65,8 @@ class Container:
         self,
         environment: dict[str, str],
         *,
-        on_output: Callable[["Container", int, str], None],
-        on_end: Callable[["Container"], None],
+        on_output: Callable[[int, str], None],
+        on_end: Callable[[], None],
     ) -> None:
         """Both callbacks run on the event loop that calls this, `on_end` after the last of the output."""
         loop = asyncio.get_running_loop()
@@ -75,7 +83,7 @@ class Container:
 
         def say(descriptor: int, text: str) -> None:
             self.output += text
-            on_output(self, descriptor, text)
+            on_output(descriptor, text)
 
         def pump(stream: IO[bytes], descriptor: int) -> None:
             decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -85,12 +93,14 @@ class Container:
 
         def finish(status: int) -> None:
             self.exit_status = status
-            on_end(self)
+            on_end()
             self.gone.set()
 
         def follow() -> None:
             status = process.wait()
-            kill_session(process.pid)  # what it left behind; it would hold the pipes open
+            while session(process.pid):  # what it left behind; it would hold the pipes open
+                kill_session(process.pid)
+                time.sleep(0.01)
             for thread in pumps:
                 thread.join()
             loop.call_soon_threadsafe(finish, status)
@@ -104,9 +114,9 @@ class Container:
 
     async def interrupt(self, grace: float) -> None:
         """What Modal does to end a container early: SIGINT to the main process alone, and SIGKILL to all later."""
-        if self.process is not None:
+        if self.process is not None and self.greeted:
             self.process.send_signal(signal.SIGINT)
-        await self.wait_or_kill(grace)
+        await self.wait_or_kill(grace if self.greeted else 0)
 
     async def wait_or_kill(self, grace: float) -> None:
         try:
@@ -121,12 +131,13 @@ class Container:
 
 
 def session(leader: int) -> list[int]:
-    """The processes of a session, as `start_new_session` makes one."""
+    """The living processes of a session, as `start_new_session` makes one."""
     members = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            with suppress(ProcessLookupError):
-                if os.getsid(int(entry.name)) == leader:
+            with suppress(OSError):  # it has just ended
+                state, _, _, number, *_ = (entry / "stat").read_text().rpartition(")")[2].split()
+                if int(number) == leader and state not in "ZX":
                     members.append(int(entry.name))
     return members
 

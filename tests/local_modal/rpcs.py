@@ -21,7 +21,6 @@ from modal_proto.api_grpc import ModalClientBase
 from .containers import Container
 
 CONTAINER_HEADER = "x-local-task"  # containers send no task id of their own
-LONGEST_WAIT = 50.0  # seconds that a stream stays open with nothing to say; the client opens it again
 
 Request = Any  # the message of the RPC, as modal_proto.api_pb2 names it
 Caller = Container | None

@@ -9,7 +9,7 @@ from google.protobuf.empty_pb2 import Empty
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 
-from .containers import Container, session
+from .containers import session
 from .rpcs import Caller, Request
 from .volumes import BLOCK_SIZE, Blocks, Volume, WorkingCopy, paths_in_use
 
@@ -73,8 +73,9 @@ class VolumeRpcs:
             if path.is_symlink():
                 kind = api_pb2.FileEntry.SYMLINK
             stat = path.lstat()
+            size = stat.st_size if kind == api_pb2.FileEntry.FILE else 0
             name = path.relative_to(volume.folder).as_posix()
-            entries.append(api_pb2.FileEntry(path=name, type=kind, mtime=int(stat.st_mtime), size=stat.st_size))
+            entries.append(api_pb2.FileEntry(path=name, type=kind, mtime=int(stat.st_mtime), size=size))
         yield api_pb2.VolumeListFiles2Response(entries=entries)
 
     async def volume_get_file2(self, request: Request, caller: Caller) -> api_pb2.VolumeGetFile2Response:
@@ -132,6 +133,9 @@ class VolumeRpcs:
 
     def mount(self, mount: api_pb2.VolumeMount, root: Path) -> WorkingCopy:
         return WorkingCopy(self.find(mount.volume_id), root / mount.mount_path.strip("/"))
+
+    def all_metadata(self) -> dict[str, api_pb2.VolumeMetadata]:
+        return {volume_id: self.metadata(volume) for volume_id, volume in self._volumes.items()}
 
     def metadata(self, volume: Volume) -> api_pb2.VolumeMetadata:
         created = api_pb2.CreationInfo(created_at=time.time(), created_by="test")

@@ -106,7 +106,8 @@ class WorkingCopy:
             self.volume.drop(path)
         for path, kind in present.items():
             if self._known.get(path) != kind:
-                self.volume.take(self.folder, path, kind)
+                with suppress(FileNotFoundError):  # a temporary file of another thread, gone since
+                    self.volume.take(self.folder, path, kind)
         self._known = present
 
     def refresh(self) -> None:

@@ -1,0 +1,220 @@
+"""The RPCs of functions and classes, of calls to them, and of the containers that serve the calls."""
+
+from collections.abc import AsyncIterator
+from itertools import count
+
+from google.protobuf.empty_pb2 import Empty
+from grpclib import GRPCError, Status
+from modal._utils.jwt_utils import DecodedJwt
+from modal_proto import api_pb2
+
+from .app_rpcs import AppRpcs
+from .calls import LONGEST_WAIT, App, Call, Changes, Dispatcher, Function, Input
+from .definitions import function_data, handle_metadata, with_options
+from .rpcs import Caller, Request
+
+IDLE_SECONDS = 60  # Modal's scaledown_window, where the app sets none
+
+
+class FunctionRpcs:
+    def __init__(self, apps: AppRpcs, dispatcher: Dispatcher, changes: Changes) -> None:
+        self.functions: dict[str, Function] = {}  # by id
+        self.startup_failures: dict[str, api_pb2.GenericResult] = {}  # by task id
+        self._apps = apps
+        self._dispatcher = dispatcher
+        self._changes = changes
+        self._calls: dict[str, Call] = {}
+        self._variants: dict[bytes, Function] = {}
+        self._numbers = count(1)
+
+    async def function_precreate(self, request: Request, caller: Caller) -> api_pb2.FunctionPrecreateResponse:
+        function = self._new_function(
+            self._apps.app(request.app_id),
+            api_pb2.Function(
+                function_name=request.function_name,
+                function_type=request.function_type,
+                function_schema=request.function_schema,
+                method_definitions=request.method_definitions,
+                supported_input_formats=request.supported_input_formats,
+                supported_output_formats=request.supported_output_formats,
+            ),
+            request.existing_function_id,
+        )
+        return api_pb2.FunctionPrecreateResponse(
+            function_id=function.function_id, handle_metadata=handle_metadata(function)
+        )
+
+    async def function_create(self, request: Request, caller: Caller) -> api_pb2.FunctionCreateResponse:
+        ranked = request.function_data.ranked_functions  # there for a list of GPUs; the first is the first choice
+        definition = ranked[0].function if ranked else request.function
+        function = self._new_function(self._apps.app(request.app_id), definition, request.existing_function_id)
+        return api_pb2.FunctionCreateResponse(
+            function_id=function.function_id,
+            function=definition,
+            function_data=request.function_data if ranked else function_data(definition),
+            handle_metadata=handle_metadata(function),
+        )
+
+    async def function_get(self, request: Request, caller: Caller) -> api_pb2.FunctionGetResponse:
+        app = self._apps.deployed(request.app_name)
+        if request.object_tag not in app.function_ids:
+            raise GRPCError(Status.NOT_FOUND, f"App '{request.app_name}' has no function '{request.object_tag}'")
+        function = self.functions[app.function_ids[request.object_tag]]
+        return api_pb2.FunctionGetResponse(
+            function_id=function.function_id,
+            handle_metadata=handle_metadata(function),
+            function=function_data(function.definition),
+        )
+
+    async def function_bind_params(self, request: Request, caller: Caller) -> api_pb2.FunctionBindParamsResponse:
+        """A variant of a function: with the parameters of a class, or the options of `with_options`."""
+        key = request.SerializeToString(deterministic=True)
+        base = self.functions[request.function_id]
+        if key not in self._variants:
+            definition = with_options(base.definition, request.function_options)
+            self._variants[key] = self._new_function(base.app, definition, params=request.serialized_params)
+        variant = self._variants[key]
+        return api_pb2.FunctionBindParamsResponse(
+            bound_function_id=variant.function_id, handle_metadata=handle_metadata(variant)
+        )
+
+    async def class_create(self, request: Request, caller: Caller) -> api_pb2.ClassCreateResponse:
+        class_id = request.existing_class_id or f"cs-{next(self._numbers)}"
+        return api_pb2.ClassCreateResponse(class_id=class_id, handle_metadata=api_pb2.ClassHandleMetadata())
+
+    async def class_get(self, request: Request, caller: Caller) -> api_pb2.ClassGetResponse:
+        app = self._apps.deployed(request.app_name)
+        if request.object_tag not in app.class_ids:
+            raise GRPCError(Status.NOT_FOUND, f"App '{request.app_name}' has no class '{request.object_tag}'")
+        return api_pb2.ClassGetResponse(
+            class_id=app.class_ids[request.object_tag], handle_metadata=api_pb2.ClassHandleMetadata()
+        )
+
+    async def function_map(self, request: Request, caller: Caller) -> api_pb2.FunctionMapResponse:
+        function = self.functions[request.function_id]
+        call = Call(f"fc-{next(self._numbers)}", function, request.function_call_invocation_type)
+        self._calls[call.call_id] = call
+        return api_pb2.FunctionMapResponse(
+            function_call_id=call.call_id,
+            function_call_jwt=call.call_id,
+            retry_policy=function.definition.retry_policy,
+            sync_client_retries_enabled=True,
+            pipelined_inputs=[self._put(call, item) for item in request.pipelined_inputs],
+        )
+
+    async def function_put_inputs(self, request: Request, caller: Caller) -> api_pb2.FunctionPutInputsResponse:
+        call = self._calls[request.function_call_id]
+        return api_pb2.FunctionPutInputsResponse(inputs=[self._put(call, item) for item in request.inputs])
+
+    async def function_finish_inputs(self, request: Request, caller: Caller) -> Empty:
+        return Empty()
+
+    async def function_retry_inputs(self, request: Request, caller: Caller) -> api_pb2.FunctionRetryInputsResponse:
+        """The client's own retries. `.map()` counts its attempts and expects the count back; `.remote()` does not."""
+        tokens = []
+        for item in request.inputs:
+            again = self._dispatcher.inputs[DecodedJwt.decode_without_verification(item.input_jwt).payload["input"]]
+            self._dispatcher.retry(again, item.input, item.retry_count or again.retry_count + 1)
+            tokens.append(_token(again))
+        return api_pb2.FunctionRetryInputsResponse(input_jwts=tokens)
+
+    async def function_get_outputs(self, request: Request, caller: Caller) -> api_pb2.FunctionGetOutputsResponse:
+        call = self._calls[request.function_call_id]
+        last = int(request.last_entry_id.partition("-")[0] or 0)
+
+        def new_outputs() -> dict[int, api_pb2.FunctionGetOutputsItem]:
+            return {
+                entry: item
+                for entry, item in enumerate(call.outputs, 1)
+                if entry > last
+                # what came of an earlier attempt is history
+                and item.retry_count == self._dispatcher.inputs[item.input_id].retry_count
+                and (not request.HasField("start_idx") or request.start_idx <= item.idx <= request.end_idx)
+            }
+
+        await self._changes.wait_for(new_outputs, min(request.timeout, LONGEST_WAIT))
+        found = new_outputs()
+        return api_pb2.FunctionGetOutputsResponse(
+            outputs=found.values(),
+            last_entry_id=f"{max(found, default=last)}-0",
+            num_unfinished_inputs=sum(one.unfinished for one in call.inputs),
+        )
+
+    async def function_call_from_id(self, request: Request, caller: Caller) -> api_pb2.FunctionCallFromIdResponse:
+        call = self._calls[request.function_call_id]
+        return api_pb2.FunctionCallFromIdResponse(function_call_id=call.call_id, num_inputs=len(call.inputs))
+
+    async def function_call_get_data_out(self, request: Request, caller: Caller) -> AsyncIterator[api_pb2.DataChunk]:
+        """What a generator yields. A second attempt numbers from 1 again, and the client skips what it has."""
+        chunks = self._calls[request.function_call_id].chunks
+        sent = 0
+
+        def more() -> bool:
+            return sent < len(chunks)
+
+        while await self._changes.wait_for(more, LONGEST_WAIT):
+            for chunk in chunks[sent:]:
+                sent += 1
+                if chunk.index > request.last_index:
+                    yield chunk
+
+    async def container_hello(self, request: Request, caller: Caller) -> Empty:
+        assert caller is not None
+        caller.greeted = True
+        return Empty()
+
+    async def container_heartbeat(self, request: Request, caller: Caller) -> api_pb2.ContainerHeartbeatResponse:
+        return api_pb2.ContainerHeartbeatResponse()
+
+    async def function_get_inputs(self, request: Request, caller: Caller) -> api_pb2.FunctionGetInputsResponse:
+        assert caller is not None
+        function = self.functions[caller.function_id]
+        settings = function.definition.autoscaler_settings
+        patience = settings.scaledown_window or function.definition.task_idle_timeout_secs or IDLE_SECONDS
+        taken = await self._dispatcher.next_input(function, caller, patience)
+        if taken is None:
+            return api_pb2.FunctionGetInputsResponse(inputs=[api_pb2.FunctionGetInputsItem(kill_switch=True)])
+        item = api_pb2.FunctionGetInputsItem(
+            input_id=taken.input_id,
+            input=taken.message,
+            function_call_id=taken.call.call_id,
+            function_call_invocation_type=taken.call.invocation_type,
+            retry_count=taken.retry_count,
+        )
+        return api_pb2.FunctionGetInputsResponse(inputs=[item])
+
+    async def function_put_outputs(self, request: Request, caller: Caller) -> Empty:
+        assert caller is not None
+        for item in request.outputs:
+            self._dispatcher.put_output(caller, item)
+        return Empty()
+
+    async def function_call_put_data_out(self, request: Request, caller: Caller) -> Empty:
+        self._calls[request.function_call_id].chunks.extend(request.data_chunks)
+        self._changes.announce()
+        return Empty()
+
+    async def task_result(self, request: Request, caller: Caller) -> Empty:
+        """A container could not import the app, or an `enter` method failed."""
+        assert caller is not None
+        self.startup_failures[caller.task_id] = request.result
+        return Empty()
+
+    def _new_function(
+        self, app: App, definition: api_pb2.Function, existing_id: str = "", params: bytes = b""
+    ) -> Function:
+        if existing_id:  # deployed anew: containers with the old code get no more inputs
+            for container in self.functions[existing_id].containers:
+                container.ending = container.ending or "replaced"
+        function = Function(existing_id or f"fu-{next(self._numbers)}", app, definition, params)
+        self.functions[function.function_id] = function
+        return function
+
+    def _put(self, call: Call, item: api_pb2.FunctionPutInputsItem) -> api_pb2.FunctionPutInputsResponseItem:
+        added = self._dispatcher.add(call, item.idx, item.input)
+        return api_pb2.FunctionPutInputsResponseItem(idx=item.idx, input_id=added.input_id, input_jwt=_token(added))
+
+
+def _token(one: Input) -> str:
+    """`.map()` reads the index from it."""
+    return DecodedJwt.encode_without_signature({"input": one.input_id, "idx": one.index})

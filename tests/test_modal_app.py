@@ -1,0 +1,207 @@
+"""modal_app.py on a Modal of our own: the real command and real containers, on CPUs. See `local_modal`."""
+
+import ast
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TEXT
+
+import nanogpt_lite as ng
+from nanogpt_lite.cli import main
+from nanogpt_lite.config import TrainConfig
+
+pytest.importorskip("modal")
+if sys.platform != "linux":
+    pytest.skip("the local Modal watches containers through /proc", allow_module_level=True)
+
+from local_modal import LocalModal
+
+ROOT = Path(__file__).parents[1]
+APP = ROOT / "modal_app.py"
+SMALL = {"block_size": 8, "batch_size": 2, "n_layer": 1, "n_head": 2, "n_embd": 8, "threads": 1}
+FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+STORED = "nanogpt-lite"  # the Volume
+
+
+@pytest.fixture
+def service(tmp_path):
+    with LocalModal(tmp_path / "modal") as service:
+        yield service
+
+
+@pytest.fixture
+def texts(service, tmp_path):
+    """The service, with a text on the Volume that is prepared already."""
+    (tmp_path / "bottles.txt").write_text(TEXT)
+    (tmp_path / "work").mkdir()
+    prepared = ng.prepare(tmp_path / "bottles.txt", out_dir=service.volume(STORED) / "datasets" / "bottles")
+    assert prepared.path.is_dir()
+    return service
+
+
+def run(service, *arguments, code=0, **options):
+    done = service.modal("run", *arguments, timeout=120, **options)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout
+
+
+def last_of(service, name):
+    return (service.volume(STORED) / "runs" / name / "last.safetensors").read_bytes()
+
+
+def evaluated(output):
+    """The step of the last evaluation that a container told of."""
+    return max((int(line.split()[1][:-1]) for line in output.splitlines() if line.startswith("step ")), default=0)
+
+
+def test_the_whole_road_with_the_tutorials_lengths(service, tmp_path, monkeypatch, capsys):
+    (tmp_path / "bottles.txt").write_text(TEXT)
+    printed = run(service, APP, "--dataset", "bottles.txt", "--gpu=L4", *FLAGS, cwd=tmp_path)
+    assert [container.function for container in service.containers] == ["prepare_data", "train", "sample"]
+    assert [container.gpu_type for container in service.containers] == ["", "L4", "L4"]
+    samples = printed[printed.rindex("--out_dir bottles") :].split("---------------")
+    assert len(samples) == 3
+    assert all(len(sample) > 300 for sample in samples)
+    home = service.volume(STORED)
+    assert sorted(path.name for path in (home / "datasets/bottles").iterdir()) == sorted(
+        ["train.bin", "val.bin", "tokenizer.json", "manifest.json"]
+    )
+    metrics = ng.Run(home / "runs/bottles").metrics
+    assert [record["step"] for record in metrics if record["kind"] == "eval"] == [250, 500, 750, 1000]
+
+    # what comes home by the printed command is a run like any other
+    (command,) = [line.split("home: ")[1] for line in printed.splitlines() if "bring it home" in line]
+    get, sample = (part.split() for part in command.split(" && "))
+    assert service.modal(*get[1:], cwd=tmp_path).returncode == 0
+    assert (tmp_path / "bottles/last.safetensors").read_bytes() == last_of(service, "bottles")
+    monkeypatch.chdir(tmp_path)
+    assert main([*sample[1:], "--start=green", "--max_new_tokens=5"]) == 0
+    assert capsys.readouterr().out.startswith("green")
+
+
+def test_each_step_alone(texts, tmp_path):
+    run(texts, f"{APP}::prepare_data", "--dataset", "python_docs")
+    assert (texts.volume(STORED) / "datasets/python_docs/train.bin").is_file()
+    name = ["--out-dir", "mine"]
+    run(texts, f"{APP}::train", "--dataset=bottles", *name, *FLAGS, "--max-iters=4", env={"NANOGPT_GPU": "T4,L4"})
+    options = json.loads((texts.volume(STORED) / "runs/mine/config.json").read_text())["config"]
+    assert {key: options[key] for key in SMALL} == SMALL
+    run(texts, f"{APP}::train", *name, "--max-iters=8", env={"NANOGPT_GPU": "H100"})  # goes on
+    steps = [r["step"] for r in ng.Run(texts.volume(STORED) / "runs/mine").metrics if r["kind"] == "done"]
+    assert steps == [4, 8]
+    assert texts.containers[-1].gpu_type == "H100"
+    evaluated = run(texts, f"{APP}::evaluate")
+    result = ast.literal_eval(next(line for line in evaluated.splitlines() if line.startswith("{")))
+    assert result["step"] == 8
+    sampled = run(texts, f"{APP}::sample", *name, "--start", "10 green", "--num-samples=2", "--max-new-tokens=7")
+    assert sampled.count("10 green") == 2
+
+
+def test_what_goes_wrong_is_said(texts, tmp_path):
+    run(texts, f"{APP}::train", "--learning-rat=1", code=2)
+    run(texts, f"{APP}::train", "--max-iters=many", code=2)
+    missing = texts.modal("run", f"{APP}::sample", "--out-dir", "nothing")
+    assert missing.returncode == 1
+    assert "there is no checkpoint of a run 'nothing'; train it: modal run" in missing.stdout + missing.stderr
+    outside = texts.modal("run", f"{APP}::sample", "--out-dir", "../secrets")
+    assert outside.returncode == 1
+    order = texts.modal("run", APP, "--dataset=bottles", "--gpu=T4,L4")
+    assert order.returncode == 1
+    assert "set NANOGPT_GPU=T4,L4" in order.stdout + order.stderr
+
+
+def test_help_lists_the_options_in_the_librarys_order():
+    shown = subprocess.run(
+        [sys.executable, "-m", "modal", "run", f"{APP}::train", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    flags = [line.split()[0] for line in shown.splitlines() if line.startswith("  --")]
+    expected = [f"--{name.replace('_', '-')}" for name in TrainConfig.names()]
+    assert [flag for flag in flags if flag in expected] == expected
+    assert "--learning-rate FLOAT" in shown
+    assert "--compile / --no-compile" in shown
+
+
+def test_import_takes_neither_torch_nor_a_network(tmp_path):
+    code = "import sys; import modal_app; assert 'torch' not in sys.modules"
+    environment = {"PATH": "", "PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "MODAL_SERVER_URL": "http://127.0.0.1:1"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+def test_preempted_and_killed_at_random_moments_it_ends_with_the_same_file(texts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path / "work")
+    options = {**SMALL, "max_iters": 400, "eval_interval": 10, "dropout": 0.1}
+    dice = random.Random()
+    moments = sorted(dice.sample(range(1, 36), 4))  # evaluations
+    killed = dice.randrange(4)
+    print("moments", moments, "killed at number", killed)
+    client = texts.popen_modal(
+        "run", f"{APP}::train", "--dataset=bottles", *[f"--{k.replace('_', '-')}={v}" for k, v in options.items()]
+    )
+    for number, moment in enumerate(moments):
+        texts.wait_for(lambda n=number: len(texts.containers) > n, timeout=60)
+        container = texts.containers[number]
+        texts.wait_for(lambda one=container, step=10 * moment: evaluated(one.output) >= step, timeout=60)
+        (texts.crash if number == killed else texts.preempt)(container)
+    assert client.wait(120) == 0, texts.report()
+    assert len(texts.containers) == 5
+    assert len({container.input_ids[0] for container in texts.containers}) == 1
+
+    Path("data").mkdir()
+    (Path("data") / "bottles").symlink_to(texts.volume(STORED) / "datasets" / "bottles")
+    undisturbed = ng.train("data/bottles", preset="tutorial", out_dir="runs/bottles", **options)
+    assert last_of(texts, "bottles") == (undisturbed.out_dir / "last.safetensors").read_bytes()
+
+
+def test_a_sweep_trains_the_grid_and_carries_the_best_one_on(texts):
+    printed = run(
+        texts, f"{APP}::sweep", "--dataset=bottles", *FLAGS, "--learning-rate=1e-4,1e-2", "--min-lr=0",
+        "--sweep-iters=20", "--max-iters=40", "--eval-interval=20", "--out-dir=grid",
+    )  # fmt: skip
+    table = [line for line in printed.splitlines() if line.startswith("| grid-")]
+    assert [line.split(" | ")[1] for line in table] == ["0.01", "0.0001"]
+    (written,) = (texts.volume(STORED) / "sweeps").iterdir()
+    assert table[0] in written.read_text()
+    runs = {path.name: ng.Run(path).metrics[-1]["step"] for path in (texts.volume(STORED) / "runs").iterdir()}
+    assert sorted(runs.values()) == [20, 40]
+    assert runs[table[0].split()[1]] == 40
+
+
+def test_in_python_and_deployed(texts, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import modal
+if __name__ == "__main__":
+    from modal_app import app, prepare_data, train
+    print(prepare_data.local(dataset="bottles.txt"))
+    print("local", train.local(dataset="bottles.txt", max_iters=2, **{SMALL!r}))
+    with app.run():
+        print("remote", train.remote(dataset="bottles", out_dir="far", max_iters=2, **{SMALL!r}))
+"""
+    )
+    done = texts.python(script, cwd=tmp_path, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "local {'run': 'bottles'" in done.stdout
+    assert "remote {'run': 'far'" in done.stdout
+    assert (tmp_path / "runs/bottles/last.safetensors").is_file()
+
+    assert texts.modal("deploy", APP).returncode == 0
+    user = tmp_path / "user.py"
+    user.write_text(
+        """
+import modal
+sampler = modal.Cls.from_name("nanogpt-lite", "Sampler")(run="far")
+print(sampler.sample.remote(start="green", num_samples=2, max_new_tokens=3))
+print("".join(sampler.stream.remote_gen(start="green", max_new_tokens=3)))
+"""
+    )
+    done = texts.python(user, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("green") == 3
+    assert [container.function for container in texts.containers].count("Sampler.*") == 1
