@@ -60,6 +60,18 @@ def test_load_gives_the_best_network_and_its_tokenizer(trained):
     assert ng.load(trained, dtype="bfloat16")[0].lm_head.weight.dtype == torch.bfloat16
 
 
+def test_a_loaded_network_draws_the_same_and_stays_as_it_is(trained):
+    loaded = ng.load(trained)
+    before = {name: tensor.clone() for name, tensor in loaded[0].state_dict().items()}
+    for number in (1, 3):
+        options = {"start": "9 green", "num_samples": number, "max_new_tokens": 40}
+        assert ng.sample(loaded, **options) == ng.sample(trained, **options)
+    assert "".join(ng.stream(loaded, start="9", max_new_tokens=9)) == ng.sample(trained, start="9", max_new_tokens=9)[0]
+    after = loaded[0].state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_evaluate_is_the_loss_over_the_whole_of_both_splits(trained):
     model, _ = ng.load(trained)
     dataset = ng.prepare("bottles.txt")
@@ -159,6 +171,28 @@ def test_nothing_is_overwritten_unasked(trained):
     assert (trained.out_dir / "last.safetensors").read_bytes() == before
     ng.train("bottles.txt", out_dir=trained.out_dir, overwrite=True, **{**TINY, "max_iters": 5})
     assert trained.metrics[-1]["step"] == 5
+
+
+def test_a_replaced_run_leaves_none_of_its_files(text_file):
+    ng.train("bottles.txt", out_dir="runs/a", **{**TINY, "keep_every": 5})
+    (runs.RUNS_DIR / "a" / "notes.txt").write_text("mine")
+    ng.train("bottles.txt", out_dir="runs/a", overwrite=True, **{**TINY, "max_iters": 2})
+    left = sorted(path.name for path in (runs.RUNS_DIR / "a").iterdir())
+    assert left == ["best.safetensors", "config.json", "last.safetensors", "metrics.jsonl", "notes.txt"]
+
+
+def test_resuming_a_finished_run_changes_nothing_of_it(trained):
+    kept = {path: path.read_bytes() for path in trained.out_dir.iterdir() if path.name != "metrics.jsonl"}
+    ng.train(out_dir=trained.out_dir, init_from="resume", learning_rate=0.5)
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert [record for record in trained.metrics if record["kind"] == "step"][-1]["step"] == 20
+
+
+def test_evaluating_in_a_number_format_keeps_the_weights(text_file):
+    run = ng.train("bottles.txt", **{**TINY, "dtype": "bfloat16"})
+    recorded = [record["val_loss"] for record in run.metrics if record["kind"] == "eval"][-1]
+    for dtype in ("auto", "bfloat16"):
+        assert ng.evaluate(run, checkpoint="last", dtype=dtype, device="cpu", threads=1)["val_loss"] == recorded
 
 
 def test_a_run_is_replaced_only_when_the_new_one_is_possible(trained, text_file):
