@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import modal
 
-from nanogpt_lite import sweeps
+from nanogpt_lite import config, sweeps
 from nanogpt_lite.config import DataConfig, LoadConfig, RunConfig, SampleConfig, TrainConfig
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.signatures import with_flags
@@ -166,12 +166,15 @@ class Sampler:
 @with_flags(RunConfig, gpu=str, preset=str, overwrite=bool)
 def main(gpu: str = "", dataset: str = DataConfig.dataset, **options: Any) -> None:
     """Prepare, train and sample; a text of yours is sent up first."""
+    trainer, sampler = on(gpu, train), on(gpu, sample)
+    training = chosen(options, *TrainConfig.names(), "preset", "overwrite")
+    sampling = {"num_samples": 3, "max_new_tokens": 300, **chosen(options, *SampleConfig.names())}
+    SampleConfig.from_dict(sampling)  # a mistake is told before anything is sent or rented
+    TrainConfig.from_dict({**config.preset(options.get("preset", "tutorial")), **chosen(options, *TrainConfig.names())})
     dataset = send_up(dataset)
     prepare_data.remote(dataset=dataset, **chosen(options, "tokenizer", "overwrite"))
-    training = chosen(options, *TrainConfig.names(), "preset", "overwrite")
-    trained = on(gpu, train).remote(dataset=dataset, **training)
-    sampling = {"num_samples": 3, "max_new_tokens": 300, **chosen(options, *SampleConfig.names())}
-    on(gpu, sample).remote(out_dir=trained["run"], **sampling)
+    trained = trainer.remote(dataset=dataset, **training)
+    sampler.remote(out_dir=trained["run"], **sampling)
 
 
 def on(gpu: str, function: modal.Function[..., Any, Any]) -> modal.Function[..., Any, Any]:

@@ -3,6 +3,9 @@
 import ast
 import json
 import random
+import re
+import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -123,6 +126,28 @@ def test_help_lists_the_options_in_the_librarys_order():
     assert [flag for flag in flags if flag in expected] == expected
     assert "--learning-rate FLOAT" in shown
     assert "--compile / --no-compile" in shown
+
+
+def test_readme_is_right_about_commands_and_prices():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = [shlex.split(line) for line in readme.splitlines() if line.startswith("modal run")]
+    assert len(lines) == 6
+    for words in lines:  # each with --help, which comes after every flag was understood
+        command = [sys.executable, "-m", *words, "--help"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    listed = {
+        name.strip(): float(price)
+        for names, prices in re.findall(r"^\| ([A-Z][^|]*\d[^|]*) \| ([\d., ]+) \|", readme, re.MULTILINE)
+        for name, price in zip(names.replace(" (default)", "").split(","), prices.split(","), strict=True)
+    }
+    namespace = runpy.run_path(str(APP))
+    assert listed == {name: round(3600 * price, 2) for name, price in namespace["PRICES"].items()}
+    assert namespace["price_of"]("NVIDIA A100-SXM4-80GB") == namespace["PRICES"]["A100-80GB"]
+    assert namespace["price_of"]("NVIDIA L40S") == namespace["PRICES"]["L40S"]
+    assert namespace["price_of"]("Tesla T4") == namespace["PRICES"]["T4"]
+    assert namespace["price_of"]("NVIDIA RTX PRO 6000 Blackwell Server Edition") == 0.000842
+    assert namespace["price_of"]("no GPU") is None
 
 
 def test_import_takes_neither_torch_nor_a_network(tmp_path):

@@ -38,13 +38,18 @@ def test_dtype_comes_from_what_the_device_can_do(monkeypatch):
     assert runtime.resolve_dtype("bfloat16", CPU) == "bfloat16"
 
 
+@pytest.mark.parametrize(("there", "taken"), [(1, 1), (3, 3), (16, 16), (17, 16), (128, 16)])
+def test_as_many_threads_as_there_are_but_not_more_than_help(monkeypatch, there, taken):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: there)
+    assert runtime.resolve_threads(0) == taken
+
+
 def test_threads_are_set_inside_and_put_back():
     before = torch.get_num_threads()
     with runtime.use_threads(before + 1):
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
     assert runtime.resolve_threads(7) == 7
-    assert 1 <= runtime.resolve_threads(0) <= runtime.MOST_THREADS
 
 
 def test_seeded_numbers_depend_on_the_parts_alone():
