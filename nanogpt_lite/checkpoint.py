@@ -64,7 +64,7 @@ def load(path: Path, prefix: str = "") -> Checkpoint:
     except (safetensors.SafetensorError, ValueError, OSError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged or no checkpoint ({error}); use another one of this run (--checkpoint best, "
-            "--checkpoint last), or train again"
+            "--checkpoint last); to train on from that one, copy it over last.safetensors"
         ) from error
     if isinstance(about, dict) and about.get("format", FORMAT) != FORMAT:
         raise UserError(f"{path} has format {about['format']}, this program reads {FORMAT}; install a newer one")

@@ -282,6 +282,8 @@ def _unknown(argument: str, command: Command) -> str:
     known = [*command.texts, *command.switches, *command.kind.names()]
     near = difflib.get_close_matches(name, known, n=1) if argument.startswith("-") else []
     remedy = f"did you mean --{near[0]}?" if near else "--help lists the options"
+    if not argument.startswith("-") and "dataset" in known:
+        remedy = f"did you mean --dataset {argument}? A recipe is chosen by --preset"
     return f"unknown argument {argument!r}; {remedy}"
 
 

@@ -106,7 +106,7 @@ class RuntimeConfig(Options):
     device: str = option("auto", "auto (a GPU if there is one), cpu, cuda, cuda:1, mps", NOT_EMPTY, stored=False)
     dtype: str = option(
         "auto",
-        "number format of the matrix products; float16 trains with a loss scaler",
+        "number format of the matrix products: auto, float32, bfloat16, or float16 (with a loss scaler)",
         one_of("auto", "float32", "bfloat16", "float16"),
     )
     threads: int = option(
@@ -329,4 +329,4 @@ def _bad_value(field: "dataclasses.Field[Any]", value: Any) -> UserError:
     rule, unit = field.metadata["rule"], field.metadata["unit"]
     words += f", {rule.words}" if rule is not ANY else ""
     words += f" ({unit})" if unit else ""
-    return UserError(f"{field.name}={value!r} is not possible: it must be {words}; it is: {field.metadata['help']}")
+    return UserError(f"{field.name}={value!r} is not possible: it must be {words}. Its help: {field.metadata['help']}")

@@ -79,11 +79,12 @@ def prepare(
     `WorldError`: it cannot be fetched, or it changed while it was read.
     """
     asked = str(dataset)
+    name = texts.name_of(asked)
     if prepared := _prepared_folder(asked):
         opened = _open_fitting(prepared, tokenizer)
         _require_text(sha256, opened.sha256, asked)
         return opened
-    folder = Path(out_dir) if out_dir else DATA_DIR / texts.name_of(asked)
+    folder = Path(out_dir) if out_dir else DATA_DIR / name
     asked = str(folder) if out_dir else asked
     existing = _open_existing(folder, asked)
     wanted = sha256 or (texts.SHAKESPEARE.sha256 if asked == "shakespeare_char" else None)

@@ -34,6 +34,31 @@ def atomic(path: Path) -> Iterator[Path]:
         flush(path.parent)
 
 
+@contextlib.contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Hold a folder for as long as the `with` block takes. `BlockingIOError` if another `with` block holds it.
+
+    The system lets go of it when a process ends, however that happens. Where it cannot lock folders (Windows, some
+    network drives), everybody gets it.
+    """
+    if os.name == "nt":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
 def flush(path: Path) -> None:
     """Wait until what was written to a file (or the names in a folder) is on disk."""
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

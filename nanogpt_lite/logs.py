@@ -133,11 +133,14 @@ def _line(record: dict[str, Any]) -> bytes:
 
 
 def _header(record: StartRecord) -> str:
+    if record.step >= record.max_iters:
+        return f"{record.out_dir} has its {record.max_iters} steps; to go on, give more --max_iters"
     begin = f"from step {record.step} " if record.step else ""
+    threads = f"{record.threads} thread{'s' if record.threads > 1 else ''}"
     return (
         f"training {record.out_dir} {begin}to step {record.max_iters}: {_count(record.parameters)} parameters, "
         f"{record.tokens_per_step:,} tokens a step, {record.epochs:.1f} epochs; "
-        f"{record.device}, {record.dtype}, {record.threads} threads"
+        f"{record.device}, {record.dtype}, {threads}"
     )
 
 

@@ -92,15 +92,16 @@ def training(
         given["dataset"] = ready.asked if ready else str(dataset)
     for values in (in_file, given):
         configs.require_known(values, TrainConfig.names(), "option")
-    if {**in_file, **given}.get("init_from") == "resume":
-        # the checkpoint comes before preset and file, but it does not know what belongs to one call
-        call = {name: value for name, value in in_file.items() if name not in TrainConfig().stored()}
-        state, data, out_dir = _resume({**call, **given}, ready, console)
-    else:
-        state, data, out_dir = _begin(given, {**named, **in_file}, bool(preset or config), ready, overwrite, console)
-    if not trainer.finished(state):
-        runs.write_config(state, data, out_dir)
     with ExitStack() as stack:
+        if {**in_file, **given}.get("init_from") == "resume":
+            # the checkpoint comes before preset and file, but it does not know what belongs to one call
+            call = {name: value for name, value in in_file.items() if name not in TrainConfig().stored()}
+            state, data, out_dir = _resume({**call, **given}, ready, stack, console)
+        else:
+            otherwise = {**named, **in_file}
+            state, data, out_dir = _begin(given, otherwise, bool(preset or config), ready, overwrite, stack, console)
+        if not trainer.finished(state):
+            runs.write_config(state, data, out_dir)
         metrics_path = out_dir / "metrics.jsonl"
         metrics = stack.enter_context(closing(MetricsFile(metrics_path, keep_until=state.step if state.step else -1)))
         stop = stack.enter_context(runtime.stop_on_signals())
@@ -112,10 +113,7 @@ def training(
                 metrics.write(preview)
                 yield preview
     if stop.signum is not None:
-        raise Interrupted(
-            stop.signum,
-            f"the state is saved; go on with: nanogpt-lite train --out_dir {out_dir} --init_from resume",
-        )
+        raise Interrupted(stop.signum, _how_to_go_on("train", out_dir))
 
 
 def run(
@@ -144,7 +142,10 @@ def run(
         if prompt is not None:
             data = json.loads((Path(first.out_dir) / "config.json").read_text(encoding="utf-8"))["dataset"]["path"]
             datasets.prepare(data).tokenizer.encode(prompt, what="prompt")
-        trained = watch(itertools.chain([first], records), console)
+        try:
+            trained = watch(itertools.chain([first], records), console)
+        except Interrupted as interrupted:
+            raise Interrupted(interrupted.signum, _how_to_go_on("run", first.out_dir)) from None
         if find_spec("matplotlib"):
             console.note(f"loss curves: {trained.save_plot()}")
     return trained, pieces(trained, **for_sampling)
@@ -246,9 +247,13 @@ def _begin(
     chosen: bool,
     ready: Dataset | None,
     overwrite: bool,
+    stack: ExitStack,
     console: Console | None,
 ) -> tuple[TrainState, Dataset, Path]:
-    """A new run, from scratch or from another run's weights; `otherwise` is what preset and file say."""
+    """A new run, from scratch or from another run's weights; `otherwise` is what preset and file say.
+
+    Its folder is held until `stack` is closed.
+    """
     if not chosen:
         otherwise = configs.preset(default_preset(str(given.get("device", "auto"))))
     config = TrainConfig.from_dict({**otherwise, **given})
@@ -265,16 +270,26 @@ def _begin(
     state = start(config, data.tokenizer, dataset_sha256=data.sha256)
     if other:
         load_weights(state.model, other)
-    return state, data, runs.claim(config.out_dir, data.name, overwrite)
+    out_dir = runs.claim(config.out_dir, data.name)
+    stack.enter_context(runs.hold(out_dir))
+    if overwrite:
+        runs.empty(out_dir)
+    return state, data, out_dir
 
 
 def _resume(
-    given: dict[str, Value], ready: Dataset | None, console: Console | None
+    given: dict[str, Value], ready: Dataset | None, stack: ExitStack, console: Console | None
 ) -> tuple[TrainState, Dataset, Path]:
-    """A run that goes on from its last checkpoint."""
+    """A run that goes on from its last checkpoint; its folder is held until `stack` is closed."""
     out_dir = Path(str(given["out_dir"])) if given.get("out_dir") else runs.newest_run().out_dir
-    saved = checkpoints.load(runs.find_checkpoint(out_dir, "last"))
+    checkpoint = runs.find_checkpoint(out_dir, "last")
+    stack.enter_context(runs.hold(out_dir))
+    saved = checkpoints.load(checkpoint)
     state = restore(saved, given)
+    if "max_iters" in given and state.config.max_iters < state.step:
+        raise UserError(
+            f"{out_dir} is at step {state.step}, beyond max_iters={state.config.max_iters}; give more, or leave it out"
+        )
     before = config_of(saved, {})
     changed = [name for name in ("dtype", "threads", "seed") if getattr(before, name) != getattr(state.config, name)]
     changed += ["device"] if saved.about["device"] != state.device.type else []
@@ -282,7 +297,13 @@ def _resume(
         console.note(
             f"warning: {', '.join(changed)} changed, so the run goes on but no longer bit for bit as it would have"
         )
-    data = _open(ready, state.config.dataset, state.tokenizer, console, sha256=state.dataset_sha256)
+    try:
+        data = _open(ready, state.config.dataset, state.tokenizer, console, sha256=state.dataset_sha256)
+    except UserError as error:
+        raise UserError(
+            f"{error} ({out_dir} was trained on {state.config.dataset!r}, as seen from the folder where it began: go "
+            "on from there, or say where that text is: --dataset)"
+        ) from error
     kept = [r["seconds"] for r in Run(out_dir).metrics if "seconds" in r and r["step"] <= state.step]
     state.seconds = max(kept, default=0.0)
     return state, data, out_dir
@@ -302,6 +323,10 @@ def _open(
     if console:
         console.close()
     return data
+
+
+def _how_to_go_on(command: str, out_dir: str | Path) -> str:
+    return f"the state is saved; go on with: nanogpt-lite {command} --out_dir {out_dir} --init_from resume"
 
 
 def _default_dataset(tokenizer: str, console: Console) -> str:

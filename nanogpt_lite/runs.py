@@ -10,6 +10,8 @@ runs/NAME/loss.png           the curves
 import dataclasses
 import itertools
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -59,7 +61,9 @@ def newest_run() -> Run:
     """The run under runs/ whose checkpoint was written last. `UserError` if there is none."""
     written = sorted(RUNS_DIR.glob(f"*/*{SUFFIX}"), key=lambda path: path.stat().st_mtime)
     if not written:
-        raise UserError(f"there is no run under {RUNS_DIR}/; train one (nanogpt-lite run), or give --out_dir")
+        raise UserError(
+            f"there is no run with a checkpoint under {RUNS_DIR}/; train one (nanogpt-lite run), or give --out_dir"
+        )
     return Run(written[-1].parent)
 
 
@@ -98,13 +102,13 @@ def require_free(out_dir: str, overwrite: bool) -> None:
         )
 
 
-def claim(out_dir: str, dataset: str, overwrite: bool) -> Path:
-    """The folder of a new run, made: `out_dir` (`overwrite`: emptied of a run), or the next free runs/DATASET-N."""
+def claim(out_dir: str, dataset: str) -> Path:
+    """The folder of a new run, made: `out_dir`, or the next free runs/DATASET-N."""
     if out_dir:
         path = Path(out_dir)
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{out_dir} is a file, and a run needs a folder; give another --out_dir")
         path.mkdir(parents=True, exist_ok=True)
-        for old in _of_a_run(path) if overwrite else []:
-            old.unlink()
         return path
     RUNS_DIR.mkdir(exist_ok=True)
     for number in itertools.count(1):
@@ -115,6 +119,24 @@ def claim(out_dir: str, dataset: str, overwrite: bool) -> Path:
         except FileExistsError:
             continue
     raise AssertionError
+
+
+def empty(out_dir: Path) -> None:
+    """Delete the run in a folder; files of others stay."""
+    for old in _of_a_run(out_dir):
+        old.unlink()
+
+
+@contextmanager
+def hold(out_dir: Path) -> Iterator[None]:
+    """Keep others from training a run meanwhile. `UserError` if somebody does already."""
+    try:
+        with files.hold(out_dir):
+            yield
+    except BlockingIOError:
+        raise UserError(
+            f"{out_dir} is in use by another training; wait for its end or stop it, or give another --out_dir"
+        ) from None
 
 
 def _of_a_run(folder: Path) -> list[Path]:

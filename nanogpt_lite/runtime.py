@@ -19,14 +19,14 @@ def resolve_device(name: str) -> torch.device:
     """The device of that name; "auto" is a CUDA GPU, else Apple's GPU, else the CPU. `UserError` if it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name.split(":")[0] not in ("cpu", "cuda", "mps"):
+        raise UserError(f"device={name!r} is no kind that this program computes on; give cpu, cuda, cuda:N or mps")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0][:120]
         raise UserError(f"device={name!r} cannot be used here ({reason}); give --device auto or --device cpu") from None
-    if device.type not in ("cpu", "cuda", "mps"):
-        raise UserError(f"device={name!r} is no kind that this program computes on; give cpu, cuda, cuda:N or mps")
     return device
 
 

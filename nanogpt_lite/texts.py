@@ -16,6 +16,7 @@ from nanogpt_lite.download import Report
 from nanogpt_lite.errors import UserError
 
 NAMES = ("shakespeare_char", "python_docs")
+LONGEST_NAME = 1000  # characters; no path or URL of use is longer
 CHUNK = 2**18  # bytes read at a time: pieces that stay in the processor's cache
 SHAKESPEARE = download.Resource(
     url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
@@ -37,6 +38,11 @@ def name_of(dataset: str) -> str:
     """The name for a prepared dataset: the given one, or the last part of its path or URL, without an ending."""
     if dataset.startswith(("http://", "https://")):
         return _plain_name(Path(download.resource(dataset).cache_name).stem)
+    if len(dataset) > LONGEST_NAME or "\n" in dataset:
+        raise UserError(
+            f"the dataset {dataset[:30]!r}… of {len(dataset)} characters is no name; if it is the text itself, write "
+            "it to a file and give the path of that"
+        )
     path = Path(dataset).expanduser()
     if path.is_dir():
         return _plain_name(path.resolve().name)
@@ -57,18 +63,18 @@ def find(dataset: str, *, fetch_again: bool = False, report: Report | None = Non
     if path.is_file():
         return _files_text(name, [path])
     if path.is_dir():
-        return _files_text(name, _files_below(path))
+        return _files_text(name, _files_below(path), dataset)
     if glob.has_magic(dataset):  # Path.glob takes no absolute pattern
-        return _files_text(name, map(Path, glob.iglob(str(path), recursive=True)))  # noqa: PTH207
+        return _files_text(name, map(Path, glob.iglob(str(path), recursive=True)), dataset)  # noqa: PTH207
     near = difflib.get_close_matches(dataset, NAMES, n=1)
     remedy = f"did you mean {near[0]}?" if near else f"give one of {', '.join(NAMES)}, or the path or URL of a text"
     raise UserError(f"there is no dataset, file or folder {dataset!r}; {remedy}")
 
 
-def _files_text(name: str, found: Iterable[Path]) -> Text:
+def _files_text(name: str, found: Iterable[Path], asked: str = "") -> Text:
     paths = sorted(path for path in found if path.is_file())
     if not paths:
-        raise UserError("the folder or glob holds no files to read; give a folder with text files in it")
+        raise UserError(f"there are no files to read in {asked!r}; give a folder with text files in it")
     label = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more files"
     return Text(name, label, lambda: _read_files(paths))
 

@@ -107,7 +107,7 @@ def test_help_explains_every_option_with_unit_and_default_and_imports_no_torch()
     [
         ("trian", r"unknown command 'trian'; did you mean train\?"),
         ("train --nlayer 4", r"unknown argument '--nlayer'; did you mean --n_layer\?"),
-        ("train extra", "unknown argument 'extra'"),
+        ("train my.txt", r"unknown argument 'my.txt'; did you mean --dataset my.txt\?"),
         ("train --n_layer", "Missing value for argument '--n_layer'.*--help"),
         ("train --n_layer x", "n_layer='x' is not possible: it must be a whole number, 1 or more"),
         ("train --bias 2", "bias='2' is not possible: it must be True or False"),
@@ -120,11 +120,16 @@ def test_help_explains_every_option_with_unit_and_default_and_imports_no_torch()
         ("train --dataset empty.txt", "empty.txt has 0 characters"),
         ("train --dataset latin1.txt", "latin1.txt is not UTF-8: byte 0xe9 at offset 3"),
         ("train --dataset bottles.txt --block_size 90000 --device cpu", "too short for block_size=90000.*100"),
+        ("train --dataset nothing", r"no files to read in 'nothing'"),
+        ("train --out_dir bottles.txt --dataset bottles.txt --device cpu", "bottles.txt is a file, and a run needs a"),
+        (["train", "--dataset", "To be\nor not to be"], r"'To be\\nor not to be'… of 18 characters is no name"),
+        (["train", "--dataset", "a" * 5000], r"of 5000 characters is no name.*write it to a file"),
+        ("train --device gpu", "device='gpu' is no kind that this program computes on; give cpu, cuda"),
         ("train --config nix.json", "config file nix.json cannot be read"),
         ("train --device cuda:77", "device='cuda:77' cannot be used here"),
-        ("train --init_from resume", "no run under runs/"),
+        ("train --init_from resume", "no run with a checkpoint under runs/"),
         ("train --init_from resume --out_dir nowhere", "no checkpoint last in nowhere"),
-        ("sample", "no run under runs/.*nanogpt-lite run"),
+        ("sample", "no run with a checkpoint under runs/.*nanogpt-lite run"),
         ("sample --top_p 1.5", "top_p=1.5 is not possible: .*from 0 to 1"),
         ("sample --out_dir nowhere", "no checkpoint last in nowhere"),
         ("eval --out_dir nowhere --json", "no checkpoint"),
@@ -135,7 +140,8 @@ def test_help_explains_every_option_with_unit_and_default_and_imports_no_torch()
 def test_a_mistake_is_told_in_a_line_or_two(text_file, capsys, line, says):
     Path("empty.txt").write_text("")
     Path("latin1.txt").write_bytes(b"caf\xe9 au lait " * 10)
-    assert main(line) == 2
+    Path("nothing").mkdir()
+    assert (main(line) if isinstance(line, str) else main(*line)) == 2
     captured = capsys.readouterr()
     assert re.search(says, captured.err)
     assert captured.err.startswith("error: ")

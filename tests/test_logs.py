@@ -131,6 +131,11 @@ def test_no_file_holds_no_records(tmp_path):
     assert read_metrics(tmp_path / "missing.jsonl") == []
 
 
+def test_a_run_that_is_at_its_end_says_how_to_go_on(capsys):
+    Console(bar=False).write(StartRecord(**{**vars(START), "step": 5000}))
+    assert capsys.readouterr().err == "runs/a has its 5000 steps; to go on, give more --max_iters\n"
+
+
 def test_the_header_tells_what_will_be_done(capsys):
     console = Console(bar=False)
     console.write(START)

@@ -4,6 +4,9 @@ import inspect
 import json
 import os
 import signal
+import subprocess
+import sys
+from contextlib import closing
 
 import pytest
 import torch
@@ -171,6 +174,35 @@ def test_nothing_is_overwritten_unasked(trained):
     assert (trained.out_dir / "last.safetensors").read_bytes() == before
     ng.train("bottles.txt", out_dir=trained.out_dir, overwrite=True, **{**TINY, "max_iters": 5})
     assert trained.metrics[-1]["step"] == 5
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(trained, text_file):
+    options = {**TINY, "max_iters": 40}
+    with closing(ng.training(out_dir=trained.out_dir, init_from="resume", max_iters=40)) as records:
+        next(records)
+        before = {path: path.read_bytes() for path in trained.out_dir.iterdir()}
+        for more in (["--init_from", "resume"], ["--overwrite", "--dataset", "bottles.txt"]):
+            command = [sys.executable, "-m", "nanogpt_lite", "train", "--out_dir", str(trained.out_dir), *more]
+            other = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert other.returncode == 2
+            assert "is in use by another training" in other.stderr
+        assert {path: path.read_bytes() for path in trained.out_dir.iterdir()} == before
+        assert list(records)[-1].step == 40
+    assert ng.train("bottles.txt", out_dir=trained.out_dir, overwrite=True, **options).metrics[-1]["step"] == 40
+
+
+def test_a_run_cannot_go_back(trained):
+    with pytest.raises(ng.UserError, match="is at step 20, beyond max_iters=5"):
+        ng.train(out_dir=trained.out_dir, init_from="resume", max_iters=5)
+
+
+def test_a_resumed_run_whose_text_is_elsewhere_says_what_it_was(trained, text_file, monkeypatch):
+    elsewhere = text_file.parent / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    with pytest.raises(ng.UserError, match="trained on 'bottles.txt', as seen from the folder where it began"):
+        ng.train(out_dir=f"../{trained.out_dir}", init_from="resume", max_iters=30)
+    assert ng.train("../bottles.txt", out_dir=f"../{trained.out_dir}", init_from="resume", max_iters=30)
 
 
 def test_a_replaced_run_leaves_none_of_its_files(text_file):
@@ -379,6 +411,20 @@ def test_an_interrupt_saves_and_is_raised(text_file, capsys):
     assert "--init_from resume" in str(caught.value)
     assert checkpoint.load(runs.find_checkpoint("runs/bottles-1", "last")).about["step"] == 13
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_an_interrupted_run_of_the_whole_road_says_how_that_goes_on(text_file, monkeypatch):
+    """The signal comes while an evaluation is written down."""
+    written = pipeline.Console.write
+
+    def write(console, record):
+        written(console, record)
+        if record.kind == "eval":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(pipeline.Console, "write", write)
+    with pytest.raises(ng.Interrupted, match="nanogpt-lite run --out_dir runs/bottles-1 --init_from resume"):
+        pipeline.run(dataset="bottles.txt", **{**TINY, "max_iters": 10_000})
 
 
 def test_unknown_options_are_errors_that_name_the_nearest(text_file):

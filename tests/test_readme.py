@@ -73,7 +73,7 @@ def test_the_commands_in_their_order(shakespeare, capsys):
     for name in ("my.txt", "notes/a.md", "letters.txt"):
         Path(name).write_text("Dear reader, all is well.\n" * 60)
     for words in commands()[1:]:
-        short = TINY if "--dataset" in words and "--init_from" not in words else []
+        short = TINY if words[0] in ("run", "train") and "--init_from" not in words else []
         if "--init_from" in words:
             short = ["--max_iters", "6", "--device", "cpu"]
         if words[:2] == ["train", "--preset"]:
