@@ -1,5 +1,6 @@
 """Runs that live on a volume: against a run that nobody disturbed, and two machines that share one volume."""
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -39,10 +40,18 @@ class FolderVolume:
         shutil.copytree(self.shared, self.mount)
 
     def require_closed(self):
-        if Path("/proc/self/maps").exists():
-            links = [path for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]  # one is gone by now
-            assert not [path for path in links if str(path.readlink()).startswith(str(self.mount))]
-            assert str(self.mount) not in Path("/proc/self/maps").read_text()
+        assert not [path for path in _open_files() if path.startswith(str(self.mount))]
+
+
+def _open_files():
+    """What this process has open or mapped, where the system tells."""
+    if not Path("/proc/self/maps").exists():
+        return []
+    found = Path("/proc/self/maps").read_text().split()
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed in the meantime
+            found.append(str(link.readlink()))
+    return found
 
 
 @pytest.fixture
@@ -148,6 +157,36 @@ def test_data_is_prepared_once(machine, monkeypatch):
     result = volumes.evaluate(machine(), "text", device="cpu")
     assert result["step"] == 2
     assert result["dataset"] == "data/text"
+
+
+def test_a_machine_that_waits_sees_what_another_one_prepared(machine):
+    waiting = machine()
+    here = Path.cwd()
+    volumes.prepare(machine(), machine.text)
+    os.chdir(here)
+    waiting.bring(Path("data/text"))
+    assert Path("data/text/manifest.json").is_file()
+
+
+def test_what_is_put_home_while_training_goes_on_is_never_newer_in_last_than_in_best(machine, monkeypatch):
+    """Each file that is copied is followed by the training's next step, which replaces all of them."""
+    home, folder = machine(), Path("runs/x")
+    folder.mkdir(parents=True)
+    (home.root / "runs").mkdir()
+
+    def write(number):
+        for name in ("best", "last"):
+            (folder / f"{name}{SUFFIX}").write_text(number)
+        (folder / "metrics.jsonl").write_text(number)
+
+    write("1")
+    copy = shutil.copy2
+    monkeypatch.setattr(shutil, "copy2", lambda source, target: (copy(source, target), write("2")))
+    home.put(folder)
+    stored = machine.shared / "runs" / "x"
+    assert (stored / f"last{SUFFIX}").read_text() == "1"
+    assert (stored / f"best{SUFFIX}").read_text() == "2"
+    assert (stored / "metrics.jsonl").read_text() == "2"
 
 
 def test_a_run_starts_from_the_weights_of_another(machine):
