@@ -9,17 +9,19 @@ Nothing is computed here. The functions call the library, which works in the con
 it makes on the Volume: /data/datasets/NAME and /data/runs/NAME (`nanogpt_lite.volumes`).
 """
 
+import glob
 import json
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import modal
 
-from nanogpt_lite import config, sweeps
+from nanogpt_lite import sweeps
 from nanogpt_lite.config import DataConfig, LoadConfig, RunConfig, SampleConfig, TrainConfig
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.signatures import with_flags
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 VOLUME = "nanogpt-lite"
 MOUNT = os.environ.get("NANOGPT_MOUNT", "/data")
-GPU = os.environ.get("NANOGPT_GPU", "A100-40GB")  # TYPE, TYPE:COUNT, or several of them, the preferred one first
+GPU = os.environ.get("NANOGPT_GPU", "A100-40GB")  # a type, or several with commas, the preferred one first
 DAY = 24 * 60 * 60  # seconds; the longest that Modal lets an attempt run
 
 # Dollars a second, from https://modal.com/pricing as listed in May 2026. CPU and memory come on top.
@@ -46,6 +48,16 @@ PRICES = {
     "B200": 0.001736,
 }
 
+
+def one_each(names: str) -> list[str]:
+    """The GPUs to choose from, in order. `UserError` for several at once, of which a run could use only one."""
+    if ":" in names:
+        raise UserError(
+            f"{names!r} asks for several GPUs at once, and a run uses one; leave out the ':' and the number"
+        )
+    return [name.strip() for name in names.split(",")]
+
+
 app = modal.App("nanogpt-lite")
 volume = modal.Volume.from_name(VOLUME, create_if_missing=True, version=2)
 image = (
@@ -54,8 +66,9 @@ image = (
     .add_local_python_source("nanogpt_lite")
 )
 
-on_volume: dict[str, Any] = {"image": image, "volumes": {MOUNT: volume}}
-on_gpu: dict[str, Any] = {**on_volume, "gpu": GPU.split(",")}
+# a container that does not start must not wait for a day
+on_volume: dict[str, Any] = {"image": image, "volumes": {MOUNT: volume}, "startup_timeout": 600}
+on_gpu: dict[str, Any] = {**on_volume, "gpu": one_each(GPU)}
 
 
 @app.function(**on_volume, cpu=2, timeout=DAY)
@@ -81,7 +94,8 @@ def train(**options: Any) -> dict[str, Any]:
     with bill():
         run = volumes.train(home(), owner=modal.current_input_id() or "", **options)
     name = run.out_dir.name
-    print(f"bring it home: modal volume get {VOLUME} runs/{name} . && nanogpt-lite sample --out_dir {name}")
+    if not modal.is_local():
+        print(f"bring it home: modal volume get --force {VOLUME} runs/{name} . && nanogpt-lite sample --out_dir {name}")
     return {"run": name, "best_val_loss": run.best_val_loss}
 
 
@@ -114,14 +128,23 @@ def evaluate(out_dir: str = "", **options: Any) -> dict[str, Any]:
 def sweep(sweep_iters: int = 200, gpu: str = "", preset: str = "tutorial", **texts: str) -> str:
     """Train each combination of options, as of --learning-rate 3e-4,1e-3, for a while; then the best one to its end.
 
-    It runs on Modal itself (its containers call others), so that with --detach it needs no laptop to stay on.
+    It runs on Modal itself (its containers call others), so that with --detach it needs no laptop to stay on. What
+    it found is on the Volume before the best one goes on: started again, it does not try everything anew.
     """
-    name = texts.pop("out_dir", "") or f"sweep-{(modal.current_input_id() or 'here')[-6:].lower()}"
+    from nanogpt_lite import volumes
+
+    call = (modal.current_input_id() or "here")[-8:].lower()
+    name = volumes.require_plain(f"{texts.pop('out_dir', 'sweep')}-{call}", "run")
     tried = sweeps.trials(texts, preset=preset, steps=sweep_iters, name=name)
-    prepare_data.remote(**chosen(texts, "dataset", "tokenizer"))  # once, not in each container
     trainer = on(gpu, train)
-    calls = [trainer.spawn(**trial.begin) for trial in tried]
-    results = [loss_of(call) for call in calls]
+    found = home().read(f"sweeps/{name}.json")
+    if not found:
+        for dataset in {str(trial.begin.get("dataset", DataConfig.dataset)) for trial in tried}:
+            prepare_data.remote(dataset=dataset)  # once, not in each container
+        calls = [trainer.spawn(**trial.begin) for trial in tried]
+        found = json.dumps([loss_of(call) for call in calls])
+        home().write(f"sweeps/{name}.json", found)
+    results = json.loads(found)
     table = sweeps.table(tried, results)
     print(table)
     home().write(f"sweeps/{name}.md", table)
@@ -170,7 +193,6 @@ def main(gpu: str = "", dataset: str = DataConfig.dataset, **options: Any) -> No
     training = chosen(options, *TrainConfig.names(), "preset", "overwrite")
     sampling = {"num_samples": 3, "max_new_tokens": 300, **chosen(options, *SampleConfig.names())}
     SampleConfig.from_dict(sampling)  # a mistake is told before anything is sent or rented
-    TrainConfig.from_dict({**config.preset(options.get("preset", "tutorial")), **chosen(options, *TrainConfig.names())})
     dataset = send_up(dataset)
     prepare_data.remote(dataset=dataset, **chosen(options, "tokenizer", "overwrite"))
     trained = trainer.remote(dataset=dataset, **training)
@@ -181,19 +203,23 @@ def on(gpu: str, function: modal.Function[..., Any, Any]) -> modal.Function[...,
     """The function on another GPU than it asks for, if one is named."""
     if "," in gpu:
         raise UserError(f"--gpu takes one GPU; to give an order of preference, set NANOGPT_GPU={gpu}")
-    return function.with_options(gpu=gpu) if gpu else function
+    return function.with_options(gpu=one_each(gpu)[0]) if gpu else function
 
 
 def send_up(dataset: str) -> str:
-    """Put a text of yours, a file or a folder, on the Volume; what to call the dataset there."""
-    from nanogpt_lite import texts
+    """Put a text of yours (a file, a folder, a glob) on the Volume, as one file; what to call the dataset there."""
+    from nanogpt_lite import texts, volumes
 
-    path = Path(dataset).expanduser()
-    if dataset in texts.NAMES or not path.exists():
+    if dataset in texts.NAMES or not any(glob.iglob(str(Path(dataset).expanduser()), recursive=True)):  # noqa: PTH207
         return dataset  # a name or a URL
-    with volume.batch_upload(force=True) as batch:
-        (batch.put_directory if path.is_dir() else batch.put_file)(path, f"/texts/{path.name}")
-    return f"texts/{path.name}"
+    name = f"{volumes.TEXTS}/{volumes.require_plain(texts.name_of(dataset), 'dataset')}.txt"
+    with TemporaryFile() as file:
+        for piece in texts.find(dataset).pieces():
+            file.write(piece.encode())
+        file.seek(0)
+        with volume.batch_upload(force=True) as batch:
+            batch.put_file(file, name)
+    return name
 
 
 def loss_of(call: modal.FunctionCall[dict[str, Any]]) -> float | str:

@@ -5,7 +5,7 @@ The only place that joins the parts. `cli` calls it, and so does who imports the
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from importlib.util import find_spec
 from pathlib import Path
@@ -76,7 +76,7 @@ def training(
     overwrite: bool = False,
     console: Console | None = None,
     **options: Value | Path,
-) -> Iterator[Record]:
+) -> Generator[Record, None, None]:
     """The same as `train`, as a generator of records: the caller sees each thing when it has happened.
 
     A checkpoint is on disk when its record comes out. Progress before the first record is told to `console`,

@@ -32,6 +32,8 @@ def trials(texts: Mapping[str, str], *, preset: str, steps: int, name: str) -> l
     found = []
     for number, options in enumerate(_grid(texts), start=1):
         whole = TrainConfig.from_dict({**config.preset(preset), **options})
+        if not steps >= 1:
+            raise UserError(f"a trial of {steps} steps trains nothing; give 1 or more")
         if steps > whole.max_iters:
             raise UserError(f"a trial of {steps} steps is longer than the training of max_iters={whole.max_iters}")
         run = f"{name}-{number}"

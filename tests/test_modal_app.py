@@ -110,8 +110,13 @@ def test_what_goes_wrong_is_said(texts, tmp_path):
     missing = texts.modal("run", f"{APP}::sample", "--out-dir", "nothing")
     assert missing.returncode == 1
     assert "there is no checkpoint of a run 'nothing'; train it: modal run" in missing.stdout + missing.stderr
-    outside = texts.modal("run", f"{APP}::sample", "--out-dir", "../secrets")
-    assert outside.returncode == 1
+    for function, flags in {"train": ["--dataset=bottles"], "sweep": ["--learning-rate=1"], "sample": []}.items():
+        outside = texts.modal("run", f"{APP}::{function}", "--out-dir", "../secrets", *flags)
+        assert outside.returncode == 1
+        assert "no plain name" in outside.stdout + outside.stderr or function == "sample"
+    several = texts.modal("run", f"{APP}::train", env={"NANOGPT_GPU": "A100-80GB:4"})
+    assert several.returncode == 1
+    assert "asks for several GPUs at once" in several.stdout + several.stderr
     order = texts.modal("run", APP, "--dataset=bottles", "--gpu=T4,L4")
     assert order.returncode == 1
     assert "set NANOGPT_GPU=T4,L4" in order.stdout + order.stderr
@@ -183,16 +188,18 @@ def test_preempted_and_killed_at_random_moments_it_ends_with_the_same_file(texts
 
 def test_a_sweep_trains_the_grid_and_carries_the_best_one_on(texts):
     printed = run(
-        texts, f"{APP}::sweep", "--dataset=bottles", *FLAGS, "--learning-rate=1e-4,1e-2", "--min-lr=0",
+        texts, f"{APP}::sweep", "--dataset=bottles", *FLAGS, "--gpu=L4", "--learning-rate=1e-4,1e-2", "--min-lr=0",
         "--sweep-iters=20", "--max-iters=40", "--eval-interval=20", "--out-dir=grid",
     )  # fmt: skip
     table = [line for line in printed.splitlines() if line.startswith("| grid-")]
     assert [line.split(" | ")[1] for line in table] == ["0.01", "0.0001"]
-    (written,) = (texts.volume(STORED) / "sweeps").iterdir()
+    (written,) = (texts.volume(STORED) / "sweeps").glob("*.md")
     assert table[0] in written.read_text()
     runs = {path.name: ng.Run(path).metrics[-1]["step"] for path in (texts.volume(STORED) / "runs").iterdir()}
     assert sorted(runs.values()) == [20, 40]
     assert runs[table[0].split()[1]] == 40
+    trainings = [container for container in texts.containers if container.function == "train"]
+    assert [container.gpu_type for container in trainings] == ["L4"] * 3
 
 
 def test_in_python_and_deployed(texts, tmp_path):

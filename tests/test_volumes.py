@@ -3,12 +3,14 @@
 import contextlib
 import os
 import shutil
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import nanogpt_lite as ng
-from nanogpt_lite import sweeps, texts, volumes
+from nanogpt_lite import files, sweeps, texts, volumes
 from nanogpt_lite.checkpoint import SUFFIX
 from nanogpt_lite.metrics import CheckpointRecord
 
@@ -101,15 +103,18 @@ def test_a_checkpoint_is_kept_when_it_is_written_and_whatever_ends_the_run(machi
     home = machine()
     volumes.prepare(home, machine.text)
     folder = Path("runs/text")
-    home.claim(folder, "me")
+    home.claim(folder, "me", anew=True)
     commits = home.volume.commits
     records = volumes.keeping(ng.training("text", out_dir=folder, max_iters=50, **TINY), home, folder, "me")
-    for record in records:
-        if isinstance(record, CheckpointRecord) and record.step == 8:
-            break
+    next(record for record in records if isinstance(record, CheckpointRecord))
+    next(records)  # it puts the checkpoint home when it is asked for the next record
+    deadline = time.monotonic() + 30
+    while home.volume.commits == commits:
+        assert time.monotonic() < deadline, "nothing was put home in the background"
+        time.sleep(0.01)
+    next(record for record in records if isinstance(record, CheckpointRecord) and record.step == 8)
     with pytest.raises(ZeroDivisionError):
         records.throw(ZeroDivisionError)
-    assert home.volume.commits > commits + 1
     assert (machine.shared / "runs/text" / f"last{SUFFIX}").read_bytes() == (folder / f"last{SUFFIX}").read_bytes()
     assert (machine.shared / "runs/text/metrics.jsonl").is_file()
 
@@ -118,7 +123,7 @@ def test_a_later_call_takes_the_run_over_and_the_earlier_one_stops(machine):
     first = machine()
     volumes.prepare(first, machine.text)
     folder = Path("runs/text")
-    first.claim(folder, "first")
+    first.claim(folder, "first", anew=True)
     records = volumes.keeping(ng.training("text", out_dir=folder, max_iters=50, **TINY), first, folder, "first")
     next(record for record in records if isinstance(record, CheckpointRecord))
     here = Path.cwd()
@@ -180,8 +185,9 @@ def test_what_is_put_home_while_training_goes_on_is_never_newer_in_last_than_in_
         (folder / "metrics.jsonl").write_text(number)
 
     write("1")
-    copy = shutil.copy2
-    monkeypatch.setattr(shutil, "copy2", lambda source, target: (copy(source, target), write("2")))
+    copy = shutil.copyfile
+    slow = SimpleNamespace(copyfile=lambda source, target: (copy(source, target), write("2")))
+    monkeypatch.setattr(volumes, "shutil", slow)
     home.put(folder)
     stored = machine.shared / "runs" / "x"
     assert (stored / f"last{SUFFIX}").read_text() == "1"
@@ -232,3 +238,92 @@ def test_a_trial_that_goes_on_equals_a_whole_training(machine):
         )
     volumes.train(machine(), owner="rest", **{**tried[1].go_on, **options})
     assert last_of(machine, "s-2") == undisturbed(machine, learning_rate=5e-3, **options)
+
+
+def test_a_copy_that_was_overtaken_is_made_again(machine, monkeypatch):
+    """The training replaces a checkpoint by one of the same size while it is copied, and then ends."""
+    home, folder = machine(), Path("runs/x")
+    folder.mkdir(parents=True)
+    (folder / f"last{SUFFIX}").write_text("old")
+    copy = shutil.copyfile
+
+    def overtaken(source, target):
+        copy(source, target)
+        Path(source).write_text("new")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(volumes, "shutil", SimpleNamespace(copyfile=overtaken))
+        home.put(folder)
+    home.put(folder)
+    assert (machine.shared / "runs" / "x" / f"last{SUFFIX}").read_text() == "new"
+
+
+def test_a_run_without_its_last_checkpoint_begins_anew(machine):
+    """Killed after the first best or numbered checkpoint came home, and before the first last one."""
+    train(machine(), machine, "me", max_iters=8, keep_every=2)
+    for name in ("last", "best"):
+        (machine.shared / "runs" / "text" / f"{name}{SUFFIX}").unlink()
+    again = train(machine(), machine, "me", max_iters=4)
+    assert again.metrics[-1]["step"] == 4
+    assert not list((machine.shared / "runs" / "text").glob("step_*"))
+
+
+@pytest.mark.parametrize("wrong", [{"n_head": 3}, {"block_size": 100_000}, {"dataset": "nix"}, {"min_lr": 9.0}])
+def test_a_call_with_a_mistake_changes_nothing_at_home(machine, wrong):
+    train(machine(), machine, "good", max_iters=4)
+    before = {path: path.read_bytes() for path in machine.shared.rglob("*") if path.is_file()}
+    for overwrite in (True, False):
+        options = {**TINY, "dataset": machine.text, "out_dir": "text", "max_iters": 8, **wrong}
+        with pytest.raises(ng.UserError):
+            volumes.train(machine(), owner="bad", overwrite=overwrite, **options)
+    after = {path: path.read_bytes() for path in machine.shared.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_overwrite_is_not_forgotten_by_a_kill_at_any_moment(machine, monkeypatch):
+    train(machine(), machine, "old", max_iters=8)
+    home = machine()
+    atomic = files.atomic
+
+    def killed(path):
+        if path.name == volumes.OWNERS:
+            raise KeyboardInterrupt
+        return atomic(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "atomic", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(home, machine, "new", max_iters=4, overwrite=True, seed=5)
+    home.volume.commit()  # as Modal does when a container ends
+    again = train(machine(), machine, "new", max_iters=4, overwrite=True, seed=5)
+    assert [record["step"] for record in again.metrics if record["kind"] == "start"] == [0]
+
+
+def test_a_run_from_the_weights_of_another_reads_another_text_and_goes_on(machine):
+    train(machine(), machine, "one", max_iters=4)
+    letters = Path(machine.text).with_name("letters.txt")
+    letters.write_text("that is to be\n" * 100)  # fewer characters than the first text has
+    call = {**TINY, "owner": "two", "dataset": str(letters), "out_dir": "child", "init_from": "runs/text"}
+    del call["n_embd"]  # the preset's is another one than the first run's
+    volumes.train(machine(), **call, max_iters=4)
+    run = volumes.train(machine(), **call, max_iters=8)
+    assert [record["step"] for record in run.metrics if record["kind"] == "start"] == [0, 4]
+    assert (machine.shared / "datasets" / "letters-for-text" / "train.bin").is_file()
+
+
+def test_the_file_does_not_depend_on_who_prepared_the_data(machine):
+    train(machine(), machine, "me", max_iters=4)
+    assert last_of(machine) == undisturbed(machine, max_iters=4)
+
+
+def test_a_warm_machine_forgets_what_home_forgot(machine):
+    train(machine(), machine, "old", max_iters=4, keep_every=2)
+    warm = machine()
+    here = Path.cwd()
+    volumes.find_run(warm, "text")
+    assert Path(f"runs/text/step_000002{SUFFIX}").is_file()
+    train(machine(), machine, "new", max_iters=4, overwrite=True)
+    os.chdir(here)
+    volumes.find_run(warm, "text")
+    assert not Path(f"runs/text/step_000002{SUFFIX}").exists()
+    assert not Path("runs/text", volumes.OWNERS).exists()
