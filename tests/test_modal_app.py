@@ -31,8 +31,8 @@ STORED = "nanogpt-lite"  # the Volume
 
 
 @pytest.fixture
-def service(tmp_path):
-    with LocalModal(tmp_path / "modal") as service:
+def service(tmp_path, request):
+    with LocalModal(tmp_path / "modal", exit_commits=getattr(request, "param", False)) as service:
         yield service
 
 
@@ -110,10 +110,9 @@ def test_what_goes_wrong_is_said(texts, tmp_path):
     missing = texts.modal("run", f"{APP}::sample", "--out-dir", "nothing")
     assert missing.returncode == 1
     assert "there is no checkpoint of a run 'nothing'; train it: modal run" in missing.stdout + missing.stderr
-    for function, flags in {"train": ["--dataset=bottles"], "sweep": ["--learning-rate=1"], "sample": []}.items():
-        outside = texts.modal("run", f"{APP}::{function}", "--out-dir", "../secrets", *flags)
-        assert outside.returncode == 1
-        assert "no plain name" in outside.stdout + outside.stderr or function == "sample"
+    outside = texts.modal("run", f"{APP}::sweep", "--out-dir", "../secrets", "--learning-rate=1")
+    assert outside.returncode == 1
+    assert "no plain name" in outside.stdout + outside.stderr
     several = texts.modal("run", f"{APP}::train", env={"NANOGPT_GPU": "A100-80GB:4"})
     assert several.returncode == 1
     assert "asks for several GPUs at once" in several.stdout + several.stderr
@@ -161,6 +160,11 @@ def test_import_takes_neither_torch_nor_a_network(tmp_path):
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
+@pytest.mark.parametrize(
+    "service",
+    [pytest.param(False, id=""), pytest.param(True, id="commits_at_exit", marks=pytest.mark.slow)],
+    indirect=True,
+)
 def test_preempted_and_killed_at_random_moments_it_ends_with_the_same_file(texts, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "work")
     options = {**SMALL, "max_iters": 400, "eval_interval": 10, "dropout": 0.1}

@@ -80,12 +80,17 @@ def function_data(definition: api_pb2.Function) -> api_pb2.FunctionData:
 
 
 def container_arguments(
-    function: Function, task_id: str, *, functions: dict[str, Function], volumes: dict[str, api_pb2.VolumeMetadata]
+    function: Function,
+    task_id: str,
+    *,
+    functions: dict[str, Function],
+    volumes: dict[str, api_pb2.VolumeMetadata],
+    exit_commits: bool,
 ) -> api_pb2.ContainerArguments:
     definition = api_pb2.Function()
     definition.CopyFrom(function.definition)
     for mount in definition.volume_mounts:
-        mount.allow_background_commits = False  # else the entrypoint commits on its way out
+        mount.allow_background_commits = exit_commits  # the entrypoint commits on its way out
     return api_pb2.ContainerArguments(
         task_id=task_id,
         function_id=function.function_id,

@@ -50,10 +50,11 @@ class LocalModal:
         secrets: Mapping[str, dict[str, str]] | None = None,
         grace: float = 30.0,
         max_containers: int = 4,
+        exit_commits: bool = False,
     ) -> None:
         """Containers import from `pythonpath` besides what was shipped, and get these `variables` besides their own.
         `secrets` are the named ones. `grace` is the time in seconds from SIGINT to SIGKILL. `max_containers` holds for
-        a function that sets no limit."""
+        a function that sets no limit. `exit_commits`: a container that ends in order commits what it has written."""
         self.folder = folder.resolve()  # /proc shows real paths
         self.calls: list[tuple[str, Message]] = []  # (RPC, request), as they came
         self.failures: list[str] = []  # RPCs that are not implemented, and mistakes of the local service itself
@@ -62,6 +63,7 @@ class LocalModal:
         self._pythonpath = [str(path) for path in pythonpath]
         self._variables = dict(variables or {})
         self._grace = grace
+        self._exit_commits = exit_commits
         self._url = ""
         self._by_task: dict[str, Container] = {}
         self._clients = Clients(self.folder)
@@ -217,7 +219,11 @@ class LocalModal:
         self.containers.append(container)
         self._by_task[container.task_id] = container
         arguments = container_arguments(
-            function, container.task_id, functions=self._functions.functions, volumes=self._volumes.all_metadata()
+            function,
+            container.task_id,
+            functions=self._functions.functions,
+            volumes=self._volumes.all_metadata(),
+            exit_commits=self._exit_commits,
         )
         (folder / "arguments").write_bytes(arguments.SerializeToString())
         container.start(

@@ -1,8 +1,8 @@
 """Volumes, version 2: the committed files in a plain folder, and the private copy that a container works on.
 
 A container sees the state at its start until it reloads, and nobody sees its changes until it commits. There are no
-background commits, none at exit, and a reload drops what was not committed, so that a forgotten call shows in a test.
-The real service may be kinder than that; it promises no more.
+background commits, and none at exit unless a test asks for them, and a reload drops what was not committed, so that a
+forgotten call shows in a test. The real service also commits by itself, at moments that nobody chose.
 """
 
 import hashlib
