@@ -82,7 +82,7 @@ def train(home: "Here", *, owner: str, overwrite: bool = False, **options: Any) 
             other = find_run(home, name if parent == "resume" else parent)
             options["init_from"] = other.out_dir
             data = _prepared_for(home, dataset, other)
-    # what is not on the volume of a run is a copy, in nobody's way
+    # with a home elsewhere the folder is a copy, so what a run without `last` left in it may go
     records = pipeline.training(data, out_dir=folder, overwrite=anew or (home.elsewhere and not goes_on), **options)
     with closing(records):
         first = next(records)  # by now no option and no text can be wrong
