@@ -234,7 +234,7 @@ def compare_losses(arena: Arena) -> bool:
     length = [f"--max_iters={PARITY_STEPS - 1}", f"--lr_decay_iters={RECIPE_STEPS}"]  # it takes a step more
     more = ["--dtype=float32", f"--out_dir={arena.folder / 'out'}"]
     arena.probe("record_theirs", path, *README_COMMAND, *length, *more)
-    recorded: dict[str, Any] = torch.load(path, weights_only=True)  # written by `probe` a moment ago
+    recorded: dict[str, Any] = torch.load(path, weights_only=True)  # from `probe`; executes nothing
     options = {"device": "cpu", "dtype": "float32", "log_interval": 1, "eval_interval": RECIPE_STEPS}
     ours = state.start(ng.TrainConfig.from_dict({**ng.PRESETS["cpu"], **options}), arena.dataset.tokenizer)
     ours.model.load_state_dict(recorded["initial"])

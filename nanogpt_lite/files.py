@@ -53,7 +53,7 @@ def hold(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise
         except OSError:
-            pass
+            pass  # a drive without locks
         yield
     finally:
         os.close(handle)

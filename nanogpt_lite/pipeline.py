@@ -4,7 +4,6 @@ The only place that joins the parts. `cli` calls it, and so does who imports the
 """
 
 import itertools
-import json
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from importlib.util import find_spec
@@ -140,8 +139,7 @@ def run(
         first = next(records)
         assert isinstance(first, StartRecord)
         if prompt is not None:
-            data = json.loads((Path(first.out_dir) / "config.json").read_text(encoding="utf-8"))["dataset"]["path"]
-            datasets.prepare(data).tokenizer.encode(prompt, what="prompt")
+            datasets.prepare(Run(Path(first.out_dir)).data_folder).tokenizer.encode(prompt, what="prompt")
         try:
             trained = watch(itertools.chain([first], records), console)
         except Interrupted as interrupted:

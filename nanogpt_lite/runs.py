@@ -9,6 +9,7 @@ runs/NAME/loss.png           the curves
 
 import dataclasses
 import itertools
+import json
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,11 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """All records of the run, oldest first."""
         return logs.read_metrics(self.out_dir / "metrics.jsonl")
+
+    @property
+    def data_folder(self) -> Path:
+        """The folder of the data that it was trained on, as seen from the folder where it was trained."""
+        return Path(json.loads((self.out_dir / "config.json").read_text(encoding="utf-8"))["dataset"]["path"])
 
     @property
     def best_val_loss(self) -> float | None:

@@ -6,7 +6,6 @@ copied, never mapped or written in place.
 """
 
 import itertools
-import json
 import os
 import re
 import shutil
@@ -95,7 +94,7 @@ def train(home: "Here", *, owner: str, overwrite: bool = False, **options: Any) 
 def evaluate(home: "Here", name: str = "", **options: Any) -> dict[str, Any]:
     """What `pipeline.evaluate` returns for a run, the newest one without a name."""
     run = find_run(home, name)
-    home.bring(_data_of(run))
+    home.bring(run.data_folder)
     return pipeline.evaluate(run, **options)
 
 
@@ -247,9 +246,9 @@ class OnVolume(Here):
 def _prepared(home: Here, dataset: str, tokenizer: str | Tokenizer, name: str = "") -> Dataset:
     """What is prepared at home, or is now; the text itself is not needed, unless its hash is known."""
     name = name or require_plain(texts.name_of(dataset), "dataset")
-    home.bring(DATA_DIR / name)
     if name in texts.NAMES:  # by the name under which any machine finds it
         return prepare(home, name, tokenizer=tokenizer)
+    home.bring(DATA_DIR / name)
     if not (DATA_DIR / name / "manifest.json").is_file():
         datasets.prepare(home.text(dataset), tokenizer=tokenizer, out_dir=DATA_DIR / name)
         home.put(DATA_DIR / name)
@@ -266,16 +265,11 @@ def _prepared_for(home: Here, dataset: str, other: Run) -> Dataset:
 
 def _data_to_go_on(home: Here, run: Run, dataset: str) -> Dataset | str:
     """The data that a run was trained on, or another one that was asked for; the hash tells whether it is the same."""
-    before = _data_of(run)
-    if dataset and texts.name_of(dataset) != before.name.split("-for-")[0]:
+    before, asked = run.data_folder, texts.name_of(dataset) if dataset else ""
+    if asked and before.name != asked and not before.name.startswith(f"{asked}-for-"):
         return _prepared(home, dataset, "auto")
     home.bring(before)
     return before.name if before.name in texts.NAMES else datasets.prepare(before)
-
-
-def _data_of(run: Run) -> Path:
-    """The folder of the data that a run was trained on."""
-    return Path(json.loads((run.out_dir / "config.json").read_text(encoding="utf-8"))["dataset"]["path"])
 
 
 def _run_name(out_dir: str) -> str:

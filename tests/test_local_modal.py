@@ -30,7 +30,7 @@ def wait_for(path):
     deadline = time.monotonic() + 20
     while not Path(path).exists():
         assert time.monotonic() < deadline, f"{path} did not come"
-        time.sleep(0.02)
+        time.sleep(0.02)  # between two looks at what the test has done
 
 def attempt(path):
     # 1 for the first time that this is called with a path, then 2, 3, ...
@@ -167,7 +167,7 @@ def where() -> str:
 @app.function(timeout=1, retries=modal.Retries(max_retries=1, initial_delay=0.0))
 def sleep(log: str):
     print("attempt", attempt(log), flush=True)
-    time.sleep(30)
+    time.sleep(30)  # longer than the test lasts: it is ended from outside
 
 @app.local_entrypoint()
 def main(log: str):
@@ -210,7 +210,7 @@ def flaky(log: str, crash: bool) -> int:
 @app.function()
 def killed():
     print("ready", flush=True)
-    time.sleep(30)
+    time.sleep(30)  # longer than the test lasts: it is ended from outside
 
 @app.local_entrypoint()
 def main(folder: str):
@@ -249,7 +249,7 @@ def train(log: str, steps: int) -> str:
     while True:
         try:
             while done < steps:
-                time.sleep(0.02)
+                time.sleep(0.02)  # the work of a step
                 done += 1
                 print(f"step {done}.", flush=True)
             return str(done)
@@ -546,7 +546,7 @@ import subprocess
 def sleep():
     subprocess.Popen(["sleep", "60"])
     print("sleeping", flush=True)
-    time.sleep(60)
+    time.sleep(60)  # longer than the test lasts: it is ended from outside
 """
     )
     with pytest.raises(TimeoutError, match="sleeping"), LocalModal(tmp_path / "modal") as service:

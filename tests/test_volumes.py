@@ -111,7 +111,7 @@ def test_a_checkpoint_is_kept_when_it_is_written_and_whatever_ends_the_run(machi
     deadline = time.monotonic() + 30
     while home.volume.commits == commits:
         assert time.monotonic() < deadline, "nothing was put home in the background"
-        time.sleep(0.01)
+        time.sleep(0.01)  # between two looks: the put runs on a thread of its own
     next(record for record in records if isinstance(record, CheckpointRecord) and record.step == 8)
     with pytest.raises(ZeroDivisionError):
         records.throw(ZeroDivisionError)

@@ -100,7 +100,7 @@ class Container:
             status = process.wait()
             while session(process.pid):  # what it left behind; it would hold the pipes open
                 kill_session(process.pid)
-                time.sleep(0.01)
+                time.sleep(0.01)  # killed ones take a moment to go, and nothing tells of it
             for thread in pumps:
                 thread.join()
             loop.call_soon_threadsafe(finish, status)

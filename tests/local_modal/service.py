@@ -157,7 +157,7 @@ class LocalModal:
             if over or time.monotonic() > deadline:
                 reason = "nothing runs any more" if over else f"not within {timeout} s"
                 raise TimeoutError(f"{reason}\n{self._clients.last_words()}\n{self.report()}")
-            time.sleep(POLL)
+            time.sleep(POLL)  # a condition is any function: there is nothing to be woken by
 
     def count(self, rpc: str) -> int:
         """How often an RPC was called."""
