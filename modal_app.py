@@ -6,7 +6,7 @@
     modal run modal_app.py::sample --start "ROMEO:"
 
 Nothing is computed here. The functions call the library, which works in the container's own folder and keeps what
-it makes on the Volume: /data/datasets/NAME and /data/runs/NAME (`nanogpt_lite.volumes`).
+it makes on the Volume: /data/datasets/NAME and /data/runs/NAME (`nanogpt_lite.homes`).
 """
 
 import glob
@@ -27,7 +27,7 @@ from nanogpt_lite.errors import UserError
 from nanogpt_lite.signatures import with_flags
 
 if TYPE_CHECKING:
-    from nanogpt_lite.volumes import Here
+    from nanogpt_lite.homes import Here
 
 VOLUME = "nanogpt-lite"
 MOUNT = os.environ.get("NANOGPT_MOUNT", "/data")
@@ -131,10 +131,10 @@ def sweep(sweep_iters: int = 200, gpu: str = "", preset: str = "tutorial", **tex
     It runs on Modal itself (its containers call others), so that with --detach it needs no laptop to stay on. What
     it found is on the Volume before the best one goes on: started again, it does not try everything anew.
     """
-    from nanogpt_lite import volumes
+    from nanogpt_lite import homes
 
     call = (modal.current_input_id() or "here")[-8:].lower()
-    name = volumes.require_plain(f"{texts.pop('out_dir', 'sweep')}-{call}", "run")
+    name = homes.require_plain(f"{texts.pop('out_dir', 'sweep')}-{call}", "run")
     tried = sweeps.trials(texts, preset=preset, steps=sweep_iters, name=name)
     trainer = on(gpu, train)
     found = home().read(f"sweeps/{name}.json")
@@ -208,11 +208,11 @@ def on(gpu: str, function: modal.Function[..., Any, Any]) -> modal.Function[...,
 
 def send_up(dataset: str) -> str:
     """Put a text of yours (a file, a folder, a glob) on the Volume, as one file; what to call the dataset there."""
-    from nanogpt_lite import texts, volumes
+    from nanogpt_lite import homes, texts
 
     if dataset in texts.NAMES or not any(glob.iglob(str(Path(dataset).expanduser()), recursive=True)):  # noqa: PTH207
         return dataset  # a name or a URL
-    name = f"{volumes.TEXTS}/{volumes.require_plain(texts.name_of(dataset), 'dataset')}.txt"
+    name = f"{homes.TEXTS}/{homes.require_plain(texts.name_of(dataset), 'dataset')}.txt"
     with TemporaryFile() as file:
         for piece in texts.find(dataset).pieces():
             file.write(piece.encode())
@@ -237,9 +237,9 @@ def chosen(options: dict[str, Any], *names: str) -> dict[str, Any]:
 
 def home() -> "Here":
     """Where data and runs are kept: on the Volume, or under `.local()` where they are made."""
-    from nanogpt_lite import volumes
+    from nanogpt_lite import homes
 
-    return volumes.Here() if modal.is_local() else volumes.OnVolume(Path(MOUNT), volume)
+    return homes.Here() if modal.is_local() else homes.OnVolume(Path(MOUNT), volume)
 
 
 @contextmanager

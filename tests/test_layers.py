@@ -17,7 +17,7 @@ ROWS = (
     "texts batches model optim logs plots signatures sweeps",
     "datasets state sampling decoding",
     "trainer runs",
-    "pipeline",
+    "pipeline homes",
     "volumes",
     "cli",
     "__main__",

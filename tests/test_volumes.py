@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 import nanogpt_lite as ng
-from nanogpt_lite import files, sweeps, texts, volumes
+from nanogpt_lite import files, homes, sweeps, texts, volumes
 from nanogpt_lite.checkpoint import SUFFIX
 from nanogpt_lite.metrics import CheckpointRecord
 
@@ -66,7 +66,7 @@ def machine(tmp_path, monkeypatch):
         folder = tmp_path / f"machine{next(numbers)}"
         folder.mkdir()
         monkeypatch.chdir(folder)
-        return volumes.OnVolume(folder / "mount", FolderVolume(folder / "mount", tmp_path / "shared"))
+        return homes.OnVolume(folder / "mount", FolderVolume(folder / "mount", tmp_path / "shared"))
 
     start.text = str(tmp_path / "text.txt")
     start.shared = tmp_path / "shared"
@@ -76,7 +76,7 @@ def machine(tmp_path, monkeypatch):
 def undisturbed(machine, **options):
     """The bytes of `last` after the same training without a volume."""
     machine()
-    volumes.prepare(volumes.Here(), machine.text)
+    volumes.prepare(homes.Here(), machine.text)
     run = ng.train("data/text", out_dir="runs/undisturbed", **{**TINY, **options})
     return (run.out_dir / f"last{SUFFIX}").read_bytes()
 
@@ -187,7 +187,7 @@ def test_what_is_put_home_while_training_goes_on_is_never_newer_in_last_than_in_
     write("1")
     copy = shutil.copyfile
     slow = SimpleNamespace(copyfile=lambda source, target: (copy(source, target), write("2")))
-    monkeypatch.setattr(volumes, "shutil", slow)
+    monkeypatch.setattr(homes, "shutil", slow)
     home.put(folder)
     stored = machine.shared / "runs" / "x"
     assert (stored / f"last{SUFFIX}").read_text() == "1"
@@ -215,7 +215,7 @@ def test_a_missing_run_is_told_with_the_ones_there_are(machine):
 @pytest.mark.parametrize("name", ["../x", "/etc", "a/b", "", ".", "..", "a" * 101, "x\n", "-x"])
 def test_a_name_leads_nowhere_else(name):
     with pytest.raises(ng.UserError, match="no plain name"):
-        volumes.require_plain(name, "run")
+        homes.require_plain(name, "run")
 
 
 def test_a_text_that_was_sent_up_is_found(machine):
@@ -252,7 +252,7 @@ def test_a_copy_that_was_overtaken_is_made_again(machine, monkeypatch):
         Path(source).write_text("new")
 
     with monkeypatch.context() as patch:
-        patch.setattr(volumes, "shutil", SimpleNamespace(copyfile=overtaken))
+        patch.setattr(homes, "shutil", SimpleNamespace(copyfile=overtaken))
         home.put(folder)
     home.put(folder)
     assert (machine.shared / "runs" / "x" / f"last{SUFFIX}").read_text() == "new"
@@ -286,7 +286,7 @@ def test_overwrite_is_not_forgotten_by_a_kill_at_any_moment(machine, monkeypatch
     atomic = files.atomic
 
     def killed(path):
-        if path.name == volumes.OWNERS:
+        if path.name == homes.OWNERS:
             raise KeyboardInterrupt
         return atomic(path)
 
@@ -326,4 +326,4 @@ def test_a_warm_machine_forgets_what_home_forgot(machine):
     os.chdir(here)
     volumes.find_run(warm, "text")
     assert not Path(f"runs/text/step_000002{SUFFIX}").exists()
-    assert not Path("runs/text", volumes.OWNERS).exists()
+    assert not Path("runs/text", homes.OWNERS).exists()
