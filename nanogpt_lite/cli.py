@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         command, given = parse(argv)
+        if "WORLD_SIZE" in os.environ:
+            _require_right_for_ranks(argv[0])
         command.call(given)
         sys.stdout.flush()
         return 0
@@ -116,10 +118,11 @@ def _prepare(given: Given) -> None:
 
 
 def _train(given: Given) -> None:
-    from nanogpt_lite import pipeline
+    from nanogpt_lite import pipeline, ranks
 
     run = pipeline.train(**given)
-    print(run.out_dir)
+    if ranks.is_first():
+        print(run.out_dir)
 
 
 def _sample(given: Given) -> None:
@@ -303,8 +306,17 @@ def _one_line_errors() -> Iterator[None]:
         ) from None
 
 
+def _require_right_for_ranks(command: str) -> None:
+    """`UserError` if several ranks were started for something that one process does."""
+    from nanogpt_lite import ranks
+
+    if command != "train" and ranks.size() > 1:
+        raise UserError(f"several ranks can train, and not {command}; use nanogpt-lite {command} without torchrun")
+
+
 def _fail(status: int, message: object, kind: str = "error: ") -> int:
     with contextlib.suppress(BrokenPipeError, ValueError):
         sys.stdout.flush()
-    print(f"{kind}{message}", file=sys.stderr)
+    number = os.environ.get("RANK", "0")
+    print(f"{kind}{message}" if number == "0" else f"rank {number}: {kind}{message}", file=sys.stderr)
     return status

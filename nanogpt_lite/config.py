@@ -192,11 +192,20 @@ class TrainConfig(DataConfig, NetworkConfig, RuntimeConfig):
         0.0, "stop this call after so long; 0: never", at_least(0), unit="seconds", stored=False
     )
     compile: bool = option(False, "torch.compile the network: a slow start, then faster steps on a GPU")
+    tensorboard: bool = option(False, "write events for TensorBoard into out_dir", stored=False)
+    wandb_log: bool = option(False, "track the run with Weights & Biases", stored=False)
+    wandb_project: str = option("nanogpt-lite", "its project there", NOT_EMPTY, stored=False)
+    wandb_run_name: str = option("", "its name there; empty: that of out_dir", stored=False)
+
+    @property
+    def rows_per_step(self) -> int:
+        """How many sequences one optimizer step sees, on however many ranks."""
+        return self.batch_size * self.gradient_accumulation_steps
 
     @property
     def tokens_per_step(self) -> int:
         """How many tokens one optimizer step sees."""
-        return self.batch_size * self.gradient_accumulation_steps * self.block_size
+        return self.rows_per_step * self.block_size
 
     def __post_init__(self) -> None:
         super().__post_init__()

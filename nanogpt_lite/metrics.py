@@ -59,7 +59,8 @@ class StartRecord(Record):
     max_iters: int
     device: str
     dtype: str
-    threads: int
+    threads: int  # of each rank
+    ranks: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ The only place that joins the parts. `cli` calls it, and so does who imports the
 """
 
 import itertools
+import warnings
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from importlib.util import find_spec
@@ -13,9 +14,9 @@ from typing import Any
 
 import torch
 
-from nanogpt_lite import batches, datasets, decoding, runs, runtime, sampling, trainer
 from nanogpt_lite import checkpoint as checkpoints
 from nanogpt_lite import config as configs
+from nanogpt_lite import datasets, decoding, ranks, runs, runtime, sampling, starts, trackers, trainer
 from nanogpt_lite.checkpoint import Checkpoint
 from nanogpt_lite.config import (
     LoadConfig,
@@ -28,12 +29,12 @@ from nanogpt_lite.config import (
 from nanogpt_lite.datasets import Dataset
 from nanogpt_lite.download import DownloadError
 from nanogpt_lite.errors import Interrupted, UserError
-from nanogpt_lite.logs import Console, MetricsFile
+from nanogpt_lite.logs import Console, MetricsFile, Sink
 from nanogpt_lite.metrics import Record, SampleRecord, StartRecord, StepRecord
 from nanogpt_lite.model import GPT
 from nanogpt_lite.runs import Run, RunLike
 from nanogpt_lite.signatures import with_options
-from nanogpt_lite.state import TrainState, config_of, load_weights, network_of, require_same_network, restore, start
+from nanogpt_lite.state import TrainState, config_of, load_weights, network_of
 from nanogpt_lite.tokenizer import Tokenizer
 
 PREVIEW_TOKENS = 200  # the length of a sample in the middle of training
@@ -82,35 +83,24 @@ def training(
     if there is one. When a signal stopped the training, `Interrupted` is raised after the last record. Until the
     end the generator holds the signals and PyTorch's number of threads: who leaves it early closes it
     (`contextlib.closing`).
+
+    Under torchrun each rank makes this call; each gets the records, and the first one alone writes files. A rank
+    that torchrun has started anew goes on from the last checkpoint in `out_dir`.
     """
-    in_file = configs.read_file(config) if config else {}
-    named = configs.preset(preset) if preset else {}
-    given = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
-    ready = dataset if isinstance(dataset, Dataset) else None
-    if dataset is not None:
-        given["dataset"] = ready.asked if ready else str(dataset)
-    for values in (in_file, given):
-        configs.require_known(values, TrainConfig.names(), "option")
+    wishes = starts.read_wishes(dataset, preset, config, overwrite, options)
     with ExitStack() as stack:
-        if {**in_file, **given}.get("init_from") == "resume":
-            # the checkpoint comes before preset and file, but it does not know what belongs to one call
-            call = {name: value for name, value in in_file.items() if name not in TrainConfig().stored()}
-            state, data, out_dir = _resume({**call, **given}, ready, stack, console)
-        else:
-            otherwise = {**named, **in_file}
-            state, data, out_dir = _begin(given, otherwise, bool(preset or config), ready, overwrite, stack, console)
-        if not trainer.finished(state):
-            runs.write_config(state, data, out_dir)
-        metrics_path = out_dir / "metrics.jsonl"
-        metrics = stack.enter_context(closing(MetricsFile(metrics_path, keep_until=state.step if state.step else -1)))
+        stack.enter_context(ranks.join())
+        with ranks.first_goes_ahead():
+            state, data, out_dir = starts.begin_or_go_on(wishes, stack, console)
+            sinks = [stack.enter_context(closing(sink)) for sink in _sinks(state, data, out_dir, console)]
+        out_dir = Path(ranks.from_first(str(out_dir)))
         stop = stack.enter_context(runtime.stop_on_signals())
-        for record in trainer.train(state, data.train, data.val, out_dir=out_dir, stop=stop.made):
-            metrics.write(record)
+        for record in _with_previews(
+            state, trainer.train(state, data.train, data.val, out_dir=out_dir, stop=stop.made)
+        ):
+            for sink in sinks:
+                sink.write(record)
             yield record
-            if isinstance(record, StepRecord) and trainer.every(state.config.sample_interval, state.step):
-                preview = _preview(state)
-                metrics.write(preview)
-                yield preview
     if stop.signum is not None:
         raise Interrupted(stop.signum, _how_to_go_on("train", out_dir))
 
@@ -234,95 +224,6 @@ def evaluate(run: RunLike = None, *, dataset: str | None = None, **options: Valu
     return {**result, "dataset": dataset or trained_on.dataset, "checkpoint": str(saved.path)}
 
 
-def default_preset(device: str) -> str:
-    """The preset for a device when nobody chose one."""
-    return "cpu" if runtime.resolve_device(device).type == "cpu" else "shakespeare_char"
-
-
-def _begin(
-    given: dict[str, Value],
-    otherwise: dict[str, Value],
-    chosen: bool,
-    ready: Dataset | None,
-    overwrite: bool,
-    stack: ExitStack,
-    console: Console | None,
-) -> tuple[TrainState, Dataset, Path]:
-    """A new run, from scratch or from another run's weights; `otherwise` is what preset and file say.
-
-    Its folder is held until `stack` is closed.
-    """
-    if not chosen:
-        otherwise = configs.preset(default_preset(str(given.get("device", "auto"))))
-    config = TrainConfig.from_dict({**otherwise, **given})
-    other = None
-    tokenizer: str | Tokenizer = config.tokenizer
-    if config.init_from != "scratch":
-        other = checkpoints.load(runs.find_checkpoint(config.init_from), prefix="model.")
-        network, tokenizer = network_of(other)
-        require_same_network(other, given)
-        config = config.replace({name: getattr(network, name) for name in configs.SHAPE_FIELDS})
-    runs.require_free(config.out_dir, overwrite)
-    data = _open(ready, config.dataset, tokenizer, console)
-    batches.check_length(data.train, data.val, block_size=config.block_size, sampled_val=config.eval_iters > 0)
-    state = start(config, data.tokenizer, dataset_sha256=data.sha256)
-    if other:
-        load_weights(state.model, other)
-    out_dir = runs.claim(config.out_dir, data.name)
-    stack.enter_context(runs.hold(out_dir))
-    if overwrite:
-        runs.empty(out_dir)
-    return state, data, out_dir
-
-
-def _resume(
-    given: dict[str, Value], ready: Dataset | None, stack: ExitStack, console: Console | None
-) -> tuple[TrainState, Dataset, Path]:
-    """A run that goes on from its last checkpoint; its folder is held until `stack` is closed."""
-    out_dir = Path(str(given["out_dir"])) if given.get("out_dir") else runs.newest_run().out_dir
-    checkpoint = runs.find_checkpoint(out_dir, "last")
-    stack.enter_context(runs.hold(out_dir))
-    saved = checkpoints.load(checkpoint)
-    state = restore(saved, given)
-    if "max_iters" in given and state.config.max_iters < state.step:
-        raise UserError(
-            f"{out_dir} is at step {state.step}, beyond max_iters={state.config.max_iters}; give more, or leave it out"
-        )
-    before = config_of(saved, {})
-    changed = [name for name in ("dtype", "threads", "seed") if getattr(before, name) != getattr(state.config, name)]
-    changed += ["device"] if saved.about["device"] != state.device.type else []
-    if changed and console:
-        console.note(
-            f"warning: {', '.join(changed)} changed, so the run goes on but no longer bit for bit as it would have"
-        )
-    try:
-        data = _open(ready, state.config.dataset, state.tokenizer, console, sha256=state.dataset_sha256)
-    except UserError as error:
-        raise UserError(
-            f"{error} ({out_dir} was trained on {state.config.dataset!r}, as seen from the folder where it began: go "
-            "on from there, or say where that text is: --dataset)"
-        ) from error
-    kept = [r["seconds"] for r in Run(out_dir).metrics if "seconds" in r and r["step"] <= state.step]
-    state.seconds = max(kept, default=0.0)
-    return state, data, out_dir
-
-
-def _open(
-    ready: Dataset | None,
-    dataset: str,
-    tokenizer: str | Tokenizer,
-    console: Console | None,
-    sha256: str | None = None,
-) -> Dataset:
-    """The dataset to train on: the one at hand if it fits, or the one of that name."""
-    if ready:
-        return datasets.prepare(ready.path, tokenizer=tokenizer, sha256=sha256 or ready.sha256)
-    data = datasets.prepare(dataset, tokenizer=tokenizer, sha256=sha256, report=console.report if console else None)
-    if console:
-        console.close()
-    return data
-
-
 def _how_to_go_on(command: str, out_dir: str | Path) -> str:
     return f"the state is saved; go on with: nanogpt-lite {command} --out_dir {out_dir} --init_from resume"
 
@@ -330,7 +231,7 @@ def _how_to_go_on(command: str, out_dir: str | Path) -> str:
 def _default_dataset(tokenizer: str, console: Console) -> str:
     """Shakespeare, or Python's documentation where Shakespeare cannot be fetched."""
     try:
-        _open(None, "shakespeare_char", tokenizer, console)
+        starts.open_data("shakespeare_char", tokenizer, console)
         return "shakespeare_char"
     except DownloadError as error:
         console.close()
@@ -370,6 +271,26 @@ def _default_prompt(tokenizer: Tokenizer) -> str:
         return "\n"
     except UserError:
         return tokenizer.decode([0])
+
+
+def _sinks(state: TrainState, data: Dataset, out_dir: Path, console: Console | None) -> list[Sink]:
+    """Where the first rank writes what happens."""
+    if not ranks.is_first():
+        return []
+    metrics = MetricsFile(out_dir / "metrics.jsonl", keep_until=state.step if state.step else -1)
+    if trainer.finished(state):
+        return [metrics]
+    runs.write_config(state, data, out_dir)
+    warn = console.note if console else warnings.warn
+    return [metrics, *trackers.chosen(state.config, out_dir, step=state.step, warn=warn)]
+
+
+def _with_previews(state: TrainState, records: Iterable[Record]) -> Iterator[Record]:
+    """The records of a training, and a sample every so many steps."""
+    for record in records:
+        yield record
+        if isinstance(record, StepRecord) and trainer.every(state.config.sample_interval, state.step):
+            yield _preview(state)
 
 
 def _preview(state: TrainState) -> SampleRecord:

@@ -23,8 +23,10 @@ from nanogpt_lite.checkpoint import SUFFIX
 from nanogpt_lite.datasets import Dataset
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.state import TrainState
+from nanogpt_lite.trackers import WANDB_ID
 
 RUNS_DIR = Path("runs")
+TRACES = ("events.out.tfevents.*", WANDB_ID)  # that trackers leave in a run's folder
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def hold(out_dir: Path) -> Iterator[None]:
 
 def _of_a_run(folder: Path) -> list[Path]:
     """The files in a folder that belong to a run, the checkpoints first."""
-    names = (f"best{SUFFIX}", f"last{SUFFIX}", f"step_*{SUFFIX}", "metrics.jsonl", "config.json", "loss.png")
+    names = (f"best{SUFFIX}", f"last{SUFFIX}", f"step_*{SUFFIX}", "metrics.jsonl", "config.json", "loss.png", *TRACES)
     return [path for name in names for path in folder.glob(name)]
 
 

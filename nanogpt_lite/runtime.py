@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from nanogpt_lite import ranks
 from nanogpt_lite.errors import UserError
 
 MOST_THREADS = 16  # small networks get slower, not faster, with more
@@ -16,9 +17,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of that name; "auto" is a CUDA GPU, else Apple's GPU, else the CPU. `UserError` if it is not there."""
+    """The device of that name; "auto" is a CUDA GPU, else Apple's GPU, else the CPU. `UserError` if it is not there.
+
+    "cuda" is a GPU of its own for each rank. Several ranks cannot share Apple's GPU.
+    """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        alone = ranks.size() == 1
+        name = "cuda" if torch.cuda.is_available() else "mps" if alone and torch.backends.mps.is_available() else "cpu"
+    if name == "cuda":
+        name = ranks.own_gpu()
     if name.split(":")[0] not in ("cpu", "cuda", "mps"):
         raise UserError(f"device={name!r} is no kind that this program computes on; give cpu, cuda, cuda:N or mps")
     try:

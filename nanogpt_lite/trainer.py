@@ -1,9 +1,11 @@
 """One step, one evaluation, and the loop: a generator of records.
 
 Between two records the state is whole, so whoever iterates may stop, draw a sample or copy the run's folder
-there. Where records are written is left to `logs`, what a run's folder is called to `runs`.
+there. Where records are written is left to `logs`, what a run's folder is called to `runs`. Of several `ranks` each
+goes through all of this, with a share of the rows.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +15,7 @@ from typing import Any
 
 import torch
 
-from nanogpt_lite import batches, optim, runtime
+from nanogpt_lite import batches, optim, ranks, runtime
 from nanogpt_lite.batches import Batch
 from nanogpt_lite.checkpoint import SUFFIX
 from nanogpt_lite.metrics import (
@@ -52,18 +54,18 @@ def train(
     """
     config, model = state.config, state.model
     batches.check_length(train_tokens, val_tokens, block_size=config.block_size, sampled_val=config.eval_iters > 0)
-    rows = config.batch_size * config.gradient_accumulation_steps
     train_batches = train_batches or batches.random_batches(
-        train_tokens, rows=rows, block_size=config.block_size, seed=config.seed, step=state.step
+        train_tokens, rows=config.rows_per_step, block_size=config.block_size, seed=config.seed, step=state.step
     )
     saved = state.step if state.step else None
     with runtime.use_threads(config.threads):
-        forward = torch.compile(model) if config.compile else model
+        forward = ranks.parallel(torch.compile(model) if config.compile else model, state.device)
         clock = _Clock(state)
         yield _start_record(state, out_dir, len(train_tokens))
         begun = time.monotonic()
         while True:
-            reason = "interrupted" if stop() else finished(state, time.monotonic() - begun)
+            stopped, seconds = ranks.greatest(stop(), time.monotonic() - begun)
+            reason = "interrupted" if stopped else finished(state, seconds)
             if _evaluation_due(state, reason):
                 clock.stop()
                 val_loss = evaluate(state, val_tokens, stop)
@@ -106,26 +108,36 @@ def every(interval: int, step: int) -> bool:
 
 
 def train_step(state: TrainState, forward: Callable[..., Any], batch: Batch) -> None:
-    """One optimizer step on a batch of (rows, T) inputs and targets, in `gradient_accumulation_steps` equal parts."""
+    """One optimizer step on a batch of (rows, T) inputs and targets, of which each rank takes an equal share.
+
+    A share goes through the network in micro-batches of at most `batch_size` rows.
+    """
     config, device = state.config, state.device
-    parts = config.gradient_accumulation_steps
-    assert len(batch[0]) == config.batch_size * parts, f"a step takes {config.batch_size * parts} rows"
+    assert len(batch[0]) == config.rows_per_step, f"a step takes {config.rows_per_step} rows"
+    inputs, targets = (half[ranks.own_share(config.rows_per_step)] for half in batch)
+    parts = list(zip(*(torch.split(half, config.batch_size) for half in (inputs, targets)), strict=True))
     for group in state.optimizer.param_groups:
         group["lr"] = optim.learning_rate(state.step, config)
     if not state.model.training:  # to ask takes no time, to set it walks through all modules
         state.model.train()
     step_loss = torch.zeros((), device=device)
-    for part, (x, y) in enumerate(zip(*(half.chunk(parts) for half in batch), strict=True)):
-        with runtime.seeded(device, config.seed, state.step, part) if config.dropout else nullcontext():
+    for number, (x, y) in enumerate(parts, start=1):
+        masks = (config.seed, state.step, ranks.rank() * len(parts) + number - 1)
+        with (
+            runtime.seeded(device, *masks) if config.dropout else nullcontext(),
+            ranks.gradients_stay(forward) if number < len(parts) else nullcontext(),
+        ):
             with runtime.autocast(device, config.dtype):
-                loss = forward(runtime.to_device(x, device), runtime.to_device(y, device))[1] / parts
-        state.scaler.scale(loss).backward()
+                loss = forward(runtime.to_device(x, device), runtime.to_device(y, device))[1]
+            loss = loss * (len(x) / len(inputs))
+            state.scaler.scale(loss).backward()
         step_loss += loss.detach()
     state.scaler.unscale_(state.optimizer)
     state.grad_norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip or math.inf)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
+    step_loss = ranks.mean(step_loss)
     state.since_log.add(step_loss)
     state.since_eval.add(step_loss)
     state.step += 1
@@ -168,17 +180,21 @@ def mean_loss(
     dtype: str,
     stop: Callable[[], bool] = lambda: False,
 ) -> float | None:
-    """The loss of a model in nats per token over all targets in `windows`; None if `stop()` became true meanwhile."""
+    """The loss of a model in nats per token over all targets in `windows`; None if `stop()` became true meanwhile.
+
+    Each rank takes every so many-th batch of the windows.
+    """
     model.eval()
-    losses, counts = [], []
-    for x, y in windows:
-        if stop():
-            return None
+    losses, counts, stopped = [], [], False
+    for x, y in itertools.islice(windows, ranks.rank(), None, ranks.size()):
+        if stopped := stop():
+            break
         with runtime.autocast(device, dtype):
             losses.append(model(runtime.to_device(x, device), runtime.to_device(y, device))[1])
         counts.append(y.numel())
-    total = math.fsum(loss.item() * count for loss, count in zip(losses, counts, strict=True))
-    return total / sum(counts)
+    own = math.fsum(loss.item() * count for loss, count in zip(losses, counts, strict=True))
+    summed, count, stops = ranks.total(own, sum(counts), stopped)
+    return None if stops else summed / count
 
 
 class _Clock:
@@ -255,6 +271,7 @@ def _start_record(state: TrainState, out_dir: Path, train_tokens: int) -> StartR
         device=runtime.device_name(state.device),
         dtype=config.dtype,
         threads=config.threads,
+        ranks=ranks.size(),
     )
 
 
@@ -262,18 +279,21 @@ def _step_record(state: TrainState, clock: _Clock) -> StepRecord:
     require_finite(state, state.since_log.total)
     config = state.config
     tokens_per_second = clock.steps_per_second() * config.tokens_per_step
+    of_each = tokens_per_second / ranks.size()
     return StepRecord(
         step=state.step,
         loss=state.since_log.take(),
         learning_rate=optim.learning_rate(state.step - 1, config),
         grad_norm=state.grad_norm.item() if state.grad_norm.isfinite() else None,
         tokens_per_second=tokens_per_second,
-        mfu=mfu(tokens_per_second, state.model.flops_per_token(), runtime.device_name(state.device), config.dtype),
+        mfu=mfu(of_each, state.model.flops_per_token(), runtime.device_name(state.device), config.dtype),
         seconds=state.seconds,
     )
 
 
 def _save(state: TrainState, out_dir: Path, name: str) -> CheckpointRecord:
     path = out_dir / f"{name}{SUFFIX}"
-    save(state, path)
+    with ranks.first_goes_ahead():
+        if ranks.is_first():
+            save(state, path)
     return CheckpointRecord(step=state.step, name=name, path=str(path))

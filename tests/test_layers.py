@@ -13,11 +13,12 @@ import nanogpt_lite
 FOLDER = Path(nanogpt_lite.__file__).parent
 ROWS = (
     "errors files",
-    "config tokenizer runtime metrics checkpoint download",
-    "texts batches model optim logs plots signatures sweeps",
-    "datasets state sampling decoding",
+    "config tokenizer ranks metrics checkpoint download",
+    "runtime texts batches model optim logs plots signatures sweeps",
+    "datasets state sampling decoding trackers",
     "trainer runs",
-    "pipeline homes",
+    "starts homes",
+    "pipeline",
     "volumes",
     "cli",
     "__main__",

@@ -28,6 +28,7 @@ START = StartRecord(
     device="NVIDIA H100",
     dtype="bfloat16",
     threads=2,
+    ranks=1,
 )
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import nanogpt_lite as ng
-from nanogpt_lite import batches, checkpoint, pipeline, runs
+from nanogpt_lite import batches, checkpoint, pipeline, runs, starts
 from nanogpt_lite.config import TrainConfig
 
 TINY = {
@@ -443,9 +443,9 @@ def test_functions_show_their_options():
 
 
 def test_the_preset_fits_the_device(monkeypatch):
-    assert pipeline.default_preset("cpu") == "cpu"
+    assert starts.default_preset("cpu") == "cpu"
     monkeypatch.setattr(pipeline.runtime, "resolve_device", lambda name: torch.device("cuda"))
-    assert pipeline.default_preset("auto") == "shakespeare_char"
+    assert starts.default_preset("auto") == "shakespeare_char"
 
 
 def test_run_goes_on_with_python_docs_only_if_nobody_chose(text_file, monkeypatch, capsys):

@@ -1,0 +1,156 @@
+"""How a run begins, or goes on: what was asked for, data and checkpoint become a state in a folder of its own.
+
+What happens to the state then is the business of `trainer`.
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanogpt_lite import batches, datasets, ranks, runs, runtime
+from nanogpt_lite import checkpoint as checkpoints
+from nanogpt_lite import config as configs
+from nanogpt_lite.checkpoint import SUFFIX
+from nanogpt_lite.config import TrainConfig, Value
+from nanogpt_lite.datasets import Dataset
+from nanogpt_lite.errors import UserError
+from nanogpt_lite.logs import Console
+from nanogpt_lite.runs import Run
+from nanogpt_lite.state import TrainState, config_of, load_weights, network_of, require_same_network, restore, start
+from nanogpt_lite.tokenizer import Tokenizer
+
+Started = tuple[TrainState, Dataset, Path]
+"""A run that is ready to train: its state, its data, its folder (known to the first rank alone if it is new)."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a call of `training` asks for. `UserError` on an option or a preset that does not exist."""
+
+    given: dict[str, Value]  # explicitly
+    file: dict[str, Value]  # by --config
+    preset: str | None
+    dataset: Dataset | None  # if it is at hand
+    overwrite: bool
+
+    def __post_init__(self) -> None:
+        for values in (self.file, self.given):
+            configs.require_known(values, TrainConfig.names(), "option")
+        if self.preset:
+            configs.preset(self.preset)
+
+
+def read_wishes(
+    dataset: Dataset | str | Path | None,
+    preset: str | None,
+    config: str | Path | None,
+    overwrite: bool,
+    options: Mapping[str, Value | Path],
+) -> Wishes:
+    """What a call with these arguments asks for. `UserError` if the file `config` cannot be read."""
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    if dataset is not None:
+        given["dataset"] = dataset.asked if isinstance(dataset, Dataset) else str(dataset)
+    if ranks.restarted() and (Path(str(given.get("out_dir"))) / f"last{SUFFIX}").is_file():
+        given["init_from"] = "resume"
+    in_file = configs.read_file(config) if config else {}
+    return Wishes(given, in_file, preset, dataset if isinstance(dataset, Dataset) else None, overwrite)
+
+
+def begin_or_go_on(wishes: Wishes, stack: ExitStack, console: Console | None) -> Started:
+    """The run that was asked for, ready to train. Its folder is held until `stack` is closed.
+
+    `UserError` if options, data, folder and checkpoint do not go together.
+    """
+    resume = {**wishes.file, **wishes.given}.get("init_from") == "resume"
+    return _resume(wishes, stack, console) if resume else _begin(wishes, stack, console)
+
+
+def default_preset(device: str) -> str:
+    """The preset for a device when nobody chose one."""
+    return "cpu" if runtime.resolve_device(device).type == "cpu" else "shakespeare_char"
+
+
+def _begin(wishes: Wishes, stack: ExitStack, console: Console | None) -> Started:
+    """A new run, from scratch or from another run's weights."""
+    given, preset = wishes.given, wishes.preset
+    if not (preset or wishes.file):
+        preset = default_preset(str(given.get("device", "auto")))
+    config = TrainConfig.from_dict({**(configs.preset(preset) if preset else {}), **wishes.file, **given})
+    other = None
+    tokenizer: str | Tokenizer = config.tokenizer
+    if config.init_from != "scratch":
+        other = checkpoints.load(runs.find_checkpoint(config.init_from), prefix="model.")
+        network, tokenizer = network_of(other)
+        require_same_network(other, given)
+        config = config.replace({name: getattr(network, name) for name in configs.SHAPE_FIELDS})
+    if ranks.is_first():
+        runs.require_free(config.out_dir, wishes.overwrite)
+    data = open_data(config.dataset, tokenizer, console, ready=wishes.dataset)
+    batches.check_length(data.train, data.val, block_size=config.block_size, sampled_val=config.eval_iters > 0)
+    state = start(config, data.tokenizer, dataset_sha256=data.sha256)
+    ranks.require_equal_shares(config.rows_per_step)
+    if other:
+        load_weights(state.model, other)
+    if not ranks.is_first():
+        return state, data, Path()
+    out_dir = runs.claim(config.out_dir, data.name)
+    stack.enter_context(runs.hold(out_dir))
+    if wishes.overwrite:
+        runs.empty(out_dir)
+    return state, data, out_dir
+
+
+def _resume(wishes: Wishes, stack: ExitStack, console: Console | None) -> Started:
+    """A run that goes on from its last checkpoint."""
+    # the checkpoint comes before preset and file, but it does not know what belongs to one call
+    of_one_call = {name: value for name, value in wishes.file.items() if name not in TrainConfig().stored()}
+    given = {**of_one_call, **wishes.given}
+    out_dir = Path(str(given["out_dir"])) if given.get("out_dir") else runs.newest_run().out_dir
+    checkpoint = runs.find_checkpoint(out_dir, "last")
+    if ranks.is_first():
+        stack.enter_context(runs.hold(out_dir))
+    saved = checkpoints.load(checkpoint)
+    state = restore(saved, given)
+    ranks.require_equal_shares(state.config.rows_per_step)
+    if "max_iters" in given and state.config.max_iters < state.step:
+        raise UserError(
+            f"{out_dir} is at step {state.step}, beyond max_iters={state.config.max_iters}; give more, or leave it out"
+        )
+    before = config_of(saved, {})
+    changed = [name for name in ("dtype", "threads", "seed") if getattr(before, name) != getattr(state.config, name)]
+    changed += ["device"] if saved.about["device"] != state.device.type else []
+    if changed and console:
+        console.note(
+            f"warning: {', '.join(changed)} changed, so the run goes on but no longer bit for bit as it would have"
+        )
+    try:
+        data = open_data(
+            state.config.dataset, state.tokenizer, console, ready=wishes.dataset, sha256=state.dataset_sha256
+        )
+    except UserError as error:
+        raise UserError(
+            f"{error} ({out_dir} was trained on {state.config.dataset!r}, as seen from the folder where it began: go "
+            "on from there, or say where that text is: --dataset)"
+        ) from error
+    kept = [r["seconds"] for r in Run(out_dir).metrics if "seconds" in r and r["step"] <= state.step]
+    state.seconds = max(kept, default=0.0)
+    return state, data, out_dir
+
+
+def open_data(
+    dataset: str,
+    tokenizer: str | Tokenizer,
+    console: Console | None = None,
+    *,
+    ready: Dataset | None = None,
+    sha256: str | None = None,
+) -> Dataset:
+    """The dataset to train on: the one at hand if it fits, or the one of that name."""
+    if ready:
+        return datasets.prepare(ready.path, tokenizer=tokenizer, sha256=sha256 or ready.sha256)
+    data = datasets.prepare(dataset, tokenizer=tokenizer, sha256=sha256, report=console.report if console else None)
+    if console:
+        console.close()
+    return data
