@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 VOLUME = "nanogpt-lite"
 MOUNT = os.environ.get("NANOGPT_MOUNT", "/data")
-GPU = os.environ.get("NANOGPT_GPU", "A100-40GB")  # a type, or several with commas, the preferred one first
+GPU = os.environ.get("NANOGPT_GPU", "A100-40GB")  # a type, or TYPE:n, or several with commas, preferred first
+SECRETS = ("WANDB_API_KEY", "HF_TOKEN")  # of yours, from the environment or .env; each may be missing
 DAY = 24 * 60 * 60  # seconds; the longest that Modal lets an attempt run
 
 # Dollars a second, from https://modal.com/pricing as listed in May 2026. CPU and memory come on top.
@@ -49,13 +50,26 @@ PRICES = {
 }
 
 
-def one_each(names: str) -> list[str]:
-    """The GPUs to choose from, in order. `UserError` for several at once, of which a run could use only one."""
-    if ":" in names:
-        raise UserError(
-            f"{names!r} asks for several GPUs at once, and a run uses one; leave out the ':' and the number"
-        )
-    return [name.strip() for name in names.split(",")]
+def choices(gpus: str) -> list[str]:
+    """The GPUs to choose from, in order."""
+    return [name.strip() for name in gpus.split(",")]
+
+
+def one_of_each(gpus: str) -> list[str]:
+    """The same for what has use for one GPU only: A100:4 is four ranks for training, and one to sample."""
+    return [name.partition(":")[0] for name in choices(gpus)]
+
+
+def own_secrets() -> dict[str, str | None]:
+    """The secrets as they are set where the app is started; in a container they come from Modal."""
+    if not modal.is_local():
+        return {}
+    in_file: dict[str, str | None] = {}
+    if Path(".env").is_file():
+        from dotenv import dotenv_values
+
+        in_file = dotenv_values(".env")
+    return {name: os.environ.get(name) or in_file.get(name) for name in SECRETS}
 
 
 app = modal.App("nanogpt-lite")
@@ -66,9 +80,20 @@ image = (
     .add_local_python_source("nanogpt_lite")
 )
 
+named = os.environ.get("NANOGPT_SECRET")  # a secret that is kept at Modal, besides
+secrets = [
+    modal.Secret.from_dict(own_secrets()),
+    modal.Secret.from_name(named) if named else modal.Secret.from_dict({}),
+]
+
 # a container that does not start must not wait for a day
-on_volume: dict[str, Any] = {"image": image, "volumes": {MOUNT: volume}, "startup_timeout": 600}
-on_gpu: dict[str, Any] = {**on_volume, "gpu": one_each(GPU)}
+on_volume: dict[str, Any] = {
+    "image": image,
+    "volumes": {MOUNT: volume},
+    "secrets": secrets,
+    "startup_timeout": 600,
+}
+on_gpu: dict[str, Any] = {**on_volume, "gpu": one_of_each(GPU)}
 
 
 @app.function(**on_volume, cpu=2, timeout=DAY)
@@ -84,15 +109,21 @@ def prepare_data(dataset: str = DataConfig.dataset, **options: Any) -> str:
 
 # A mistake in the options is tried again too, since Modal cannot tell it from a crash; hence not the 10 it allows.
 @app.function(
-    **on_gpu, timeout=DAY, retries=modal.Retries(max_retries=3, initial_delay=0.0), single_use_containers=True
+    **{**on_gpu, "gpu": choices(GPU)},
+    timeout=DAY,
+    retries=modal.Retries(max_retries=3, initial_delay=0.0),
+    single_use_containers=True,
 )
 @with_flags(TrainConfig, preset=str, overwrite=bool)
 def train(**options: Any) -> dict[str, Any]:
-    """Train a network, or go on with the run `out_dir` (a name; the dataset's if there is none) from its last state."""
+    """Train a network, or go on with the run `out_dir` (a name; the dataset's if there is none) from its last state.
+
+    On several GPUs each is a rank, with a share of every step.
+    """
     from nanogpt_lite import volumes
 
     with bill():
-        run = volumes.train(home(), owner=modal.current_input_id() or "", **options)
+        run = volumes.train(home(), owner=modal.current_input_id() or "", count=gpu_count(), **options)
     name = run.out_dir.name
     if not modal.is_local():
         print(f"bring it home: modal volume get --force {VOLUME} runs/{name} . && nanogpt-lite sample --out_dir {name}")
@@ -189,7 +220,7 @@ class Sampler:
 @with_flags(RunConfig, gpu=str, preset=str, overwrite=bool)
 def main(gpu: str = "", dataset: str = DataConfig.dataset, **options: Any) -> None:
     """Prepare, train and sample; a text of yours is sent up first."""
-    trainer, sampler = on(gpu, train), on(gpu, sample)
+    trainer, sampler = on(gpu, train), on(gpu.partition(":")[0], sample)
     training = chosen(options, *TrainConfig.names(), "preset", "overwrite")
     sampling = {"num_samples": 3, "max_new_tokens": 300, **chosen(options, *SampleConfig.names())}
     SampleConfig.from_dict(sampling)  # a mistake is told before anything is sent or rented
@@ -203,7 +234,7 @@ def on(gpu: str, function: modal.Function[..., Any, Any]) -> modal.Function[...,
     """The function on another GPU than it asks for, if one is named."""
     if "," in gpu:
         raise UserError(f"--gpu takes one GPU; to give an order of preference, set NANOGPT_GPU={gpu}")
-    return function.with_options(gpu=one_each(gpu)[0]) if gpu else function
+    return function.with_options(gpu=gpu) if gpu else function
 
 
 def send_up(dataset: str) -> str:
@@ -240,6 +271,13 @@ def home() -> "Here":
     from nanogpt_lite import homes
 
     return homes.Here() if modal.is_local() else homes.OnVolume(Path(MOUNT), volume)
+
+
+def gpu_count() -> int:
+    """How many ranks train: one for each GPU of the container, one where the app runs without Modal."""
+    import torch
+
+    return 1 if modal.is_local() else int(os.environ.get("NANOGPT_RANKS") or max(1, torch.cuda.device_count()))
 
 
 @contextmanager

@@ -318,5 +318,8 @@ def _fail(status: int, message: object, kind: str = "error: ") -> int:
     with contextlib.suppress(BrokenPipeError, ValueError):
         sys.stdout.flush()
     number = os.environ.get("RANK", "0")
-    print(f"{kind}{message}" if number == "0" else f"rank {number}: {kind}{message}", file=sys.stderr)
+    if number == "0":
+        print(f"{kind}{message}", file=sys.stderr)
+    elif kind:  # an error; that it was interrupted, one rank says for all
+        print(f"rank {number}: {kind}{message}", file=sys.stderr)
     return status

@@ -116,6 +116,12 @@ class DoneRecord(Record):
     seconds: float
 
 
+def from_json(content: dict[str, Any]) -> Record:
+    """The record that `to_json` made a JSON object of."""
+    kinds = {kind.kind: kind for kind in Record.__subclasses__()}
+    return kinds[content["kind"]](**{name: value for name, value in content.items() if name != "kind"})
+
+
 def mfu(tokens_per_second: float, flops_per_token: float, device: str, dtype: str) -> float | None:
     """Model FLOPs utilization, 0 to 1 (PaLM, appendix B): None where the peak of `device` in `dtype` is not known."""
     known = (peak for name, peak in PEAK_FLOPS if re.search(rf"\b{name}\b", device) and "Laptop" not in device)

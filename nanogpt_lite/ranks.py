@@ -18,6 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nanogpt_lite.errors import UserError, WorldError
 
+_groups: list[Any] = []  # never let go: PyTorch can hang when DistributedDataParallel is the last to hold its group
+
 LONGEST_WAIT = timedelta(hours=6)  # of one rank for another: the first one may have a long text to prepare
 
 
@@ -36,9 +38,9 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def restarted() -> bool:
-    """Whether torchrun has started the ranks anew, after one of them died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def restarts() -> int:
+    """How many times torchrun has started the ranks anew, because one of them died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def own_gpu() -> str:
@@ -69,7 +71,11 @@ def join() -> Iterator[None]:
         return
     try:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=LONGEST_WAIT)
+        # torchrun keeps one store for all attempts, in which the addresses of ranks that are gone would be found
+        store, own_rank, count = next(dist.rendezvous("env://", timeout=LONGEST_WAIT))  # type: ignore[attr-defined]
+        store = dist.PrefixStore(f"attempt {restarts()}", store)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=own_rank, world_size=count, timeout=LONGEST_WAIT)
+        _groups.append(dist.group.WORLD)
     except (ValueError, RuntimeError) as error:
         raise WorldError(
             f"WORLD_SIZE={size()} says that this is one of several processes, and the others cannot be found "
@@ -87,22 +93,22 @@ def join() -> Iterator[None]:
 
 @contextlib.contextmanager
 def first_goes_ahead() -> Iterator[None]:
-    """The first rank goes through the block alone, and the others after it. `WorldError` on those if it failed."""
+    """The first rank goes through the block alone, and the others after it. If it fails there, so do they."""
     if size() == 1:
         yield
         return
-    done = torch.zeros(1)
     if not is_first():
-        dist.broadcast(done, 0)
-        if not done:
-            raise WorldError("the first rank cannot go on, and says why")
+        kind, _, message = from_first("").partition(" ")
+        if kind:
+            raise (UserError if kind == "UserError" else WorldError)(message)
         yield
         return
     try:
         yield
-        done += 1
-    finally:
-        dist.broadcast(done, 0)
+    except BaseException as error:
+        from_first(f"{type(error).__name__} {error}")
+        raise
+    from_first("")
 
 
 def from_first(text: str) -> str:

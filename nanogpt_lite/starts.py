@@ -52,7 +52,7 @@ def read_wishes(
     given = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
     if dataset is not None:
         given["dataset"] = dataset.asked if isinstance(dataset, Dataset) else str(dataset)
-    if ranks.restarted() and (Path(str(given.get("out_dir"))) / f"last{SUFFIX}").is_file():
+    if ranks.restarts() and (Path(str(given.get("out_dir"))) / f"last{SUFFIX}").is_file():
         given["init_from"] = "resume"
     in_file = configs.read_file(config) if config else {}
     return Wishes(given, in_file, preset, dataset if isinstance(dataset, Dataset) else None, overwrite)
@@ -63,6 +63,10 @@ def begin_or_go_on(wishes: Wishes, stack: ExitStack, console: Console | None) ->
 
     `UserError` if options, data, folder and checkpoint do not go together.
     """
+    if console and ranks.size() > 1:
+        console.note(
+            f"{ranks.size()} ranks share each step: the same batches as on one; dropout, if any, draws other masks"
+        )
     resume = {**wishes.file, **wishes.given}.get("init_from") == "resume"
     return _resume(wishes, stack, console) if resume else _begin(wishes, stack, console)
 

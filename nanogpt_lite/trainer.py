@@ -59,7 +59,7 @@ def train(
     )
     saved = state.step if state.step else None
     with runtime.use_threads(config.threads):
-        forward = ranks.parallel(torch.compile(model) if config.compile else model, state.device)
+        forward = _shared(state, torch.compile(model) if config.compile else model)
         clock = _Clock(state)
         yield _start_record(state, out_dir, len(train_tokens))
         begun = time.monotonic()
@@ -141,6 +141,21 @@ def train_step(state: TrainState, forward: Callable[..., Any], batch: Batch) -> 
     state.since_log.add(step_loss)
     state.since_eval.add(step_loss)
     state.step += 1
+
+
+def _shared(state: TrainState, network: Callable[..., Any]) -> Callable[..., Any]:
+    """The network, with gradients that several ranks share."""
+    forward = ranks.parallel(network, state.device)
+    if ranks.size() > 1:
+        # PyTorch orders the gradients in its buffers anew after the first step, and so the sums over the ranks. With
+        # a step that does not count, a run that goes on adds up as it would have without the interruption.
+        rows = min(state.config.batch_size, state.config.rows_per_step // ranks.size())
+        x = torch.zeros(rows, state.config.block_size, dtype=torch.int64, device=state.device)
+        with runtime.autocast(state.device, state.config.dtype):
+            loss = forward(x, x)[1]
+        loss.backward()
+        state.optimizer.zero_grad(set_to_none=True)
+    return forward
 
 
 def evaluate(state: TrainState, tokens: Ids, stop: Callable[[], bool] = lambda: False) -> float | None:

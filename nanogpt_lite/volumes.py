@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from nanogpt_lite import checkpoint, config, datasets, pipeline, texts
+from nanogpt_lite import checkpoint, config, datasets, launcher, pipeline, texts
 from nanogpt_lite.checkpoint import SUFFIX
 from nanogpt_lite.config import SHAPE_FIELDS, DataConfig, TrainConfig
 from nanogpt_lite.datasets import DATA_DIR, Dataset
@@ -37,13 +37,13 @@ def prepare(home: Here, dataset: str, **options: Any) -> Dataset:
     return prepared
 
 
-def train(home: Here, *, owner: str, overwrite: bool = False, **options: Any) -> Run:
+def train(home: Here, *, owner: str, count: int = 1, overwrite: bool = False, **options: Any) -> Run:
     """Train as `pipeline.train` does, or go on if the run has a checkpoint at home; its checkpoints are kept there.
 
-    `out_dir` is the name of the run; without it that of the dataset. `owner` names the call, and stays the same
-    when a call is started again, after what it finds at home is its own work. A later call takes the run over: the
-    earlier one stops at its next checkpoint. `UserError` for that, and whenever `pipeline.train` has one; then
-    nothing at home has changed.
+    `out_dir` is the name of the run; without it that of the dataset. `count` ranks share the work. `owner` names the
+    call, and stays the same when a call is started again, after what it finds at home is its own work. A later call
+    takes the run over: the earlier one stops at its next checkpoint. `UserError` for that, and whenever
+    `pipeline.train` has one; then nothing at home has changed.
     """
     dataset = str(options.pop("dataset", ""))
     name = _run_name(str(options.pop("out_dir", ""))) or texts.name_of(dataset or DataConfig.dataset)
@@ -67,7 +67,8 @@ def train(home: Here, *, owner: str, overwrite: bool = False, **options: Any) ->
             options["init_from"] = other.out_dir
             data = _prepared_for(home, dataset, other)
     # with a home elsewhere the folder is a copy, so what a run without `last` left in it may go
-    records = pipeline.training(data, out_dir=folder, overwrite=anew or (home.elsewhere and not goes_on), **options)
+    options |= {"out_dir": folder, "overwrite": anew or (home.elsewhere and not goes_on)}
+    records = pipeline.training(data, **options) if count == 1 else launcher.training(count, data, **options)
     with closing(records):
         first = next(records)  # by now no option and no text can be wrong
         home.claim(folder, owner, anew=not goes_on)

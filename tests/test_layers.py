@@ -19,6 +19,7 @@ ROWS = (
     "trainer runs",
     "starts homes",
     "pipeline",
+    "launcher",
     "volumes",
     "cli",
     "__main__",

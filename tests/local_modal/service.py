@@ -45,6 +45,7 @@ class LocalModal:
         folder: Path,
         *,
         mount_variable: str = "NANOGPT_MOUNT",
+        ranks_variable: str = "NANOGPT_RANKS",
         pythonpath: Sequence[Path | str] = (),
         variables: Mapping[str, str] | None = None,
         secrets: Mapping[str, dict[str, str]] | None = None,
@@ -53,13 +54,14 @@ class LocalModal:
         exit_commits: bool = False,
     ) -> None:
         """Containers import from `pythonpath` besides what was shipped, and get these `variables` besides their own.
-        `secrets` are the named ones. `grace` is the time in seconds from SIGINT to SIGKILL. `max_containers` holds for
-        a function that sets no limit. `exit_commits`: a container that ends in order commits what it has written."""
+        The variable `ranks_variable` tells how many GPUs were asked for. `secrets` are the named ones. `grace` is the
+        time in seconds from SIGINT to SIGKILL. `max_containers` holds for a function that sets no limit.
+        `exit_commits`: a container that ends in order commits what it has written."""
         self.folder = folder.resolve()  # /proc shows real paths
         self.calls: list[tuple[str, Message]] = []  # (RPC, request), as they came
         self.failures: list[str] = []  # RPCs that are not implemented, and mistakes of the local service itself
         self.containers: list[Container] = []  # in the order of their start
-        self._mount_variable = mount_variable
+        self._mount_variable, self._ranks_variable = mount_variable, ranks_variable
         self._pythonpath = [str(path) for path in pythonpath]
         self._variables = dict(variables or {})
         self._grace = grace
@@ -253,6 +255,7 @@ class LocalModal:
             "MODAL_OVERRIDE_HEADERS": f"{CONTAINER_HEADER}:{container.task_id}",
             "MODAL_CONTAINER_ARGUMENTS_PATH": str(container.folder / "arguments"),
             **({self._mount_variable: mounted[0]} if mounted else {}),
+            self._ranks_variable: str(max(1, container.gpu_count)),
         }
 
     def _stop(self, app: App) -> None:

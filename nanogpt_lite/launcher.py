@@ -1,0 +1,151 @@
+"""Training on several ranks, from a process that is none of them, by the launcher behind torchrun.
+
+Three kinds of processes run this module: the one that calls `training` and gets the records; one in which PyTorch's
+launcher works (`launch`), which wants signals and the main thread for itself; and the ranks (`work`), which call
+`pipeline.training`, and the first of which writes the records to a file.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from nanogpt_lite import files, metrics, pipeline, ranks, runtime
+from nanogpt_lite.config import Value
+from nanogpt_lite.datasets import Dataset
+from nanogpt_lite.errors import Interrupted, UserError, WorldError
+from nanogpt_lite.metrics import Record
+
+REQUEST, RECORDS, ERROR = "request.json", "records.jsonl", "error.json"
+LOOK_EVERY = 0.05  # seconds between two looks at what the ranks wrote: a file tells nobody that it grew
+GRACE = 40.0  # seconds for ranks to save and end; the launcher itself kills those that take more than 30
+
+
+def training(count: int, dataset: Dataset | str, **options: Value | Path) -> Generator[Record, None, None]:
+    """The same as `pipeline.training`, on `count` ranks of this machine: on a GPU each, or on parts of the CPU.
+
+    The ranks see no signal but by way of this process, which passes on one request to stop.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory()))
+        given = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+        asked = dataset.asked if isinstance(dataset, Dataset) else dataset
+        files.write_json(folder / REQUEST, {"dataset": asked, **given})
+        stop = stack.enter_context(runtime.stop_on_signals())
+        process = stack.enter_context(_launched(count, folder))
+        passed_on = False
+        with (folder / RECORDS).open("a+b") as written:
+            written.seek(0)
+            ended = False
+            while not ended:
+                if stop.made() and not passed_on:
+                    process.send_signal(signal.SIGINT)
+                    passed_on = True
+                ended = process.poll() is not None  # and what it wrote before that is read once more
+                yield from _new_records(written)
+                time.sleep(0 if ended else LOOK_EVERY)
+        _raise_what_went_wrong(folder)
+        if stop.signum is not None:
+            raise Interrupted(stop.signum, "the state is saved")
+        if process.returncode:
+            raise WorldError("a rank has ended; what it said of the reason is above")
+
+
+@contextlib.contextmanager
+def _launched(count: int, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The ranks, at work; at the end of the block they end too, after they have saved."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nanogpt_lite.launcher", str(folder), str(count)],
+        env={"OMP_NUM_THREADS": str(max(1, cores // count)), **os.environ},
+        stdin=subprocess.PIPE,  # which ends when this process does, however that happens
+        start_new_session=True,  # so that Ctrl-C in a terminal comes to them once, from here
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
+            process.kill()
+            process.wait()
+        assert process.stdin
+        process.stdin.close()
+
+
+def _new_records(written: Any) -> Iterator[Record]:
+    """The records in a file from where it was last read, as far as their lines are whole."""
+    while True:
+        begin = written.tell()
+        line = written.readline()
+        if not line.endswith(b"\n"):
+            written.seek(begin)
+            return
+        yield metrics.from_json(json.loads(line))
+
+
+def _raise_what_went_wrong(folder: Path) -> None:
+    """The error that the first of the ranks in trouble told of."""
+    for path in sorted(folder.glob(f"*.{ERROR}")):
+        error = json.loads(path.read_text(encoding="utf-8"))
+        raise {"UserError": UserError, "WorldError": WorldError}[error["kind"]](error["message"])
+
+
+def launch(folder: Path, count: int) -> None:
+    """Start the ranks, wait for them, and pass on signals: PyTorch's elastic launcher, on one machine."""
+    threading.Thread(target=_stop_at_the_end_of_input, daemon=True).start()
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=folder.name,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,  # who asked for the training decides on that
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "nanogpt_lite.launcher", str(folder))
+    except (ChildFailedError, SignalException):
+        raise SystemExit(1) from None  # why is in the ranks' own words, or above
+
+
+def _stop_at_the_end_of_input() -> None:
+    """Stop the ranks when the process that asked for them has ended."""
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def work(folder: Path) -> None:
+    """What each rank does: train as `request.json` in the folder says, and write what happens there."""
+    request = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
+    try:
+        with (folder / RECORDS).open("ab", buffering=0) as written:
+            for record in pipeline.training(**request):
+                if ranks.is_first():
+                    written.write(json.dumps(record.to_json()).encode() + b"\n")
+    except (UserError, WorldError) as error:
+        content = {"kind": type(error).__name__, "message": str(error)}
+        files.write_json(folder / f"{ranks.rank():04}.{ERROR}", content)
+        raise SystemExit(1) from None
+    except Interrupted as interrupted:
+        raise SystemExit(128 + interrupted.signum) from None
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        launch(Path(sys.argv[1]), int(sys.argv[2]))
+    else:
+        work(Path(sys.argv[1]))
