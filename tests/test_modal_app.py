@@ -6,6 +6,7 @@ import random
 import re
 import runpy
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +33,8 @@ STORED = "nanogpt-lite"  # the Volume
 
 @pytest.fixture
 def service(tmp_path, request):
-    with LocalModal(tmp_path / "modal", exit_commits=getattr(request, "param", False)) as service:
+    kept = {"kept": {"WANDB_API_KEY": "at-modal"}}
+    with LocalModal(tmp_path / "modal", secrets=kept, exit_commits=getattr(request, "param", False)) as service:
         yield service
 
 
@@ -113,9 +115,6 @@ def test_what_goes_wrong_is_said(texts, tmp_path):
     outside = texts.modal("run", f"{APP}::sweep", "--out-dir", "../secrets", "--learning-rate=1")
     assert outside.returncode == 1
     assert "no plain name" in outside.stdout + outside.stderr
-    several = texts.modal("run", f"{APP}::train", env={"NANOGPT_GPU": "A100-80GB:4"})
-    assert several.returncode == 1
-    assert "asks for several GPUs at once" in several.stdout + several.stderr
     order = texts.modal("run", APP, "--dataset=bottles", "--gpu=T4,L4")
     assert order.returncode == 1
     assert "set NANOGPT_GPU=T4,L4" in order.stdout + order.stderr
@@ -188,6 +187,34 @@ def test_preempted_and_killed_at_random_moments_it_ends_with_the_same_file(texts
     (Path("data") / "bottles").symlink_to(texts.volume(STORED) / "datasets" / "bottles")
     undisturbed = ng.train("data/bottles", preset="tutorial", out_dir="runs/bottles", **options)
     assert last_of(texts, "bottles") == (undisturbed.out_dir / "last.safetensors").read_bytes()
+
+
+def test_several_gpus_are_ranks_that_a_preemption_reaches(texts):
+    options = {**SMALL, "batch_size": 8, "eval_interval": 10}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    command = ["run", f"{APP}::train", "--dataset=bottles", *flags, "--max-iters"]
+    client = texts.popen_modal(*command, "100000", env={"NANOGPT_GPU": "A100-80GB:2"})
+    texts.wait_for(lambda: any(evaluated(one.output) >= 20 for one in texts.containers), timeout=60)
+    first = texts.containers[0]
+    assert (first.gpu_type, first.gpu_count) == ("A100-80GB", 2)
+    texts.preempt(first)
+    texts.wait_for(lambda: len(texts.containers) > 1 and evaluated(texts.containers[1].output) > 0, timeout=60)
+    records = ng.Run(texts.volume(STORED) / "runs/bottles").metrics
+    client.send_signal(signal.SIGINT)
+    client.wait(60)
+    ended = [record for record in records if record["kind"] == "done"]
+    started = [record for record in records if record["kind"] == "start"]
+    assert [record["ranks"] for record in started] == [2, 2]
+    assert [(record["reason"], record["step"]) for record in ended] == [("interrupted", started[1]["step"])]
+
+
+def test_secrets_are_those_two_and_the_named_one(texts, tmp_path):
+    (tmp_path / ".env").write_text("WANDB_API_KEY=from-file\nHF_TOKEN=from-file\nBANK=mine\n")
+    env = {"HF_TOKEN": "from-environment", "NANOGPT_SECRET": "kept"}
+    run(texts, f"{APP}::prepare_data", "--dataset=bottles", cwd=tmp_path, env=env)
+    own, named = [request for rpc, request in texts.calls if rpc == "SecretGetOrCreate"][:2]
+    assert dict(own.env_dict) == {"WANDB_API_KEY": "from-file", "HF_TOKEN": "from-environment"}
+    assert (named.deployment_name, dict(named.env_dict)) == ("kept", {})
 
 
 def test_a_sweep_trains_the_grid_and_carries_the_best_one_on(texts):
