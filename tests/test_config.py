@@ -59,6 +59,7 @@ EDGES: dict[str, tuple[list[Any], list[Any]]] = {  # name: (the last values that
     "dtype": (["auto", "float32", "bfloat16", "float16"], ["", "fp16", "Float32"]),
     "tokenizer": (["auto", "char", "byte"], ["bpe"]),
     "dataset": (["x"], [""]),
+    "wandb_project": (["x"], [""]),
     "init_from": (["x"], [""]),
     "checkpoint": (["x"], [""]),
     "start": (["\n"], [""]),
@@ -243,7 +244,8 @@ def test_parts_and_copies():
     assert whole.replace({"n_layer": 3}) == RunConfig(n_layer=3, top_k=7, device="cpu", max_seconds=3)
     with pytest.raises(UserError, match="n_layer=0"):
         whole.replace({"n_layer": 0})
-    assert set(TrainConfig.names()) - set(TrainConfig().stored()) == {"out_dir", "device", "max_seconds"}
+    trackers = {"tensorboard", "wandb_log", "wandb_project", "wandb_run_name"}
+    assert set(TrainConfig.names()) - set(TrainConfig().stored()) == {"out_dir", "device", "max_seconds", *trackers}
     with pytest.raises(dataclasses.FrozenInstanceError):
         whole.n_layer = 4  # type: ignore[misc]
 

@@ -43,6 +43,7 @@ def test_a_stop_and_going_on_alone_give_what_one_process_gives(text_file):
     assert shared == pytest.approx(alone, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_wrong_in_a_rank_is_said_here(text_file):
     with pytest.raises(ng.UserError, match="a step of 8 rows .* cannot be shared equally by 3 ranks"):
         list(launcher.training(3, str(text_file), out_dir="runs/three", max_iters=1, **SMALL))

@@ -10,6 +10,7 @@ from nanogpt_lite import cli, datasets, download
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 TINY = shlex.split("--block_size 16 --n_layer 1 --n_head 2 --n_embd 16 --batch_size 4 --max_iters 4 --device cpu")
+TORCHRUN = "torchrun --nproc_per_node=2 -m nanogpt_lite"  # tests/test_ranks.py has its turn there
 
 
 def blocks(language):
@@ -18,7 +19,8 @@ def blocks(language):
 
 def commands():
     """All of README's calls of the program, as argument lists."""
-    parts = [part for block in blocks("sh") for line in block.splitlines() for part in line.split(" && ")]
+    lines = [line.replace(TORCHRUN, "nanogpt-lite") for block in blocks("sh") for line in block.splitlines()]
+    parts = [part for line in lines for part in line.split(" && ")]
     return [words[1:] for words in map(shlex.split, parts) if words[0].endswith("nanogpt-lite")]
 
 
@@ -67,8 +69,10 @@ def test_the_first_command_with_the_cache_filled_and_without(shakespeare, capsys
     assert cli.main(["run", "--dataset", "shakespeare_char", *TINY]) == 1
 
 
-def test_the_commands_in_their_order(shakespeare, capsys):
+def test_the_commands_in_their_order(shakespeare, capsys, monkeypatch):
     """Each on small texts and for a few steps, the options of README's line kept."""
+    assert TORCHRUN in README
+    monkeypatch.setenv("WANDB_MODE", "offline")
     Path("notes").mkdir()
     for name in ("my.txt", "notes/a.md", "letters.txt"):
         Path(name).write_text("Dear reader, all is well.\n" * 60)
