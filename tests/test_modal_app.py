@@ -263,9 +263,17 @@ import modal
 sampler = modal.Cls.from_name("nanogpt-lite", "Sampler")(run="far")
 print(sampler.sample.remote(start="green", num_samples=2, max_new_tokens=3))
 print("".join(sampler.stream.remote_gen(start="green", max_new_tokens=3)))
+evaluate, train = (modal.Function.from_name("nanogpt-lite", name) for name in ("evaluate", "train"))
+for steps in (2, 4):
+    train.remote(out_dir="far", max_iters=steps)
+    print("at step", evaluate.remote(out_dir="far")["step"])
 """
     )
     done = texts.python(user, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("green") == 3
-    assert [container.function for container in texts.containers].count("Sampler.*") == 1
+    functions = [container.function for container in texts.containers]
+    assert functions.count("Sampler.*") == 1
+    # a container that stays sees what another one has trained since
+    assert functions.count("evaluate") == 1
+    assert "at step 2\nat step 4\n" in done.stdout
