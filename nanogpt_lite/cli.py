@@ -144,7 +144,6 @@ def _eval(given: Given) -> None:
 
 
 def _plot(given: Given) -> None:
-
     run = _chosen_run(given)
     print(run.save_plot())
 
@@ -308,9 +307,7 @@ def _one_line_errors() -> Iterator[None]:
 
 def _require_right_for_ranks(command: str) -> None:
     """`UserError` if several ranks were started for something that one process does."""
-    from nanogpt_lite import ranks
-
-    if command != "train" and ranks.size() > 1:
+    if command != "train" and os.environ["WORLD_SIZE"] != "1":
         raise UserError(f"several ranks can train, and not {command}; use nanogpt-lite {command} without torchrun")
 
 

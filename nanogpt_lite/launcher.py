@@ -14,25 +14,28 @@ import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from nanogpt_lite import files, metrics, pipeline, ranks, runtime
-from nanogpt_lite.config import Value
+from nanogpt_lite.config import TrainConfig, Value
 from nanogpt_lite.datasets import Dataset
 from nanogpt_lite.errors import Interrupted, UserError, WorldError
-from nanogpt_lite.metrics import Record
+from nanogpt_lite.metrics import DoneRecord, Record
+from nanogpt_lite.signatures import with_options
 
 REQUEST, RECORDS, ERROR = "request.json", "records.jsonl", "error.json"
 LOOK_EVERY = 0.05  # seconds between two looks at what the ranks wrote: a file tells nobody that it grew
 GRACE = 40.0  # seconds for ranks to save and end; the launcher itself kills those that take more than 30
 
 
+@with_options(TrainConfig)
 def training(count: int, dataset: Dataset | str, **options: Value | Path) -> Generator[Record, None, None]:
     """The same as `pipeline.training`, on `count` ranks of this machine: on a GPU each, or on parts of the CPU.
 
@@ -43,28 +46,41 @@ def training(count: int, dataset: Dataset | str, **options: Value | Path) -> Gen
         given = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
         asked = dataset.asked if isinstance(dataset, Dataset) else dataset
         files.write_json(folder / REQUEST, {"dataset": asked, **given})
+        written = stack.enter_context((folder / RECORDS).open("w+b"))
         stop = stack.enter_context(runtime.stop_on_signals())
-        process = stack.enter_context(_launched(count, folder))
-        passed_on = False
-        with (folder / RECORDS).open("a+b") as written:
-            written.seek(0)
-            ended = False
-            while not ended:
-                if stop.made() and not passed_on:
-                    process.send_signal(signal.SIGINT)
-                    passed_on = True
-                ended = process.poll() is not None  # and what it wrote before that is read once more
-                yield from _new_records(written)
-                time.sleep(0 if ended else LOOK_EVERY)
+        launched = stack.enter_context(_launched(count, folder))
+        record, ended = None, False
+        while not ended:
+            if stop.made():
+                launched.stop()
+            ended = launched.process.poll() is not None  # and what it wrote before that is read once more
+            for record in _new_records(written):
+                yield record
+            time.sleep(0 if ended else LOOK_EVERY)
         _raise_what_went_wrong(folder)
+        whole = isinstance(record, DoneRecord)
         if stop.signum is not None:
-            raise Interrupted(stop.signum, "the state is saved")
-        if process.returncode:
+            raise Interrupted(stop.signum, "the state is saved" if whole else "the last checkpoint is as it was")
+        if launched.process.returncode or not whole:
             raise WorldError("a rank has ended; what it said of the reason is above")
 
 
+@dataclass
+class _Launched:
+    """The process in which the launcher works."""
+
+    process: subprocess.Popen[bytes]
+    stopping: bool = False
+
+    def stop(self) -> None:
+        """Ask the ranks to save and end; asked twice, they would end at once."""
+        if not self.stopping and self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        self.stopping = True
+
+
 @contextlib.contextmanager
-def _launched(count: int, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+def _launched(count: int, folder: Path) -> Iterator[_Launched]:
     """The ranks, at work; at the end of the block they end too, after they have saved."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     process = subprocess.Popen(
@@ -73,15 +89,15 @@ def _launched(count: int, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
         stdin=subprocess.PIPE,  # which ends when this process does, however that happens
         start_new_session=True,  # so that Ctrl-C in a terminal comes to them once, from here
     )
+    launched = _Launched(process)
     try:
-        yield process
+        yield launched
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(GRACE)
-            process.kill()
-            process.wait()
+        launched.stop()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+        process.kill()
+        process.wait()
         assert process.stdin
         process.stdin.close()
 
@@ -98,9 +114,9 @@ def _new_records(written: Any) -> Iterator[Record]:
 
 
 def _raise_what_went_wrong(folder: Path) -> None:
-    """The error that the first of the ranks in trouble told of."""
-    for path in sorted(folder.glob(f"*.{ERROR}")):
-        error = json.loads(path.read_text(encoding="utf-8"))
+    """The error that ranks told of: a mistake of the user before what may have followed from it."""
+    errors = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"*.{ERROR}"))]
+    for error in sorted(errors, key=lambda error: error["kind"] != "UserError"):
         raise {"UserError": UserError, "WorldError": WorldError}[error["kind"]](error["message"])
 
 
@@ -115,6 +131,7 @@ def launch(folder: Path, count: int) -> None:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,  # who asked for the training decides on that
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
     )
     try:
         elastic_launch(config, sys.executable)("-m", "nanogpt_lite.launcher", str(folder))
@@ -124,7 +141,8 @@ def launch(folder: Path, count: int) -> None:
 
 def _stop_at_the_end_of_input() -> None:
     """Stop the ranks when the process that asked for them has ended."""
-    sys.stdin.buffer.read()
+    while os.read(0, 1):  # and not sys.stdin, whose lock would be held while the interpreter ends
+        pass
     os.kill(os.getpid(), signal.SIGINT)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from tqdm.std import tqdm as terminal_bar
 
-from nanogpt_lite import files, ranks
+from nanogpt_lite import files
 from nanogpt_lite.metrics import (
     CheckpointRecord,
     DoneRecord,
@@ -36,10 +36,10 @@ class Sink(Protocol):
 class Console:
     """Progress for people: a bar with loss, rate and time left on a terminal or in a notebook, lines elsewhere."""
 
-    def __init__(self, bar: bool | None = None) -> None:
+    def __init__(self, bar: bool | None = None, *, silent: bool = False) -> None:
         notebook = "ipykernel" in sys.modules
         interactive = (notebook or sys.stderr.isatty()) if bar is None else bar
-        self._interactive = interactive and ranks.is_first()  # the other ranks are silent
+        self._interactive, self._silent = interactive and not silent, silent
         self._bar: Any = None
         self._make_bar: Any = terminal_bar
         if notebook:
@@ -49,7 +49,7 @@ class Console:
 
     def note(self, text: str) -> None:
         """A line for the person who looks on."""
-        if not ranks.is_first():
+        if self._silent:
             return
         terminal_bar.write(text, file=sys.stderr)
         sys.stderr.flush()
@@ -150,7 +150,7 @@ def _header(record: StartRecord) -> str:
         return f"{record.out_dir} has its {record.max_iters} steps; to go on, give more --max_iters"
     begin = f"from step {record.step} " if record.step else ""
     threads = f"{record.threads} thread{'s' if record.threads > 1 else ''}"
-    of_each = f" on each of {record.ranks} ranks" if record.ranks > 1 else ""
+    of_each = f" on each of {record.ranks} ranks (dropout masks of their own)" if record.ranks > 1 else ""
     return (
         f"training {record.out_dir} {begin}to step {record.max_iters}: {_count(record.parameters)} parameters, "
         f"{record.tokens_per_step:,} tokens a step, {record.epochs:.1f} epochs; "

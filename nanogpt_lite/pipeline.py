@@ -61,7 +61,7 @@ def train(
     `UserError`: a mistake in the options or the data. `WorldError`: the data cannot be fetched, or the loss is no
     longer finite. `Interrupted` (a KeyboardInterrupt): Ctrl-C or SIGTERM, after the state has been saved.
     """
-    with closing(Console()) as console:
+    with closing(Console(silent=not ranks.is_first())) as console:
         return watch(
             training(dataset, preset=preset, config=config, overwrite=overwrite, console=console, **options), console
         )
@@ -84,16 +84,19 @@ def training(
     end the generator holds the signals and PyTorch's number of threads: who leaves it early closes it
     (`contextlib.closing`).
 
-    Under torchrun each rank makes this call; each gets the records, and the first one alone writes files. A rank
-    that torchrun has started anew goes on from the last checkpoint in `out_dir`.
+    Under torchrun each rank makes this call; each gets the records, and the first one alone writes files. Ranks that
+    torchrun starts anew, because one has died, go on from the last checkpoint of the run that they began.
     """
     wishes = starts.read_wishes(dataset, preset, config, overwrite, options)
     with ExitStack() as stack:
         stack.enter_context(ranks.join())
+        wishes = starts.again(wishes, ranks.begun())
         with ranks.first_goes_ahead():
             state, data, out_dir = starts.begin_or_go_on(wishes, stack, console)
             sinks = [stack.enter_context(closing(sink)) for sink in _sinks(state, data, out_dir, console)]
         out_dir = Path(ranks.from_first(str(out_dir)))
+        if ranks.is_first():
+            ranks.note_begun(str(out_dir))
         stop = stack.enter_context(runtime.stop_on_signals())
         for record in _with_previews(
             state, trainer.train(state, data.train, data.val, out_dir=out_dir, stop=stop.made)
@@ -101,8 +104,9 @@ def training(
             for sink in sinks:
                 sink.write(record)
             yield record
-    if stop.signum is not None:
-        raise Interrupted(stop.signum, _how_to_go_on("train", out_dir))
+        signum = int(*ranks.greatest(stop.signum or 0))
+    if signum:
+        raise Interrupted(signum, _how_to_go_on("train", out_dir))
 
 
 def run(

@@ -8,7 +8,6 @@ as "somebody asked to stop", travel between the CPUs, gradients between the GPUs
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -18,34 +17,37 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nanogpt_lite.errors import UserError, WorldError
 
-_groups: list[Any] = []  # never let go: PyTorch can hang when DistributedDataParallel is the last to hold its group
-
-LONGEST_WAIT = timedelta(hours=6)  # of one rank for another: the first one may have a long text to prepare
+# Never let go: PyTorch can hang when DistributedDataParallel is the last to hold its group.
+_groups: list[Any] = []
+_job: list[Any] = []  # the store that torchrun keeps for all its attempts
 
 
 def rank() -> int:
-    """The number of this process among all of this training, on all machines; the first is 0."""
-    return int(os.environ.get("RANK", "0"))
+    """The number of this process among those that train together, on all machines; the first is 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def size() -> int:
-    """How many ranks there are; 1 for a process alone."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many ranks train together; 1 for a process alone."""
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_first() -> bool:
-    """Whether this is the rank that writes, and talks."""
-    return rank() == 0
-
-
-def restarts() -> int:
-    """How many times torchrun has started the ranks anew, because one of them died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    """Whether this is the rank that writes, and talks; before it has met the others too."""
+    return _in_environment("WORLD_SIZE", 1) == 1 or _in_environment("RANK", 0) == 0
 
 
 def own_gpu() -> str:
-    """The GPU of this rank; "cuda", the current one, for a process alone."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if size() > 1 else "cuda"
+    """The GPU of this rank; "cuda", the current one, for a process alone. `UserError` if there are too few."""
+    if size() == 1:
+        return "cuda"
+    wanted, there = _in_environment("LOCAL_WORLD_SIZE", 1), torch.cuda.device_count()
+    if wanted > there:
+        raise UserError(
+            f"{wanted} ranks were started on a machine with {there} GPUs, and each needs its own; "
+            f"start {there}, or give --device cpu"
+        )
+    return f"cuda:{_in_environment('LOCAL_RANK', 0)}"
 
 
 def own_share(rows: int) -> slice:
@@ -66,29 +68,47 @@ def require_equal_shares(rows: int) -> None:
 @contextlib.contextmanager
 def join() -> Iterator[None]:
     """Meet the other ranks, and part at the end. `WorldError` if they cannot be found, or are lost meanwhile."""
-    if size() == 1:
+    count = _in_environment("WORLD_SIZE", 1)
+    if count == 1:
         yield
         return
     try:
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        store, own, count = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
         # torchrun keeps one store for all attempts, in which the addresses of ranks that are gone would be found
-        store, own_rank, count = next(dist.rendezvous("env://", timeout=LONGEST_WAIT))  # type: ignore[attr-defined]
-        store = dist.PrefixStore(f"attempt {restarts()}", store)  # type: ignore[attr-defined]
-        dist.init_process_group(backend, store=store, rank=own_rank, world_size=count, timeout=LONGEST_WAIT)
-        _groups.append(dist.group.WORLD)
+        attempt = f"attempt {_in_environment('TORCHELASTIC_RESTART_COUNT', 0)}, training {len(_groups)}"
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        prefixed = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=prefixed, rank=own, world_size=count)
     except (ValueError, RuntimeError) as error:
         raise WorldError(
-            f"WORLD_SIZE={size()} says that this is one of several processes, and the others cannot be found "
-            f"({error}); start them with torchrun, or unset WORLD_SIZE"
+            f"WORLD_SIZE={count} says that this is one of several processes, and the others cannot be found "
+            f"({_first_line(error)}); start them with torchrun, or unset WORLD_SIZE"
         ) from error
+    _groups.append(dist.group.WORLD)
+    _job[:] = [store]
     try:
         yield
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
-            raise WorldError("another rank has ended, and this one cannot go on alone") from error
+            raise WorldError(
+                f"the ranks have lost each other, perhaps because one has ended ({_first_line(error)})"
+            ) from error
         raise
-    finally:
-        dist.destroy_process_group()
+    dist.destroy_process_group()  # not after an error: with NCCL it would wait for ranks that wait for this one
+
+
+def begun() -> str:
+    """The folder of the run that an earlier attempt of this job began: torchrun starts ranks anew when one dies."""
+    if size() == 1:
+        return ""
+    known = is_first() and _job[0].check([_folder_key()])
+    return from_first(_job[0].get(_folder_key()).decode() if known else "")
+
+
+def note_begun(folder: str) -> None:
+    """Let later attempts of this job know that it has begun this run."""
+    if size() > 1:
+        _job[0].set(_folder_key(), folder)
 
 
 @contextlib.contextmanager
@@ -100,7 +120,7 @@ def first_goes_ahead() -> Iterator[None]:
     if not is_first():
         kind, _, message = from_first("").partition(" ")
         if kind:
-            raise (UserError if kind == "UserError" else WorldError)(message)
+            raise (UserError if kind == "UserError" else WorldError)(message or "the first rank was interrupted")
         yield
         return
     try:
@@ -165,3 +185,16 @@ def _over_all(values: tuple[float, ...], operation: Any) -> list[float]:
     together = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(together, operation)
     return together.tolist()
+
+
+def _folder_key() -> str:
+    return f"nanogpt_lite: folder of training {len(_groups)}"  # a program may train several times
+
+
+def _in_environment(name: str, default: int) -> int:
+    """A number that torchrun gives each rank."""
+    return int(os.environ.get(name, default))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0][:300]

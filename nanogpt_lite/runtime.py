@@ -26,6 +26,8 @@ def resolve_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if alone and torch.backends.mps.is_available() else "cpu"
     if name == "cuda":
         name = ranks.own_gpu()
+    elif name.startswith("cuda:") and ranks.size() > 1:
+        raise UserError(f"device={name!r} would be one GPU for all ranks; give --device cuda: each takes its own")
     if name.split(":")[0] not in ("cpu", "cuda", "mps"):
         raise UserError(f"device={name!r} is no kind that this program computes on; give cpu, cuda, cuda:N or mps")
     try:

@@ -3,6 +3,7 @@
 What happens to the state then is the business of `trainer`.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -52,10 +53,18 @@ def read_wishes(
     given = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
     if dataset is not None:
         given["dataset"] = dataset.asked if isinstance(dataset, Dataset) else str(dataset)
-    if ranks.restarts() and (Path(str(given.get("out_dir"))) / f"last{SUFFIX}").is_file():
-        given["init_from"] = "resume"
     in_file = configs.read_file(config) if config else {}
     return Wishes(given, in_file, preset, dataset if isinstance(dataset, Dataset) else None, overwrite)
+
+
+def again(wishes: Wishes, begun: str) -> Wishes:
+    """The same wishes after ranks have died: they go on with the run in the folder `begun`, if there is one."""
+    if not begun:
+        return wishes
+    in_folder = {"out_dir": begun}
+    if (Path(begun) / f"last{SUFFIX}").is_file():
+        in_folder["init_from"] = "resume"
+    return dataclasses.replace(wishes, given={**wishes.given, **in_folder})
 
 
 def begin_or_go_on(wishes: Wishes, stack: ExitStack, console: Console | None) -> Started:
@@ -63,10 +72,6 @@ def begin_or_go_on(wishes: Wishes, stack: ExitStack, console: Console | None) ->
 
     `UserError` if options, data, folder and checkpoint do not go together.
     """
-    if console and ranks.size() > 1:
-        console.note(
-            f"{ranks.size()} ranks share each step: the same batches as on one; dropout, if any, draws other masks"
-        )
     resume = {**wishes.file, **wishes.given}.get("init_from") == "resume"
     return _resume(wishes, stack, console) if resume else _begin(wishes, stack, console)
 
@@ -111,6 +116,8 @@ def _resume(wishes: Wishes, stack: ExitStack, console: Console | None) -> Starte
     # the checkpoint comes before preset and file, but it does not know what belongs to one call
     of_one_call = {name: value for name, value in wishes.file.items() if name not in TrainConfig().stored()}
     given = {**of_one_call, **wishes.given}
+    if ranks.size() > 1 and not given.get("out_dir"):
+        raise UserError("several ranks go on with a run that is named; give --out_dir")
     out_dir = Path(str(given["out_dir"])) if given.get("out_dir") else runs.newest_run().out_dir
     checkpoint = runs.find_checkpoint(out_dir, "last")
     if ranks.is_first():

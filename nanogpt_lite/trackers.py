@@ -30,7 +30,7 @@ class Lenient:
     """A sink that may fail, which is told of once; then it takes records and drops them."""
 
     def __init__(self, name: str, make: Callable[[], Sink], warn: Callable[[str], None]) -> None:
-        """`make` makes the sink; `name` is that of the extra that installs what it needs."""
+        """`make` makes the sink; `name` is that of the package that it needs."""
         self._name, self._warn = name, warn
         self._sink: Sink | None = None
         self._sink = self._try(make)
@@ -49,7 +49,7 @@ class Lenient:
         except Exception as error:  # whatever another program can think of
             self._sink = None
             missing = isinstance(error, ModuleNotFoundError)
-            remedy = f"; install it: pip install 'nanogpt-lite[{self._name}]'" if missing else ""
+            remedy = f"; install it: pip install {self._name}" if missing else ""
             reason = " ".join(str(error).split())[:300]
             self._warn(f"warning: going on without {self._name} ({type(error).__name__}: {reason}{remedy})")
             return None

@@ -59,9 +59,9 @@ def train(
     )
     saved = state.step if state.step else None
     with runtime.use_threads(config.threads):
+        yield _start_record(state, out_dir, len(train_tokens))
         forward = _shared(state, torch.compile(model) if config.compile else model)
         clock = _Clock(state)
-        yield _start_record(state, out_dir, len(train_tokens))
         begun = time.monotonic()
         while True:
             stopped, seconds = ranks.greatest(stop(), time.monotonic() - begun)
@@ -146,12 +146,12 @@ def train_step(state: TrainState, forward: Callable[..., Any], batch: Batch) -> 
 def _shared(state: TrainState, network: Callable[..., Any]) -> Callable[..., Any]:
     """The network, with gradients that several ranks share."""
     forward = ranks.parallel(network, state.device)
-    if ranks.size() > 1:
+    if ranks.size() > 1 and not finished(state):
         # PyTorch orders the gradients in its buffers anew after the first step, and so the sums over the ranks. With
         # a step that does not count, a run that goes on adds up as it would have without the interruption.
         rows = min(state.config.batch_size, state.config.rows_per_step // ranks.size())
         x = torch.zeros(rows, state.config.block_size, dtype=torch.int64, device=state.device)
-        with runtime.autocast(state.device, state.config.dtype):
+        with runtime.seeded(state.device), runtime.autocast(state.device, state.config.dtype):
             loss = forward(x, x)[1]
         loss.backward()
         state.optimizer.zero_grad(set_to_none=True)

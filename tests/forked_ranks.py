@@ -2,56 +2,70 @@
 
 import multiprocessing
 import os
-import signal
-import socket
 import traceback
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from torch.distributed import TCPStore
+
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["nanogpt_lite.pipeline", "torch._dynamo"])  # the slow imports
 _started: list[BaseProcess] = []
+_jobs: list["Job"] = []
+HUNG = "hung"
 
 
-def start(count: int, work: Callable[..., Any], *arguments: Any) -> list[BaseProcess]:
-    """`count` ranks, each with a call of `work(*arguments)`; the function is one of a module that can be imported."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    processes = []
-    for rank in range(count):
-        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        variables = {name: str(value) for name, value in own.items()}
-        process = _context.Process(target=_be_rank, args=(str(Path.cwd()), variables, work, arguments))
-        process.start()
-        processes.append(process)
-        _started.append(process)
-    return processes
+class Job:
+    """Ranks with the store that torchrun keeps for them: each `start` is one more attempt of the same job."""
+
+    def __init__(self) -> None:
+        self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self.attempts = 0
+
+    def start(self, count: int, work: Callable[..., Any], *arguments: Any) -> list[BaseProcess]:
+        """`count` ranks, each with a call of `work(*arguments)`; the function is one that can be imported."""
+        shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "TORCHELASTIC_RESTART_COUNT": self.attempts}
+        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self.store.port, "TORCHELASTIC_USE_AGENT_STORE": True}
+        self.attempts += 1
+        processes = []
+        for rank in range(count):
+            variables = {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
+            process = _context.Process(target=_be_rank, args=(str(Path.cwd()), variables, work, arguments))
+            process.start()
+            processes.append(process)
+        _started.extend(processes)
+        _jobs.append(self)  # its store has to live as long as the ranks
+        return processes
+
+    def run(self, count: int, work: Callable[..., Any], *arguments: Any) -> list[int | str | None]:
+        """The same, to the end."""
+        return statuses(self.start(count, work, *arguments))
+
+
+def run(count: int, work: Callable[..., Any], *arguments: Any) -> list[int | str | None]:
+    """One attempt of a new job, to the end."""
+    return Job().run(count, work, *arguments)
+
+
+def statuses(processes: list[BaseProcess], seconds: float = 60) -> list[int | str | None]:
+    """How the processes ended: their exit statuses, below 0 the signal that killed one, or that one hangs."""
+    ended: list[int | str | None] = []
+    for process in processes:
+        process.join(seconds)
+        ended.append(HUNG if process.is_alive() else process.exitcode)
+    kill_all()
+    return ended
 
 
 def kill_all() -> None:
-    """End what a failed test has left behind."""
+    """End what hangs, or what a failed test has left behind."""
+    _jobs.clear()
     while _started:
         process = _started.pop()
         process.kill()
         process.join()
-
-
-def statuses(processes: list[BaseProcess], seconds: float = 60) -> list[int | None]:
-    """How the processes ended: their exit statuses, below 0 the signal that killed one, None if it hangs."""
-    for process in processes:
-        process.join(seconds)
-        if process.is_alive():
-            process.kill()
-            process.join()
-    return [None if process.exitcode == -signal.SIGKILL else process.exitcode for process in processes]
-
-
-def run(count: int, work: Callable[..., Any], *arguments: Any) -> list[int | None]:
-    """The same, to the end."""
-    return statuses(start(count, work, *arguments))
 
 
 def _be_rank(folder: str, variables: dict[str, str], work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

@@ -24,23 +24,35 @@ def records(out_dir):
     return [{k: v for k, v in record.items() if k not in times} for record in ng.Run(Path(out_dir)).metrics]
 
 
-def test_a_stop_and_going_on_alone_give_what_one_process_gives(text_file):
+def ranks_at_work(folder):
+    """The processes of the launcher that work in a folder."""
+    found = subprocess.run(["pgrep", "-f", "nanogpt_lite.launcher"], capture_output=True, text=True, check=False)
+    return [
+        pid
+        for pid in found.stdout.split()
+        if Path(f"/proc/{pid}/cwd").exists() and Path(f"/proc/{pid}/cwd").samefile(folder)
+    ]
+
+
+def test_to_the_end_it_gives_what_one_process_gives(text_file):
     data = ng.prepare(text_file)
-    got = []
-    with pytest.raises(ng.Interrupted):
-        for record in launcher.training(2, data, out_dir="runs/shared", max_iters=100_000, **SMALL):
-            got.append(record)
-            if isinstance(record, EvalRecord) and record.step == 4:
-                os.kill(os.getpid(), signal.SIGTERM)
-    stopped = got[-1]
-    assert (stopped.kind, stopped.reason) == ("done", "interrupted")
-    assert [record.to_json() for record in got] == ng.Run(Path("runs/shared")).metrics
-    until = stopped.step + 8
-    ng.train(data, out_dir="runs/shared", init_from="resume", max_iters=until)
-    ng.train(data, out_dir="runs/alone", max_iters=until, **SMALL)
+    got = [record.to_json() for record in launcher.training(2, data, out_dir="runs/shared", max_iters=12, **SMALL)]
+    assert (got[-1]["kind"], got[-1]["reason"]) == ("done", "max_iters")
+    assert got == ng.Run(Path("runs/shared")).metrics
+    ng.train(data, out_dir="runs/alone", max_iters=12, **SMALL)
     shared = {r["step"]: r["val_loss"] for r in records("runs/shared") if r["kind"] == "eval"}
     alone = {r["step"]: r["val_loss"] for r in records("runs/alone") if r["kind"] == "eval"}
     assert shared == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_signal_stops_the_ranks_once(text_file):
+    with pytest.raises(ng.Interrupted, match="the state is saved"):
+        for record in launcher.training(2, "bottles.txt", out_dir="runs/shared", max_iters=100_000, **SMALL):
+            if isinstance(record, EvalRecord) and record.step == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+    assert (record.kind, record.reason) == ("done", "interrupted")
+    ng.train(out_dir="runs/shared", init_from="resume", max_iters=record.step + 2)
 
 
 @pytest.mark.slow
@@ -53,11 +65,9 @@ def test_what_is_wrong_in_a_rank_is_said_here(text_file):
 @pytest.mark.slow
 def test_left_early_it_leaves_nobody_behind_and_the_state_is_saved(text_file):
     with closing(launcher.training(2, str(text_file), out_dir="runs/left", max_iters=100_000, **SMALL)) as all_records:
-        step = next(record.step for record in all_records if isinstance(record, EvalRecord))
-    working = subprocess.run(["pgrep", "-f", "nanogpt_lite.launcher"], capture_output=True, check=False).stdout
-    assert working == b""
-    last = [record for record in records("runs/left") if record["kind"] == "checkpoint"][-1]
-    assert last["step"] >= step
+        next(record for record in all_records if isinstance(record, EvalRecord))
+    assert not ranks_at_work(text_file.parent)
+    assert records("runs/left")[-1]["reason"] == "interrupted"
 
 
 def test_lines_that_are_not_whole_are_left_for_the_next_look(tmp_path):
@@ -90,6 +100,6 @@ for record in launcher.training(2, "bottles.txt", out_dir="runs/killed", max_ite
     process.wait()
     process.stdout.close()
     deadline = time.monotonic() + 60
-    while subprocess.run(["pgrep", "-f", "nanogpt_lite.launcher"], capture_output=True, check=False).stdout:
+    while ranks_at_work(text_file.parent):
         assert time.monotonic() < deadline, "the ranks go on without anybody who reads what they do"
         time.sleep(0.1)  # nothing tells of the end of processes that are not our children

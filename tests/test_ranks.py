@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import nanogpt_lite as ng
-from nanogpt_lite import checkpoint, ranks, state, trainer
+from nanogpt_lite import checkpoint, pipeline, ranks, runtime, trainer
+from nanogpt_lite.cli import main
 
 SMALL = {"preset": "cpu", "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8, "batch_size": 8, "threads": 1}
 SMALL |= {"max_iters": 12, "eval_interval": 4, "log_interval": 1, "warmup_iters": 2, "learning_rate": 0.01}
@@ -87,15 +88,22 @@ def test_as_many_ranks_go_on_bit_for_bit(folder, count):
     assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())
 
 
-def test_each_rank_drops_other_activations(folder):
-    def count(options):
-        return [round(loss, 4) for loss in losses(options["out_dir"])[0].values()]
+def test_the_masks_are_those_of_the_micro_batches_of_one_process(folder):
+    """Each rank with one micro-batch of 4 rows, and one process with two of them: each its own mask, the same ones."""
+    options = {"dropout": 0.5, "batch_size": 4, "gradient_accumulation_steps": 2}
+    assert forked_ranks.run(2, train, {**options, "out_dir": "runs/shared"}) == [0, 0]
+    train({**options, "out_dir": "runs/alone"})
+    require_same_losses("runs/shared", "runs/alone")
 
-    shared = {"out_dir": "runs/shared", "dropout": 0.5, "max_iters": 2}
-    alone = {**shared, "out_dir": "runs/alone"}
-    assert forked_ranks.run(2, train, shared) == [0, 0]
-    train(alone)
-    assert count(shared) != count(alone)  # with one mask for both shares and one for all, they could be no others
+
+def train_twice(options):
+    train({**options, "out_dir": "runs/first"})
+    train({**options, "out_dir": "runs/second"})
+
+
+def test_the_same_ranks_can_train_again(folder):
+    assert forked_ranks.run(2, train_twice, {}) == [0, 0]
+    require_same_losses("runs/first", "runs/second", 0)
 
 
 def test_rows_that_cannot_be_shared_are_an_error_on_every_rank(folder):
@@ -145,10 +153,10 @@ def reached(out_dir, step):
 
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(folder):
     options = {"out_dir": "runs/shared", "max_iters": 100_000}
-    processes = forked_ranks.start(2, train, options)
+    processes = forked_ranks.Job().start(2, train, options)
     reached("runs/shared", 4)
     os.kill(processes[1].pid, signal.SIGTERM)
-    assert forked_ranks.statuses(processes) == [0, 130]  # the first one was not asked
+    assert forked_ranks.statuses(processes) == [130, 130]
     (done,) = records("runs/shared", "done")
     assert done["reason"] == "interrupted"
     saved = checkpoint.load(Path("runs/shared/last.safetensors"))
@@ -157,20 +165,54 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(folder):
 
 
 def test_when_one_is_killed_the_other_ends_and_the_checkpoint_is_whole(folder):
-    processes = forked_ranks.start(2, train, {"out_dir": "runs/shared", "max_iters": 100_000})
+    processes = forked_ranks.Job().start(2, train, {"out_dir": "runs/shared", "max_iters": 100_000})
     reached("runs/shared", 4)
     processes[0].kill()
-    assert forked_ranks.statuses(processes) == [None, 1]
-    assert "another rank has ended" in Path("rank1.error").read_text()
+    assert forked_ranks.statuses(processes) == [-signal.SIGKILL, 1]
+    assert "the ranks have lost each other" in Path("rank1.error").read_text()
     assert checkpoint.load(Path("runs/shared/last.safetensors")).about["step"] >= 4
 
 
-def test_started_anew_by_torchrun_it_goes_on(folder, monkeypatch):
-    train({"out_dir": "runs/bottles", "max_iters": 4, "lr_decay_iters": 12})
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    train({"out_dir": "runs/bottles", "lr_decay_iters": 12, "overwrite": True})
-    assert [record["step"] for record in records("runs/bottles", "start")] == [0, 4]
-    train({"out_dir": "runs/new", "max_iters": 1})  # the first one died before it saved
+def test_started_anew_they_go_on_with_what_they_began(folder):
+    job = forked_ranks.Job()
+    options = {"lr_decay_iters": 12, "overwrite": True}
+    processes = job.start(2, train, {**options, "max_iters": 100_000})
+    reached("runs/bottles-1", 4)
+    processes[1].kill()
+    assert forked_ranks.statuses(processes) == [1, -signal.SIGKILL]
+    last = checkpoint.load(Path("runs/bottles-1/last.safetensors")).about["step"]
+    assert job.run(2, train, {**options, "max_iters": last + 3}) == [0, 0]
+    assert [record["step"] for record in records("runs/bottles-1", "start")] == [0, last]
+    assert not Path("runs/bottles-2").exists()
+
+
+def test_started_anew_they_leave_alone_what_they_did_not_begin(folder):
+    train({"out_dir": "runs/taken"})
+    before = Path("runs/taken/last.safetensors").read_bytes()
+    job = forked_ranks.Job()
+    for _ in range(2):
+        assert job.run(2, train, {"out_dir": "runs/taken", "max_iters": 20}) == [1, 1]
+    assert Path("runs/taken/last.safetensors").read_bytes() == before
+
+
+def train_without_metrics(options):
+    def no_space(self, record):
+        raise OSError(28, "No space left on device")
+
+    pipeline.MetricsFile.write = no_space
+    train(options)
+
+
+def test_a_first_rank_that_fails_alone_ends_all(folder):
+    assert forked_ranks.run(2, train_without_metrics, {"out_dir": "runs/full"}) == [1, 1]
+    assert Path("rank0.error").read_text().startswith("OSError: [Errno 28]")
+    assert Path("rank1.error").read_text().startswith("WorldError: the ranks have lost each other")
+
+
+def test_several_ranks_do_not_guess_which_run_is_meant(folder):
+    train({"out_dir": "runs/one"})
+    assert forked_ranks.run(2, train, {"init_from": "resume"}) == [1, 1]
+    assert "give --out_dir" in Path("rank1.error").read_text()
 
 
 def test_a_number_of_ranks_without_the_others_is_told_of(folder, monkeypatch):
@@ -179,15 +221,40 @@ def test_a_number_of_ranks_without_the_others_is_told_of(folder, monkeypatch):
         train({"out_dir": "runs/alone"})
 
 
-def test_each_rank_has_a_gpu_of_its_own(monkeypatch):
-    asked, meta = [], torch.device("meta")
-    monkeypatch.setattr("nanogpt_lite.runtime.torch.device", lambda name: asked.append(name) or meta)
-    monkeypatch.setattr("nanogpt_lite.runtime.torch.cuda.is_available", lambda: True)
-    for world, name in (("1", "auto"), ("4", "auto"), ("4", "cuda"), ("4", "cuda:0"), ("4", "cpu")):
-        monkeypatch.setenv("WORLD_SIZE", world)
-        monkeypatch.setenv("LOCAL_RANK", "3")
-        state.runtime.resolve_device(name)
-    assert asked == ["cuda", "cuda:3", "cuda:3", "cuda:0", "cpu"]
+@pytest.fixture
+def third_of_four(monkeypatch):
+    """Rank 2 of 4 on one machine with as many GPUs, for what does not need the others."""
+    monkeypatch.setattr(ranks, "size", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(runtime.torch, "empty", lambda *shape, device: None)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+
+
+@pytest.mark.parametrize(("asked", "got"), [("auto", "cuda:2"), ("cuda", "cuda:2"), ("cpu", "cpu")])
+def test_each_rank_has_a_gpu_of_its_own(third_of_four, asked, got):
+    assert str(runtime.resolve_device(asked)) == got
+
+
+def test_too_few_gpus_and_one_for_all_are_refused(third_of_four, monkeypatch):
+    with pytest.raises(ng.UserError, match="one GPU for all ranks; give --device cuda"):
+        runtime.resolve_device("cuda:0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ng.UserError, match="4 ranks were started on a machine with 1 GPUs"):
+        runtime.resolve_device("auto")
+
+
+def test_a_number_alone_makes_no_rank(folder, monkeypatch):
+    monkeypatch.setenv("RANK", "1")  # as some clusters have it, without WORLD_SIZE
+    train({"out_dir": "runs/alone"})
+    assert losses("runs/alone")[0]
+
+
+def test_what_is_not_training_wants_one_process(folder, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["sample"]) == 2
+    assert "several ranks can train, and not sample" in capsys.readouterr().err
 
 
 @pytest.mark.slow
