@@ -202,6 +202,15 @@ class TrainConfig(DataConfig, NetworkConfig, RuntimeConfig):
         """How many sequences one optimizer step sees, on however many ranks."""
         return self.batch_size * self.gradient_accumulation_steps
 
+    def require_equal_shares(self, ranks: int) -> None:
+        """`UserError` if that many ranks cannot share the sequences of a step equally."""
+        if self.rows_per_step % ranks:
+            raise UserError(
+                f"a step of {self.rows_per_step} rows (batch_size * gradient_accumulation_steps) cannot be shared "
+                f"equally by {ranks} ranks; start a number of ranks that divides it, or give --batch_size "
+                f"{-(-self.rows_per_step // ranks) * ranks}"
+            )
+
     @property
     def tokens_per_step(self) -> int:
         """How many tokens one optimizer step sees."""
@@ -259,6 +268,7 @@ PRESETS: dict[str, dict[str, Value]] = {
         "eval_interval": 500,
     },
 }
+RENTED_GPU_PRESET = "tutorial"  # on Modal, when nobody chose one
 
 
 def preset(name: str) -> dict[str, Value]:

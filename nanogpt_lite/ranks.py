@@ -56,15 +56,6 @@ def own_share(rows: int) -> slice:
     return slice(rank() * share, (rank() + 1) * share)
 
 
-def require_equal_shares(rows: int) -> None:
-    """`UserError` if the rows of a step cannot be shared equally."""
-    if rows % size():
-        raise UserError(
-            f"a step of {rows} rows (batch_size * gradient_accumulation_steps) cannot be shared equally by {size()} "
-            f"ranks; start a number of ranks that divides it, or give --batch_size {-(-rows // size()) * size()}"
-        )
-
-
 @contextlib.contextmanager
 def join() -> Iterator[None]:
     """Meet the other ranks, and part at the end. `WorldError` if they cannot be found, or are lost meanwhile."""

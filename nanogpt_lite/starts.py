@@ -99,7 +99,7 @@ def _begin(wishes: Wishes, stack: ExitStack, console: Console | None) -> Started
     data = open_data(config.dataset, tokenizer, console, ready=wishes.dataset)
     batches.check_length(data.train, data.val, block_size=config.block_size, sampled_val=config.eval_iters > 0)
     state = start(config, data.tokenizer, dataset_sha256=data.sha256)
-    ranks.require_equal_shares(config.rows_per_step)
+    config.require_equal_shares(ranks.size())
     if other:
         load_weights(state.model, other)
     if not ranks.is_first():
@@ -124,7 +124,7 @@ def _resume(wishes: Wishes, stack: ExitStack, console: Console | None) -> Starte
         stack.enter_context(runs.hold(out_dir))
     saved = checkpoints.load(checkpoint)
     state = restore(saved, given)
-    ranks.require_equal_shares(state.config.rows_per_step)
+    state.config.require_equal_shares(ranks.size())
     if "max_iters" in given and state.config.max_iters < state.step:
         raise UserError(
             f"{out_dir} is at step {state.step}, beyond max_iters={state.config.max_iters}; give more, or leave it out"

@@ -24,8 +24,6 @@ from nanogpt_lite.runs import RUNS_DIR, Run, find_checkpoint
 from nanogpt_lite.state import network_of
 from nanogpt_lite.tokenizer import Tokenizer
 
-DEFAULT_PRESET = "tutorial"
-
 
 def prepare(home: Here, dataset: str, **options: Any) -> Dataset:
     """Prepare a text as `datasets.prepare` does, unless it is prepared at home, and keep it there."""
@@ -58,7 +56,7 @@ def train(home: Here, *, owner: str, count: int = 1, overwrite: bool = False, **
         options = {**shape, **options, "init_from": "resume"}
         data = _data_to_go_on(home, Run(folder), dataset)
     else:
-        options["preset"] = preset or DEFAULT_PRESET
+        options["preset"] = preset or config.RENTED_GPU_PRESET
         dataset = dataset or DataConfig.dataset
         if parent == "scratch":
             data = _prepared(home, dataset, str(options.get("tokenizer", "auto")))

@@ -114,6 +114,14 @@ def test_what_goes_wrong_is_said(texts, tmp_path):
     outside = texts.modal("run", f"{APP}::sweep", "--out-dir", "../secrets", "--learning-rate=1")
     assert outside.returncode == 1
     assert "no plain name" in outside.stdout + outside.stderr
+    for flags, said in (
+        (["--gpu=L4:3"], "64 rows .* cannot be shared equally by 3 ranks"),
+        (["--n-embd=10"], "multiple"),
+    ):
+        early = texts.modal("run", APP, "--dataset=bottles", *flags)
+        assert early.returncode == 1
+        assert re.search(said, " ".join((early.stdout + early.stderr).split()))
+    assert not [one for one in texts.containers if one.function == "prepare_data"]
     order = texts.modal("run", APP, "--dataset=bottles", "--gpu=T4,L4")
     assert order.returncode == 1
     assert "set NANOGPT_GPU=T4,L4" in order.stdout + order.stderr

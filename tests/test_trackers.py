@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -81,7 +82,10 @@ def test_wandb_itself_offline(text_file, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     ng.train("bottles.txt", max_iters=4, wandb_log=True, **SMALL)
     (written,) = text_file.parent.glob("runs/a/wandb/offline-run-*/*.wandb")
-    assert b"val/loss" in written.read_bytes()
+    deadline = time.monotonic() + 30
+    while b"val/loss" not in written.read_bytes():
+        assert time.monotonic() < deadline, "nothing was written"
+        time.sleep(0.05)  # a process of W&B's writes it, and may not be done when `finish` returns
 
 
 @pytest.mark.parametrize(
