@@ -149,6 +149,7 @@ def _stop_at_the_end_of_input() -> None:
 def work(folder: Path) -> None:
     """What each rank does: train as `request.json` in the folder says, and write what happens there."""
     request = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
+    status = 0
     try:
         with (folder / RECORDS).open("ab", buffering=0) as written:
             for record in pipeline.training(**request):
@@ -157,9 +158,11 @@ def work(folder: Path) -> None:
     except (UserError, WorldError) as error:
         content = {"kind": type(error).__name__, "message": str(error)}
         files.write_json(folder / f"{ranks.rank():04}.{ERROR}", content)
-        raise SystemExit(1) from None
+        status = 1
     except Interrupted as interrupted:
-        raise SystemExit(128 + interrupted.signum) from None
+        status = 128 + interrupted.signum
+    ranks.leave(status)
+    raise SystemExit(status)
 
 
 if __name__ == "__main__":

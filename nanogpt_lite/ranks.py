@@ -7,6 +7,7 @@ as "somebody asked to stop", travel between the CPUs, gradients between the GPUs
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nanogpt_lite.errors import UserError, WorldError
 
-# Never let go: PyTorch can hang when DistributedDataParallel is the last to hold its group.
+# After an error never let go: PyTorch can hang when DistributedDataParallel is the last to hold its group.
 _groups: list[Any] = []
 _job: list[Any] = []  # the store that torchrun keeps for all its attempts
 
@@ -86,6 +87,15 @@ def join() -> Iterator[None]:
             ) from error
         raise
     dist.destroy_process_group()  # not after an error: with NCCL it would wait for ranks that wait for this one
+    _groups[-1] = None
+
+
+def leave(status: int) -> None:
+    """End this process, with that exit status, if it is a rank: PyTorch's threads may abort or hang an ordinary end."""
+    if _groups:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def begun() -> str:
