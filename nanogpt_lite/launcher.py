@@ -27,6 +27,7 @@ from nanogpt_lite import files, metrics, pipeline, ranks, runtime
 from nanogpt_lite.config import TrainConfig, Value
 from nanogpt_lite.datasets import Dataset
 from nanogpt_lite.errors import Interrupted, UserError, WorldError
+from nanogpt_lite.logs import Console
 from nanogpt_lite.metrics import DoneRecord, Record
 from nanogpt_lite.signatures import with_options
 
@@ -152,7 +153,7 @@ def work(folder: Path) -> None:
     status = 0
     try:
         with (folder / RECORDS).open("ab", buffering=0) as written:
-            for record in pipeline.training(**request):
+            for record in pipeline.training(console=Console(bar=False, silent=not ranks.is_first()), **request):
                 if ranks.is_first():
                     written.write(json.dumps(record.to_json()).encode() + b"\n")
     except (UserError, WorldError) as error:

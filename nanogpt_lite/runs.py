@@ -33,7 +33,10 @@ TRACES = ("events.out.tfevents.*", WANDB_ID)  # that trackers leave in a run's f
 class Run:
     """A run's folder, and what is in it."""
 
-    out_dir: Path
+    out_dir: Path  # a text will do
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "out_dir", Path(self.out_dir))
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

@@ -169,7 +169,7 @@ def require_same_network(saved: Checkpoint, given: Mapping[str, Value]) -> None:
     if other:
         raise UserError(
             f"{saved.path} holds another network than asked for: {', '.join(other)}; "
-            "leave these options out, or start a new run"
+            "leave these options out, or start a new run (another out_dir)"
         )
 
 

@@ -27,7 +27,8 @@ def trials(texts: Mapping[str, str], *, preset: str, steps: int, name: str) -> l
     """Every combination of options of `TrainConfig`; each text is a value, or several with commas between them.
 
     Trial N is the run NAME-N. It trains `steps` steps of the whole schedule, so that it can go on to its end.
-    `UserError` on an unknown option, a bad value, one that stands there twice, or values that do not go together.
+    `UserError` on an unknown option, a bad value, one that stands there twice, values that do not go
+    together, or a single combination.
     """
     found = []
     for number, options in enumerate(_grid(texts), start=1):
@@ -41,6 +42,8 @@ def trials(texts: Mapping[str, str], *, preset: str, steps: int, name: str) -> l
         begin = {"preset": preset, **options, **decay, "out_dir": run, "max_iters": steps}
         go_on = {"out_dir": run, "max_iters": whole.max_iters, "eval_interval": whole.eval_interval}
         found.append(Trial(options, {**begin, "eval_interval": min(steps, whole.eval_interval)}, go_on))
+    if len(found) == 1:
+        raise UserError("there is nothing to choose from; give an option several values, with commas between them")
     return found
 
 

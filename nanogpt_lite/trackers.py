@@ -15,6 +15,7 @@ from nanogpt_lite.config import TrainConfig
 from nanogpt_lite.logs import Sink
 from nanogpt_lite.metrics import EvalRecord, Record, SampleRecord, StepRecord
 
+INIT_TIMEOUT = 30.0  # seconds that training may have to wait for W&B
 WANDB_ID = "wandb.json"  # in a run's folder: which run it is at Weights & Biases
 
 
@@ -87,6 +88,7 @@ class WeightsAndBiases:
             resume="allow",
             config=dataclasses.asdict(config),
             dir=str(out_dir),
+            settings=wandb.Settings(init_timeout=INIT_TIMEOUT),
         )
         # W&B's own count never goes back, and a run that goes on from a checkpoint does
         self._run.define_metric("*", step_metric="step")

@@ -66,13 +66,17 @@ def train(home: Here, *, owner: str, count: int = 1, overwrite: bool = False, **
             data = _prepared_for(home, dataset, other)
     # with a home elsewhere the folder is a copy, so what a run without `last` left in it may go
     options |= {"out_dir": folder, "overwrite": anew or (home.elsewhere and not goes_on)}
-    records = pipeline.training(data, **options) if count == 1 else launcher.training(count, data, **options)
-    with closing(records):
-        first = next(records)  # by now no option and no text can be wrong
-        home.claim(folder, owner, anew=not goes_on)
-        kept = keeping(itertools.chain([first], records), home, folder, owner)
-        with closing(Console()) as console, closing(kept):
-            return pipeline.watch(kept, console)
+    with closing(Console()) as console:
+        if count == 1:
+            records = pipeline.training(data, console=console, **options)
+        else:
+            records = launcher.training(count, data, **options)
+        with closing(records):
+            first = next(records)  # by now no option and no text can be wrong
+            home.claim(folder, owner, anew=not goes_on)
+            kept = keeping(itertools.chain([first], records), home, folder, owner)
+            with closing(kept):
+                return pipeline.watch(kept, console)
 
 
 def evaluate(home: Here, name: str = "", **options: Any) -> dict[str, Any]:

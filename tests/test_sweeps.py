@@ -23,7 +23,7 @@ def test_every_combination_is_a_trial_of_its_own():
 
 
 def test_a_trial_is_the_beginning_of_the_whole_training():
-    (trial,) = trials(seed="3")
+    trial, _ = trials(seed="3,4")
     whole = TrainConfig(seed=3, max_iters=1000)
     begin = {name: value for name, value in trial.begin.items() if name != "preset"}
     assert TrainConfig(**begin) == whole.replace(
@@ -38,7 +38,8 @@ def test_a_trial_is_the_beginning_of_the_whole_training():
         ({"learning_rate": "1e-3,fast"}, "learning_rate='fast' is not possible"),
         ({"n_layers": "4"}, "did you mean n_layer"),
         ({"n_layer": "4,4"}, "a value twice"),
-        ({"n_head": "5"}, "not a multiple"),
+        ({"n_layer": "4"}, "nothing to choose from"),
+        ({"n_head": "5,6"}, "not a multiple"),
         ({"max_iters": "50"}, "longer than the training"),
     ],
 )

@@ -59,7 +59,7 @@ class FakeRun:
 
 def test_wandb_gets_the_numbers_and_goes_on_with_the_same_run(text_file, monkeypatch):
     runs = []
-    fake = SimpleNamespace(init=lambda **arguments: runs.append(FakeRun(**arguments)) or runs[-1])
+    fake = SimpleNamespace(init=lambda **arguments: runs.append(FakeRun(**arguments)) or runs[-1], Settings=dict)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     options = {"wandb_log": True, "wandb_project": "bottles"}
     run = ng.train("bottles.txt", max_iters=4, sample_interval=4, **options, **SMALL)
@@ -69,6 +69,7 @@ def test_wandb_gets_the_numbers_and_goes_on_with_the_same_run(text_file, monkeyp
     assert (first.arguments["project"], first.arguments["name"], third.arguments["name"]) == ("bottles", "a", "b")
     assert first.arguments["config"]["n_embd"] == 8
     assert first.arguments["resume"] == "allow"
+    assert first.arguments["settings"]["init_timeout"] <= 30
     assert first.arguments["id"] == second.arguments["id"] != third.arguments["id"]
     assert all(one.finished for one in runs)
     logged = [(one["step"], one["val/loss"]) for one in third.logged if "val/loss" in one]
