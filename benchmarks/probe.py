@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import nanogpt_lite as ng
-from nanogpt_lite import batches, trainer
+from nanogpt_lite import batches, evaluation
 
 TOKENS = 500  # in a sample
 WARM_UP = 20  # tokens before the clock starts
@@ -68,8 +68,8 @@ def evaluate_theirs(checkpoint: str, split: str) -> dict[str, float | None]:
     model = _load_theirs(checkpoint)
     tokens = np.fromfile(split, dtype="<u2")
     # its forward takes a view of the targets, which need to be contiguous for that
-    windows = ((x, y.contiguous()) for x, y in trainer.split_windows(tokens, model.config.block_size))
-    return {"val_loss": trainer.mean_loss(model, windows, torch.device("cpu"), "float32")}
+    windows = ((x, y.contiguous()) for x, y in evaluation.split_windows(tokens, model.config.block_size))
+    return {"val_loss": evaluation.mean_loss(model, windows, torch.device("cpu"), "float32")}
 
 
 def record_theirs(path: str, *arguments: str) -> dict[str, int]:

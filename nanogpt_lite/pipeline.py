@@ -16,7 +16,7 @@ import torch
 
 from nanogpt_lite import checkpoint as checkpoints
 from nanogpt_lite import config as configs
-from nanogpt_lite import datasets, decoding, ranks, runs, runtime, sampling, starts, trackers, trainer
+from nanogpt_lite import datasets, decoding, evaluation, ranks, runs, runtime, sampling, starts, trackers, trainer
 from nanogpt_lite.checkpoint import Checkpoint
 from nanogpt_lite.config import (
     LoadConfig,
@@ -222,8 +222,8 @@ def evaluate(run: RunLike = None, *, dataset: str | None = None, **options: Valu
         result: dict[str, Any] = {"step": saved.about["step"]}
         stack.enter_context(runtime.use_threads(runtime.resolve_threads(settings.threads)))
         for split, tokens in (("val", data.val), ("train", data.train)):
-            windows = trainer.split_windows(tokens, trained_on.block_size)
-            result[f"{split}_loss"] = trainer.mean_loss(model, windows, device, dtype)
+            windows = evaluation.split_windows(tokens, trained_on.block_size)
+            result[f"{split}_loss"] = evaluation.mean_loss(model, windows, device, dtype)
             result[f"{split}_tokens"] = len(tokens)
     return {**result, "dataset": dataset or trained_on.dataset, "checkpoint": str(saved.path)}
 

@@ -1,21 +1,20 @@
-"""One step, one evaluation, and the loop: a generator of records.
+"""One step, and the loop: a generator of records.
 
 Between two records the state is whole, so whoever iterates may stop, draw a sample or copy the run's folder
 there. Where records are written is left to `logs`, what a run's folder is called to `runs`. Of several `ranks` each
 goes through all of this, with a share of the rows.
 """
 
-import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nanogpt_lite import batches, optim, ranks, runtime
+from nanogpt_lite import batches, evaluation, optim, ranks, runtime
 from nanogpt_lite.batches import Batch
 from nanogpt_lite.checkpoint import SUFFIX
 from nanogpt_lite.metrics import (
@@ -27,11 +26,8 @@ from nanogpt_lite.metrics import (
     StepRecord,
     mfu,
 )
-from nanogpt_lite.model import GPT
 from nanogpt_lite.state import TrainState, require_finite, save
 from nanogpt_lite.tokenizer import Ids
-
-EVAL_TOKENS = 4096  # in one batch of an evaluation: enough to keep a processor busy
 
 
 def train(
@@ -68,7 +64,7 @@ def train(
             reason = "interrupted" if stopped else finished(state, seconds)
             if _evaluation_due(state, reason):
                 clock.stop()
-                val_loss = evaluate(state, val_tokens, stop)
+                val_loss = evaluation.evaluate(state, val_tokens, stop)
                 if val_loss is not None:
                     record = _take_in(state, val_loss)
                     yield record
@@ -156,60 +152,6 @@ def _shared(state: TrainState, network: Callable[..., Any]) -> Callable[..., Any
         loss.backward()
         state.optimizer.zero_grad(set_to_none=True)
     return forward
-
-
-def evaluate(state: TrainState, tokens: Ids, stop: Callable[[], bool] = lambda: False) -> float | None:
-    """The loss on a split in nats per token, as the config asks for it; None if `stop()` became true meanwhile.
-
-    With `eval_iters` 0 each token but the first is a target once; else it is nanoGPT's estimate from as many
-    random batches, the same ones each time. Neither touches what training draws.
-    """
-    config = state.config
-    if config.eval_iters:
-        windows: Iterator[Batch] = (
-            batches.random_batch(
-                tokens,
-                rows=config.batch_size,
-                block_size=config.block_size,
-                seed=config.seed,
-                step=number,
-                stream=batches.VAL,
-            )
-            for number in range(config.eval_iters)
-        )
-    else:
-        windows = split_windows(tokens, config.block_size)
-    return mean_loss(state.model, windows, state.device, config.dtype, stop)
-
-
-def split_windows(tokens: Ids, block_size: int) -> Iterator[Batch]:
-    """A whole split, each target once, in batches of a size to evaluate with."""
-    return batches.all_windows(tokens, rows=max(1, EVAL_TOKENS // block_size), block_size=block_size)
-
-
-@torch.inference_mode()
-def mean_loss(
-    model: GPT,
-    windows: Iterable[Batch],
-    device: torch.device,
-    dtype: str,
-    stop: Callable[[], bool] = lambda: False,
-) -> float | None:
-    """The loss of a model in nats per token over all targets in `windows`; None if `stop()` became true meanwhile.
-
-    Each rank takes every so many-th batch of the windows.
-    """
-    model.eval()
-    losses, counts, stopped = [], [], False
-    for x, y in itertools.islice(windows, ranks.rank(), None, ranks.size()):
-        if stopped := stop():
-            break
-        with runtime.autocast(device, dtype):
-            losses.append(model(runtime.to_device(x, device), runtime.to_device(y, device))[1])
-        counts.append(y.numel())
-    own = math.fsum(loss.item() * count for loss, count in zip(losses, counts, strict=True))
-    summed, count, stops = ranks.total(own, sum(counts), stopped)
-    return None if stops else summed / count
 
 
 class _Clock:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nanogpt_lite import batches, checkpoint, optim, trainer
+from nanogpt_lite import batches, checkpoint, evaluation, optim, trainer
 from nanogpt_lite.config import TrainConfig
 from nanogpt_lite.errors import UserError, WorldError
 from nanogpt_lite.metrics import CheckpointRecord, DoneRecord, EvalRecord, StartRecord, StepRecord
@@ -153,7 +153,7 @@ def test_evaluation_covers_each_target_once(tmp_path):
         begin = (position - 1) // 8 * 8
         context = torch.from_numpy(VAL[begin:position].astype(np.int64))[None]
         losses.append(F.cross_entropy(model(context)[0][0, -1], torch.tensor(int(VAL[position]))).item())
-    assert trainer.evaluate(state, VAL) == pytest.approx(np.mean(losses), rel=1e-6)
+    assert evaluation.evaluate(state, VAL) == pytest.approx(np.mean(losses), rel=1e-6)
 
 
 def test_estimated_evaluation_is_deterministic_and_of_the_asked_number_of_batches(tmp_path):
@@ -161,8 +161,8 @@ def test_estimated_evaluation_is_deterministic_and_of_the_asked_number_of_batche
     model = state.model.eval()
     windows = [batches.random_batch(VAL, rows=4, block_size=8, seed=1337, step=n, stream=batches.VAL) for n in range(3)]
     expected = np.mean([model(x, y)[1].item() for x, y in windows])
-    assert trainer.evaluate(state, VAL) == pytest.approx(expected, rel=1e-6)
-    assert trainer.evaluate(state, VAL) == trainer.evaluate(state, VAL)
+    assert evaluation.evaluate(state, VAL) == pytest.approx(expected, rel=1e-6)
+    assert evaluation.evaluate(state, VAL) == evaluation.evaluate(state, VAL)
 
 
 def test_evaluation_does_not_touch_training(tmp_path):
@@ -211,7 +211,7 @@ def test_a_checkpoint_is_on_disk_when_its_record_comes(tmp_path):
 
 def test_best_is_the_lowest_loss_ever_and_a_worse_one_never_replaces_it(tmp_path, monkeypatch):
     losses = iter([3.0, 2.0, 2.5, 2.0, 1.5, 9.0])
-    monkeypatch.setattr(trainer, "evaluate", lambda *_: next(losses))
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_: next(losses))
     _, records = run(tmp_path, changed(max_iters=6, eval_interval=1))
     evals = of(EvalRecord, records)
     assert [e.is_best for e in evals] == [True, True, False, False, True, False]
@@ -241,7 +241,7 @@ def test_numbered_checkpoints_are_kept(tmp_path):
 )
 def test_budgets_end_a_run(tmp_path, monkeypatch, options, losses, reason, steps):
     given = iter(losses)
-    monkeypatch.setattr(trainer, "evaluate", lambda *_: next(given))
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_: next(given))
     _, records = run(tmp_path, changed(eval_interval=1, **options))
     assert (records[-1].reason, records[-1].step) == (reason, steps)
 
@@ -340,7 +340,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
 def test_a_val_loss_that_is_not_finite_is_no_evaluation(tmp_path, monkeypatch, broken):
     losses = iter([3.0, broken])
-    monkeypatch.setattr(trainer, "evaluate", lambda *_: next(losses))
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_: next(losses))
     with pytest.raises(WorldError, match="not finite by step 10"):
         run(tmp_path)
     assert checkpoint.load(tmp_path / "last.safetensors").about["step"] == 5
