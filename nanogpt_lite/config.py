@@ -140,6 +140,14 @@ class NetworkConfig(Options):
     n_embd: int = option(384, "width: channels per token, a multiple of n_head", at_least(1))
     bias: bool = option(False, "biases in Linear and LayerNorm, as GPT-2 has them")
     dropout: float = option(0.2, "probability of dropping an activation in training", from_below(0, 1))
+    position: str = option("learned", "how a token knows its place: learned, or rotary", one_of("learned", "rotary"))
+    norm: str = option("layer", "normalisation: layer, or rms (without gains)", one_of("layer", "rms"))
+    qk_norm: bool = option(False, "normalise queries and keys")
+    activation: str = option("gelu", "in the MLP: gelu, or relu2, the square of ReLU", one_of("gelu", "relu2"))
+    tied: bool = option(True, "one matrix for the token embedding and the output")
+    zero_init: bool = option(False, "begin with the ends of the residual branches, and an untied output, at zero")
+    ngram: int = option(1, "embed also the last 2, 3 and so on to so many tokens together; 1: each token alone", at_least(1))
+    ngram_rows: int = option(16384, "vectors for the n-grams of one length, which share them", at_least(1))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -148,10 +156,28 @@ class NetworkConfig(Options):
                 f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}: each head gets an equal part "
                 f"of the width; try n_embd={-(-self.n_embd // self.n_head) * self.n_head}"
             )
+        if self.position == "rotary" and self.n_embd // self.n_head % 2:
+            raise UserError(
+                f"n_embd={self.n_embd} and n_head={self.n_head} give heads of an odd size, and rotary positions turn "
+                f"pairs; try n_embd={2 * self.n_embd}"
+            )
 
 
 # What a checkpoint fixes: with another value its tensors would not fit.
-SHAPE_FIELDS = ("block_size", "n_layer", "n_head", "n_embd", "bias")
+SHAPE_FIELDS = (
+    "block_size",
+    "n_layer",
+    "n_head",
+    "n_embd",
+    "bias",
+    "position",
+    "norm",
+    "qk_norm",
+    "activation",
+    "tied",
+    "ngram",
+    "ngram_rows",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
-"""The network of GPT-2, as nanoGPT has it: token ids in, logits out.
+"""The network of GPT-2, as nanoGPT has it, and what came after: token ids in, logits out.
 
-Names of modules and parameters are GPT-2's, so that weights go in and out unchanged. Training is left to
+Each later part is an option of `NetworkConfig`; without them the network is nanoGPT's. Names of modules and
+parameters are GPT-2's, so that weights go in and out unchanged. Training is left to
 `trainer`, drawing text to `sampling`.
 
 Shapes: B batch, T time (new tokens), S time with what the cache holds, C channels (n_embd), H heads,
@@ -19,7 +20,8 @@ from nanogpt_lite.config import NetworkConfig
 class KVCache:
     """Keys and values of the tokens that the network has seen: `length` tokens of each of B rows.
 
-    Passed to `GPT.forward`, which appends to it. One tensor each, shape (n_layer, B, H, block_size, D).
+    Passed to `GPT.forward`, which appends to it. One tensor each, shape (n_layer, B, H, block_size, D). `recent` are
+    the ids of the last tokens, as many as an n-gram looks back at, (B, ngram - 1).
     """
 
     def __init__(self, model: "GPT", batch: int) -> None:
@@ -28,6 +30,7 @@ class KVCache:
         shape = (config.n_layer, batch, config.n_head, config.block_size, config.n_embd // config.n_head)
         self.keys = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
         self.values = torch.zeros_like(self.keys)
+        self.recent = torch.zeros(batch, config.ngram - 1, dtype=torch.int64, device=weight.device)
         self.length = 0
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,6 +39,34 @@ class KVCache:
         self.keys[layer, :, :, self.length : end] = key
         self.values[layer, :, :, self.length : end] = value
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+def normalisation(config: NetworkConfig) -> nn.Module:
+    """LayerNorm (Ba et al. 2016), or RMSNorm (Zhang and Sennrich 2019) with nothing to train."""
+    if config.norm == "rms":
+        return nn.RMSNorm(config.n_embd, elementwise_affine=False)
+    return nn.LayerNorm(config.n_embd, bias=config.bias)
+
+
+class Rotary(nn.Module):
+    """Turns pairs of a query's or key's numbers by angles that grow with its place (RoPE; Su et al. 2021)."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        pairs = config.n_embd // config.n_head // 2
+        # the slowest pair turns once in about as many tokens as ten contexts
+        speeds = (10.0 * config.block_size) ** -(torch.arange(pairs) / pairs)
+        angles = torch.outer(torch.arange(config.block_size), speeds)  # (block_size, D / 2)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+    def forward(self, x: Tensor, past: int) -> Tensor:
+        cos, sin = (table[past : past + x.size(2)].to(x.dtype) for table in (self.cos, self.sin))
+        first, second = x.chunk(2, dim=-1)  # (B, H, T, D / 2)
+        return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
 class CausalSelfAttention(nn.Module):
@@ -47,6 +78,8 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.n_head = config.n_head
         self.dropout = config.dropout
+        self.rotary = Rotary(config) if config.position == "rotary" else None
+        self.qk_norm = config.qk_norm
 
     def forward(self, x: Tensor, cache: KVCache | None, layer: int) -> Tensor:
         B, T, C = x.shape
@@ -54,6 +87,11 @@ class CausalSelfAttention(nn.Module):
             part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, D)
             for part in self.c_attn(x).split(C, dim=2)
         )
+        if self.qk_norm:  # Henry et al. 2020
+            query, key = (F.rms_norm(part, part.shape[-1:]) for part in (query, key))
+        if self.rotary is not None:
+            past = cache.length if cache is not None else 0
+            query, key = self.rotary(query, past), self.rotary(key, past)
         if cache is not None:
             key, value = cache.append(layer, key, value)
         S = key.size(2)
@@ -66,16 +104,19 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two layers with GELU in between, four times as wide inside."""
+    """Two layers with GELU in between, or the square of ReLU (So et al. 2021), four times as wide inside."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
         self.dropout = config.dropout
+        self.activation = config.activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(self.c_proj(F.gelu(self.c_fc(x))), self.dropout, self.training)
+        x = self.c_fc(x)
+        x = F.gelu(x) if self.activation == "gelu" else F.relu(x).square()
+        return F.dropout(self.c_proj(x), self.dropout, self.training)
 
 
 class Block(nn.Module):
@@ -83,9 +124,9 @@ class Block(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_1 = normalisation(config)
         self.attn = CausalSelfAttention(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_2 = normalisation(config)
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, cache: KVCache | None, layer: int) -> Tensor:
@@ -94,22 +135,58 @@ class Block(nn.Module):
         return x  # noqa: RET504 (the two lines show what is alike)
 
 
+class NgramEmbedding(nn.Module):
+    """The last 2, 3, … `ngram` tokens together: a vector each, added to the token's own (Pagnoni et al. 2024, BLT).
+
+    Where there are more n-grams than `ngram_rows`, some share a vector, as a hash has it. Before the first token
+    stand tokens 0.
+    """
+
+    def __init__(self, config: NetworkConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        rows = [min(vocab_size**n, config.ngram_rows) for n in range(2, config.ngram + 1)]
+        self.tables = nn.ModuleList(nn.Embedding(count, config.n_embd) for count in rows)
+
+    def forward(self, idx: Tensor, before: Tensor) -> Tensor:
+        """Vectors (B, T, C) for the tokens `idx` (B, T), of which `before` (B, ngram - 1) are the predecessors."""
+        all_ids, T = torch.cat([before, idx], dim=1), idx.size(1)
+        hashed, number, vectors = idx, idx, torch.zeros((), device=idx.device)
+        for distance, table in enumerate(self.tables, start=1):
+            begin = before.size(1) - distance
+            earlier = all_ids[:, begin : begin + T]
+            hashed = (hashed * 1_000_003 + earlier) % (2**31 - 1)
+            number = number * self.vocab_size + earlier  # which n-gram it is, as long as they are few
+            assert isinstance(table, nn.Embedding)
+            exact = self.vocab_size ** (distance + 1) <= table.num_embeddings
+            vectors = vectors + table(number if exact else hashed % table.num_embeddings)
+        return vectors
+
+
 class Transformer(nn.Module):
     """Embeddings, blocks, a last normalisation: token ids in, one vector of C channels per token out."""
 
     def __init__(self, config: NetworkConfig, vocab_size: int) -> None:
         super().__init__()
+        self.config = config
         self.wte = nn.Embedding(vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
+        self.ngrams = NgramEmbedding(config, vocab_size) if config.ngram > 1 else None
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
-        self.dropout = config.dropout
+        self.ln_f = normalisation(config)
 
     def forward(self, idx: Tensor, cache: KVCache | None) -> Tensor:
-        past, T = cache.length if cache is not None else 0, idx.size(1)
-        assert past + T <= self.wpe.num_embeddings, f"{past} + {T} tokens exceed the context"
-        positions = torch.arange(past, past + T, device=idx.device)
-        x = F.dropout(self.wte(idx) + self.wpe(positions), self.dropout, self.training)  # (B, T, C)
+        past, (B, T) = cache.length if cache is not None else 0, idx.shape
+        assert past + T <= self.config.block_size, f"{past} + {T} tokens exceed the context"
+        x = self.wte(idx)  # (B, T, C)
+        if self.wpe is not None:
+            x = x + self.wpe(torch.arange(past, past + T, device=idx.device))
+        if self.ngrams is not None:
+            before = cache.recent if cache is not None else idx.new_zeros(B, self.config.ngram - 1)
+            x = x + self.ngrams(idx, before)
+            if cache is not None:
+                cache.recent = torch.cat([before, idx], dim=1)[:, T:]
+        x = F.dropout(x, self.config.dropout, self.training)
         for layer, block in enumerate(self.h):
             x = block(x, cache, layer)
         if cache is not None:
@@ -119,7 +196,7 @@ class Transformer(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer; its output matrix is the token embedding (Press and Wolf 2017)."""
+    """A decoder-only transformer; its output matrix is the token embedding (Press and Wolf 2017) if `tied`."""
 
     def __init__(self, config: NetworkConfig, vocab_size: int) -> None:
         super().__init__()
@@ -127,7 +204,8 @@ class GPT(nn.Module):
         self.vocab_size = vocab_size
         self.transformer = Transformer(config, vocab_size)
         self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=False)
-        self.lm_head.weight = self.transformer.wte.weight
+        if config.tied:
+            self.lm_head.weight = self.transformer.wte.weight
         self._init_weights()
 
     def forward(
@@ -147,19 +225,31 @@ class GPT(nn.Module):
     def num_parameters(self, *, positions: bool = True) -> int:
         """How many numbers are trained; nanoGPT reports them without the position embedding."""
         total = sum(parameter.numel() for parameter in self.parameters())
-        return total if positions else total - self.transformer.wpe.weight.numel()
+        wpe = self.transformer.wpe
+        return total if positions or wpe is None else total - wpe.weight.numel()
 
     def flops_per_token(self) -> float:
-        """Floating-point operations per token of a training step, forward and backward (PaLM, appendix B)."""
-        config = self.config
+        """Floating-point operations per token of a training step, forward and backward (PaLM, appendix B).
+
+        What is only looked up takes none.
+        """
+        config, transformer = self.config, self.transformer
+        looked_up: list[nn.Module] = [] if config.tied else [transformer.wte]
+        looked_up += [transformer.ngrams] if transformer.ngrams is not None else []
+        idle = sum(parameter.numel() for part in looked_up for parameter in part.parameters())
         attention = 12 * config.n_layer * config.n_embd * config.block_size
-        return 6 * self.num_parameters(positions=False) + attention
+        return 6 * (self.num_parameters(positions=False) - idle) + attention
 
     def _init_weights(self) -> None:
-        """GPT-2's: normal with 0.02, the ends of the residual branches smaller by the root of their number."""
-        residual = 0.02 / math.sqrt(2 * self.config.n_layer)
+        """GPT-2's: normal with 0.02, the ends of the residual branches smaller by the root of their number.
+
+        With `zero_init` these ends, an untied output and the n-grams begin at zero: at first a block changes nothing.
+        """
+        config = self.config
+        ends = ("c_proj.weight",) if config.tied else ("c_proj.weight", "lm_head.weight")
+        residual = 0.02 / math.sqrt(2 * config.n_layer)
         for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
+            if name.endswith("bias") or (config.zero_init and (name.endswith(ends) or "ngrams" in name)):
                 nn.init.zeros_(parameter)
             elif parameter.dim() >= 2:
                 nn.init.normal_(parameter, std=residual if name.endswith("c_proj.weight") else 0.02)

@@ -160,7 +160,7 @@ def network_of(saved: Checkpoint) -> tuple[TrainConfig, Tokenizer]:
 
 def require_same_network(saved: Checkpoint, given: Mapping[str, Value]) -> None:
     """`UserError` if an option in `given` asks for another network than the checkpoint has."""
-    stored = saved.about["config"]
+    stored = {**TrainConfig().stored(), **saved.about["config"]}  # an older checkpoint has fewer options
     other = [
         f"{name}={given[name]} (the checkpoint has {stored[name]})"
         for name in (*SHAPE_FIELDS, "tokenizer")

@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from nanogpt_lite.config import NetworkConfig
-from nanogpt_lite.model import GPT, KVCache
+from nanogpt_lite.model import GPT, KVCache, NgramEmbedding, Rotary, normalisation
 
 SMALL = NetworkConfig(block_size=16, n_layer=3, n_head=2, n_embd=32, bias=True, dropout=0.0)
+LATER = {"position": "rotary", "norm": "rms", "qk_norm": True, "activation": "relu2", "tied": False}
+LATER |= {"ngram": 4, "ngram_rows": 50}  # of 29, 841, 24389 n-grams: the bigrams share vectors too
+EACH = [{}, LATER, *({name: value} for name, value in LATER.items() if name != "ngram_rows")]
 VOCAB = 29
 
 
@@ -167,8 +170,13 @@ def test_the_output_matrix_is_the_embedding():
     assert model.lm_head.weight is model.transformer.wte.weight
 
 
-def test_no_token_sees_a_later_one():
-    model = network()
+def with_options(options):
+    return network(dataclasses.replace(SMALL, **options))
+
+
+@pytest.mark.parametrize("options", EACH, ids=lambda options: ",".join(options))
+def test_no_token_sees_a_later_one(options):
+    model = with_options(options)
     x = tokens(1, 16)
     before = model(x)[0]
     for position in range(1, 16):
@@ -179,10 +187,11 @@ def test_no_token_sees_a_later_one():
         assert not torch.equal(before[0, position], after[0, position])
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.lists(st.integers(1, 6), min_size=1, max_size=6).filter(lambda parts: sum(parts) <= 16))
-def test_logits_with_cache_equal_those_without(parts):
-    model = network()
+@pytest.mark.parametrize("options", EACH, ids=lambda options: ",".join(options))
+@settings(max_examples=15, deadline=None)
+@given(parts=st.lists(st.integers(1, 6), min_size=1, max_size=6).filter(lambda parts: sum(parts) <= 16))
+def test_logits_with_cache_equal_those_without(options, parts):
+    model = with_options(options)
     x = tokens(3, sum(parts))
     with torch.inference_mode():
         whole = model(x)[0]
@@ -192,12 +201,91 @@ def test_logits_with_cache_equal_those_without(parts):
     assert cache.length == sum(parts)
 
 
-def test_a_batch_equals_its_rows_alone():
-    model = network()
+@pytest.mark.parametrize("options", [{}, LATER], ids=["nanoGPT", "later"])
+def test_a_batch_equals_its_rows_alone(options):
+    model = with_options(options)
     x = tokens(5, 12)
     together = model(x)[0]
     for row in range(5):
         torch.testing.assert_close(model(x[row : row + 1])[0][0], together[row], rtol=1e-5, atol=1e-5)
+
+
+def test_rotary_positions_are_turns_in_the_plane():
+    """A pair of numbers as one complex number, times e^(i angle): the formula of the paper (equation 34)."""
+    config = dataclasses.replace(SMALL, position="rotary")
+    x = torch.randn(2, 3, 7, 16)
+    turned = torch.view_as_complex(torch.stack(Rotary(config)(x, past=4).chunk(2, dim=-1), dim=-1))
+    before = torch.view_as_complex(torch.stack(x.chunk(2, dim=-1), dim=-1).contiguous())
+    angles = torch.tensor([[place * (10 * 16) ** (-pair / 8) for pair in range(8)] for place in range(4, 11)])
+    torch.testing.assert_close(turned, before * torch.exp(1j * angles), atol=1e-5, rtol=1e-5)
+
+
+def test_rotary_attention_depends_on_distance_alone():
+    rotary = Rotary(dataclasses.replace(SMALL, position="rotary"))
+    query, key = torch.randn(2, 1, 1, 1, 16)
+    scores = [(rotary(query, past + 3) * rotary(key, past)).sum().item() for past in range(12)]
+    assert scores == pytest.approx([scores[0]] * 12, abs=1e-4)
+    assert scores[0] != pytest.approx((rotary(query, 4) * rotary(key, 0)).sum().item(), abs=1e-3)
+
+
+def test_rms_norm_has_nothing_to_train_and_the_root_mean_square_one():
+    layer = normalisation(dataclasses.replace(SMALL, norm="rms"))
+    assert not list(layer.parameters())
+    x = torch.randn(5, 32) * 7
+    torch.testing.assert_close(layer(x), x / (x * x).mean(dim=1, keepdim=True).sqrt(), atol=1e-4, rtol=1e-4)
+
+
+def test_with_qk_norm_the_size_of_queries_and_keys_does_not_count():
+    model = with_options({"qk_norm": True, "bias": False})
+    x = tokens(2, 9)
+    before = model(x)[0]
+    with torch.no_grad():
+        for block in model.transformer.h:
+            block.attn.c_attn.weight[:64] *= 3
+    torch.testing.assert_close(model(x)[0], before, atol=1e-4, rtol=1e-4)
+
+
+def test_relu2_is_the_square_of_relu():
+    mlp = with_options({"activation": "relu2"}).transformer.h[0].mlp
+    x = torch.randn(3, 4, 32)
+    inside = (x @ mlp.c_fc.weight.T + mlp.c_fc.bias).clamp(min=0) ** 2
+    torch.testing.assert_close(mlp(x), inside @ mlp.c_proj.weight.T + mlp.c_proj.bias, atol=1e-4, rtol=1e-4)
+
+
+def test_an_untied_output_is_a_matrix_of_its_own():
+    model = with_options({"tied": False})
+    assert model.num_parameters() == network().num_parameters() + VOCAB * 32
+    assert model.flops_per_token() == network().flops_per_token()  # the embedding is looked up
+
+
+def test_ngrams_are_what_a_table_of_texts_would_give():
+    """As many vectors as there are bigrams: one for each. Fewer than trigrams: the same one for the same trigram."""
+    config = dataclasses.replace(SMALL, ngram=3, ngram_rows=VOCAB**2)
+    embedding = NgramEmbedding(config, VOCAB)
+    bigrams, trigrams = embedding.tables
+    assert (bigrams.num_embeddings, trigrams.num_embeddings) == (VOCAB**2, VOCAB**2)
+    ids = tokens(1, 12)[0].tolist()
+    got = embedding(torch.tensor([ids]), torch.zeros(1, 2, dtype=torch.int64))[0]
+    spelled = [0, 0, *ids]
+    seen = {}
+    for place, vector in enumerate(got):
+        gram = tuple(spelled[place : place + 3])
+        rest = vector - bigrams.weight[gram[2] * VOCAB + gram[1]]
+        assert any(torch.allclose(rest, row, atol=1e-5) for row in trigrams.weight)
+        seen.setdefault(gram, vector)
+        assert torch.equal(seen[gram], vector)
+    again = embedding(torch.tensor([ids[:3] * 4]), torch.zeros(1, 2, dtype=torch.int64))[0]
+    assert torch.equal(again[3:6], again[6:9])
+    assert not torch.equal(again[0], again[3])  # other tokens stand before it
+
+
+def test_with_zero_init_the_first_loss_is_that_of_a_guess():
+    model = GPT(dataclasses.replace(SMALL, zero_init=True, **LATER), VOCAB)
+    assert model(tokens(2, 9), tokens(2, 9, seed=2))[1].item() == pytest.approx(math.log(VOCAB), abs=1e-6)
+    tied = GPT(dataclasses.replace(SMALL, zero_init=True), VOCAB)
+    x = tokens(2, 9)
+    embedded = tied.transformer.wte(x) + tied.transformer.wpe(torch.arange(9))
+    assert torch.equal(tied.transformer(x, None), tied.transformer.ln_f(embedded))
 
 
 def test_more_than_the_context_is_a_bug_of_the_caller():
