@@ -146,7 +146,7 @@ class NetworkConfig(Options):
     activation: str = option("gelu", "in the MLP: gelu, or relu2, the square of ReLU", one_of("gelu", "relu2"))
     tied: bool = option(True, "one matrix for the token embedding and the output")
     zero_init: bool = option(False, "begin with the ends of the residual branches, and an untied output, at zero")
-    ngram: int = option(1, "embed also the last 2, 3 and so on to so many tokens together; 1: each token alone", at_least(1))
+    ngram: int = option(1, "embed also the last 2, 3 and so on to so many tokens together; 1: none", at_least(1))
     ngram_rows: int = option(16384, "vectors for the n-grams of one length, which share them", at_least(1))
 
     def __post_init__(self) -> None:
