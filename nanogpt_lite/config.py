@@ -196,6 +196,12 @@ class TrainConfig(DataConfig, NetworkConfig, RuntimeConfig):
     warmup_iters: int = option(100, "linear warm-up", at_least(0), unit="steps")
     decay_lr: bool = option(True, "warm up, then decay by a cosine; False: constant")
     lr_decay_iters: int = option(0, "end of the decay; 0: max_iters", at_least(0), unit="steps")
+    cooldown: float = option(
+        0.0, "decay in a straight line over this last share of the steps; 0: by a cosine", from_to(0, 1)
+    )
+    optimizer: str = option("adamw", "adamw; muon: Muon for the blocks' matrices", one_of("adamw", "muon"))
+    muon_learning_rate: float = option(0.02, "Muon's peak; it rises and falls as learning_rate does", above(0))
+    muon_momentum: float = option(0.95, "Muon's decay of the mean gradient", from_below(0, 1))
     weight_decay: float = option(0.1, "AdamW weight decay, on matrices only", at_least(0))
     beta1: float = option(0.9, "AdamW decay of the mean gradient", from_below(0, 1))
     beta2: float = option(0.99, "AdamW decay of the mean squared gradient", from_below(0, 1))

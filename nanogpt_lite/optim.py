@@ -1,31 +1,48 @@
 """The optimizer and its learning rate. When to step is the business of `trainer`."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
 from nanogpt_lite.config import TrainConfig
+from nanogpt_lite.muon import Muon
 
 
-def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019) that decays matrices and embeddings, not biases and gains.
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019) that decays matrices and embeddings, not biases and gains; or Muon beside it.
 
-    It is the fused one, a single kernel for all parameters, on each device that PyTorch has it for.
+    AdamW is the fused one, a single kernel for all parameters, on each device that PyTorch has it for.
     """
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    parameters = dict(model.named_parameters())
+    by_muon = {n for n, p in parameters.items() if p.dim() == 2 and ".h." in n} if config.optimizer == "muon" else set()
+    rest = [p for n, p in parameters.items() if n not in by_muon]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
     ]
-    betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
+    options: dict[str, Any] = {"betas": (config.beta1, config.beta2), "lr": config.learning_rate, "fused": True}
+    if not by_muon:
+        return torch.optim.AdamW(groups, **options)
+    matrices = [parameters[name] for name in sorted(by_muon)]
+    groups.append({"params": matrices, "weight_decay": config.weight_decay, "muon_momentum": config.muon_momentum})
+    return Muon([group for group in groups if group["params"]], **options)
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, config: TrainConfig) -> None:
+    """Give each parameter group its rate for step `step` (from 0)."""
+    rate = learning_rate(step, config)
+    for group in optimizer.param_groups:
+        of_muon = group.get("muon_momentum") is not None
+        group["lr"] = rate * (config.muon_learning_rate / config.learning_rate) if of_muon else rate
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
     """The learning rate of step `step` (from 0): linear warm-up, then a half cosine down to `min_lr`.
 
-    nanoGPT's formula, where `lr_decay_iters` 0 stands for `max_iters`.
+    nanoGPT's formula, where `lr_decay_iters` 0 stands for `max_iters`. With a `cooldown` there is no cosine: the rate
+    stays, and falls in a straight line over that last share of the steps (Hägele et al. 2024).
     """
     if not config.decay_lr:
         return config.learning_rate
@@ -34,5 +51,8 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     end = config.lr_decay_iters or config.max_iters
     if step >= end:
         return config.min_lr
+    if config.cooldown:
+        left = (end - step) / (config.cooldown * end)
+        return config.min_lr + min(1.0, left) * (config.learning_rate - config.min_lr)
     progress = (step - config.warmup_iters) / (end - config.warmup_iters)
     return config.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (config.learning_rate - config.min_lr)

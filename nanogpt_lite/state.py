@@ -65,7 +65,7 @@ class TrainState:
         config, device = self.config, self.device
         with runtime.seeded(torch.device("cpu"), config.seed):  # on the CPU: the same weights for every device
             self.model = GPT(config.part(NetworkConfig), self.tokenizer.vocab_size).to(device)
-        self.optimizer = optim.adamw(self.model, config)
+        self.optimizer = optim.make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
         self.grad_norm = torch.zeros((), device=device)
         self.since_log, self.since_eval = Mean(device), Mean(device)

@@ -112,8 +112,7 @@ def train_step(state: TrainState, forward: Callable[..., Any], batch: Batch) -> 
     assert len(batch[0]) == config.rows_per_step, f"a step takes {config.rows_per_step} rows"
     inputs, targets = (half[ranks.own_share(config.rows_per_step)] for half in batch)
     parts = list(zip(*(torch.split(half, config.batch_size) for half in (inputs, targets)), strict=True))
-    for group in state.optimizer.param_groups:
-        group["lr"] = optim.learning_rate(state.step, config)
+    optim.set_learning_rates(state.optimizer, state.step, config)
     if not state.model.training:  # to ask takes no time, to set it walks through all modules
         state.model.train()
     step_loss = torch.zeros((), device=device)

@@ -13,7 +13,7 @@ import nanogpt_lite
 FOLDER = Path(nanogpt_lite.__file__).parent
 ROWS = (
     "errors files",
-    "config tokenizer ranks metrics checkpoint download",
+    "config tokenizer ranks metrics muon checkpoint download",
     "runtime texts batches model optim logs plots signatures sweeps",
     "datasets state sampling decoding trackers",
     "evaluation runs",

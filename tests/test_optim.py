@@ -43,13 +43,21 @@ def test_constant_without_decay():
     assert {optim.learning_rate(step, config) for step in range(6000)} == {5e-5}
 
 
+def test_a_cooldown_is_a_straight_line_at_the_end():
+    config = TrainConfig(max_iters=100, warmup_iters=4, cooldown=0.4, learning_rate=0.5, min_lr=0.1)
+    rates = [optim.learning_rate(step, config) for step in range(101)]
+    assert rates[:4] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert rates[4:61] == [0.5] * 57
+    assert rates[61:] == pytest.approx([0.5 - 0.01 * number for number in range(1, 41)])
+
+
 def test_steps_equal_adamw_written_out():
     config = TrainConfig(
         n_layer=1, n_head=1, n_embd=8, block_size=4, bias=True, weight_decay=0.3, beta1=0.8, beta2=0.95
     )
     torch.manual_seed(0)
     model = GPT(config.part(NetworkConfig), 7).double()
-    optimizer = optim.adamw(model, config)
+    optimizer = optim.make_optimizer(model, config)
     expected = {name: p.detach().clone() for name, p in model.named_parameters()}
     means = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in expected.items()}
     for step in range(1, 6):

@@ -264,7 +264,13 @@ def test_a_finished_run_does_nothing_more(tmp_path):
     assert (tmp_path / "last.safetensors").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("options", [{}, {"dropout": 0.2}, {"gradient_accumulation_steps": 2}, {"eval_iters": 2}])
+LATER = {"position": "rotary", "norm": "rms", "qk_norm": True, "activation": "relu2", "tied": False, "ngram": 3}
+LATER |= {"zero_init": True, "optimizer": "muon", "cooldown": 0.5}
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"dropout": 0.2}, {"gradient_accumulation_steps": 2}, {"eval_iters": 2}, LATER]
+)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_going_on_gives_the_same_file_and_the_same_losses(tmp_path, dtype, options):
     """Stopped every few steps, before evaluations, after them and between them, and taken up from the file."""

@@ -1,0 +1,72 @@
+"""Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon): each matrix moves by an orthogonal one.
+
+The momentum of a matrix's gradient is replaced by the nearest matrix whose singular values are all one, so that no
+direction is left behind. What is no matrix of a block, embeddings and the output among them, is left to AdamW.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# of a polynomial that brings singular values in (0, 1] near one in few steps; from the page above
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+STEPS = 5
+
+
+class Muon(torch.optim.AdamW):
+    """AdamW, but Muon for parameter groups with a `muon_momentum`. All parameters of such a group are matrices."""
+
+    def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
+        super().__init__([{"muon_momentum": None, **group} for group in groups], **options)
+        self._step_supports_amp_scaling = False  # a loss scaler leaves out whole steps, not AdamW's part of them
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """Change the parameters by their gradients."""
+        assert closure is None
+        groups = self.param_groups
+        self.param_groups = [group for group in groups if group["muon_momentum"] is None]
+        try:
+            super().step()
+        finally:
+            self.param_groups = groups
+        for group in groups:
+            if group["muon_momentum"] is not None:
+                self._move_matrices(group)
+
+    def _move_matrices(self, group: dict[str, Any]) -> None:
+        alike = defaultdict(list)  # matrices of one shape go together: few large operations instead of many small ones
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                alike[parameter.shape].append(parameter)
+        for (rows, columns), parameters in alike.items():
+            updates = orthogonal(torch.stack([self._momentum(parameter, group) for parameter in parameters]))
+            rate = group["lr"] * max(1.0, rows / columns) ** 0.5
+            for parameter, update in zip(parameters, updates, strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(update, alpha=-rate)
+
+    def _momentum(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+        """Nesterov's momentum of a gradient, which is taken in."""
+        assert parameter.grad is not None
+        state = self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        buffer = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["muon_momentum"])
+        return parameter.grad.lerp(buffer, group["muon_momentum"])
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """Each matrix (number, rows, columns) with its singular values brought to between about 0.7 and 1.2."""
+    a, b, c = NEWTON_SCHULZ
+    x = matrices.bfloat16() if matrices.is_cuda else matrices
+    wide = x.size(-2) <= x.size(-1)
+    x = x if wide else x.mT  # then x @ x.mT is the smaller product
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    for _ in range(STEPS):
+        square = x @ x.mT
+        x = a * x + (b * square + c * square @ square) @ x
+    return (x if wide else x.mT).to(matrices.dtype)
