@@ -69,4 +69,5 @@ def orthogonal(matrices: Tensor) -> Tensor:
     for _ in range(STEPS):
         square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
-    return (x if wide else x.mT).to(matrices.dtype)
+    found: Tensor = x if wide else x.mT
+    return found.to(matrices.dtype)
