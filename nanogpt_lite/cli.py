@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from nanogpt_lite import config
-from nanogpt_lite.config import DataConfig, LoadConfig, Options, RunConfig, SampleConfig, TrainConfig
+from nanogpt_lite.config import DataConfig, LoadConfig, RunConfig, SampleConfig, TrainConfig
 from nanogpt_lite.errors import Interrupted, UserError, WorldError
+from nanogpt_lite.options import Options, require_known, type_of
+from nanogpt_lite.options import parse as parse_options
 
 if TYPE_CHECKING:
     from nanogpt_lite.runs import Run
@@ -80,14 +82,14 @@ def parse(argv: Sequence[str]) -> tuple["Command", Given]:
 
         print(__version__)
         raise SystemExit(0)
-    config.require_known([argv[0]], COMMANDS, "command")
+    require_known([argv[0]], COMMANDS, "command")
     command = COMMANDS[argv[0]]
     found, unknown = _split(argv[0], command, argv[1:])
     if unknown:
         raise UserError(_unknown(unknown[0], command))
     texts = {name: text for name, text in found.items() if text != NOT_GIVEN}
     of_kind = {name: str(text) for name, text in texts.items() if name in command.kind.names()}
-    return command, {**texts, **config.parse(command.kind, of_kind)}
+    return command, {**texts, **parse_options(command.kind, of_kind)}
 
 
 @dataclass(frozen=True)
@@ -242,7 +244,7 @@ def _groups(command: Command) -> dict[str, list[tuple[str, Any, Any]]]:
         )
         title = owner.__name__.removesuffix("Config").lower()
         if option.name not in command.texts:
-            metavar = {int: "INT", float: "FLOAT", bool: "True|False", str: "TEXT"}[config.type_of(option)]
+            metavar = {int: "INT", float: "FLOAT", bool: "True|False", str: "TEXT"}[type_of(option)]
             described = _text_option(option.metadata["help"], metavar, _default(option))
             groups[title].append((option.name, described, NOT_GIVEN))
     return {title: options for title, options in groups.items() if options}

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from nanogpt_lite import files, texts
-from nanogpt_lite.config import require_known
 from nanogpt_lite.download import Report
 from nanogpt_lite.errors import UserError, WorldError
+from nanogpt_lite.options import require_known
 from nanogpt_lite.texts import Text
 from nanogpt_lite.tokenizer import (
     ByteTokenizer,

@@ -24,7 +24,6 @@ from nanogpt_lite.config import (
     RunConfig,
     SampleConfig,
     TrainConfig,
-    Value,
 )
 from nanogpt_lite.datasets import Dataset
 from nanogpt_lite.download import DownloadError
@@ -32,6 +31,7 @@ from nanogpt_lite.errors import Interrupted, UserError
 from nanogpt_lite.logs import Console, MetricsFile, Sink
 from nanogpt_lite.metrics import Record, SampleRecord, StartRecord, StepRecord
 from nanogpt_lite.model import GPT
+from nanogpt_lite.options import Value, require_known
 from nanogpt_lite.runs import Run, RunLike
 from nanogpt_lite.signatures import with_options
 from nanogpt_lite.state import TrainState, config_of, load_weights, network_of
@@ -120,7 +120,7 @@ def run(
 
     If nobody chose a dataset and Shakespeare cannot be fetched, it says so and takes Python's documentation.
     """
-    configs.require_known(options, RunConfig.names(), "option")
+    require_known(options, RunConfig.names(), "option")
     for_training: dict[str, Any] = {name: value for name, value in options.items() if name in TrainConfig.names()}
     for_sampling = {name: value for name, value in options.items() if name in SampleConfig.names()}
     settings = SampleConfig.from_dict(for_sampling)  # a mistake in it is told before the training, not after

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from nanogpt_lite.config import Options, type_of
+from nanogpt_lite.options import Options, type_of
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -13,10 +13,11 @@ from nanogpt_lite import batches, datasets, ranks, runs, runtime
 from nanogpt_lite import checkpoint as checkpoints
 from nanogpt_lite import config as configs
 from nanogpt_lite.checkpoint import SUFFIX
-from nanogpt_lite.config import TrainConfig, Value
+from nanogpt_lite.config import TrainConfig
 from nanogpt_lite.datasets import Dataset
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.logs import Console
+from nanogpt_lite.options import Value, require_known
 from nanogpt_lite.runs import Run
 from nanogpt_lite.state import TrainState, config_of, load_weights, network_of, require_same_network, restore, start
 from nanogpt_lite.tokenizer import Tokenizer
@@ -37,7 +38,7 @@ class Wishes:
 
     def __post_init__(self) -> None:
         for values in (self.file, self.given):
-            configs.require_known(values, TrainConfig.names(), "option")
+            require_known(values, TrainConfig.names(), "option")
         if self.preset:
             configs.preset(self.preset)
 

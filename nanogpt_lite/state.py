@@ -12,9 +12,10 @@ from torch import Tensor
 
 from nanogpt_lite import checkpoint, optim, runtime
 from nanogpt_lite.checkpoint import Checkpoint
-from nanogpt_lite.config import SHAPE_FIELDS, NetworkConfig, TrainConfig, Value
+from nanogpt_lite.config import SHAPE_FIELDS, NetworkConfig, TrainConfig
 from nanogpt_lite.errors import UserError, WorldError
 from nanogpt_lite.model import GPT
+from nanogpt_lite.options import Value
 from nanogpt_lite.tokenizer import Tokenizer, from_json
 
 _COUNTERS = ("step", "evaluated", "best_val_loss", "best_step", "evals_since_best")

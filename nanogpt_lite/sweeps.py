@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanogpt_lite import config
-from nanogpt_lite.config import TrainConfig, Value
+from nanogpt_lite.config import TrainConfig
 from nanogpt_lite.errors import UserError
+from nanogpt_lite.options import Value, parse
 
 Result = float | str
 """The val loss of a trial, or why there is none."""
@@ -68,7 +69,7 @@ def best(tried: Sequence[Trial], results: Sequence[Result]) -> Trial:
 def _grid(texts: Mapping[str, str]) -> list[dict[str, Value]]:
     values: dict[str, list[Value]] = {}
     for name, text in texts.items():
-        values[name] = [config.parse(TrainConfig, {name: part.strip()})[name] for part in text.split(",")]
+        values[name] = [parse(TrainConfig, {name: part.strip()})[name] for part in text.split(",")]
         if len(set(values[name])) < len(values[name]):
             raise UserError(f"{name}={text} has a value twice; give each once")
     return [dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values())]

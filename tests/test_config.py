@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanogpt_lite import config
-from nanogpt_lite.config import PRESETS, LoadConfig, NetworkConfig, Options, RunConfig, SampleConfig, TrainConfig
+from nanogpt_lite import config, options
+from nanogpt_lite.config import PRESETS, LoadConfig, NetworkConfig, RunConfig, SampleConfig, TrainConfig
 from nanogpt_lite.errors import UserError
+from nanogpt_lite.options import Options
 
 KINDS = [kind for kind in vars(config).values() if isinstance(kind, type) and issubclass(kind, Options)]
 FIELDS = {field.name: field for kind in KINDS for field in dataclasses.fields(kind)}
@@ -108,7 +109,7 @@ def test_wrong_types_are_refused(field):
 
 
 def test_every_rule_is_tried_at_its_edges():
-    assert set(EDGES) == {name for name, field in FIELDS.items() if field.metadata["rule"] is not config.ANY}
+    assert set(EDGES) == {name for name, field in FIELDS.items() if field.metadata["rule"] is not options.ANY}
 
 
 @pytest.mark.parametrize("name", EDGES)
@@ -116,17 +117,17 @@ def test_rules_at_their_edges(name):
     possible, impossible = EDGES[name]
     for value in possible:
         assert getattr(RunConfig.from_dict({**FREE, name: value}), name) == value
-        assert config.parse(RunConfig, {name: str(value)}) == {name: value}
+        assert options.parse(RunConfig, {name: str(value)}) == {name: value}
     for value in impossible:
         assert f"{name}={value!r} is not possible" in refused(name, value)
         with pytest.raises(UserError, match=f"^{name}="):
-            config.parse(RunConfig, {name: str(value)})
+            options.parse(RunConfig, {name: str(value)})
 
 
 @pytest.mark.parametrize("value", [1, 1.0])
 def test_a_whole_number_serves_for_a_float(value):
     assert TrainConfig(learning_rate=value).learning_rate == 1
-    assert config.parse(TrainConfig, {"learning_rate": str(value)}) == {"learning_rate": 1.0}
+    assert options.parse(TrainConfig, {"learning_rate": str(value)}) == {"learning_rate": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def test_a_whole_number_serves_for_a_float(value):
     [
         lambda name: TrainConfig.from_dict({"max_iters": 1, name: 4}),
         lambda name: TrainConfig().replace({name: 4}),
-        lambda name: config.parse(TrainConfig, {name: "4"}),
+        lambda name: options.parse(TrainConfig, {name: "4"}),
     ],
     ids=["from_dict", "replace", "parse"],
 )
@@ -158,7 +159,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(read, name, remedy):
     [("True", True), ("true", True), ("TRUE", True), ("1", True), ("False", False), ("false", False), ("0", False)],
 )
 def test_texts_of_truth(text, value):
-    assert config.parse(TrainConfig, {"compile": text})["compile"] is value
+    assert options.parse(TrainConfig, {"compile": text})["compile"] is value
 
 
 @pytest.mark.parametrize(
@@ -171,25 +172,25 @@ def test_texts_of_truth(text, value):
 )
 def test_texts_that_are_no_value_are_refused(name, text):
     with pytest.raises(UserError) as caught:
-        config.parse(TrainConfig, {name: text})
+        options.parse(TrainConfig, {name: text})
     assert str(caught.value).startswith(f"{name}={text!r} is not possible")
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999"])
 def test_texts_of_no_finite_number_are_refused(text):
     with pytest.raises(UserError, match="learning_rate="):
-        config.parse(TrainConfig, {"learning_rate": text})
+        options.parse(TrainConfig, {"learning_rate": text})
 
 
 @settings(deadline=None)
 @given(st.integers(0, 2**63 - 1), st.floats(0, 1, exclude_max=True), st.text(min_size=1))
 def test_python_s_own_text_of_a_value_is_read_back(whole, number, text):
     texts = {"seed": str(whole), "dropout": repr(number), "start": text}
-    assert config.parse(RunConfig, texts) == {"seed": whole, "dropout": number, "start": text}
+    assert options.parse(RunConfig, texts) == {"seed": whole, "dropout": number, "start": text}
 
 
 def test_every_default_is_read_back_from_its_text():
-    read = config.parse(RunConfig, {field.name: str(field.default) for field in dataclasses.fields(RunConfig)})
+    read = options.parse(RunConfig, {field.name: str(field.default) for field in dataclasses.fields(RunConfig)})
     assert RunConfig.from_dict(read) == RunConfig()
     assert {name: type(value) for name, value in read.items()} == {
         f.name: f.type for f in dataclasses.fields(RunConfig)

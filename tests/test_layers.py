@@ -13,8 +13,9 @@ import nanogpt_lite
 FOLDER = Path(nanogpt_lite.__file__).parent
 ROWS = (
     "errors files",
-    "config tokenizer ranks metrics muon checkpoint download",
-    "runtime texts batches model optim logs plots signatures sweeps",
+    "options tokenizer ranks metrics muon checkpoint download",
+    "config runtime",
+    "texts batches model optim logs plots signatures sweeps",
     "datasets state sampling decoding trackers",
     "evaluation runs",
     "trainer starts homes",
@@ -98,7 +99,8 @@ def test_the_package_itself_imports_nothing_before_a_name_is_used():
 
 
 def test_config_needs_the_standard_library_only():
-    assert foreign(source_of("config")) == {"nanogpt_lite.errors"}
+    assert foreign(source_of("config")) == {"nanogpt_lite.errors", "nanogpt_lite.options"}
+    assert foreign(source_of("options")) == {"nanogpt_lite.errors"}
     assert "numpy.random" in foreign(source_of("config") + "\nimport numpy.random")
 
 
