@@ -1,35 +1,25 @@
 """The command line: argv -> options -> pipeline. Results go to standard output, everything else to standard error.
 
-The options of a command are the fields of a class in `config`; `tyro` splits the command line and formats the
-help, `config` turns texts into values and judges them. PyTorch is imported only after that.
+The options of a command are the fields of a class in `config`; `arguments` reads them. PyTorch is imported only after
+that.
 """
 
 import contextlib
-import dataclasses
-import difflib
 import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-import tyro
-
-from nanogpt_lite import config
+from nanogpt_lite import arguments, config
+from nanogpt_lite.arguments import Command, Given
 from nanogpt_lite.config import DataConfig, LoadConfig, RunConfig, SampleConfig, TrainConfig
 from nanogpt_lite.errors import Interrupted, UserError, WorldError
-from nanogpt_lite.options import Options, require_known, type_of
-from nanogpt_lite.options import parse as parse_options
+from nanogpt_lite.options import require_known
 
 if TYPE_CHECKING:
     from nanogpt_lite.runs import Run
-
-NOT_GIVEN = "\0"  # no command line can hold this character
-
-Given = dict[str, Any]
-"""The options of one call that were given explicitly, checked and of their own type; switches are all there."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
 
 
-def parse(argv: Sequence[str]) -> tuple["Command", Given]:
+def parse(argv: Sequence[str]) -> tuple[Command, Given]:
     """The command and its options. `UserError` if they cannot be understood; `SystemExit` after printing help."""
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
@@ -84,23 +74,7 @@ def parse(argv: Sequence[str]) -> tuple["Command", Given]:
         raise SystemExit(0)
     require_known([argv[0]], COMMANDS, "command")
     command = COMMANDS[argv[0]]
-    found, unknown = _split(argv[0], command, argv[1:])
-    if unknown:
-        raise UserError(_unknown(unknown[0], command))
-    texts = {name: text for name, text in found.items() if text != NOT_GIVEN}
-    of_kind = {name: str(text) for name, text in texts.items() if name in command.kind.names()}
-    return command, {**texts, **parse_options(command.kind, of_kind)}
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command: what it does, and its options: those of `kind`, further texts, and switches."""
-
-    help: str
-    call: Callable[[Given], None]
-    kind: type[Options] = Options
-    texts: dict[str, str] = field(default_factory=dict)
-    switches: dict[str, str] = field(default_factory=dict)
+    return command, arguments.read(argv[0], command, argv[1:])
 
 
 def _run(given: Given) -> None:
@@ -208,63 +182,6 @@ COMMANDS = {
 }
 
 
-def _split(name: str, command: Command, argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """The text of each option (NOT_GIVEN if it was not), whether each switch was, and what is neither."""
-    groups = [(title, _group(title, fields)) for title, fields in _groups(command).items()]
-    form = dataclasses.make_dataclass(name, [(t, kind, field(default_factory=kind)) for t, kind in groups])
-    form.__doc__ = command.help
-    found: Any
-    with _one_line_errors():
-        found, unknown = tyro.cli(
-            form,
-            config=[tyro.conf.OmitArgPrefixes],
-            prog=f"nanogpt-lite {name}",
-            description=command.help,
-            args=argv,
-            use_underscores=True,
-            return_unknown_args=True,
-        )
-    flat = {key: value for group in vars(found).values() for key, value in vars(group).items()}
-    return flat, unknown
-
-
-def _groups(command: Command) -> dict[str, list[tuple[str, Any, Any]]]:
-    """The command's options as (name, type, default), under the headings of its help, in the order of the road."""
-    titles = ("command", "data", "network", "train", "load", "sample", "runtime")
-    groups: dict[str, list[tuple[str, Any, Any]]] = {title: [] for title in titles}
-    for name, words in command.texts.items():
-        groups["command"].append((name, _text_option(words, "TEXT", ""), NOT_GIVEN))
-    for name, words in command.switches.items():
-        groups["command"].append(
-            (name, Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help=words)], False)
-        )
-    for option in dataclasses.fields(command.kind):
-        owner = next(
-            kind for kind in reversed(command.kind.__mro__) if option.name in getattr(kind, "__annotations__", {})
-        )
-        title = owner.__name__.removesuffix("Config").lower()
-        if option.name not in command.texts:
-            metavar = {int: "INT", float: "FLOAT", bool: "True|False", str: "TEXT"}[type_of(option)]
-            described = _text_option(option.metadata["help"], metavar, _default(option))
-            groups[title].append((option.name, described, NOT_GIVEN))
-    return {title: options for title, options in groups.items() if options}
-
-
-def _text_option(words: str, metavar: str, hint: str) -> Any:
-    return Annotated[str, tyro.conf.arg(help=words, metavar=metavar, help_behavior_hint=hint)]
-
-
-def _default(option: "dataclasses.Field[Any]") -> str:
-    """The default, and what presets have instead."""
-    others = [f"{name}: {values[option.name]}" for name, values in config.PRESETS.items() if option.name in values]
-    shown = repr(option.default) if option.type is str else f"{option.default} {option.metadata['unit']}".rstrip()
-    return f"(default: {'; '.join([shown, *others])})"
-
-
-def _group(title: str, fields: list[tuple[str, Any, Any]]) -> type:
-    return dataclasses.make_dataclass(title, fields)
-
-
 def _overview() -> str:
     """The help of the whole program: its commands, and every option, under the command that has them all."""
     lines = ["usage: nanogpt-lite COMMAND [OPTIONS]", "", "Train small GPTs on any text.", "", "commands:"]
@@ -274,37 +191,7 @@ def _overview() -> str:
         "`nanogpt-lite COMMAND --help` lists the options of one command. `run` has all of them:",
         "",
     ]
-    text = io.StringIO()
-    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        _split("run", COMMANDS["run"], ["--help"])
-    return "\n".join(lines) + text.getvalue()
-
-
-def _unknown(argument: str, command: Command) -> str:
-    """What to say of an argument that nobody asked for."""
-    name = argument.split("=")[0].lstrip("-").replace("-", "_")
-    known = [*command.texts, *command.switches, *command.kind.names()]
-    near = difflib.get_close_matches(name, known, n=1) if argument.startswith("-") else []
-    remedy = f"did you mean --{near[0]}?" if near else "--help lists the options"
-    if not argument.startswith("-") and "dataset" in known:
-        remedy = f"did you mean --dataset {argument}? A recipe is chosen by --preset"
-    return f"unknown argument {argument!r}; {remedy}"
-
-
-@contextlib.contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Turn the box in which tyro explains what it could not split into a `UserError` of one line."""
-    box = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(box):
-            yield
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        lines = [line.strip("│╭╮╰╯─ ") for line in box.getvalue().splitlines()]
-        raise UserError(
-            " ".join(line for line in lines[1:] if line).replace(" For full helptext, run", "; see")
-        ) from None
+    return "\n".join(lines) + arguments.help_of("run", COMMANDS["run"])
 
 
 def _require_right_for_ranks(command: str) -> None:

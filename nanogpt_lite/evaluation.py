@@ -1,4 +1,4 @@
-"""The loss on a split that is not trained on, exactly or by nanoGPT's estimate. When to ask is left to `trainer`."""
+"""The loss on a split, over all of it or by nanoGPT's estimate. When to ask is left to `trainer`."""
 
 import itertools
 import math

@@ -23,7 +23,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from nanogpt_lite import files, metrics, pipeline, ranks, runtime
+from nanogpt_lite import files, metrics, pipeline, ranks, runtime, starts
 from nanogpt_lite.config import TrainConfig
 from nanogpt_lite.datasets import Dataset
 from nanogpt_lite.errors import Interrupted, UserError, WorldError
@@ -33,7 +33,7 @@ from nanogpt_lite.options import Value
 from nanogpt_lite.signatures import with_options
 
 REQUEST, RECORDS, ERROR = "request.json", "records.jsonl", "error.json"
-LOOK_EVERY = 0.05  # seconds between two looks at what the ranks wrote: a file tells nobody that it grew
+LOOK_EVERY = 0.05  # seconds between two looks at what the ranks wrote
 GRACE = 40.0  # seconds for ranks to save and end; the launcher itself kills those that take more than 30
 
 
@@ -45,7 +45,7 @@ def training(count: int, dataset: Dataset | str, **options: Value | Path) -> Gen
     """
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
-        given = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+        given = starts.plain(options)
         asked = dataset.asked if isinstance(dataset, Dataset) else dataset
         files.write_json(folder / REQUEST, {"dataset": asked, **given})
         written = stack.enter_context((folder / RECORDS).open("w+b"))
@@ -58,7 +58,8 @@ def training(count: int, dataset: Dataset | str, **options: Value | Path) -> Gen
             ended = launched.process.poll() is not None  # and what it wrote before that is read once more
             for record in _new_records(written):
                 yield record
-            time.sleep(0 if ended else LOOK_EVERY)
+            if not ended:
+                time.sleep(LOOK_EVERY)  # a file tells nobody that it grew
         _raise_what_went_wrong(folder)
         whole = isinstance(record, DoneRecord)
         if stop.signum is not None:
@@ -84,10 +85,9 @@ class _Launched:
 @contextlib.contextmanager
 def _launched(count: int, folder: Path) -> Iterator[_Launched]:
     """The ranks, at work; at the end of the block they end too, after they have saved."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     process = subprocess.Popen(
         [sys.executable, "-m", "nanogpt_lite.launcher", str(folder), str(count)],
-        env={"OMP_NUM_THREADS": str(max(1, cores // count)), **os.environ},
+        env={"OMP_NUM_THREADS": str(max(1, runtime.resolve_threads(0) // count)), **os.environ},
         stdin=subprocess.PIPE,  # which ends when this process does, however that happens
         start_new_session=True,  # so that Ctrl-C in a terminal comes to them once, from here
     )

@@ -51,11 +51,16 @@ def read_wishes(
     options: Mapping[str, Value | Path],
 ) -> Wishes:
     """What a call with these arguments asks for. `UserError` if the file `config` cannot be read."""
-    given = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    given = plain(options)
     if dataset is not None:
         given["dataset"] = dataset.asked if isinstance(dataset, Dataset) else str(dataset)
     in_file = configs.read_file(config) if config else {}
     return Wishes(given, in_file, preset, dataset if isinstance(dataset, Dataset) else None, overwrite)
+
+
+def plain(options: Mapping[str, Value | Path]) -> dict[str, Value]:
+    """The options with paths as texts, as configs and JSON have them."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
 
 
 def again(wishes: Wishes, begun: str) -> Wishes:

@@ -15,7 +15,7 @@ ROWS = (
     "errors files",
     "options tokenizer ranks metrics muon checkpoint download",
     "config runtime",
-    "texts batches model optim logs plots signatures sweeps",
+    "arguments texts batches model optim logs plots signatures sweeps",
     "datasets state sampling decoding trackers",
     "evaluation runs",
     "trainer starts homes",
