@@ -73,3 +73,16 @@ def test_its_rate_rises_and_falls_with_the_other():
         rates = {group["muon_momentum"]: group["lr"] for group in optimizer.param_groups}
         assert rates[None] == optim.learning_rate(step, CONFIG)
         assert rates[0.9] == pytest.approx(3 * rates[None])
+
+
+def test_without_a_gradient_a_matrix_only_decays():
+    model = network()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = optim.make_optimizer(model, CONFIG)
+    optim.set_learning_rates(optimizer, 0, CONFIG.replace({"decay_lr": False}))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        if ".h." in name and parameter.dim() == 2:
+            torch.testing.assert_close(parameter.detach(), before[name] * (1 - 0.03 * 0.1))
