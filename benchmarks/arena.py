@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 
@@ -22,6 +23,15 @@ DATA = Path("data", "shakespeare_char")  # either program's folder of the tokens
 NEEDED = ("train.py", "model.py", "configurator.py", "config/train_shakespeare_char.py", str(DATA / "prepare.py"))
 PROBE = Path(__file__).resolve().with_name("probe.py")
 MUCH = 0.1  # of a core: when others take more, the time of a run counts for little
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a process printed, the seconds that it took, and the most memory that it had at a time, in MB."""
+
+    printed: str
+    seconds: float
+    memory: float
 
 
 @dataclass(frozen=True)
@@ -47,29 +57,35 @@ class Arena:
         """The text that was prepared."""
         return self.dataset.tokenizer.decode(np.concatenate([self.dataset.train, self.dataset.val])).encode("ascii")
 
-    def call(self, cwd: Path, *command: str | Path) -> tuple[str, float]:
-        """Run Python to its end: what it printed, and the seconds that took. `WorldError` if it failed."""
+    def call(self, cwd: Path, *command: str | Path) -> "Ended":
+        """Run Python to its end. `WorldError` if it failed."""
         alike = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(self.threads)}
         arguments = [sys.executable, *map(str, command)]
-        if sys.platform != "win32":
-            os.sync()  # so that nobody waits for what the run before has yet to write to disk
-        begun, others = time.perf_counter(), _seconds_of_others()
-        done = subprocess.run(arguments, cwd=cwd, env={**os.environ, **alike}, capture_output=True, text=True)
-        seconds, others = time.perf_counter() - begun, _seconds_of_others() - others
-        if done.returncode:
-            last = " | ".join(done.stderr.strip().splitlines()[-3:])
-            raise ng.WorldError(f"{shlex.join(arguments)} ended with status {done.returncode}: {last}")
-        if others > MUCH * seconds:
-            print(
-                f"warning: other programs took {others / seconds:.1f} cores meanwhile; measure again", file=sys.stderr
-            )
-        return done.stdout, seconds
+        os.sync()  # so that nobody waits for what the run before has yet to write to disk
+        with TemporaryFile("w+") as printed, TemporaryFile("w+") as complained:
+            begun, others = time.perf_counter(), _seconds_of_others()
+            child = subprocess.Popen(arguments, cwd=cwd, env={**os.environ, **alike}, stdout=printed, stderr=complained)
+            _, status, usage = os.wait4(child.pid, 0)  # tells the memory, too, which Popen.wait does not
+            child.returncode = os.waitstatus_to_exitcode(status)
+            seconds, others = time.perf_counter() - begun, _seconds_of_others() - others
+            for file in (printed, complained):
+                file.seek(0)
+            if child.returncode:
+                last = " | ".join(complained.read().strip().splitlines()[-3:])
+                raise ng.WorldError(f"{shlex.join(arguments)} ended with status {child.returncode}: {last}")
+            if others > MUCH * seconds:
+                print(
+                    f"warning: other programs took {others / seconds:.1f} cores meanwhile; measure again",
+                    file=sys.stderr,
+                )
+            memory = usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+            return Ended(printed.read(), seconds, memory)
 
     def probe(self, verb: str, *arguments: str | Path) -> dict[str, float]:
         """What a verb of `probe` measured."""
-        printed, _ = self.call(self.theirs, PROBE, verb, *arguments)
-        measured: dict[str, float] = json.loads(printed.splitlines()[-1])
-        return measured
+        ended = self.call(self.theirs, PROBE, verb, *arguments)
+        measured: dict[str, float] = json.loads(ended.printed.splitlines()[-1])
+        return {**measured, "memory": ended.memory}
 
 
 def require_clone(clone: Path) -> None:

@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 import nanogpt_lite as ng
-from nanogpt_lite import files
+from nanogpt_lite import files, runtime
 
 Values = Mapping[str, float]
 """What one run of one program gave for each row, by the row's name."""
@@ -67,35 +67,38 @@ class Row:
         }
 
 
-def circumstances(command: str, clone: Path, threads: int) -> dict[str, Any]:
-    """How, on what and with what it was measured; `clone` is the folder of nanoGPT."""
+def circumstances(command: str, clone: Path | None = None) -> dict[str, Any]:
+    """How, on what and with what it was measured; `clone` is the folder of nanoGPT, if that was."""
     return {
         "command": command,
-        "machine": {"cpu": _cpu_model(), "cores": os.cpu_count(), "threads": threads},
+        "machine": {"cpu": _cpu_model(), "cores": os.cpu_count(), "threads": runtime.resolve_threads(0)},
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "numpy")},
             "nanogpt_lite": ng.__version__,
-            "nanogpt": _commit(clone),
+            **({"nanoGPT": _commit(clone)} if clone else {}),
         },
     }
 
 
-def write(report: dict[str, Any], out: Path) -> str:
-    """Write OUT.json and OUT.md from `circumstances` and "rows"; the text of the latter."""
+def machine_line(report: dict[str, Any]) -> str:
+    """What `circumstances` gave, in one line."""
+    machine, versions = report["machine"], report["versions"]
+    shown = ", ".join(f"{name} {number}" for name, number in versions.items())
+    return f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads; {shown}; `{report['command']}`"
+
+
+def save(report: dict[str, Any], text: str, out: Path) -> None:
+    """Write OUT.json from `circumstances` and "rows", and OUT.md."""
     out.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(out.with_name(f"{out.name}.json"), report)
-    text = _markdown(report)
     out.with_name(f"{out.name}.md").write_text(text, encoding="utf-8")
-    return text
 
 
-def _markdown(report: dict[str, Any]) -> str:
-    machine, versions = report["machine"], report["versions"]
+def markdown(report: dict[str, Any]) -> str:
+    """The rows of both programs."""
     lines = [
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads; Python {versions['python']}, "
-        f"torch {versions['torch']}, numpy {versions['numpy']}, nanogpt_lite {versions['nanogpt_lite']}, "
-        f"nanoGPT {versions['nanogpt']}; `{report['command']}`",
+        machine_line(report),
         "",
         "| row | unit | nanogpt_lite | nanoGPT | ratio | target | |",
         "|---|---|---:|---:|---:|---|---|",

@@ -23,8 +23,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from arena import DATA, Arena, furnish, require_clone
-from table import Row, Values, circumstances, write
+from arena import DATA, Arena, Ended, furnish, require_clone
+from table import Row, Values, circumstances, markdown, save
 
 import nanogpt_lite as ng
 from nanogpt_lite import state, trainer
@@ -35,6 +35,7 @@ OUT = Path(__file__).resolve().parent / "results" / "vs_nanogpt"
 COMMAND = ("-m", "nanogpt_lite")
 TEXT_SIZE = 100_000_000  # characters, of one byte each
 FEWER_SAMPLES = 2  # of nanoGPT's ten
+SPRINT_STEPS = 50
 PARITY_STEPS = 20
 PARITY_LIMIT = 1e-5  # relative difference of a step's loss
 RECIPE_STEPS = int(ng.PRESETS["cpu"]["max_iters"])
@@ -51,21 +52,30 @@ PREPARE = Row(
     note="100 MB of ASCII text, whole process; train.bin and val.bin are byte-equal",
     least_ratio=10,
 )
-ONE_SAMPLE = Row(
-    part="sample",
-    name="one sample",
-    unit="tokens/s",
-    note="10.65M parameters, fp32, 500 tokens after one, temperature 0.8, top_k 200; without start-up. Once the "
-    "context of 256 is full, nanogpt_lite keeps its last half and fills it up again, nanoGPT reads all for each token",
-    least_ratio=8,
+_SAMPLING = (
+    "10.65M parameters, 500 tokens after one, temperature 0.8, top_k 200; without start-up. Once the context of 256 "
+    "is full, nanogpt_lite keeps its last half and fills it up again, nanoGPT reads all for each token"
 )
+_AT_ONCE = (
+    "; nanogpt_lite makes all ten at once, nanoGPT one after the other, so that its rate is taken from "
+    f"{FEWER_SAMPLES} of them"
+)
+ONE_SAMPLE = Row(part="sample", name="one sample, float32", unit="tokens/s", note=_SAMPLING, least_ratio=8)
 TEN_SAMPLES = Row(
+    part="sample", name="ten samples, float32", unit="tokens/s", note=f"the same{_AT_ONCE}", least_ratio=40
+)
+ONE_SAMPLE_FAST = Row(
     part="sample",
-    name="ten samples",
+    name="one sample, bfloat16",
     unit="tokens/s",
-    note="the same; nanogpt_lite makes all ten at once, nanoGPT one after the other, so that its rate is "
-    f"taken from {FEWER_SAMPLES} of them",
-    least_ratio=40,
+    note="the same with --dtype bfloat16 in nanogpt_lite, float32 in nanoGPT, whose sample.py knows no other on a CPU",
+    least_ratio=18,
+)
+TEN_SAMPLES_FAST = Row(
+    part="sample", name="ten samples, bfloat16", unit="tokens/s", note=f"the same{_AT_ONCE}", least_ratio=100
+)
+SAMPLING_MEMORY = Row(
+    part="sample", name="ten samples, memory", unit="MB", note="most of it in use by the process, in float32"
 )
 TRAINING = Row(
     part="train",
@@ -75,7 +85,13 @@ TRAINING = Row(
     "from 20 random batches of each split every 250 steps in nanoGPT",
     least_ratio=1,
 )
-STEP = Row(part="train", name="cpu recipe, a step", unit="ms", note="median over the run, then over the runs")
+STEP = Row(
+    part="train",
+    name="cpu recipe, a step",
+    unit="ms",
+    note="float32 in both; median over the run, then over the runs",
+    least_ratio=1.2,
+)
 LOSS = Row(
     part="train",
     name="cpu recipe, val loss",
@@ -83,7 +99,53 @@ LOSS = Row(
     note="of the last weights over the whole val split, each target once; both by the same function",
     most=1.90,
 )
-ROWS = (PREPARE, ONE_SAMPLE, TEN_SAMPLES, TRAINING, STEP, LOSS)
+MEMORY = Row(part="train", name="cpu recipe, memory", unit="MB", note="most of it in use by the process", least_ratio=1)
+STEP_FAST = Row(
+    part="train",
+    name="cpu recipe in bfloat16, a step",
+    unit="ms",
+    note="--dtype bfloat16 in nanogpt_lite; nanoGPT's is the step above: on a CPU its train.py knows float32 only",
+    least_ratio=2,
+)
+LOSS_FAST = Row(
+    part="train",
+    name="cpu recipe in bfloat16, val loss",
+    unit="nats",
+    note="as above; the weights stay float32",
+    most=1.90,
+)
+SPRINT = Row(
+    part="train",
+    name="sprint, training",
+    unit="s",
+    note="evaluations and start-up left out: in nanogpt_lite --preset modern-cpu with as few --max_iters as end at or "
+    "below the val loss of nanoGPT's recipe, in nanoGPT its recipe",
+    least_ratio=20,
+)
+SPRINT_PROCESS = Row(
+    part="train", name="sprint, whole process", unit="s", note="the same with start-up and evaluations", least_ratio=12
+)
+SPRINT_LOSS = Row(
+    part="train",
+    name="sprint, val loss",
+    unit="nats",
+    note="of the last weights, over the whole val split",
+    most=1.8983,
+)
+MODERN = Row(
+    part="train", name="modern recipe", unit="s", note="--preset modern-cpu as it is, whole process", least_ratio=1
+)
+MODERN_LOSS = Row(
+    part="train",
+    name="modern recipe, val loss",
+    unit="nats",
+    note="of the last weights, over the whole val split",
+    most=1.50,
+)
+ROWS = (
+    *(PREPARE, ONE_SAMPLE, TEN_SAMPLES, ONE_SAMPLE_FAST, TEN_SAMPLES_FAST, SAMPLING_MEMORY),
+    *(TRAINING, STEP, LOSS, MEMORY, STEP_FAST, LOSS_FAST, SPRINT, SPRINT_PROCESS, SPRINT_LOSS, MODERN, MODERN_LOSS),
+)
 PARTS = tuple(dict.fromkeys(row.part for row in ROWS))
 
 Pair = tuple[Callable[[], Values], Callable[[], Values]]
@@ -116,13 +178,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="runs of each program, in turn (default: 3)")
     parser.add_argument("--only", default=",".join(PARTS), help="parts to measure (default: %(default)s)")
     parser.add_argument("--max_iters", type=int, default=RECIPE_STEPS, help="training steps (default: %(default)s)")
+    parser.add_argument("--sprint", type=int, default=SPRINT_STEPS, help="steps of the sprint (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=OUT, help="writes OUT.json, OUT.md")
     given = parser.parse_args()
     given.only = given.only.split(",")
     for part in given.only:
         if part not in PARTS:
             raise ng.UserError(f"--only has {part!r}, which is no part; give some of {','.join(PARTS)}")
-    for name in ("repeats", "max_iters"):
+    for name in ("repeats", "max_iters", "sprint"):
         if getattr(given, name) < 1:
             raise ng.UserError(f"--{name} is {getattr(given, name)}; it must be 1 or more")
     require_clone(given.nanogpt)
@@ -131,15 +194,23 @@ def parse_arguments() -> argparse.Namespace:
 
 def compare_speed(arena: Arena, given: argparse.Namespace) -> None:
     """Measure what was asked for, program by turns, and write and print the table."""
-    options = ["--repeats", str(given.repeats), "--only", ",".join(given.only), "--max_iters", str(given.max_iters)]
+    options = [
+        "--repeats",
+        str(given.repeats),
+        "--only",
+        ",".join(given.only),
+        "--max_iters",
+        str(given.max_iters),
+        "--sprint",
+        str(given.sprint),
+    ]
     command = shlex.join(["python", "benchmarks/vs_nanogpt.py", "--nanogpt", "nanoGPT", *options])
-    report = {**circumstances(command, given.nanogpt, arena.threads), "rows": []}
+    report = {**circumstances(command, given.nanogpt), "rows": []}
     pairs: dict[str, Callable[[Arena], Pair]] = {
         "prepare": prepare,
         "sample": sample,
-        "train": partial(train, max_iters=given.max_iters),
+        "train": partial(train, max_iters=given.max_iters, sprint=given.sprint),
     }
-    text = ""
     for part in given.only:
         pair = pairs[part](arena)
         runs: tuple[list[Values], list[Values]] = [], []
@@ -149,8 +220,8 @@ def compare_speed(arena: Arena, given: argparse.Namespace) -> None:
                 shown = ", ".join(f"{name} {value:.4g}" for name, value in values[-1].items())
                 print(f"{part} {number + 1}/{given.repeats}, {program}: {shown}", file=sys.stderr)
         report["rows"] += [row.line(*runs) for row in ROWS if row.part == part]
-        text = write(report, given.out)  # after each part: the next one takes long
-    print(text, end="")
+        save(report, markdown(report), given.out)  # after each part: the next one takes long
+    print(markdown(report), end="")
 
 
 def prepare(arena: Arena) -> Pair:
@@ -164,10 +235,10 @@ def prepare(arena: Arena) -> Pair:
     def measure_ours() -> Values:
         shutil.rmtree(ours, ignore_errors=True)
         where = ["--dataset", str(source), "--out_dir", str(ours)]
-        return {PREPARE.name: TEXT_SIZE / 1e6 / arena.call(arena.ours, *COMMAND, "prepare", *where)[1]}
+        return {PREPARE.name: TEXT_SIZE / 1e6 / arena.call(arena.ours, *COMMAND, "prepare", *where).seconds}
 
     def measure_theirs() -> Values:
-        _, seconds = arena.call(theirs, "prepare.py")
+        seconds = arena.call(theirs, "prepare.py").seconds
         for name in ("train.bin", "val.bin"):
             if not filecmp.cmp(ours / name, theirs / name, shallow=False):
                 raise ng.WorldError(f"{name} differs from what nanoGPT's prepare.py writes")
@@ -187,45 +258,92 @@ def sample(arena: Arena) -> Pair:
     model_args = {**shape, "vocab_size": network.model.vocab_size}
     torch.save({"model_args": model_args, "model": network.model.state_dict()}, theirs)
 
-    def rate(verb: str, path: Path, samples: int) -> float:
-        return arena.probe(verb, path, str(samples))["tokens_per_second"]
-
     def measure_ours() -> Values:
-        return {ONE_SAMPLE.name: rate("sample_ours", ours, 1), TEN_SAMPLES.name: rate("sample_ours", ours, 10)}
+        one, ten = (arena.probe("sample_ours", ours, samples, "float32") for samples in ("1", "10"))
+        fast = [arena.probe("sample_ours", ours, samples, "bfloat16")["tokens_per_second"] for samples in ("1", "10")]
+        return {
+            ONE_SAMPLE.name: one["tokens_per_second"],
+            TEN_SAMPLES.name: ten["tokens_per_second"],
+            ONE_SAMPLE_FAST.name: fast[0],
+            TEN_SAMPLES_FAST.name: fast[1],
+            SAMPLING_MEMORY.name: ten["memory"],
+        }
 
     def measure_theirs() -> Values:
-        one, some = (rate("sample_theirs", theirs, samples) for samples in (1, FEWER_SAMPLES))
-        return {ONE_SAMPLE.name: one, TEN_SAMPLES.name: some}
+        one, some = (arena.probe("sample_theirs", theirs, str(samples)) for samples in (1, FEWER_SAMPLES))
+        alone, one_by_one = one["tokens_per_second"], some["tokens_per_second"]
+        return {
+            **{row.name: alone for row in (ONE_SAMPLE, ONE_SAMPLE_FAST)},
+            **{row.name: one_by_one for row in (TEN_SAMPLES, TEN_SAMPLES_FAST)},
+            SAMPLING_MEMORY.name: some["memory"],
+        }
 
     return measure_ours, measure_theirs
 
 
-def train(arena: Arena, *, max_iters: int) -> Pair:
-    """NanoGPT's recipe for a CPU, from the start of the process to its end."""
+def train(arena: Arena, *, max_iters: int, sprint: int) -> Pair:
+    """NanoGPT's recipe for a CPU from the start of the process to its end, and today's recipe against it."""
     usual = ng.TrainConfig.eval_interval
     interval = max_iters if max_iters % usual else usual  # nanoGPT saves at an evaluation only: one has to come last
     decay = max(max_iters, ng.TrainConfig.warmup_iters + 1)  # without a step of decay nanoGPT divides by zero
     length = [f"--max_iters={max_iters}", f"--lr_decay_iters={decay}"]
 
+    def run(name: str, *options: str) -> tuple[Ended, ng.Run]:
+        out_dir = arena.ours / "runs" / name
+        more = ["--device", "cpu", "--out_dir", str(out_dir), "--overwrite"]
+        return arena.call(arena.ours, *COMMAND, "train", *options, *more), ng.Run(out_dir)
+
     def measure_ours() -> Values:
-        run = ng.Run(arena.ours / "runs" / "cpu")
-        more = ["--preset", "cpu", "--device", "cpu", "--out_dir", str(run.out_dir), "--overwrite"]
-        _, seconds = arena.call(arena.ours, *COMMAND, "train", *length, *more)
-        clock = [(0, 0.0), *((r["step"], r["seconds"]) for r in run.metrics if r["kind"] == "step")]
-        steps = [1000 * (end - begin) / (last - first) for (first, begin), (last, end) in pairwise(clock)]
-        losses = [record["val_loss"] for record in run.metrics if record["kind"] == "eval"]
-        return {TRAINING.name: seconds, STEP.name: median(steps), LOSS.name: losses[-1]}
+        ended, exact = run("cpu", "--preset", "cpu", *length)
+        _, fast = run("bfloat16", "--preset", "cpu", "--dtype", "bfloat16", *length)
+        short, sprinted = run("sprint", "--preset", "modern-cpu", "--max_iters", str(sprint))
+        whole, modern = run("modern", "--preset", "modern-cpu")
+        return {
+            TRAINING.name: ended.seconds,
+            STEP.name: milliseconds(exact),
+            LOSS.name: last_evaluation(exact)["val_loss"],
+            MEMORY.name: ended.memory,
+            STEP_FAST.name: milliseconds(fast),
+            LOSS_FAST.name: last_evaluation(fast)["val_loss"],
+            SPRINT.name: last_evaluation(sprinted)["seconds"],
+            SPRINT_PROCESS.name: short.seconds,
+            SPRINT_LOSS.name: last_evaluation(sprinted)["val_loss"],
+            MODERN.name: whole.seconds,
+            MODERN_LOSS.name: last_evaluation(modern)["val_loss"],
+        }
 
     def measure_theirs() -> Values:
         out_dir = arena.theirs / "out"
         # without always_save_checkpoint it keeps the weights that its own estimate finds best, not the last ones
         more = [f"--eval_interval={interval}", "--always_save_checkpoint=True", f"--out_dir={out_dir}"]
-        printed, seconds = arena.call(arena.theirs, "train.py", *README_COMMAND, *length, *more)
-        steps = [float(shown) for shown in re.findall(r"^iter \d+: loss .*, time ([\d.]+)ms", printed, re.MULTILINE)]
+        ended = arena.call(arena.theirs, "train.py", *README_COMMAND, *length, *more)
+        found = re.findall(r"^iter (\d+): loss .*, time ([\d.]+)ms", ended.printed, re.MULTILINE)
+        step = median(float(shown) for _, shown in found)
+        # the time of an iteration that begins with an evaluation has that in it
+        alone = sum(step if int(number) % interval == 0 else float(shown) for number, shown in found) / 1000
         loss = arena.probe("evaluate_theirs", out_dir / "ckpt.pt", arena.theirs / DATA / "val.bin")["val_loss"]
-        return {TRAINING.name: seconds, STEP.name: median(steps), LOSS.name: loss}
+        return {
+            **{row.name: ended.seconds for row in (TRAINING, SPRINT_PROCESS, MODERN)},
+            **{row.name: step for row in (STEP, STEP_FAST)},
+            **{row.name: loss for row in (LOSS, LOSS_FAST, SPRINT_LOSS, MODERN_LOSS)},
+            MEMORY.name: ended.memory,
+            SPRINT.name: alone,
+        }
 
     return measure_ours, measure_theirs
+
+
+def milliseconds(run: ng.Run) -> float:
+    """The median time of a step of a run."""
+    clock: list[tuple[int, float]] = [(0, 0.0)]
+    clock += [(record["step"], record["seconds"]) for record in run.metrics if record["kind"] == "step"]
+    return median(1000 * (end - begin) / (last - first) for (first, begin), (last, end) in pairwise(clock))
+
+
+def last_evaluation(run: ng.Run) -> dict[str, Any]:
+    """What the last evaluation of a run found."""
+    found: dict[str, Any] = [record for record in run.metrics if record["kind"] == "eval"][-1]
+    return found
 
 
 def compare_losses(arena: Arena) -> bool:

@@ -16,13 +16,14 @@ COLUMNS = 32  # of a block: more slow down a single row, fewer a long prompt
 def prepare_for_decoding(model: GPT, rows: int) -> None:
     """Replace the linear layers of the blocks, in place, by such for `rows` texts at once.
 
-    Only on a CPU in float32: a GPU has no need, and other formats lose by it. The logits change by rounding at
-    most, but the network is no longer one to train or to save.
+    Only on a CPU in float32 or bfloat16: a GPU has no need. The logits change by rounding at most, but the network is
+    no longer one to train or to save.
     """
-    weight = model.lm_head.weight
-    if weight.device.type != "cpu" or weight.dtype != torch.float32:
+    weight, onednn = model.lm_head.weight, torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    narrow = weight.dtype == torch.bfloat16
+    if weight.device.type != "cpu" or not (weight.dtype == torch.float32 or (narrow and onednn)):
         return
-    packs = rows > 1 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    packs = onednn and (rows > 1 or narrow)
     for module in list(model.transformer.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):

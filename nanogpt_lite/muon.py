@@ -17,10 +17,14 @@ STEPS = 5
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW, but Muon for parameter groups with a `muon_momentum`. All parameters of such a group are matrices."""
+    """AdamW, but Muon for parameter groups with a `muon_momentum`. All parameters of such a group are matrices.
 
-    def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
+    `products` is the number format of its matrix products; bfloat16 is enough for them.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], *, products: torch.dtype, **options: Any) -> None:
         super().__init__([{"muon_momentum": None, **group} for group in groups], **options)
+        self.products = products
         self._step_supports_amp_scaling = False  # a loss scaler leaves out whole steps, not AdamW's part of them
 
     @torch.no_grad()
@@ -43,7 +47,8 @@ class Muon(torch.optim.AdamW):
             if parameter.grad is not None:
                 alike[parameter.shape].append(parameter)
         for (rows, columns), parameters in alike.items():
-            updates = orthogonal(torch.stack([self._momentum(parameter, group) for parameter in parameters]))
+            momenta = torch.stack([self._momentum(parameter, group) for parameter in parameters])
+            updates = orthogonal(momenta.to(self.products)).to(momenta.dtype)
             rate = group["lr"] * max(1.0, rows / columns) ** 0.5
             for parameter, update in zip(parameters, updates, strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
@@ -62,12 +67,11 @@ class Muon(torch.optim.AdamW):
 def orthogonal(matrices: Tensor) -> Tensor:
     """Each matrix (number, rows, columns) with its singular values brought to between about 0.7 and 1.2."""
     a, b, c = NEWTON_SCHULZ
-    x = matrices.bfloat16() if matrices.is_cuda else matrices
-    wide = x.size(-2) <= x.size(-1)
-    x = x if wide else x.mT  # then x @ x.mT is the smaller product
+    wide = matrices.size(-2) <= matrices.size(-1)
+    x = matrices if wide else matrices.mT  # then x @ x.mT is the smaller product
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
     for _ in range(STEPS):
-        square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
-    found: Tensor = x if wide else x.mT
-    return found.to(matrices.dtype)
+        square = torch.bmm(x, x.mT)
+        square = torch.baddbmm(square, square, square, beta=b, alpha=c)  # b square + c square^2, in one kernel
+        x = torch.baddbmm(x, square, x, beta=a)
+    return x if wide else x.mT

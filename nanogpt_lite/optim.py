@@ -27,7 +27,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
         return torch.optim.AdamW(groups, **options)
     matrices = [parameters[name] for name in sorted(by_muon)]
     groups.append({"params": matrices, "weight_decay": config.weight_decay, "muon_momentum": config.muon_momentum})
-    return Muon([group for group in groups if group["params"]], **options)
+    products = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    return Muon([group for group in groups if group["params"]], products=products, **options)
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, config: TrainConfig) -> None:

@@ -212,7 +212,8 @@ def evaluate(run: RunLike = None, *, dataset: str | None = None, **options: Valu
     trained_on = config_of(saved, {})
     dtype = settings.dtype
     if dtype == "auto":
-        dtype = trained_on.dtype if saved.about["device"] == device.type else runtime.resolve_dtype("auto", device)
+        same = saved.about["device"] == device.type
+        dtype = trained_on.dtype if same else runtime.resolve_dtype("auto", device, width=trained_on.n_embd)
     with ExitStack() as stack:
         if dataset is None:
             data = datasets.prepare(trained_on.dataset, tokenizer=tokenizer, sha256=saved.about["dataset_sha256"])

@@ -1,7 +1,9 @@
 """What the machine offers: device, number format, threads, seeds, signals. Differences between devices end here."""
 
 import contextlib
+import ctypes
 import hashlib
+import platform
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,6 +15,10 @@ from nanogpt_lite import ranks
 from nanogpt_lite.errors import UserError
 
 MOST_THREADS = 16  # small networks get slower, not faster, with more
+BFLOAT16_FROM = 96  # channels, on a CPU
+# glibc's malloc.h: how much of the heap may lie idle, and below which size memory comes from the heap, in bytes
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+MOST_ON_HEAP = 32 * 2**20  # glibc takes no more
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -39,14 +45,19 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def resolve_dtype(name: str, device: torch.device) -> str:
-    """The number format for training: what was asked for, or what the processor's features suggest for "auto"."""
+def resolve_dtype(name: str, device: torch.device, *, width: int) -> str:
+    """The number format for training: what was asked for, or what the processor's features suggest for "auto".
+
+    `width` is the number of channels; on a CPU narrow products are over before bfloat16 could gain anything.
+    """
     if name != "auto":
         return name
     if device.type == "cuda":
         # Ampere and later multiply bfloat16 in hardware; earlier ones only emulate it
         return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
-    return "float32"
+    # the processor has to multiply bfloat16 in hardware: two features of x86 that PyTorch makes use of
+    in_hardware = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if device.type == "cpu" and in_hardware and width >= BFLOAT16_FROM else "float32"
 
 
 def resolve_threads(threads: int) -> int:
@@ -83,6 +94,25 @@ def use_threads(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def keep_memory() -> Iterator[None]:
+    """Let the C library keep what is freed for what is asked for next, instead of giving it back to the system.
+
+    Otherwise each step gets thousands of its pages anew, each filled with zeros first. Only glibc is known to need it.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, MOST_ON_HEAP)
+    libc.mallopt(M_TRIM_THRESHOLD, 2**30)
+    try:
+        yield
+    finally:
+        libc.mallopt(M_TRIM_THRESHOLD, 2 * MOST_ON_HEAP)  # to where glibc raises both by itself
+        libc.malloc_trim(0)
 
 
 @contextlib.contextmanager

@@ -84,7 +84,7 @@ def begin_or_go_on(wishes: Wishes, stack: ExitStack, console: Console | None) ->
 
 def default_preset(device: str) -> str:
     """The preset for a device when nobody chose one."""
-    return "cpu" if runtime.resolve_device(device).type == "cpu" else "shakespeare_char"
+    return "modern-cpu" if runtime.resolve_device(device).type == "cpu" else "modern"
 
 
 def _begin(wishes: Wishes, stack: ExitStack, console: Console | None) -> Started:

@@ -76,7 +76,7 @@ def start(config: TrainConfig, tokenizer: Tokenizer, *, dataset_sha256: str = ""
     """A new run. What `config` leaves to the machine (dtype, threads) and to other options is settled here."""
     device = runtime.resolve_device(config.device)
     settled: dict[str, Value] = {
-        "dtype": runtime.resolve_dtype(config.dtype, device),
+        "dtype": runtime.resolve_dtype(config.dtype, device, width=config.n_embd),
         "threads": runtime.resolve_threads(config.threads),
         "tokenizer": tokenizer.to_json()["type"],
         "lr_decay_iters": config.lr_decay_iters or config.max_iters,
@@ -116,7 +116,7 @@ def restore(saved: Checkpoint, given: Mapping[str, Value]) -> TrainState:
         device = runtime.resolve_device(config.device)
         if given.get("dtype", "auto") == "auto":  # as before, unless that was chosen for another kind of device
             same = device.type == about["device"]
-            dtype = about["config"]["dtype"] if same else runtime.resolve_dtype("auto", device)
+            dtype = about["config"]["dtype"] if same else runtime.resolve_dtype("auto", device, width=config.n_embd)
             config = config.replace({"dtype": dtype})
         if not given.get("threads"):
             config = config.replace({"threads": about["config"]["threads"]})

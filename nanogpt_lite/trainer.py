@@ -5,7 +5,6 @@ there. Where records are written is left to `logs`, what a run's folder is calle
 goes through all of this, with a share of the rows.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 
-from nanogpt_lite import batches, evaluation, optim, ranks, runtime
+from nanogpt_lite import batches, evaluation, optim, ranks, runtime, traces
 from nanogpt_lite.batches import Batch
 from nanogpt_lite.checkpoint import SUFFIX
 from nanogpt_lite.metrics import (
@@ -54,7 +53,11 @@ def train(
         train_tokens, rows=config.rows_per_step, block_size=config.block_size, seed=config.seed, step=state.step
     )
     saved = state.step if state.step else None
-    with runtime.use_threads(config.threads):
+    with (
+        runtime.use_threads(config.threads),
+        runtime.keep_memory(),
+        traces.traced(config.trace, state.device) as step_is_done,
+    ):
         yield _start_record(state, out_dir, len(train_tokens))
         forward = _shared(state, torch.compile(model) if config.compile else model)
         clock = _Clock(state)
@@ -80,6 +83,7 @@ def train(
                 break
             clock.start()
             train_step(state, forward, batch)
+            step_is_done()
             if every(config.log_interval, state.step) or every(config.sample_interval, state.step):
                 clock.stop()
                 yield _step_record(state, clock)
@@ -119,7 +123,7 @@ def train_step(state: TrainState, forward: Callable[..., Any], batch: Batch) -> 
     for number, (x, y) in enumerate(parts, start=1):
         masks = (config.seed, state.step, ranks.rank() * len(parts) + number - 1)
         with (
-            runtime.seeded(device, *masks) if config.dropout else nullcontext(),
+            runtime.seeded(device, *masks) if config.dropout or config.ngram_dropout else nullcontext(),
             ranks.gradients_stay(forward) if number < len(parts) else nullcontext(),
         ):
             with runtime.autocast(device, config.dtype):
@@ -128,7 +132,10 @@ def train_step(state: TrainState, forward: Callable[..., Any], batch: Batch) -> 
             state.scaler.scale(loss).backward()
         step_loss += loss.detach()
     state.scaler.unscale_(state.optimizer)
-    state.grad_norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip or math.inf)
+    gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
+    state.grad_norm = torch.nn.utils.get_total_norm(gradients)
+    if config.grad_clip:
+        torch.nn.utils.clip_grads_with_norm_(state.model.parameters(), config.grad_clip, state.grad_norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)

@@ -14,8 +14,8 @@ FOLDER = Path(nanogpt_lite.__file__).parent
 ROWS = (
     "errors files",
     "options tokenizer ranks metrics muon checkpoint download",
-    "config runtime",
-    "arguments texts batches model optim logs plots signatures sweeps",
+    "config runtime attention",
+    "arguments texts batches model optim traces logs plots signatures sweeps",
     "datasets state sampling decoding trackers",
     "evaluation runs",
     "trainer starts homes",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from nanogpt_lite.config import NetworkConfig
-from nanogpt_lite.model import GPT, KVCache, NgramEmbedding, Rotary, normalisation
+from nanogpt_lite.model import GPT, KVCache, NgramEmbedding, normalisation
 
 SMALL = NetworkConfig(block_size=16, n_layer=3, n_head=2, n_embd=32, bias=True, dropout=0.0)
 LATER = {"position": "rotary", "norm": "rms", "qk_norm": True, "activation": "relu2", "tied": False}
@@ -210,24 +210,6 @@ def test_a_batch_equals_its_rows_alone(options):
         torch.testing.assert_close(model(x[row : row + 1])[0][0], together[row], rtol=1e-5, atol=1e-5)
 
 
-def test_rotary_positions_are_turns_in_the_plane():
-    """A pair of numbers as one complex number, times e^(i angle): the formula of the paper (equation 34)."""
-    config = dataclasses.replace(SMALL, position="rotary")
-    x = torch.randn(2, 3, 7, 16)
-    turned = torch.view_as_complex(torch.stack(Rotary(config)(x, past=4).chunk(2, dim=-1), dim=-1))
-    before = torch.view_as_complex(torch.stack(x.chunk(2, dim=-1), dim=-1).contiguous())
-    angles = torch.tensor([[place * (10 * 16) ** (-pair / 8) for pair in range(8)] for place in range(4, 11)])
-    torch.testing.assert_close(turned, before * torch.exp(1j * angles), atol=1e-5, rtol=1e-5)
-
-
-def test_rotary_attention_depends_on_distance_alone():
-    rotary = Rotary(dataclasses.replace(SMALL, position="rotary"))
-    query, key = torch.randn(2, 1, 1, 1, 16)
-    scores = [(rotary(query, past + 3) * rotary(key, past)).sum().item() for past in range(12)]
-    assert scores == pytest.approx([scores[0]] * 12, abs=1e-4)
-    assert scores[0] != pytest.approx((rotary(query, 4) * rotary(key, 0)).sum().item(), abs=1e-3)
-
-
 def test_rms_norm_has_nothing_to_train_and_the_root_mean_square_one():
     layer = normalisation(dataclasses.replace(SMALL, norm="rms"))
     assert not list(layer.parameters())
@@ -235,8 +217,9 @@ def test_rms_norm_has_nothing_to_train_and_the_root_mean_square_one():
     torch.testing.assert_close(layer(x), x / (x * x).mean(dim=1, keepdim=True).sqrt(), atol=1e-4, rtol=1e-4)
 
 
-def test_with_qk_norm_the_size_of_queries_and_keys_does_not_count():
-    model = with_options({"qk_norm": True, "bias": False})
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+def test_with_qk_norm_the_size_of_queries_and_keys_does_not_count(norm):
+    model = with_options({"qk_norm": True, "bias": False, "norm": norm})
     x = tokens(2, 9)
     before = model(x)[0]
     with torch.no_grad():
@@ -245,11 +228,14 @@ def test_with_qk_norm_the_size_of_queries_and_keys_does_not_count():
     torch.testing.assert_close(model(x)[0], before, atol=1e-4, rtol=1e-4)
 
 
-def test_relu2_is_the_square_of_relu():
+def test_relu2_is_the_square_of_relu_and_so_is_its_gradient():
     mlp = with_options({"activation": "relu2"}).transformer.h[0].mlp
-    x = torch.randn(3, 4, 32)
+    x = torch.randn(3, 4, 32, requires_grad=True)
     inside = (x @ mlp.c_fc.weight.T + mlp.c_fc.bias).clamp(min=0) ** 2
-    torch.testing.assert_close(mlp(x), inside @ mlp.c_proj.weight.T + mlp.c_proj.bias, atol=1e-4, rtol=1e-4)
+    expected = inside @ mlp.c_proj.weight.T + mlp.c_proj.bias
+    torch.testing.assert_close(mlp(x), expected, atol=1e-4, rtol=1e-4)
+    ours, theirs = (torch.autograd.grad(y.sin().sum(), [x, mlp.c_fc.weight]) for y in (mlp(x), expected))
+    torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-4)
 
 
 def test_an_untied_output_is_a_matrix_of_its_own():
@@ -277,6 +263,18 @@ def test_ngrams_are_what_a_table_of_texts_would_give():
     again = embedding(torch.tensor([ids[:3] * 4]), torch.zeros(1, 2, dtype=torch.int64))[0]
     assert torch.equal(again[3:6], again[6:9])
     assert not torch.equal(again[0], again[3])  # other tokens stand before it
+
+
+def test_ngram_dropout_leaves_out_all_of_a_tokens_in_training_only():
+    config = dataclasses.replace(SMALL, ngram=3, ngram_dropout=0.25)
+    embedding, x, before = NgramEmbedding(config, VOCAB), tokens(64, 64), torch.zeros(64, 2, dtype=torch.int64)
+    whole = embedding.eval()(x, before)
+    torch.manual_seed(5)
+    shares = embedding.train()(x, before) / whole
+    torch.testing.assert_close(shares, shares[..., :1].expand_as(shares), atol=1e-4, rtol=1e-4)
+    kept = shares[..., 0] != 0
+    torch.testing.assert_close(shares[kept], torch.full_like(shares[kept], 1 / 0.75), atol=1e-4, rtol=1e-4)
+    assert kept.float().mean().item() == pytest.approx(0.75, abs=0.03)
 
 
 def test_with_zero_init_the_first_loss_is_that_of_a_guess():

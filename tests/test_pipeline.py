@@ -443,9 +443,9 @@ def test_functions_show_their_options():
 
 
 def test_the_preset_fits_the_device(monkeypatch):
-    assert starts.default_preset("cpu") == "cpu"
+    assert starts.default_preset("cpu") == "modern-cpu"
     monkeypatch.setattr(pipeline.runtime, "resolve_device", lambda name: torch.device("cuda"))
-    assert starts.default_preset("auto") == "shakespeare_char"
+    assert starts.default_preset("auto") == "modern"
 
 
 def test_run_goes_on_with_python_docs_only_if_nobody_chose(text_file, monkeypatch, capsys):

@@ -1,7 +1,10 @@
 """Device, number format, threads, seeds and signals, as far as they can be seen without a GPU."""
 
 import os
+import platform
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -31,11 +34,22 @@ def test_a_device_that_is_not_there_is_an_error_with_a_remedy(name):
 def test_dtype_comes_from_what_the_device_can_do(monkeypatch):
     cuda = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    assert runtime.resolve_dtype("auto", cuda) == "bfloat16"
+    assert runtime.resolve_dtype("auto", cuda, width=16) == "bfloat16"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert runtime.resolve_dtype("auto", cuda) == "float16"
-    assert runtime.resolve_dtype("auto", CPU) == "float32"
-    assert runtime.resolve_dtype("bfloat16", CPU) == "bfloat16"
+    assert runtime.resolve_dtype("auto", cuda, width=16) == "float16"
+    assert runtime.resolve_dtype("bfloat16", CPU, width=16) == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("avx512", "amx", "width", "expected"),
+    [(True, False, 128, "bfloat16"), (False, True, 128, "bfloat16"), (False, False, 128, "float32"),
+     (True, True, 64, "float32")],
+)  # fmt: skip
+def test_a_cpu_takes_bfloat16_for_wide_networks_if_it_has_instructions_for_it(monkeypatch, avx512, amx, width, expected):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert runtime.resolve_dtype("auto", CPU, width=width) == expected
+    assert runtime.resolve_dtype("auto", torch.device("mps"), width=width) == "float32"
 
 
 @pytest.mark.parametrize(("there", "taken"), [(1, 1), (3, 3), (16, 16), (17, 16), (128, 16)])
@@ -50,6 +64,29 @@ def test_threads_are_set_inside_and_put_back():
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
     assert runtime.resolve_threads(7) == 7
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives freed memory back so soon")
+def test_freed_memory_is_kept_inside_and_given_back_after():
+    code = """
+import contextlib, resource, torch
+from nanogpt_lite import runtime
+def faults(kept):
+    with runtime.keep_memory() if kept else contextlib.nullcontext():
+        for number in range(13):
+            if number == 3:
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            many = [torch.ones(4_000_000) for _ in range(8)]  # of 16 MB each
+            del many
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+usual, kept = faults(False), faults(True)
+print(usual, kept, resident())
+"""
+    usual, kept, resident = map(int, subprocess.check_output([sys.executable, "-c", code], text=True).split())
+    assert kept < usual / 20
+    assert resident < 600e6
 
 
 def test_seeded_numbers_depend_on_the_parts_alone():

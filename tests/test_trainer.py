@@ -265,7 +265,7 @@ def test_a_finished_run_does_nothing_more(tmp_path):
 
 
 LATER = {"position": "rotary", "norm": "rms", "qk_norm": True, "activation": "relu2", "tied": False, "ngram": 3}
-LATER |= {"zero_init": True, "optimizer": "muon", "cooldown": 0.5}
+LATER |= {"zero_init": True, "ngram_dropout": 0.3, "optimizer": "muon", "cooldown": 0.5}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,184 @@
+"""How the time and memory of a training step grow, against what the machine's arithmetic asks for.
+
+    python benchmarks/scaling.py                       # nanoGPT's recipe for a CPU, one thing grown at a time
+    python benchmarks/scaling.py --dtype bfloat16
+    python benchmarks/scaling.py --device cuda --preset shakespeare_char
+
+The floor of a step is the time of its matrix products at the rate of a large product on this machine, and of reading
+and writing what the optimizer reads and writes at the rate of a large copy. Nothing else should use the machine
+meanwhile.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from table import circumstances, machine_line, save
+
+import nanogpt_lite as ng
+from nanogpt_lite import runtime
+from nanogpt_lite.config import NetworkConfig, TrainConfig
+from nanogpt_lite.model import GPT
+from nanogpt_lite.options import Value
+
+OUT = Path(__file__).resolve().parent / "results" / "scaling"
+STEPS, WARM_UP = 30, 10
+ADAMW_BYTES = 7 * 4  # of a parameter: weight, gradient and two means are read, all but the gradient written
+
+AXES: dict[str, dict[str, list[int]]] = {
+    "cpu": {
+        "batch_size": [6, 12, 24, 48],
+        "block_size": [32, 64, 128, 256, 512],
+        "n_embd": [64, 128, 256, 384],
+        "n_layer": [2, 4, 8],
+        "ranks": [1, 2],
+    },
+    "cuda": {
+        "batch_size": [16, 64, 256],
+        "block_size": [128, 256, 512, 1024],
+        "n_embd": [192, 384, 768],
+        "n_layer": [3, 6, 12],
+        "ranks": [1],
+    },
+}
+
+
+def main() -> int:
+    """The exit status: 0 done, 1 a fault of the world, 2 a mistake of the user."""
+    try:
+        measure(parse_arguments())
+        return 0
+    except (ng.UserError, ng.WorldError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ng.UserError) else 1
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The options of this call. `UserError` if they make no sense."""
+    parser = argparse.ArgumentParser(description="How a step grows, against arithmetic.", allow_abbrev=False)
+    parser.add_argument("--preset", default="cpu", help="what everything else is taken from (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", choices=sorted(AXES), help="(default: %(default)s)")
+    parser.add_argument("--dtype", default="float32", help="number format (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", help="what to grow (default: all)")
+    parser.add_argument("--out", type=Path, default=OUT, help="writes OUT.json, OUT.md")
+    given = parser.parse_args()
+    axes = AXES[given.device]
+    given.only = given.only or list(axes)
+    if unknown := [name for name in given.only if name not in axes]:
+        raise ng.UserError(f"--only has {unknown[0]!r}, which is not grown; give some of: {', '.join(axes)}")
+    return given
+
+
+def measure(given: argparse.Namespace) -> None:
+    """Grow one thing at a time, and write the table after each point."""
+    words = ["--preset", given.preset, "--device", given.device, "--dtype", given.dtype, "--only", *given.only]
+    report = {**circumstances(shlex.join(["python", "benchmarks/scaling.py", *words])), "rows": []}
+    device = runtime.resolve_device(given.device)
+    report["flops_per_second"] = product_rate(device, runtime.DTYPES[given.dtype])
+    report["bytes_per_second"] = copy_rate(device)
+    with tempfile.TemporaryDirectory(prefix="scaling_") as folder:
+        data = ng.prepare("shakespeare_char", out_dir=Path(folder) / "data" / "shakespeare_char")
+        for axis in given.only:
+            for value in AXES[given.device][axis]:
+                options = {**ng.PRESETS[given.preset], "device": given.device, "dtype": given.dtype}
+                ranks = value if axis == "ranks" else 1
+                if axis != "ranks":
+                    options[axis] = value
+                config = TrainConfig.from_dict(options)
+                row = train(Path(folder), {**options, "max_iters": STEPS}, ranks)
+                row |= {"axis": axis, "value": value, "floor": floor(config, data.tokenizer.vocab_size, ranks, report)}
+                report["rows"].append(row)
+                print(f"{axis} {value}: {row['step']:.1f} ms, {row['memory']:.0f} MB", file=sys.stderr)
+                save(report, markdown(report), given.out)
+    print(markdown(report), end="")
+
+
+def train(folder: Path, options: dict[str, Value], ranks: int) -> dict[str, float]:
+    """The milliseconds of a step, and the memory of the process in MB."""
+    out_dir = folder / "run"
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    words += ["--log_interval", "1", "--eval_interval", str(STEPS), "--eval_iters", "1", "--out_dir", str(out_dir)]
+    several = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+    command = [sys.executable, *several, "-m", "nanogpt_lite", "train", *words, "--overwrite"]
+    environment = {**os.environ, **({"OMP_NUM_THREADS": str(max(1, runtime.resolve_threads(0) // ranks))})}
+    with tempfile.TemporaryFile("w+") as told:
+        child = subprocess.Popen(command, cwd=folder, env=environment, stdout=told, stderr=told)
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode:
+            told.seek(0)
+            raise ng.WorldError(f"{shlex.join(command)} ended with status {child.returncode}: {told.read()[-300:]}")
+    records = [json.loads(line) for line in (out_dir / "metrics.jsonl").read_text().splitlines()]
+    clock = [record["seconds"] for record in records if record["kind"] == "step"][WARM_UP:]
+    step = median(1000 * (after - before) for before, after in pairwise(clock))
+    return {"step": step, "memory": usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)}
+
+
+def floor(config: TrainConfig, vocab_size: int, ranks: int, report: dict[str, Any]) -> float:
+    """The milliseconds that a step takes at least: ranks share the products, and each has an optimizer of its own."""
+    model = GPT(config.part(NetworkConfig), vocab_size)
+    products = config.tokens_per_step * model.flops_per_token() / report["flops_per_second"]
+    seconds: float = products + ranks * model.num_parameters() * ADAMW_BYTES / report["bytes_per_second"]
+    return 1000 * seconds
+
+
+def product_rate(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
+    """Floating-point operations per second of a large product."""
+    one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return 2 * size**3 / _seconds(lambda: one @ other, device)
+
+
+def copy_rate(device: torch.device, numbers: int = 2**26) -> float:
+    """Bytes per second of a large copy, those read and those written."""
+    source = torch.randn(numbers, device=device)
+    target = torch.empty_like(source)
+    return 2 * 4 * numbers / _seconds(lambda: target.copy_(source), device)
+
+
+def _seconds(work: Callable[[], Any], device: torch.device, times: int = 15) -> float:
+    """The median time of some work, once it is warm."""
+    taken = []
+    for _ in range(3 + times):
+        runtime.synchronize(device)
+        begun = time.perf_counter()
+        work()
+        runtime.synchronize(device)
+        taken.append(time.perf_counter() - begun)
+    return median(taken[3:])
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The table, and what the floor was computed from."""
+    lines = [
+        machine_line(report),
+        "",
+        f"Floor: products at {report['flops_per_second'] / 1e9:,.0f} GFLOP/s, "
+        f"copies at {report['bytes_per_second'] / 1e9:,.1f} GB/s, both measured in this run.",
+        "",
+        "| grown | to | step, ms | floor, ms | ratio | memory, MB |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in report["rows"]:
+        ratio = row["step"] / row["floor"]
+        figures = f"{row['step']:.1f} | {row['floor']:.1f} | {ratio:.1f} | {row['memory']:,.0f}"
+        lines.append(f"| {row['axis']} | {row['value']} | {figures} |")
+    lines += [
+        "",
+        "Memory is the most that the process had, a GPU's not counted; with several ranks, the largest of them.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""The trace names what a step does; nothing is written where none was asked for."""
+
+import json
+
+import pytest
+import torch
+
+from nanogpt_lite import cli, traces
+
+TINY = [
+    "--n_layer",
+    "1",
+    "--n_head",
+    "2",
+    "--n_embd",
+    "16",
+    "--block_size",
+    "8",
+    "--batch_size",
+    "2",
+    "--device",
+    "cpu",
+]
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_few_steps_are_written(tmp_path, monkeypatch, asked):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.txt").write_text("all is well that ends well\n" * 40)
+    trace = ["--trace", "look"] if asked else []
+    assert cli.main(["train", "--dataset", "my.txt", "--max_iters", "12", "--eval_interval", "12", *TINY, *trace]) == 0
+    if not asked:
+        assert not (tmp_path / "look").exists()
+        return
+    events = json.loads((tmp_path / "look" / "trace.json").read_text())["traceEvents"]
+    names = [event["name"] for event in events if "name" in event]
+    assert sum(name.startswith("ProfilerStep#") for name in names) >= traces.STEPS
+    assert any("addmm" in name or "mm" in name for name in names)
+    assert any("Optimizer.step" in name for name in names)
+
+
+def test_each_rank_writes_a_file_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(traces.ranks, "size", lambda: 2)
+    monkeypatch.setattr(traces.ranks, "rank", lambda: 1)
+    with traces.traced(str(tmp_path), torch.device("cpu")) as step_is_done:
+        for _ in range(traces.SKIPPED + traces.STEPS + 1):
+            torch.ones(3) + 1
+            step_is_done()
+    assert [path.name for path in tmp_path.iterdir()] == ["trace-1.json"]
