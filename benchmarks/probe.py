@@ -26,14 +26,15 @@ WARM_UP = 20  # tokens before the clock starts
 TEMPERATURE, TOP_K = 0.8, 200
 
 
-def sample_ours(checkpoint: str, samples: str, dtype: str) -> dict[str, float]:
+def sample_ours(checkpoint: str, samples: str, numbers: str) -> dict[str, float]:
     """Tokens per second of `samples` samples at once, as the command `sample` makes them; loading left out."""
+    options: dict[str, Any] = {"int8": True} if numbers == "int8" else {"dtype": numbers}
 
     def draw(tokens: int) -> float:
         pieces = ng.pieces(
             checkpoint,
             device="cpu",
-            dtype=dtype,
+            **options,
             start="\n",
             num_samples=int(samples),
             max_new_tokens=tokens,

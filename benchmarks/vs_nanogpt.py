@@ -53,26 +53,21 @@ PREPARE = Row(
     least_ratio=10,
 )
 _SAMPLING = (
-    "10.65M parameters, 500 tokens after one, temperature 0.8, top_k 200; without start-up. Once the context of 256 "
-    "is full, nanogpt_lite keeps its last half and fills it up again, nanoGPT reads all for each token"
+    "10.65M parameters, in nanoGPT in float32, since its sample.py knows no other on a CPU; int8 is --int8=True; 500 "
+    "tokens after one, temperature 0.8, top_k 200; without start-up. Once the context of 256 is full, nanogpt_lite "
+    "keeps its last half and fills it up again, nanoGPT reads all for each token"
 )
 _AT_ONCE = (
     "; nanogpt_lite makes all ten at once, nanoGPT one after the other, so that its rate is taken from "
     f"{FEWER_SAMPLES} of them"
 )
-ONE_SAMPLE = Row(part="sample", name="one sample, float32", unit="tokens/s", note=_SAMPLING, least_ratio=8)
-TEN_SAMPLES = Row(
-    part="sample", name="ten samples, float32", unit="tokens/s", note=f"the same{_AT_ONCE}", least_ratio=40
-)
-ONE_SAMPLE_FAST = Row(
-    part="sample",
-    name="one sample, bfloat16",
-    unit="tokens/s",
-    note="the same with --dtype bfloat16 in nanogpt_lite, float32 in nanoGPT, whose sample.py knows no other on a CPU",
-    least_ratio=18,
-)
-TEN_SAMPLES_FAST = Row(
-    part="sample", name="ten samples, bfloat16", unit="tokens/s", note=f"the same{_AT_ONCE}", least_ratio=100
+FORMATS = {"float32": (8, 40), "bfloat16": (18, 100), "int8": (25, 150)}  # and what is hoped for: one sample, ten
+ONE_SAMPLE, TEN_SAMPLES = (
+    {
+        name: Row(part="sample", name=f"{samples}, {name}", unit="tokens/s", note=note, least_ratio=hoped[number])
+        for name, hoped in FORMATS.items()
+    }
+    for number, (samples, note) in enumerate([("one sample", _SAMPLING), ("ten samples", f"the same{_AT_ONCE}")])
 )
 SAMPLING_MEMORY = Row(
     part="sample", name="ten samples, memory", unit="MB", note="most of it in use by the process, in float32"
@@ -142,9 +137,16 @@ MODERN_LOSS = Row(
     note="of the last weights, over the whole val split",
     most=1.50,
 )
+INT8_LOSS = Row(
+    part="train",
+    name="modern recipe, val loss in int8",
+    unit="nats",
+    note="of the row before, with --int8=True, which should not move it by more than 0.001",
+)
 ROWS = (
-    *(PREPARE, ONE_SAMPLE, TEN_SAMPLES, ONE_SAMPLE_FAST, TEN_SAMPLES_FAST, SAMPLING_MEMORY),
-    *(TRAINING, STEP, LOSS, MEMORY, STEP_FAST, LOSS_FAST, SPRINT, SPRINT_PROCESS, SPRINT_LOSS, MODERN, MODERN_LOSS),
+    *(PREPARE, *ONE_SAMPLE.values(), *TEN_SAMPLES.values(), SAMPLING_MEMORY),
+    *(TRAINING, STEP, LOSS, MEMORY, STEP_FAST, LOSS_FAST),
+    *(SPRINT, SPRINT_PROCESS, SPRINT_LOSS, MODERN, MODERN_LOSS, INT8_LOSS),
 )
 PARTS = tuple(dict.fromkeys(row.part for row in ROWS))
 
@@ -259,22 +261,19 @@ def sample(arena: Arena) -> Pair:
     torch.save({"model_args": model_args, "model": network.model.state_dict()}, theirs)
 
     def measure_ours() -> Values:
-        one, ten = (arena.probe("sample_ours", ours, samples, "float32") for samples in ("1", "10"))
-        fast = [arena.probe("sample_ours", ours, samples, "bfloat16")["tokens_per_second"] for samples in ("1", "10")]
-        return {
-            ONE_SAMPLE.name: one["tokens_per_second"],
-            TEN_SAMPLES.name: ten["tokens_per_second"],
-            ONE_SAMPLE_FAST.name: fast[0],
-            TEN_SAMPLES_FAST.name: fast[1],
-            SAMPLING_MEMORY.name: ten["memory"],
-        }
+        values, memory = {}, 0.0
+        for name in FORMATS:
+            for samples, row in (("1", ONE_SAMPLE[name]), ("10", TEN_SAMPLES[name])):
+                measured = arena.probe("sample_ours", ours, samples, name)
+                values[row.name] = measured["tokens_per_second"]
+                memory = measured["memory"] if name == "float32" else memory
+        return {**values, SAMPLING_MEMORY.name: memory}
 
     def measure_theirs() -> Values:
         one, some = (arena.probe("sample_theirs", theirs, str(samples)) for samples in (1, FEWER_SAMPLES))
-        alone, one_by_one = one["tokens_per_second"], some["tokens_per_second"]
         return {
-            **{row.name: alone for row in (ONE_SAMPLE, ONE_SAMPLE_FAST)},
-            **{row.name: one_by_one for row in (TEN_SAMPLES, TEN_SAMPLES_FAST)},
+            **{row.name: one["tokens_per_second"] for row in ONE_SAMPLE.values()},
+            **{row.name: some["tokens_per_second"] for row in TEN_SAMPLES.values()},
             SAMPLING_MEMORY.name: some["memory"],
         }
 
@@ -310,6 +309,7 @@ def train(arena: Arena, *, max_iters: int, sprint: int) -> Pair:
             SPRINT_LOSS.name: last_evaluation(sprinted)["val_loss"],
             MODERN.name: whole.seconds,
             MODERN_LOSS.name: last_evaluation(modern)["val_loss"],
+            INT8_LOSS.name: ng.evaluate(modern, checkpoint="last", device="cpu", int8=True)["val_loss"],
         }
 
     def measure_theirs() -> Values:
@@ -325,7 +325,7 @@ def train(arena: Arena, *, max_iters: int, sprint: int) -> Pair:
         return {
             **{row.name: ended.seconds for row in (TRAINING, SPRINT_PROCESS, MODERN)},
             **{row.name: step for row in (STEP, STEP_FAST)},
-            **{row.name: loss for row in (LOSS, LOSS_FAST, SPRINT_LOSS, MODERN_LOSS)},
+            **{row.name: loss for row in (LOSS, LOSS_FAST, SPRINT_LOSS, MODERN_LOSS, INT8_LOSS)},
             MEMORY.name: ended.memory,
             SPRINT.name: alone,
         }

@@ -252,6 +252,8 @@ def _load(run: RunLike, settings: LoadConfig) -> tuple[GPT, Tokenizer, Checkpoin
     load_weights(model, saved)
     dtype = "float32" if settings.dtype == "auto" else settings.dtype
     model.to(runtime.resolve_device(settings.device), runtime.DTYPES[dtype])
+    if settings.int8:
+        decoding.round_to_int8(model)
     return model.eval(), tokenizer, saved
 
 

@@ -16,7 +16,8 @@ import pytest
 from nanogpt_lite import cli, config
 from nanogpt_lite.config import RunConfig, SampleConfig, TrainConfig
 
-TINY = "--device cpu --threads 1 --block_size 16 --n_layer 1 --n_head 2 --n_embd 16 --batch_size 4 --warmup_iters 2"
+TINY = "--device cpu --threads 1 --block_size 16 --n_layer 1 --n_head 2 --n_embd 16 --ngram 1 --batch_size 4"
+TINY += " --warmup_iters 2"
 TRAIN = f"train --dataset bottles.txt {TINY}"
 
 
@@ -111,7 +112,7 @@ def test_help_explains_every_option_with_unit_and_default_and_imports_no_torch()
         ("train --n_layer", "Missing value for argument '--n_layer'.*--help"),
         ("train --n_layer x", "n_layer='x' is not possible: it must be a whole number, 1 or more"),
         ("train --bias 2", "bias='2' is not possible: it must be True or False"),
-        ("train --n_embd 10", "n_embd=10 is not a multiple of n_head=.*try n_embd="),
+        ("train --n_embd 11", "n_embd=11 is not a multiple of n_head=.*try n_embd="),
         ("train --dropout 1", "dropout=1.0 is not possible: .*below 1"),
         ("train --learning_rate nan", "learning_rate=nan is not possible"),
         ("train --preset big", "unknown preset 'big'"),

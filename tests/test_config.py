@@ -30,6 +30,7 @@ EDGES: dict[str, tuple[list[Any], list[Any]]] = {  # name: (the last values that
     "n_layer": ([1], [0, -1]),
     "n_head": ([1], [0]),
     "n_embd": ([1], [0]),
+    "ngram_dropout": ([0, 0.99], [-0.1, 1]),
     "dropout": ([0, math.nextafter(1, 0)], [1, -1e-9]),
     "max_iters": ([1], [0]),
     "batch_size": ([1], [0]),
@@ -255,7 +256,13 @@ def test_parts_and_copies():
     with pytest.raises(UserError, match="n_layer=0"):
         whole.replace({"n_layer": 0})
     trackers = {"tensorboard", "wandb_log", "wandb_project", "wandb_run_name"}
-    assert set(TrainConfig.names()) - set(TrainConfig().stored()) == {"out_dir", "device", "max_seconds", *trackers}
+    assert set(TrainConfig.names()) - set(TrainConfig().stored()) == {
+        "out_dir",
+        "device",
+        "max_seconds",
+        "trace",
+        *trackers,
+    }
     with pytest.raises(dataclasses.FrozenInstanceError):
         whole.n_layer = 4  # type: ignore[misc]
 

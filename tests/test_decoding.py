@@ -8,7 +8,8 @@ from torch import nn
 
 from nanogpt_lite import decoding, sampling
 from nanogpt_lite.config import NetworkConfig, SampleConfig
-from nanogpt_lite.model import GPT
+from nanogpt_lite.errors import UserError
+from nanogpt_lite.model import GPT, KVCache
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
 
@@ -72,7 +73,49 @@ def test_without_onednn_several_rows_take_blocks(monkeypatch):
     assert kinds(model) == {decoding.BlockedLinear}
 
 
-def test_lower_precision_is_left_alone():
+def test_other_formats_and_bfloat16_without_onednn_are_left_alone(monkeypatch):
+    half = network(dtype=torch.float16)
+    decoding.prepare_for_decoding(half, 1)
+    assert kinds(half) == {nn.Linear}
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     model = network(dtype=torch.bfloat16)
     decoding.prepare_for_decoding(model, 1)
     assert kinds(model) == {nn.Linear}
+
+
+@needs_onednn
+@pytest.mark.parametrize("rows", [1, 3])
+def test_in_bfloat16_the_layers_are_packed_and_the_logits_near(rows):
+    model = network(96, dtype=torch.bfloat16)
+    plain, x = network(96), torch.randint(11, (rows, 8))
+    with torch.inference_mode():
+        expected = plain(x)[0]
+        decoding.prepare_for_decoding(model, rows)
+        cache = KVCache(model, rows)
+        logits = torch.cat([model(part, cache=cache)[0] for part in x.split([5, 1, 1, 1], dim=1)], dim=1)
+    assert kinds(model) == {decoding.PackedLinear}
+    assert (logits.float() - expected).norm() < 0.03 * expected.norm()
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes, sizes, st.integers(1, 40), st.booleans())
+def test_a_layer_in_8_bits_is_near_the_linear_layer(c_in, c_out, rows, bias):
+    torch.manual_seed(0)
+    linear, x = nn.Linear(c_in, c_out, bias=bias), torch.randn(2, rows, c_in)
+    with torch.inference_mode():
+        linear.weight[0] = 0
+        got, expected = decoding.Int8Linear(linear)(x), linear(x)
+    assert got.shape == expected.shape
+    # half a step of each number, a random sum of them, and the rounding of what is multiplied
+    step = linear.weight.abs().amax(1) / 127 / 2 + linear.weight.abs().amax(1) * 2**-8
+    assert ((got - expected).abs() <= step * x.abs().sum(-1, keepdim=True) + 2**-8 * expected.abs() + 1e-6).all()
+
+
+def test_8_bits_are_for_a_cpu():
+    model = network().to("meta")
+    with pytest.raises(UserError, match=r"int8=True is for a CPU.*--int8=False"):
+        decoding.round_to_int8(model)
+    model = network()
+    decoding.round_to_int8(model)
+    decoding.prepare_for_decoding(model, 1)
+    assert kinds(model) == {decoding.Int8Linear}

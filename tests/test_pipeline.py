@@ -22,6 +22,7 @@ TINY = {
     "n_layer": 1,
     "n_head": 2,
     "n_embd": 16,
+    "ngram": 1,
     "dropout": 0.1,
     "batch_size": 4,
     "max_iters": 20,
@@ -153,7 +154,9 @@ def test_metrics_past_the_checkpoint_are_dropped_on_resume(trained):
 
 def test_a_run_can_begin_with_the_weights_of_another(trained, text_file):
     (text_file.parent / "other.txt").write_text("9 green bottles in a wall; " * 60)
-    second = ng.train("other.txt", init_from=str(trained.out_dir), learning_rate=1e-9, min_lr=0.0, max_iters=1)
+    second = ng.train(
+        "other.txt", init_from=str(trained.out_dir), preset="cpu", learning_rate=1e-9, min_lr=0.0, max_iters=1
+    )
     about = checkpoint.load(second.out_dir / "last.safetensors").about
     assert about["config"]["n_embd"] == 16
     assert about["tokenizer"] == checkpoint.load(trained.out_dir / "best.safetensors").about["tokenizer"]
@@ -250,7 +253,7 @@ def test_files_of_others_in_the_folder_of_a_run_stay(text_file):
 
 def test_prepared_data_serves_when_the_text_is_gone(trained, text_file):
     text_file.unlink()
-    ng.train(out_dir=trained.out_dir, init_from="resume", max_iters=21)
+    ng.train(out_dir=trained.out_dir, init_from="resume", max_iters=21, min_lr=1e-3)
     assert ng.evaluate(trained)["step"] == 21
 
 

@@ -9,7 +9,9 @@ import pytest
 from nanogpt_lite import cli, datasets, download
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-TINY = shlex.split("--block_size 16 --n_layer 1 --n_head 2 --n_embd 16 --batch_size 4 --max_iters 4 --device cpu")
+TINY = shlex.split(
+    "--block_size 16 --n_layer 1 --n_head 2 --n_embd 16 --ngram 1 --batch_size 4 --max_iters 4 --device cpu"
+)
 TORCHRUN = "torchrun --nproc_per_node=2 -m nanogpt_lite"  # tests/test_ranks.py has its turn there
 
 

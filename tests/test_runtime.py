@@ -45,7 +45,7 @@ def test_dtype_comes_from_what_the_device_can_do(monkeypatch):
     [(True, False, 128, "bfloat16"), (False, True, 128, "bfloat16"), (False, False, 128, "float32"),
      (True, True, 64, "float32")],
 )  # fmt: skip
-def test_a_cpu_takes_bfloat16_for_wide_networks_if_it_has_instructions_for_it(monkeypatch, avx512, amx, width, expected):
+def test_a_cpu_takes_bfloat16_for_wide_networks_if_it_has_it(monkeypatch, avx512, amx, width, expected):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     assert runtime.resolve_dtype("auto", CPU, width=width) == expected
