@@ -28,7 +28,6 @@ from table import Row, Values, circumstances, markdown, save
 
 import nanogpt_lite as ng
 from nanogpt_lite import state, trainer
-from nanogpt_lite.config import NetworkConfig
 from nanogpt_lite.metrics import StepRecord
 
 OUT = Path(__file__).resolve().parent / "results" / "vs_nanogpt"
@@ -36,6 +35,7 @@ COMMAND = ("-m", "nanogpt_lite")
 TEXT_SIZE = 100_000_000  # characters, of one byte each
 FEWER_SAMPLES = 2  # of nanoGPT's ten
 SPRINT_STEPS = 50
+THEIR_SHAPE = ("block_size", "n_layer", "n_head", "n_embd", "bias", "dropout")
 PARITY_STEPS = 20
 PARITY_LIMIT = 1e-5  # relative difference of a step's loss
 RECIPE_STEPS = int(ng.PRESETS["cpu"]["max_iters"])
@@ -53,8 +53,8 @@ PREPARE = Row(
     least_ratio=10,
 )
 _SAMPLING = (
-    "10.65M parameters, in nanoGPT in float32, since its sample.py knows no other on a CPU; int8 is --int8=True; 500 "
-    "tokens after one, temperature 0.8, top_k 200; without start-up. Once the context of 256 is full, nanogpt_lite "
+    "10.65M parameters, in nanoGPT in float32, since its sample.py knows no other on a CPU; int8 is --int8=True with "
+    "--dtype bfloat16; 500 tokens after one, temperature 0.8, top_k 200; without start-up. Once the context of 256 is full, nanogpt_lite "
     "keeps its last half and fills it up again, nanoGPT reads all for each token"
 )
 _AT_ONCE = (
@@ -256,8 +256,7 @@ def sample(arena: Arena) -> Pair:
     network = state.start(config, arena.dataset.tokenizer)
     ours, theirs = arena.folder / "sample.safetensors", arena.folder / "sample.pt"
     state.save(network, ours)
-    shape = {name: getattr(config, name) for name in NetworkConfig.names()}
-    model_args = {**shape, "vocab_size": network.model.vocab_size}
+    model_args = {**{name: getattr(config, name) for name in THEIR_SHAPE}, "vocab_size": network.model.vocab_size}
     torch.save({"model_args": model_args, "model": network.model.state_dict()}, theirs)
 
     def measure_ours() -> Values:
