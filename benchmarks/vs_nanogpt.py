@@ -54,8 +54,8 @@ PREPARE = Row(
 )
 _SAMPLING = (
     "10.65M parameters, in nanoGPT in float32, since its sample.py knows no other on a CPU; int8 is --int8=True with "
-    "--dtype bfloat16; 500 tokens after one, temperature 0.8, top_k 200; without start-up. Once the context of 256 is full, nanogpt_lite "
-    "keeps its last half and fills it up again, nanoGPT reads all for each token"
+    "--dtype bfloat16; 500 tokens after one, temperature 0.8, top_k 200; without start-up. Once the context of 256 is "
+    "full, nanogpt_lite keeps its last half and fills it up again, nanoGPT reads all for each token"
 )
 _AT_ONCE = (
     "; nanogpt_lite makes all ten at once, nanoGPT one after the other, so that its rate is taken from "
