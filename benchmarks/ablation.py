@@ -12,19 +12,20 @@ import argparse
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from itertools import islice, pairwise
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
-from table import circumstances, machine_line, save
+from table import circumstances, exit_status, machine_line, save
 
 import nanogpt_lite as ng
 from nanogpt_lite.metrics import EvalRecord, Record, StepRecord
 from nanogpt_lite.options import Value
 
-OUT = Path(__file__).resolve().parent / "results" / "ablation"
+RESULTS = Path(__file__).resolve().parent / "results"
 TIMED_STEPS, WARM_UP = 40, 5
 
 # what is changed, and how; where a part leaves a number behind that was chosen together with it, that is chosen anew
@@ -52,13 +53,8 @@ VARIANTS: dict[str, dict[str, Value]] = {
 
 
 def main() -> int:
-    """The exit status: 0 done, 1 a fault of the world, 2 a mistake of the user."""
-    try:
-        measure(parse_arguments())
-        return 0
-    except (ng.UserError, ng.WorldError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ng.UserError) else 1
+    """The exit status."""
+    return exit_status(lambda: measure(parse_arguments()))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -68,8 +64,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=30.0, help="of training (default: %(default)g)")
     parser.add_argument("--seeds", type=int, default=3, help="how many (default: %(default)s)")
     parser.add_argument("--only", nargs="+", default=list(VARIANTS), help="variants, by name (default: all)")
-    parser.add_argument("--out", type=Path, default=OUT, help="writes OUT.json, OUT.md")
+    parser.add_argument("--out", type=Path, help="writes OUT.json, OUT.md (default: by dataset)")
     given = parser.parse_args()
+    given.out = given.out or RESULTS / f"ablation_{given.dataset}"
     if unknown := [name for name in given.only if name not in VARIANTS]:
         raise ng.UserError(f"--only has {unknown[0]!r}, which is no variant; give some of: {', '.join(VARIANTS)}")
     if given.seeds < 1 or given.seconds <= 0:
@@ -104,7 +101,7 @@ def measure(given: argparse.Namespace) -> None:
     print(markdown(report), end="")
 
 
-def begin(data: ng.Dataset, out_dir: Path, options: dict[str, Any]) -> Iterator[Record]:
+def begin(data: ng.Dataset, out_dir: Path, options: dict[str, Any]) -> Generator[Record]:
     """The records of a training by the recipe with other options."""
     return ng.training(data, preset="modern-cpu", out_dir=out_dir, overwrite=True, **options)
 
@@ -112,8 +109,8 @@ def begin(data: ng.Dataset, out_dir: Path, options: dict[str, Any]) -> Iterator[
 def step_time(data: ng.Dataset, changed: Mapping[str, Value], out_dir: Path) -> float:
     """Seconds of a step of a variant, the median after a warm-up."""
     options = {"max_iters": TIMED_STEPS, "log_interval": 1, "eval_interval": TIMED_STEPS + 1}
-    records = begin(data, out_dir, {**changed, **options})
-    clock = [r.seconds for r in islice((r for r in records if isinstance(r, StepRecord)), TIMED_STEPS - 1)]
+    with closing(begin(data, out_dir, {**changed, **options})) as records:
+        clock = [r.seconds for r in islice((r for r in records if isinstance(r, StepRecord)), TIMED_STEPS - 1)]
     return median(after - before for before, after in pairwise(clock[WARM_UP:]))
 
 

@@ -1,4 +1,4 @@
-"""A temporary folder in which this program and nanoGPT run by turns, with the same threads and without a GPU.
+"""A temporary folder in which this program and nanoGPT run by turns, with the same threads on the same device.
 
 What is run there, and what that tells, is the business of the benchmarks.
 """
@@ -9,10 +9,9 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from nanogpt_lite import runtime
 
 DATA = Path("data", "shakespeare_char")  # either program's folder of the tokens
 NEEDED = ("train.py", "model.py", "configurator.py", "config/train_shakespeare_char.py", str(DATA / "prepare.py"))
-PROBE = Path(__file__).resolve().with_name("probe.py")
+PROBE, LAUNCH = (Path(__file__).resolve().with_name(name) for name in ("probe.py", "launch.py"))
 MUCH = 0.1  # of a core: when others take more, the time of a run counts for little
 
 
@@ -41,6 +40,13 @@ class Arena:
     folder: Path
     threads: int
     dataset: ng.Dataset
+    device: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What both programs find: the same threads, and a GPU only if it is meant."""
+        hidden = {"CUDA_VISIBLE_DEVICES": ""} if self.device == "cpu" else {}
+        return {**os.environ, "OMP_NUM_THREADS": str(self.threads), **hidden}
 
     @property
     def ours(self) -> Path:
@@ -59,33 +65,35 @@ class Arena:
 
     def call(self, cwd: Path, *command: str | Path) -> "Ended":
         """Run Python to its end. `WorldError` if it failed."""
-        alike = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(self.threads)}
-        arguments = [sys.executable, *map(str, command)]
         os.sync()  # so that nobody waits for what the run before has yet to write to disk
-        with TemporaryFile("w+") as printed, TemporaryFile("w+") as complained:
-            begun, others = time.perf_counter(), _seconds_of_others()
-            child = subprocess.Popen(arguments, cwd=cwd, env={**os.environ, **alike}, stdout=printed, stderr=complained)
-            _, status, usage = os.wait4(child.pid, 0)  # tells the memory, too, which Popen.wait does not
-            child.returncode = os.waitstatus_to_exitcode(status)
-            seconds, others = time.perf_counter() - begun, _seconds_of_others() - others
-            for file in (printed, complained):
-                file.seek(0)
-            if child.returncode:
-                last = " | ".join(complained.read().strip().splitlines()[-3:])
-                raise ng.WorldError(f"{shlex.join(arguments)} ended with status {child.returncode}: {last}")
-            if others > MUCH * seconds:
-                print(
-                    f"warning: other programs took {others / seconds:.1f} cores meanwhile; measure again",
-                    file=sys.stderr,
-                )
-            memory = usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
-            return Ended(printed.read(), seconds, memory)
+        others = _seconds_of_others()
+        ended = launch([sys.executable, *map(str, command)], cwd, self.environment)
+        others = _seconds_of_others() - others
+        if others > MUCH * ended.seconds:
+            taken = others / ended.seconds
+            print(f"warning: other programs took {taken:.1f} cores meanwhile; measure again", file=sys.stderr)
+        return ended
 
     def probe(self, verb: str, *arguments: str | Path) -> dict[str, float]:
         """What a verb of `probe` measured."""
         ended = self.call(self.theirs, PROBE, verb, *arguments)
         measured: dict[str, float] = json.loads(ended.printed.splitlines()[-1])
         return {**measured, "memory": ended.memory}
+
+
+def launch(command: list[str], cwd: Path, environment: dict[str, str]) -> Ended:
+    """Run a command to its end. `WorldError` if it failed."""
+    with TemporaryDirectory() as folder, TemporaryFile("w+") as printed, TemporaryFile("w+") as complained:
+        path = Path(folder) / "told.json"
+        launching = [sys.executable, str(LAUNCH), str(path), *command]
+        subprocess.run(launching, cwd=cwd, env=environment, stdout=printed, stderr=complained, check=True)
+        told = json.loads(path.read_text())
+        for file in (printed, complained):
+            file.seek(0)
+        if told["status"]:
+            last = " | ".join(complained.read().strip().splitlines()[-3:])
+            raise ng.WorldError(f"{shlex.join(command)} ended with status {told['status']}: {last}")
+        return Ended(printed.read(), told["seconds"], told["memory"])
 
 
 def require_clone(clone: Path) -> None:
@@ -98,10 +106,10 @@ def require_clone(clone: Path) -> None:
             )
 
 
-def furnish(folder: Path, clone: Path) -> Arena:
+def furnish(folder: Path, clone: Path, *, device: str = "cpu") -> Arena:
     """Put a copy of nanoGPT into a folder, and the data, which each program prepares for itself."""
     dataset = ng.prepare("shakespeare_char", out_dir=folder / "ours" / DATA)
-    place = Arena(folder, runtime.resolve_threads(0), dataset)
+    place = Arena(folder, runtime.resolve_threads(0), dataset, device)
     for name in NEEDED:
         (place.theirs / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(clone / name, place.theirs / name)

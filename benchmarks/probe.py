@@ -26,14 +26,14 @@ WARM_UP = 20  # tokens before the clock starts
 TEMPERATURE, TOP_K = 0.8, 200
 
 
-def sample_ours(checkpoint: str, samples: str, numbers: str) -> dict[str, float]:
+def sample_ours(checkpoint: str, samples: str, numbers: str, device: str) -> dict[str, float]:
     """Tokens per second of `samples` samples at once, as the command `sample` makes them; loading left out."""
     options: dict[str, Any] = {"int8": numbers == "int8", "dtype": numbers.replace("int8", "bfloat16")}
 
     def draw(tokens: int) -> float:
         pieces = ng.pieces(
             checkpoint,
-            device="cpu",
+            device=device,
             **options,
             start="\n",
             num_samples=int(samples),
@@ -50,13 +50,15 @@ def sample_ours(checkpoint: str, samples: str, numbers: str) -> dict[str, float]
     return {"tokens_per_second": int(samples) * TOKENS / draw(TOKENS)}
 
 
-def sample_theirs(checkpoint: str, samples: str) -> dict[str, float]:
+def sample_theirs(checkpoint: str, samples: str, device: str) -> dict[str, float]:
     """Tokens per second of `samples` samples one after the other, as nanoGPT's sample.py makes them."""
-    model = _load_theirs(checkpoint)
-    prompt = torch.zeros(1, 1, dtype=torch.int64)
+    model = _load_theirs(checkpoint).to(device)
+    prompt = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    torch.backends.cuda.matmul.allow_tf32 = True
 
     def draw(tokens: int) -> None:
-        model.generate(prompt, tokens, temperature=TEMPERATURE, top_k=TOP_K)
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device != "cpu"), torch.no_grad():
+            model.generate(prompt, tokens, temperature=TEMPERATURE, top_k=TOP_K).tolist()
 
     draw(WARM_UP)
     begun = time.perf_counter()

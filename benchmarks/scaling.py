@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import shlex
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,7 +23,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from table import circumstances, machine_line, save
+from arena import launch
+from table import circumstances, exit_status, machine_line, save
 
 import nanogpt_lite as ng
 from nanogpt_lite import runtime
@@ -32,7 +32,7 @@ from nanogpt_lite.config import NetworkConfig, TrainConfig
 from nanogpt_lite.model import GPT
 from nanogpt_lite.options import Value
 
-OUT = Path(__file__).resolve().parent / "results" / "scaling"
+RESULTS = Path(__file__).resolve().parent / "results"
 STEPS, WARM_UP = 30, 10
 ADAMW_BYTES = 7 * 4  # of a parameter: weight, gradient and two means are read, all but the gradient written
 
@@ -55,13 +55,8 @@ AXES: dict[str, dict[str, list[int]]] = {
 
 
 def main() -> int:
-    """The exit status: 0 done, 1 a fault of the world, 2 a mistake of the user."""
-    try:
-        measure(parse_arguments())
-        return 0
-    except (ng.UserError, ng.WorldError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ng.UserError) else 1
+    """The exit status."""
+    return exit_status(lambda: measure(parse_arguments()))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -71,8 +66,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=sorted(AXES), help="(default: %(default)s)")
     parser.add_argument("--dtype", default="float32", help="number format (default: %(default)s)")
     parser.add_argument("--only", nargs="+", help="what to grow (default: all)")
-    parser.add_argument("--out", type=Path, default=OUT, help="writes OUT.json, OUT.md")
+    parser.add_argument("--out", type=Path, help="writes OUT.json, OUT.md (default: by device and number format)")
     given = parser.parse_args()
+    given.out = given.out or RESULTS / f"scaling_{given.device}_{given.dtype}"
     axes = AXES[given.device]
     given.only = given.only or list(axes)
     if unknown := [name for name in given.only if name not in axes]:
@@ -85,6 +81,7 @@ def measure(given: argparse.Namespace) -> None:
     words = ["--preset", given.preset, "--device", given.device, "--dtype", given.dtype, "--only", *given.only]
     report = {**circumstances(shlex.join(["python", "benchmarks/scaling.py", *words])), "rows": []}
     device = runtime.resolve_device(given.device)
+    report["machine"]["device"] = runtime.device_name(device)
     report["flops_per_second"] = product_rate(device, runtime.DTYPES[given.dtype])
     report["bytes_per_second"] = copy_rate(device)
     with tempfile.TemporaryDirectory(prefix="scaling_") as folder:
@@ -112,17 +109,11 @@ def train(folder: Path, options: dict[str, Value], ranks: int) -> dict[str, floa
     several = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}"] if ranks > 1 else []
     command = [sys.executable, *several, "-m", "nanogpt_lite", "train", *words, "--overwrite"]
     environment = {**os.environ, **({"OMP_NUM_THREADS": str(max(1, runtime.resolve_threads(0) // ranks))})}
-    with tempfile.TemporaryFile("w+") as told:
-        child = subprocess.Popen(command, cwd=folder, env=environment, stdout=told, stderr=told)
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        if child.returncode:
-            told.seek(0)
-            raise ng.WorldError(f"{shlex.join(command)} ended with status {child.returncode}: {told.read()[-300:]}")
+    ended = launch(command, folder, environment)
     records = [json.loads(line) for line in (out_dir / "metrics.jsonl").read_text().splitlines()]
     clock = [record["seconds"] for record in records if record["kind"] == "step"][WARM_UP:]
     step = median(1000 * (after - before) for before, after in pairwise(clock))
-    return {"step": step, "memory": usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)}
+    return {"step": step, "memory": ended.memory}
 
 
 def floor(config: TrainConfig, vocab_size: int, ranks: int, report: dict[str, Any]) -> float:

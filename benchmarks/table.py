@@ -8,7 +8,8 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -41,30 +42,42 @@ class Row:
         """What is hoped for, in words."""
         if self.least_ratio is not None:
             return f"ratio ≥ {self.least_ratio:g}"
-        return f"nanogpt_lite ≤ {self.most:.2f}" if self.most is not None else ""
+        return f"nanogpt_lite ≤ {self.most:g}" if self.most is not None else ""
 
-    def met(self, ours: float, theirs: float) -> bool | None:
-        """Whether the target is met; None if there is none."""
-        if self.least_ratio is not None:
+    def met(self, ours: float, theirs: float | None) -> bool | None:
+        """Whether the target is met; None if there is none. `theirs` is None where nanoGPT has no such thing."""
+        if self.least_ratio is not None and theirs is not None:
             return self.ratio(ours, theirs) >= self.least_ratio
         return ours <= self.most if self.most is not None else None
 
     def line(self, ours: Sequence[Values], theirs: Sequence[Values]) -> dict[str, Any]:
         """The row from the runs of both programs: medians, and each run's value."""
-        our_runs, their_runs = ([values[self.name] for values in runs] for runs in (ours, theirs))
-        our_median, their_median = median(our_runs), median(their_runs)
+        our_runs, their_runs = (
+            [values[self.name] for values in runs if self.name in values] for runs in (ours, theirs)
+        )
+        our_median, their_median = median(our_runs), median(their_runs) if their_runs else None
         return {
             "name": self.name,
             "unit": self.unit,
             "nanogpt_lite": our_median,
             "nanogpt": their_median,
-            "ratio": self.ratio(our_median, their_median),
+            "ratio": self.ratio(our_median, their_median) if their_median else None,
             "target": self.target(),
             "met": self.met(our_median, their_median),
             "note": self.note,
             "nanogpt_lite_runs": our_runs,
             "nanogpt_runs": their_runs,
         }
+
+
+def exit_status(work: Callable[[], None]) -> int:
+    """Do the work: 0 if it was done, 1 at a fault of the world, 2 at a mistake of the user."""
+    try:
+        work()
+    except (ng.UserError, ng.WorldError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ng.UserError) else 1
+    return 0
 
 
 def circumstances(command: str, clone: Path | None = None) -> dict[str, Any]:
@@ -85,7 +98,9 @@ def machine_line(report: dict[str, Any]) -> str:
     """What `circumstances` gave, in one line."""
     machine, versions = report["machine"], report["versions"]
     shown = ", ".join(f"{name} {number}" for name, number in versions.items())
-    return f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads; {shown}; `{report['command']}`"
+    device = f"{machine['device']}; " if machine.get("device", "cpu") != "cpu" else ""
+    cores = f"{machine['cores']} cores, {machine['threads']} threads"
+    return f"{device}{machine['cpu']}, {cores}; {shown}; `{report['command']}`"
 
 
 def save(report: dict[str, Any], text: str, out: Path) -> None:
@@ -105,9 +120,10 @@ def markdown(report: dict[str, Any]) -> str:
     ]
     for row in report["rows"]:
         digits = 4 if row["unit"] == "nats" else 1
-        both = [f"{row[program]:,.{digits}f}" for program in ("nanogpt_lite", "nanogpt")]
+        both = ["" if row[name] is None else f"{row[name]:,.{digits}f}" for name in ("nanogpt_lite", "nanogpt")]
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
         verdict = {True: "met", False: "missed", None: ""}[row["met"]]
-        cells = [row["name"], row["unit"], *both, f"{row['ratio']:.2f}", row["target"], verdict]
+        cells = [row["name"], row["unit"], *both, ratio, row["target"], verdict]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "Medians. A ratio above 1 is better than nanoGPT.", ""]
     lines += [f"- {row['name']}: {row['note']}" for row in report["rows"]]

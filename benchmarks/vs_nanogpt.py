@@ -10,6 +10,8 @@ run is the business of `arena`, what has to happen inside a process of `probe`, 
 
 import argparse
 import filecmp
+import itertools
+import json
 import re
 import shlex
 import shutil
@@ -24,7 +26,30 @@ from typing import Any
 
 import torch
 from arena import DATA, Arena, Ended, furnish, require_clone
-from table import Row, Values, circumstances, markdown, save
+from rows import (
+    FEWER_SAMPLES,
+    FORMATS,
+    INT8_LOSS,
+    LOSS,
+    LOSS_FAST,
+    MEMORY,
+    MODERN,
+    MODERN_LOSS,
+    MODERN_MEMORY,
+    ONE_SAMPLE,
+    PARTS,
+    PREPARE,
+    ROWS,
+    SAMPLING_MEMORY,
+    SPRINT,
+    SPRINT_LOSS,
+    SPRINT_PROCESS,
+    STEP,
+    STEP_FAST,
+    TEN_SAMPLES,
+    TRAINING,
+)
+from table import Values, circumstances, exit_status, markdown, save
 
 import nanogpt_lite as ng
 from nanogpt_lite import state, trainer
@@ -33,8 +58,7 @@ from nanogpt_lite.metrics import StepRecord
 OUT = Path(__file__).resolve().parent / "results" / "vs_nanogpt"
 COMMAND = ("-m", "nanogpt_lite")
 TEXT_SIZE = 100_000_000  # characters, of one byte each
-FEWER_SAMPLES = 2  # of nanoGPT's ten
-SPRINT_STEPS = 50
+SPRINT_STEPS = 34
 THEIR_SHAPE = ("block_size", "n_layer", "n_head", "n_embd", "bias", "dropout")
 PARITY_STEPS = 20
 PARITY_LIMIT = 1e-5  # relative difference of a step's loss
@@ -45,131 +69,24 @@ README_COMMAND = shlex.split(
     "--batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --dropout=0.0"
 )
 
-PREPARE = Row(
-    part="prepare",
-    name="prepare",
-    unit="MB/s",
-    note="100 MB of ASCII text, whole process; train.bin and val.bin are byte-equal",
-    least_ratio=10,
-)
-_SAMPLING = (
-    "10.65M parameters, in nanoGPT in float32, since its sample.py knows no other on a CPU; int8 is --int8=True with "
-    "--dtype bfloat16; 500 tokens after one, temperature 0.8, top_k 200; without start-up. Once the context of 256 is "
-    "full, nanogpt_lite keeps its last half and fills it up again, nanoGPT reads all for each token"
-)
-_AT_ONCE = (
-    "; nanogpt_lite makes all ten at once, nanoGPT one after the other, so that its rate is taken from "
-    f"{FEWER_SAMPLES} of them"
-)
-FORMATS = {"float32": (8, 40), "bfloat16": (18, 100), "int8": (25, 150)}  # and what is hoped for: one sample, ten
-ONE_SAMPLE, TEN_SAMPLES = (
-    {
-        name: Row(part="sample", name=f"{samples}, {name}", unit="tokens/s", note=note, least_ratio=hoped[number])
-        for name, hoped in FORMATS.items()
-    }
-    for number, (samples, note) in enumerate([("one sample", _SAMPLING), ("ten samples", f"the same{_AT_ONCE}")])
-)
-SAMPLING_MEMORY = Row(
-    part="sample", name="ten samples, memory", unit="MB", note="most of it in use by the process, in float32"
-)
-TRAINING = Row(
-    part="train",
-    name="cpu recipe",
-    unit="s",
-    note="whole process; with each program's own evaluations: of the whole val split every 500 steps in nanogpt_lite, "
-    "from 20 random batches of each split every 250 steps in nanoGPT",
-    least_ratio=1,
-)
-STEP = Row(
-    part="train",
-    name="cpu recipe, a step",
-    unit="ms",
-    note="float32 in both; median over the run, then over the runs",
-    least_ratio=1.2,
-)
-LOSS = Row(
-    part="train",
-    name="cpu recipe, val loss",
-    unit="nats",
-    note="of the last weights over the whole val split, each target once; both by the same function",
-    most=1.90,
-)
-MEMORY = Row(part="train", name="cpu recipe, memory", unit="MB", note="most of it in use by the process", least_ratio=1)
-STEP_FAST = Row(
-    part="train",
-    name="cpu recipe in bfloat16, a step",
-    unit="ms",
-    note="--dtype bfloat16 in nanogpt_lite; nanoGPT's is the step above: on a CPU its train.py knows float32 only",
-    least_ratio=2,
-)
-LOSS_FAST = Row(
-    part="train",
-    name="cpu recipe in bfloat16, val loss",
-    unit="nats",
-    note="as above; the weights stay float32",
-    most=1.90,
-)
-SPRINT = Row(
-    part="train",
-    name="sprint, training",
-    unit="s",
-    note="evaluations and start-up left out: in nanogpt_lite --preset modern-cpu with as few --max_iters as end at or "
-    "below the val loss of nanoGPT's recipe, in nanoGPT its recipe",
-    least_ratio=20,
-)
-SPRINT_PROCESS = Row(
-    part="train", name="sprint, whole process", unit="s", note="the same with start-up and evaluations", least_ratio=12
-)
-SPRINT_LOSS = Row(
-    part="train",
-    name="sprint, val loss",
-    unit="nats",
-    note="of the last weights, over the whole val split",
-    most=1.8983,
-)
-MODERN = Row(
-    part="train", name="modern recipe", unit="s", note="--preset modern-cpu as it is, whole process", least_ratio=1
-)
-MODERN_LOSS = Row(
-    part="train",
-    name="modern recipe, val loss",
-    unit="nats",
-    note="of the last weights, over the whole val split",
-    most=1.50,
-)
-INT8_LOSS = Row(
-    part="train",
-    name="modern recipe, val loss in int8",
-    unit="nats",
-    note="of the row before, with --int8=True, which should not move it by more than 0.001",
-)
-ROWS = (
-    *(PREPARE, *ONE_SAMPLE.values(), *TEN_SAMPLES.values(), SAMPLING_MEMORY),
-    *(TRAINING, STEP, LOSS, MEMORY, STEP_FAST, LOSS_FAST),
-    *(SPRINT, SPRINT_PROCESS, SPRINT_LOSS, MODERN, MODERN_LOSS, INT8_LOSS),
-)
-PARTS = tuple(dict.fromkeys(row.part for row in ROWS))
-
 Pair = tuple[Callable[[], Values], Callable[[], Values]]
 """How to measure a part of the table once: in this program, and in nanoGPT."""
 
 
 def main() -> int:
-    """The exit status: 0 done, 1 a fault of the world or other losses than nanoGPT's, 2 a mistake of the user."""
-    try:
-        given = parse_arguments()
-        with tempfile.TemporaryDirectory(prefix="vs_nanogpt_") as folder:
-            arena = furnish(Path(folder), given.nanogpt)
-            if given.parity:
-                return 0 if compare_losses(arena) else 1
+    """The exit status; 1 also if the losses are not nanoGPT's."""
+    return exit_status(compare)
+
+
+def compare() -> None:
+    """What this call asks for."""
+    given = parse_arguments()
+    with tempfile.TemporaryDirectory(prefix="vs_nanogpt_") as folder:
+        arena = furnish(Path(folder), given.nanogpt)
+        if not given.parity:
             compare_speed(arena, given)
-            return 0
-    except ng.UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except ng.WorldError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        elif not compare_losses(arena):
+            raise ng.WorldError("the losses are not nanoGPT's")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -196,16 +113,13 @@ def parse_arguments() -> argparse.Namespace:
 
 def compare_speed(arena: Arena, given: argparse.Namespace) -> None:
     """Measure what was asked for, program by turns, and write and print the table."""
-    options = [
-        "--repeats",
-        str(given.repeats),
-        "--only",
-        ",".join(given.only),
-        "--max_iters",
-        str(given.max_iters),
-        "--sprint",
-        str(given.sprint),
-    ]
+    asked = {
+        "repeats": given.repeats,
+        "only": ",".join(given.only),
+        "max_iters": given.max_iters,
+        "sprint": given.sprint,
+    }
+    options = [word for name, value in asked.items() for word in (f"--{name}", str(value))]
     command = shlex.join(["python", "benchmarks/vs_nanogpt.py", "--nanogpt", "nanoGPT", *options])
     report = {**circumstances(command, given.nanogpt), "rows": []}
     pairs: dict[str, Callable[[Arena], Pair]] = {
@@ -252,24 +166,19 @@ def prepare(arena: Arena) -> Pair:
 
 def sample(arena: Arena) -> Pair:
     """Generation, by networks with the same random weights."""
-    config = ng.TrainConfig.from_dict({**ng.PRESETS["shakespeare_char"], "device": "cpu", "dtype": "float32"})
-    network = state.start(config, arena.dataset.tokenizer)
-    ours, theirs = arena.folder / "sample.safetensors", arena.folder / "sample.pt"
-    state.save(network, ours)
-    model_args = {**{name: getattr(config, name) for name in THEIR_SHAPE}, "vocab_size": network.model.vocab_size}
-    torch.save({"model_args": model_args, "model": network.model.state_dict()}, theirs)
+    ours, theirs = networks(arena)
 
     def measure_ours() -> Values:
         values, memory = {}, 0.0
         for name in FORMATS:
             for samples, row in (("1", ONE_SAMPLE[name]), ("10", TEN_SAMPLES[name])):
-                measured = arena.probe("sample_ours", ours, samples, name)
+                measured = arena.probe("sample_ours", ours, samples, name, "cpu")
                 values[row.name] = measured["tokens_per_second"]
                 memory = measured["memory"] if name == "float32" else memory
         return {**values, SAMPLING_MEMORY.name: memory}
 
     def measure_theirs() -> Values:
-        one, some = (arena.probe("sample_theirs", theirs, str(samples)) for samples in (1, FEWER_SAMPLES))
+        one, some = (arena.probe("sample_theirs", theirs, str(samples), "cpu") for samples in (1, FEWER_SAMPLES))
         return {
             **{row.name: one["tokens_per_second"] for row in ONE_SAMPLE.values()},
             **{row.name: some["tokens_per_second"] for row in TEN_SAMPLES.values()},
@@ -279,12 +188,30 @@ def sample(arena: Arena) -> Pair:
     return measure_ours, measure_theirs
 
 
+def networks(arena: Arena) -> tuple[Path, Path]:
+    """The network of shakespeare_char with random weights, as a checkpoint of either program."""
+    config = ng.TrainConfig.from_dict({**ng.PRESETS["shakespeare_char"], "device": "cpu", "dtype": "float32"})
+    network = state.start(config, arena.dataset.tokenizer)
+    ours, theirs = arena.folder / "sample.safetensors", arena.folder / "sample.pt"
+    state.save(network, ours)
+    model_args = {**{name: getattr(config, name) for name in THEIR_SHAPE}, "vocab_size": network.model.vocab_size}
+    torch.save({"model_args": model_args, "model": network.model.state_dict()}, theirs)
+    return ours, theirs
+
+
 def train(arena: Arena, *, max_iters: int, sprint: int) -> Pair:
     """NanoGPT's recipe for a CPU from the start of the process to its end, and today's recipe against it."""
     usual = ng.TrainConfig.eval_interval
     interval = max_iters if max_iters % usual else usual  # nanoGPT saves at an evaluation only: one has to come last
     decay = max(max_iters, ng.TrainConfig.warmup_iters + 1)  # without a step of decay nanoGPT divides by zero
     length = [f"--max_iters={max_iters}", f"--lr_decay_iters={decay}"]
+
+    seeds = itertools.count(ng.TrainConfig.seed)  # another one for each repeat
+
+    def evaluate(run: ng.Run, *options: str) -> float:
+        where = ["--out_dir", str(run.out_dir), "--checkpoint", "last", "--device", "cpu", "--json"]
+        found: float = json.loads(arena.call(arena.ours, *COMMAND, "eval", *where, *options).printed)["val_loss"]
+        return found
 
     def run(name: str, *options: str) -> tuple[Ended, ng.Run]:
         out_dir = arena.ours / "runs" / name
@@ -294,8 +221,9 @@ def train(arena: Arena, *, max_iters: int, sprint: int) -> Pair:
     def measure_ours() -> Values:
         ended, exact = run("cpu", "--preset", "cpu", *length)
         _, fast = run("bfloat16", "--preset", "cpu", "--dtype", "bfloat16", *length)
-        short, sprinted = run("sprint", "--preset", "modern-cpu", "--max_iters", str(sprint))
-        whole, modern = run("modern", "--preset", "modern-cpu")
+        seed = ("--seed", str(next(seeds)))
+        short, sprinted = run("sprint", "--preset", "modern-cpu", "--max_iters", str(sprint), *seed)
+        whole, modern = run("modern", "--preset", "modern-cpu", *seed)
         return {
             TRAINING.name: ended.seconds,
             STEP.name: milliseconds(exact),
@@ -308,7 +236,8 @@ def train(arena: Arena, *, max_iters: int, sprint: int) -> Pair:
             SPRINT_LOSS.name: last_evaluation(sprinted)["val_loss"],
             MODERN.name: whole.seconds,
             MODERN_LOSS.name: last_evaluation(modern)["val_loss"],
-            INT8_LOSS.name: ng.evaluate(modern, checkpoint="last", device="cpu", int8=True)["val_loss"],
+            MODERN_MEMORY.name: whole.memory,
+            INT8_LOSS.name: abs(evaluate(modern, "--int8=True") - evaluate(modern)),
         }
 
     def measure_theirs() -> Values:
@@ -324,8 +253,8 @@ def train(arena: Arena, *, max_iters: int, sprint: int) -> Pair:
         return {
             **{row.name: ended.seconds for row in (TRAINING, SPRINT_PROCESS, MODERN)},
             **{row.name: step for row in (STEP, STEP_FAST)},
-            **{row.name: loss for row in (LOSS, LOSS_FAST, SPRINT_LOSS, MODERN_LOSS, INT8_LOSS)},
-            MEMORY.name: ended.memory,
+            **{row.name: loss for row in (LOSS, LOSS_FAST, SPRINT_LOSS, MODERN_LOSS)},
+            **{row.name: ended.memory for row in (MEMORY, MODERN_MEMORY)},
             SPRINT.name: alone,
         }
 

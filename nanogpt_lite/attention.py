@@ -9,14 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# On a CPU, up to this context, plain products take less time than PyTorch's fused kernel: in bfloat16, which the
-# kernel multiplies without the processor's instructions for it, a fifth to a third of the time, in float32 nine
-# tenths. Their memory grows with the square of the context.
-PRODUCTS_UP_TO = 256
+# On a CPU, up to such a context, plain products take less time than PyTorch's fused kernel, forward and backward: in
+# bfloat16, which the kernel multiplies without the processor's instructions for it, a fifth to a half, in float32 nine
+# tenths (two cores of an AMD EPYC with AVX512-BF16, torch 2.13). Their memory grows with the square of the context.
+PRODUCTS_UP_TO = {torch.bfloat16: 256, torch.float32: 64}
+
+
+Turns = tuple[Tensor, Tensor]
+"""Cosines and sines of the angles by which pairs are turned, (T, D / 2) each."""
 
 
 class Rotary(nn.Module):
-    """Turns pairs of a query's or key's numbers by angles that grow with its place (RoPE; Su et al. 2021)."""
+    """The angles that grow with a token's place (RoPE; Su et al. 2021)."""
 
     cos: Tensor
     sin: Tensor
@@ -30,23 +34,30 @@ class Rotary(nn.Module):
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
-    def forward(self, x: Tensor, past: int) -> Tensor:
-        """The same shape as `x`, (..., T, D), whose first token has `past` before it."""
-        cos, sin = (table[past : past + x.size(-2)].to(x.dtype) for table in (self.cos, self.sin))
-        first, second = x.chunk(2, dim=-1)  # (..., T, D / 2)
-        return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    def forward(self, places: Tensor) -> Turns:
+        """The angles at `places` (T,)."""
+        return self.cos[places], self.sin[places]
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+def rotate(x: Tensor, turns: Turns) -> Tensor:
+    """Queries or keys (..., T, D) with each pair of numbers turned."""
+    cos, sin = (part.to(x.dtype) for part in turns)
+    first, second = x.chunk(2, dim=-1)  # (..., T, D / 2)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, *, dropout: float = 0.0, seen: Tensor | None = None) -> Tensor:
     """What each new token sees of itself and of those before it, (B, H, T, D).
 
-    Of `query` (B, H, T, D), `key` and `value` (B, H, S, D) the last tokens are the same ones. `dropout` is the
-    probability of overlooking one (Vaswani et al. 2017).
+    Of `query` (B, H, T, D), `key` and `value` (B, H, S, D) the last tokens are the same ones, unless `seen` (T, S) says
+    which ones each sees. `dropout` is the probability of overlooking one (Vaswani et al. 2017).
     """
     if key.dtype != query.dtype:  # those of a cache may have a format of their own
-        return attend(query.to(key.dtype), key, value, dropout).to(query.dtype)
+        return attend(query.to(key.dtype), key, value, dropout=dropout, seen=seen).to(query.dtype)
+    if seen is not None:
+        return F.scaled_dot_product_attention(query, key, value, seen, dropout)
     T, S = query.size(-2), key.size(-2)
-    if query.is_cpu and 1 < T == S <= PRODUCTS_UP_TO:
+    if query.is_cpu and 1 < T == S <= PRODUCTS_UP_TO.get(query.dtype, 0):
         return _by_products(query, key, value, dropout)
     # One new token sees everything; a whole prompt is causal; several after a cache need the lower right corner.
     corner = torch.ones(T, S, dtype=torch.bool, device=query.device).tril(S - T) if 1 < T < S else None

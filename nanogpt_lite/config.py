@@ -68,7 +68,7 @@ class NetworkConfig(Options):
     dropout: float = option(0.2, "probability of dropping an activation in training", from_below(0, 1))
     position: str = option("learned", "how a token knows its place: learned, or rotary", one_of("learned", "rotary"))
     norm: str = option("layer", "normalisation: layer, or rms (without gains)", one_of("layer", "rms"))
-    qk_norm: bool = option(False, "normalise queries and keys")
+    qk_norm: bool = option(False, "LayerNorm of queries and keys")
     activation: str = option("gelu", "in the MLP: gelu, or relu2, the square of ReLU", one_of("gelu", "relu2"))
     tied: bool = option(True, "one matrix for the token embedding and the output")
     zero_init: bool = option(False, "begin with the ends of the residual branches, and an untied output, at zero")
@@ -223,7 +223,7 @@ _MODERN: dict[str, Value] = {
     "optimizer": "muon",
     "muon_learning_rate": 0.015,
     "learning_rate": 0.015,
-    "min_lr": 0.0,
+    "min_lr": 0.00015,
     "warmup_iters": 5,
     "cooldown": 0.9,
     "beta1": 0.8,
@@ -252,16 +252,16 @@ PRESETS: dict[str, dict[str, Value]] = {
     "modern-cpu": {
         **_MODERN,
         "block_size": 128,
-        "batch_size": 16,
-        "n_layer": 4,
+        "batch_size": 32,
+        "n_layer": 3,
         "n_head": 2,
         "n_embd": 128,
         "dropout": 0.0,
         "ngram": 4,
         "ngram_dropout": 0.4,
         "weight_decay": 0.2,
-        "max_iters": 1150,
-        "eval_interval": 400,
+        "max_iters": 720,
+        "eval_interval": 360,
     },
     # the network and the batch of shakespeare_char; no GPU has measured it yet
     "modern": {

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.model import GPT
 
+VECTOR = 64  # numbers: the operator for 8 bits reads whole vectors, past the end of a row if it has to
 COLUMNS = 32  # of a block: more slow down a single row, fewer a long prompt
 
 
@@ -94,13 +95,17 @@ class Int8Linear(nn.Module):
     What it multiplies is rounded to bfloat16, which PyTorch's operator is fast in.
     """
 
+    rounded: Tensor
+    scales: Tensor
+
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight = linear.weight.detach().float()
         scales = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
-        self.missing = -linear.in_features % COLUMNS  # the operator reads whole vectors, past the end if it has to
-        self.rounded = F.pad((weight / scales[:, None]).round().to(torch.int8), (0, self.missing))
-        self.scales = scales.bfloat16()
+        self.missing = -linear.in_features % VECTOR
+        rounded = (weight / scales[:, None]).round().to(torch.int8)
+        self.register_buffer("rounded", F.pad(rounded, (0, self.missing)))
+        self.register_buffer("scales", scales.bfloat16())
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from nanogpt_lite.attention import Rotary, attend
+from nanogpt_lite.attention import Rotary, Turns, attend, rotate
 from nanogpt_lite.config import NetworkConfig
 
 
@@ -32,18 +33,52 @@ class KVCache:
         weight = model.lm_head.weight
         shape = (config.n_layer, batch, config.n_head, config.block_size, config.n_embd // config.n_head)
         # a CPU attends to float32 in a fraction of the time that it takes for bfloat16
-        dtype = torch.float32 if weight.device.type == "cpu" else weight.dtype
+        dtype = torch.promote_types(weight.dtype, torch.float32) if weight.device.type == "cpu" else weight.dtype
         self.keys = torch.zeros(shape, dtype=dtype, device=weight.device)
         self.values = torch.zeros_like(self.keys)
         self.recent = torch.zeros(batch, config.ngram - 1, dtype=torch.int64, device=weight.device)
         self.length = 0
+        self.place: Tensor | None = None
 
-    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store a layer's new keys and values, (B, H, T, D) each; return all of them, (B, H, S, D) each."""
+    def clear(self) -> None:
+        """Forget all tokens."""
+        self.recent.zero_()
+        self.length, self.place = 0, None
+
+    def keep_on_device(self, place: Tensor) -> None:
+        """From now on take one token at a time, at `place` (1,), which is `length` and counts on by itself.
+
+        Then each step is the same work, whatever the length, as a recorded one has to be (`graphs`).
+        """
+        self.place = place.fill_(self.length)
+
+    def places(self, new: int) -> Tensor:
+        """The places of `new` tokens, (new,)."""
+        if self.place is not None:
+            return self.place
+        return torch.arange(self.length, self.length + new, device=self.keys.device)
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Store a layer's new keys and values, (B, H, T, D) each; return all of them, (B, H, S, D) each.
+
+        The third is None, or which of them are tokens yet, (1, S).
+        """
+        if self.place is not None:
+            for held, new in ((self.keys, key), (self.values, value)):
+                held[layer].index_copy_(2, self.place, new.to(held.dtype))
+            tokens = torch.arange(self.keys.size(3), device=key.device) <= self.place
+            return self.keys[layer], self.values[layer], tokens[None]
         end = self.length + key.size(2)
         self.keys[layer, :, :, self.length : end] = key
         self.values[layer, :, :, self.length : end] = value
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end], None
+
+    def advance(self, idx: Tensor) -> None:
+        """Note that the tokens `idx` (B, T) are in."""
+        self.recent.copy_(torch.cat([self.recent, idx], dim=1)[:, idx.size(1) :])
+        if self.place is not None:
+            self.place.add_(1)
+        self.length += idx.size(1)
 
 
 def normalisation(config: NetworkConfig) -> nn.Module:
@@ -62,22 +97,22 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.n_head = config.n_head
         self.dropout = config.dropout
-        head_size = config.n_embd // config.n_head
-        self.rotary = Rotary(config.block_size, head_size) if config.position == "rotary" else None
-        self.normalise = (F.layer_norm if config.norm == "layer" else F.rms_norm) if config.qk_norm else None
+        self.qk_norm = config.qk_norm
 
-    def forward(self, x: Tensor, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, turns: Turns | None, cache: KVCache | None, layer: int) -> Tensor:
         B, T, C = x.shape
         parts = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
-        query_key, value = parts[:2], parts[2]
-        if self.normalise is not None:  # Henry et al. 2020
-            query_key = self.normalise(query_key, query_key.shape[-1:])
-        if self.rotary is not None:
-            query_key = self.rotary(query_key, cache.length if cache is not None else 0)
+        query_key, value = parts.split((2, 1))
+        value = value.squeeze(0)
+        if self.qk_norm:  # Dehghani et al. 2023, section 2; without gains
+            query_key = F.layer_norm(query_key, query_key.shape[-1:])
+        if turns is not None:
+            query_key = rotate(query_key, turns)
         query, key = query_key.unbind()
+        seen = None
         if cache is not None:
-            key, value = cache.append(layer, key, value)
-        y = attend(query, key, value, self.dropout if self.training else 0.0)
+            key, value, seen = cache.append(layer, key, value)
+        y = attend(query, key, value, dropout=self.dropout if self.training else 0.0, seen=seen)
         y = y.transpose(1, 2).reshape(B, T, C)
         return F.dropout(self.c_proj(y), self.dropout, self.training)
 
@@ -92,6 +127,7 @@ class _SquaredReLU(torch.autograd.Function):
         return positive * positive
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (positive,) = ctx.saved_tensors
         return torch.mul(gradient, positive).mul_(2)
@@ -129,8 +165,8 @@ class Block(nn.Module):
         self.ln_2 = normalisation(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cache: KVCache | None, layer: int) -> Tensor:
-        x = x + self.attn(self.ln_1(x), cache, layer)
+    def forward(self, x: Tensor, turns: Turns | None, cache: KVCache | None, layer: int) -> Tensor:
+        x = x + self.attn(self.ln_1(x), turns, cache, layer)
         x = x + self.mlp(self.ln_2(x))
         return x  # noqa: RET504 (the two lines show what is alike)
 
@@ -175,6 +211,8 @@ class Transformer(nn.Module):
         self.config = config
         self.wte = nn.Embedding(vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
+        head_size = config.n_embd // config.n_head
+        self.rotary = Rotary(config.block_size, head_size) if config.position == "rotary" else None
         self.ngrams = NgramEmbedding(config, vocab_size) if config.ngram > 1 else None
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = normalisation(config)
@@ -182,19 +220,19 @@ class Transformer(nn.Module):
     def forward(self, idx: Tensor, cache: KVCache | None) -> Tensor:
         past, (B, T) = cache.length if cache is not None else 0, idx.shape
         assert past + T <= self.config.block_size, f"{past} + {T} tokens exceed the context"
+        places = cache.places(T) if cache is not None else torch.arange(T, device=idx.device)
+        turns = self.rotary(places) if self.rotary is not None else None
         x = self.wte(idx)  # (B, T, C)
         if self.wpe is not None:
-            x = x + self.wpe(torch.arange(past, past + T, device=idx.device))
+            x = x + self.wpe(places)
         if self.ngrams is not None:
             before = cache.recent if cache is not None else idx.new_zeros(B, self.config.ngram - 1)
             x = x + self.ngrams(idx, before)
-            if cache is not None:
-                cache.recent = torch.cat([before, idx], dim=1)[:, T:]
         x = F.dropout(x, self.config.dropout, self.training)
         for layer, block in enumerate(self.h):
-            x = block(x, cache, layer)
+            x = block(x, turns, cache, layer)
         if cache is not None:
-            cache.length += T
+            cache.advance(idx)
         normalised: Tensor = self.ln_f(x)
         return normalised
 

@@ -5,41 +5,33 @@ direction is left behind. What is no matrix of a block, embeddings and the outpu
 """
 
 from collections import defaultdict
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from nanogpt_lite.adamw import AdamW
 
 # of a polynomial that brings singular values in (0, 1] near one in few steps; from the page above
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 STEPS = 5
 
 
-class Muon(torch.optim.AdamW):
+class Muon(AdamW):
     """AdamW, but Muon for parameter groups with a `muon_momentum`. All parameters of such a group are matrices.
 
     `products` is the number format of its matrix products; bfloat16 is enough for them.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], *, products: torch.dtype, **options: Any) -> None:
-        super().__init__([{"muon_momentum": None, **group} for group in groups], **options)
+    def __init__(self, groups: list[dict[str, Any]], *, products: torch.dtype) -> None:
+        super().__init__(groups)
         self.products = products
-        self._step_supports_amp_scaling = False  # a loss scaler leaves out whole steps, not AdamW's part of them
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """Change the parameters by their gradients."""
-        assert closure is None
-        groups = self.param_groups
-        self.param_groups = [group for group in groups if group["muon_momentum"] is None]
-        try:
-            super().step()
-        finally:
-            self.param_groups = groups
-        for group in groups:
-            if group["muon_momentum"] is not None:
-                self._move_matrices(group)
+    def _step_group(self, group: dict[str, Any]) -> None:
+        if "muon_momentum" in group:
+            self._move_matrices(group)
+        else:
+            super()._step_group(group)
 
     def _move_matrices(self, group: dict[str, Any]) -> None:
         alike = defaultdict(list)  # matrices of one shape go together: few large operations instead of many small ones

@@ -6,36 +6,34 @@ from typing import Any
 import torch
 from torch import nn
 
+from nanogpt_lite.adamw import AdamW
 from nanogpt_lite.config import TrainConfig
 from nanogpt_lite.muon import Muon
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019) that decays matrices and embeddings, not biases and gains; or Muon beside it.
-
-    AdamW is the fused one, a single kernel for all parameters, on each device that PyTorch has it for.
-    """
+def make_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:
+    """AdamW that decays matrices and embeddings, not biases and gains; or Muon beside it."""
     parameters = dict(model.named_parameters())
     by_muon = {n for n, p in parameters.items() if p.dim() == 2 and ".h." in n} if config.optimizer == "muon" else set()
     rest = [p for n, p in parameters.items() if n not in by_muon]
+    common: dict[str, Any] = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2)}
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
+        {**common, "params": [p for p in rest if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {**common, "params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
     ]
-    options: dict[str, Any] = {"betas": (config.beta1, config.beta2), "lr": config.learning_rate, "fused": True}
     if not by_muon:
-        return torch.optim.AdamW(groups, **options)
+        return AdamW(groups)
     matrices = [parameters[name] for name in sorted(by_muon)]
-    groups.append({"params": matrices, "weight_decay": config.weight_decay, "muon_momentum": config.muon_momentum})
-    products = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
-    return Muon([group for group in groups if group["params"]], products=products, **options)
+    momentum = config.muon_momentum
+    groups.append({**common, "params": matrices, "weight_decay": config.weight_decay, "muon_momentum": momentum})
+    return Muon(groups, products=torch.bfloat16 if config.dtype == "bfloat16" else torch.float32)
 
 
-def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, config: TrainConfig) -> None:
+def set_learning_rates(optimizer: AdamW, step: int, config: TrainConfig) -> None:
     """Give each parameter group its rate for step `step` (from 0)."""
     rate = learning_rate(step, config)
     for group in optimizer.param_groups:
-        of_muon = group.get("muon_momentum") is not None
+        of_muon = "muon_momentum" in group
         group["lr"] = rate * (config.muon_learning_rate / config.learning_rate) if of_muon else rate
 
 

@@ -54,7 +54,7 @@ def train(
 ) -> Run:
     """Train a network, showing progress, and return the run. Any option of `TrainConfig` is a keyword.
 
-    `dataset`: what `prepare` returned, or anything that it takes. `preset`: shakespeare_char, tutorial or cpu;
+    `dataset`: what `prepare` returned, or anything that it takes. `preset`: a name in `PRESETS`;
     without one (and without `config`) the one that fits the device. `config`: a run's config.json, to repeat it.
     `overwrite`: begin anew in an `out_dir` that holds a checkpoint.
 

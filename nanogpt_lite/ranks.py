@@ -170,7 +170,7 @@ def parallel(network: Callable[..., Any], device: torch.device) -> Callable[...,
     assert isinstance(network, nn.Module)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    return DistributedDataParallel(network)
+    return DistributedDataParallel(network, broadcast_buffers=False)  # they are the same tables everywhere
 
 
 def gradients_stay(network: Callable[..., Any]) -> contextlib.AbstractContextManager[None]:

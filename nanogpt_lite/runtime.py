@@ -100,7 +100,9 @@ def use_threads(threads: int) -> Iterator[None]:
 def keep_memory() -> Iterator[None]:
     """Let the C library keep what is freed for what is asked for next, instead of giving it back to the system.
 
-    Otherwise each step gets thousands of its pages anew, each filled with zeros first. Only glibc is known to need it.
+    Otherwise each step gets thousands of its pages anew, each filled with zeros first. Only glibc is known to need it,
+    and only what it keeps is given back at the end: the sizes from which memory does not come from the heap, and from
+    which the heap shrinks, stay where glibc itself would have raised them to at most.
     """
     if platform.libc_ver()[0] != "glibc":
         yield
@@ -111,7 +113,7 @@ def keep_memory() -> Iterator[None]:
     try:
         yield
     finally:
-        libc.mallopt(M_TRIM_THRESHOLD, 2 * MOST_ON_HEAP)  # to where glibc raises both by itself
+        libc.mallopt(M_TRIM_THRESHOLD, 2 * MOST_ON_HEAP)
         libc.malloc_trim(0)
 
 

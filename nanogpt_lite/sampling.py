@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nanogpt_lite import runtime
 from nanogpt_lite.config import SampleConfig
+from nanogpt_lite.graphs import RecordedStep
 from nanogpt_lite.model import GPT, KVCache
 from nanogpt_lite.tokenizer import Ids, Tokenizer
 
@@ -27,18 +28,19 @@ def generate(model: GPT, prompt: Tensor, config: SampleConfig, *, use_cache: boo
     """
     model.eval()
     block_size = model.config.block_size
-    window = prompt[:, -block_size:]
-    cache = None
+    window, fresh = prompt[:, -block_size:], True
     rows, draws = prompt.size(0), torch.empty(0)
+    cache = KVCache(model, rows) if use_cache else None
+    recorded = RecordedStep(model, cache) if cache is not None and prompt.is_cuda else None
     for number in range(config.max_new_tokens):
         if number % DRAWS == 0:
             draws = uniform(config.seed, rows, number, device=prompt.device)
         if window.size(1) > block_size:
-            window = window[:, -max(block_size // 2, 1) :]
-            cache = None
-        if cache is None:
-            cache = KVCache(model, rows) if use_cache else None
-            logits = prefill(model, window, cache)
+            window, fresh = window[:, -max(block_size // 2, 1) :], True
+        if cache is None or fresh:
+            logits, fresh = prefill(model, window, cache), False
+        elif recorded is not None:
+            logits = recorded(window[:, -1:])
         else:
             logits = decode_one_token(model, window[:, -1:], cache)
         token = choose(logits, draws[:, number % DRAWS], config)
@@ -47,14 +49,16 @@ def generate(model: GPT, prompt: Tensor, config: SampleConfig, *, use_cache: boo
 
 
 def prefill(model: GPT, window: Tensor, cache: KVCache | None) -> Tensor:
-    """Read a whole window (B, T): logits (B, V) for the token after it."""
+    """Read a whole window (B, T), and nothing before it: logits (B, V) for the token after it."""
+    if cache is not None:
+        cache.clear()
     logits: Tensor = model(window, cache=cache)[0]
     return logits[:, -1].float()
 
 
 def decode_one_token(model: GPT, token: Tensor, cache: KVCache) -> Tensor:
     """Read one more token (B, 1): logits (B, V) for the token after it."""
-    with runtime.few_rows(cache.keys.dtype):
+    with runtime.few_rows(model.lm_head.weight.dtype):
         logits: Tensor = model(token, cache=cache)[0]
     return logits[:, -1].float()
 

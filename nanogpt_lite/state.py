@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nanogpt_lite import checkpoint, optim, runtime
+from nanogpt_lite.adamw import AdamW
 from nanogpt_lite.checkpoint import Checkpoint
 from nanogpt_lite.config import SHAPE_FIELDS, NetworkConfig, TrainConfig
 from nanogpt_lite.errors import UserError, WorldError
@@ -56,7 +57,7 @@ class TrainState:
     evals_since_best: int = 0
     seconds: float = 0.0  # of training steps; no part of a checkpoint
     model: GPT = field(init=False)
-    optimizer: torch.optim.Optimizer = field(init=False)
+    optimizer: AdamW = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
     grad_norm: Tensor = field(init=False)  # of the last step, before clipping
     since_log: Mean = field(init=False)  # the loss of the steps since the last StepRecord
@@ -87,7 +88,7 @@ def start(config: TrainConfig, tokenizer: Tokenizer, *, dataset_sha256: str = ""
 def save(state: TrainState, path: Path) -> None:
     """Write the state as a checkpoint. `WorldError`, and nothing written, if it is not finite."""
     require_finite(state, state.since_eval.total)
-    tensors = {f"model.{key}": parameter for key, parameter in state.model.named_parameters()}
+    tensors: dict[str, Tensor] = {f"model.{key}": parameter for key, parameter in state.model.named_parameters()}
     for key, parameter in state.model.named_parameters():
         for slot, value in state.optimizer.state[parameter].items():
             tensors[f"optimizer.{key}.{slot}"] = value
@@ -191,6 +192,6 @@ def require_finite(state: TrainState, loss: Tensor) -> None:
     if not (loss.isfinite() and (scaled or state.grad_norm.isfinite())):
         raise WorldError(
             f"the loss or its gradient was not finite by step {state.step}; a checkpoint, if there is one, is from "
-            "before that. Go on from it (--init_from resume), or begin again, with a lower --learning_rate, more "
-            "--warmup_iters, a smaller --grad_clip, or --dtype float32"
+            "before that. Go on from it (--init_from resume), or begin again, with a lower --learning_rate (and "
+            "--muon_learning_rate), more --warmup_iters, a smaller --grad_clip, or --dtype float32"
         )

@@ -1,6 +1,7 @@
 """A look inside a few steps: PyTorch's profiler, written for https://ui.perfetto.dev or chrome://tracing."""
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -33,3 +34,5 @@ def traced(folder: str, device: torch.device) -> Iterator[Callable[[], None]]:
         record_shapes=True,
     ) as profiler:
         yield profiler.step
+    if not path.exists():
+        warnings.warn(f"no {path}: it takes {SKIPPED + STEPS} steps, and there were fewer", stacklevel=2)

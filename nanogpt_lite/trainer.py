@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -77,11 +77,11 @@ def train(
                 continue  # it may have been the last evaluation, or cut short by a request to stop
             if reason:
                 break
+            clock.start()
             batch = next(train_batches, None)
             if batch is None:
                 reason = "batches"
                 break
-            clock.start()
             train_step(state, forward, batch)
             step_is_done()
             if every(config.log_interval, state.step) or every(config.sample_interval, state.step):
@@ -131,14 +131,15 @@ def train_step(state: TrainState, forward: Callable[..., Any], batch: Batch) -> 
             loss = loss * (len(x) / len(inputs))
             state.scaler.scale(loss).backward()
         step_loss += loss.detach()
-    state.scaler.unscale_(state.optimizer)
+    optimizer = cast(torch.optim.Optimizer, state.optimizer)  # as far as the scaler knows
+    state.scaler.unscale_(optimizer)
     gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
     state.grad_norm = torch.nn.utils.get_total_norm(gradients)
     if config.grad_clip:
         torch.nn.utils.clip_grads_with_norm_(state.model.parameters(), config.grad_clip, state.grad_norm)
-    state.scaler.step(state.optimizer)
+    state.scaler.step(optimizer)
     state.scaler.update()
-    state.optimizer.zero_grad(set_to_none=True)
+    state.optimizer.zero_grad()
     step_loss = ranks.mean(step_loss)
     state.since_log.add(step_loss)
     state.since_eval.add(step_loss)
@@ -156,7 +157,7 @@ def _shared(state: TrainState, network: Callable[..., Any]) -> Callable[..., Any
         with runtime.seeded(state.device), runtime.autocast(state.device, state.config.dtype):
             loss = forward(x, x)[1]
         loss.backward()
-        state.optimizer.zero_grad(set_to_none=True)
+        state.optimizer.zero_grad()
     return forward
 
 

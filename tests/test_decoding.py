@@ -97,6 +97,31 @@ def test_in_bfloat16_the_layers_are_packed_and_the_logits_near(rows):
     assert (logits.float() - expected).norm() < 0.03 * expected.norm()
 
 
+@needs_onednn
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_with_cache_are_near_those_without_in_every_format(dtype, int8):
+    model = network(96, dtype=dtype)
+    if int8:
+        decoding.round_to_int8(model)
+    decoding.prepare_for_decoding(model, 3)
+    x = torch.randint(11, (3, 8), generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        whole, cache = model(x)[0].float(), KVCache(model, 3)
+        pieces = torch.cat([model(part, cache=cache)[0].float() for part in x.split([3, 1, 2, 1, 1], dim=1)], dim=1)
+    limit = 0.03 if dtype == torch.bfloat16 or int8 else 1e-5
+    assert (pieces - whole).norm() < limit * whole.norm()
+
+
+@pytest.mark.parametrize(("dtype", "enabled"), [(torch.float32, False), (torch.bfloat16, True)])
+def test_onednn_computes_single_tokens_in_bfloat16_only(dtype, enabled):
+    model, seen = network(dtype=dtype), []
+    model.lm_head.register_forward_hook(lambda *_: seen.append(torch.backends.mkldnn.enabled))
+    with torch.inference_mode():
+        sampling.decode_one_token(model, torch.zeros(1, 1, dtype=torch.int64), KVCache(model, 1))
+    assert seen == [enabled]
+
+
 @settings(max_examples=60, deadline=None)
 @given(sizes, sizes, st.integers(1, 40), st.booleans())
 def test_a_layer_in_8_bits_is_near_the_linear_layer(c_in, c_out, rows, bias):

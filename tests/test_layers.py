@@ -13,9 +13,10 @@ import nanogpt_lite
 FOLDER = Path(nanogpt_lite.__file__).parent
 ROWS = (
     "errors files",
-    "options tokenizer ranks metrics muon checkpoint download",
-    "config runtime attention",
+    "options tokenizer ranks metrics adamw checkpoint download",
+    "config runtime attention muon",
     "arguments texts batches model optim traces logs plots signatures sweeps",
+    "graphs",
     "datasets state sampling decoding trackers",
     "evaluation runs",
     "trainer starts homes",

@@ -202,6 +202,22 @@ def test_logits_with_cache_equal_those_without(options, parts):
 
 
 @pytest.mark.parametrize("options", [{}, LATER], ids=["nanoGPT", "later"])
+def test_a_cache_that_counts_on_the_device_gives_the_same_logits(options):
+    model = with_options(options)
+    x, place = tokens(3, 16), torch.empty(1, dtype=torch.int64)
+    with torch.inference_mode():
+        whole = model(x)[0]
+        cache = KVCache(model, 3)
+        for start in (5, 9):  # a cleared cache begins anew
+            cache.clear()
+            model(x[:, :start], cache=cache)
+            cache.keep_on_device(place)
+            steps = [model(x[:, number : number + 1], cache=cache)[0] for number in range(start, 16)]
+            torch.testing.assert_close(torch.cat(steps, dim=1), whole[:, start:], rtol=1e-4, atol=1e-5)
+            assert cache.length == place.item() == 16
+
+
+@pytest.mark.parametrize("options", [{}, LATER], ids=["nanoGPT", "later"])
 def test_a_batch_equals_its_rows_alone(options):
     model = with_options(options)
     x = tokens(5, 12)

@@ -31,10 +31,13 @@ def test_singular_values_come_near_one_and_the_directions_stay(shape):
     assert (inside - torch.diag_embed(values)).abs().max() < 1e-3
 
 
-def test_steps_equal_pytorchs_own():
-    """It computes in bfloat16, so nearly."""
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_steps_equal_pytorchs_own(dtype):
+    """PyTorch's computes in bfloat16, so nearly."""
     ours, theirs = network(), network()
-    optimizer = optim.make_optimizer(ours, CONFIG)
+    optimizer = optim.make_optimizer(ours, CONFIG.replace({"dtype": dtype}))
+    assert isinstance(optimizer, Muon)
+    assert optimizer.products == getattr(torch, dtype)
     matrices = {name: p for name, p in theirs.named_parameters() if ".h." in name and p.dim() == 2}
     expected = torch.optim.Muon(matrices.values(), lr=0.03, weight_decay=0.1, momentum=0.9, adjust_lr_fn="original")
     for _ in range(3):
@@ -70,7 +73,7 @@ def test_its_rate_rises_and_falls_with_the_other():
     optimizer = optim.make_optimizer(network(), CONFIG)
     for step in (0, 50, 1000, 4999):
         optim.set_learning_rates(optimizer, step, CONFIG)
-        rates = {group["muon_momentum"]: group["lr"] for group in optimizer.param_groups}
+        rates = {group.get("muon_momentum"): group["lr"] for group in optimizer.param_groups}
         assert rates[None] == optim.learning_rate(step, CONFIG)
         assert rates[0.9] == pytest.approx(3 * rates[None])
 

@@ -253,7 +253,7 @@ def test_files_of_others_in_the_folder_of_a_run_stay(text_file):
 
 def test_prepared_data_serves_when_the_text_is_gone(trained, text_file):
     text_file.unlink()
-    ng.train(out_dir=trained.out_dir, init_from="resume", max_iters=21, min_lr=1e-3)
+    ng.train(out_dir=trained.out_dir, init_from="resume", max_iters=21)
     assert ng.evaluate(trained)["step"] == 21
 
 
@@ -436,6 +436,13 @@ def test_unknown_options_are_errors_that_name_the_nearest(text_file):
             call(devise="cpu")
     with pytest.raises(ng.UserError, match="unknown preset 'cpuu'; did you mean cpu"):
         ng.train("bottles.txt", preset="cpuu")
+
+
+def test_8_bits_serve_for_drawing_and_evaluating(trained):
+    exact, rounded = (ng.evaluate(trained, int8=int8, dtype="float32")["val_loss"] for int8 in (False, True))
+    assert exact != rounded
+    assert rounded == pytest.approx(exact, abs=0.01)
+    assert len(ng.sample(trained, start="9", max_new_tokens=20, int8=True)[0]) == 21
 
 
 def test_functions_show_their_options():

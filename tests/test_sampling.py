@@ -29,6 +29,20 @@ def run(model, prompt, use_cache=True, **options):
     return torch.stack(list(sampling.generate(model, prompt, SampleConfig(**options), use_cache=use_cache)), dim=1)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{}, {"position": "rotary", "qk_norm": True, "ngram": 3}])
+def test_a_recorded_step_gives_the_text_of_steps_that_are_not(options):
+    """On a GPU, where drawing with a cache replays a recording, and drawing without has none; past `block_size` too."""
+    torch.manual_seed(0)
+    config = NetworkConfig(block_size=12, n_layer=2, n_head=2, n_embd=16, dropout=0.3, **options)
+    model = GPT(config, VOCAB).cuda()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    prompt = prompts(3, 4).cuda()
+    assert torch.equal(run(model, prompt), run(model, prompt, use_cache=False))
+    assert torch.equal(run(model, prompt, temperature=0.0), run(model, prompt, use_cache=False, temperature=0.0))
+
+
 def prompts(rows, length):
     return torch.randint(VOCAB, (rows, length), generator=torch.Generator().manual_seed(5))
 

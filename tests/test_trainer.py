@@ -431,9 +431,10 @@ def test_a_checkpoint_that_lacks_something_is_an_error(tmp_path, missing):
 
 
 @pytest.mark.slow
-def test_a_compiled_network_trains_the_same(tmp_path):
-    _, plain = run(tmp_path / "plain")
-    _, compiled = run(tmp_path / "compiled", changed(compile=True))
+@pytest.mark.parametrize("options", [{}, {**LATER, "ngram_dropout": 0.0}], ids=["nanoGPT", "later"])
+def test_a_compiled_network_trains_the_same(tmp_path, options):
+    _, plain = run(tmp_path / "plain", changed(**options))
+    _, compiled = run(tmp_path / "compiled", changed(compile=True, **options))
     for one, other in zip(of(EvalRecord, plain), of(EvalRecord, compiled), strict=True):
         assert other.val_loss == pytest.approx(one.val_loss, abs=1e-4)
 
