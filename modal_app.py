@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import modal
 
-from nanogpt_lite import config, sweeps
+from nanogpt_lite import presets, sweeps
 from nanogpt_lite.config import DataConfig, LoadConfig, RunConfig, SampleConfig, TrainConfig
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.signatures import with_flags
@@ -156,7 +156,7 @@ def evaluate(out_dir: str = "", **options: Any) -> dict[str, Any]:
 
 @app.function(**on_volume, timeout=DAY)
 @with_flags(sweep_iters=int, gpu=str, preset=str, **dict.fromkeys(TrainConfig.names(), str))
-def sweep(sweep_iters: int = 200, gpu: str = "", preset: str = config.RENTED_GPU_PRESET, **texts: str) -> str:
+def sweep(sweep_iters: int = 200, gpu: str = "", preset: str = presets.RENTED_GPU_PRESET, **texts: str) -> str:
     """Train each combination of options, as of --learning-rate 3e-4,1e-3, for a while; then the best one to its end.
 
     It runs on Modal itself (its containers call others), so that with --detach it needs no laptop to stay on. What
@@ -224,7 +224,10 @@ def main(gpu: str = "", dataset: str = DataConfig.dataset, **options: Any) -> No
     training = chosen(options, *TrainConfig.names(), "preset", "overwrite")
     sampling = {"num_samples": 3, "max_new_tokens": 300, **chosen(options, *SampleConfig.names())}
     SampleConfig.from_dict(sampling)  # a mistake is told before anything is sent or rented
-    asked = {**config.preset(options.get("preset", config.RENTED_GPU_PRESET)), **chosen(options, *TrainConfig.names())}
+    asked = {
+        **presets.preset(options.get("preset", presets.RENTED_GPU_PRESET)),
+        **chosen(options, *TrainConfig.names()),
+    }
     TrainConfig.from_dict(asked).require_equal_shares(max(1, int(gpu.partition(":")[2] or 1)))
     dataset = send_up(dataset)
     prepare_data.remote(dataset=dataset, **chosen(options, "tokenizer", "overwrite"))

@@ -12,18 +12,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nanogpt_lite.config import PRESETS, SampleConfig, TrainConfig
+    from nanogpt_lite.config import SampleConfig, TrainConfig
     from nanogpt_lite.datasets import Dataset, prepare
     from nanogpt_lite.errors import Interrupted, UserError, WorldError
     from nanogpt_lite.model import GPT, KVCache
     from nanogpt_lite.pipeline import evaluate, load, pieces, sample, stream, train, training
+    from nanogpt_lite.presets import PRESETS
     from nanogpt_lite.runs import Run
     from nanogpt_lite.tokenizer import ByteTokenizer, CharTokenizer
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "config": ("PRESETS", "SampleConfig", "TrainConfig"),
+    "config": ("SampleConfig", "TrainConfig"),
+    "presets": ("PRESETS",),
     "datasets": ("Dataset", "prepare"),
     "errors": ("Interrupted", "UserError", "WorldError"),
     "model": ("GPT", "KVCache"),

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from nanogpt_lite import config
+from nanogpt_lite import presets
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.options import Options, parse, type_of
 
@@ -101,7 +101,7 @@ def _text_option(words: str, metavar: str, hint: str) -> Any:
 
 def _default(option: "dataclasses.Field[Any]") -> str:
     """The default, and what presets have instead."""
-    others = [f"{name}: {values[option.name]}" for name, values in config.PRESETS.items() if option.name in values]
+    others = [f"{name}: {values[option.name]}" for name, values in presets.PRESETS.items() if option.name in values]
     shown = repr(option.default) if option.type is str else f"{option.default} {option.metadata['unit']}".rstrip()
     return f"(default: {'; '.join([shown, *others])})"
 

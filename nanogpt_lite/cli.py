@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from nanogpt_lite import arguments, config
+from nanogpt_lite import arguments, presets
 from nanogpt_lite.arguments import Command, Given
 from nanogpt_lite.config import DataConfig, LoadConfig, RunConfig, SampleConfig, TrainConfig
 from nanogpt_lite.errors import Interrupted, UserError, WorldError
@@ -149,7 +149,7 @@ def print_samples(pieces: Iterator[list[str]]) -> list[str]:
     return texts
 
 
-_PRESET = {"preset": f"named values: {', '.join(config.PRESETS)}; without one, what fits the device"}
+_PRESET = {"preset": f"named values: {', '.join(presets.PRESETS)}; without one, what fits the device"}
 _CONFIG = {"config": "JSON file of options, such as a run's config.json, to repeat that run"}
 _OVERWRITE_RUN = {"overwrite": "replace the run that out_dir holds"}
 _OUT_DIR = {"out_dir": "the run's folder; without one, the newest run under runs/"}

@@ -1,4 +1,4 @@
-"""Every option, once: its name, type, default, unit, rule and help; and the presets.
+"""Every option, once: its name, type, default, unit, rule and help.
 
 From these fields come the command line (`cli`), the keyword arguments in Python (`pipeline`), the config
 stored in a checkpoint, and every check of a value. Names are nanoGPT's. Standard library only, so that
@@ -14,14 +14,12 @@ from nanogpt_lite.errors import UserError
 from nanogpt_lite.options import (
     NOT_EMPTY,
     Options,
-    Value,
     above,
     at_least,
     from_below,
     from_to,
     one_of,
     option,
-    require_known,
 )
 
 
@@ -211,73 +209,6 @@ class SampleConfig(LoadConfig):
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(TrainConfig, SampleConfig):
     """The whole road, prepare, train, sample: all options."""
-
-
-# What came after GPT-2 and earned its place here: benchmarks/results/ablation.md has what each part is worth.
-_MODERN: dict[str, Value] = {
-    "position": "rotary",
-    "qk_norm": True,
-    "activation": "relu2",
-    "tied": False,
-    "zero_init": True,
-    "optimizer": "muon",
-    "muon_learning_rate": 0.015,
-    "learning_rate": 0.015,
-    "min_lr": 0.00015,
-    "warmup_iters": 5,
-    "cooldown": 0.9,
-    "beta1": 0.8,
-    "beta2": 0.95,
-    "grad_clip": 0.0,
-}
-
-# Named values of the fields above. The defaults are nanoGPT's config/train_shakespeare_char.py.
-PRESETS: dict[str, dict[str, Value]] = {
-    "shakespeare_char": {},
-    # the table of the Modal tutorial: the same network, a shorter run
-    "tutorial": {"max_iters": 1000, "learning_rate": 1e-3},
-    # nanoGPT's README, "I only have a macbook"; evaluated half as often, since on the whole val split, not a part of it
-    "cpu": {
-        "block_size": 64,
-        "batch_size": 12,
-        "n_layer": 4,
-        "n_head": 4,
-        "n_embd": 128,
-        "dropout": 0.0,
-        "max_iters": 2000,
-        "eval_interval": 500,
-        "dtype": "float32",
-    },
-    # about as long as `cpu` takes, on two cores that multiply bfloat16 in hardware
-    "modern-cpu": {
-        **_MODERN,
-        "block_size": 128,
-        "batch_size": 32,
-        "n_layer": 3,
-        "n_head": 2,
-        "n_embd": 128,
-        "dropout": 0.0,
-        "ngram": 4,
-        "ngram_dropout": 0.4,
-        "weight_decay": 0.2,
-        "max_iters": 720,
-        "eval_interval": 360,
-    },
-    # the network and the batch of shakespeare_char; no GPU has measured it yet
-    "modern": {
-        **_MODERN,
-        "norm": "rms",
-        "weight_decay": 0.1,
-        "max_iters": 2000,
-    },
-}
-RENTED_GPU_PRESET = "tutorial"  # on Modal, when nobody chose one
-
-
-def preset(name: str) -> dict[str, Value]:
-    """The values of a preset. `UserError` on an unknown name."""
-    require_known([name], PRESETS, "preset")
-    return PRESETS[name]
 
 
 def read_file(path: str | Path) -> dict[str, Any]:

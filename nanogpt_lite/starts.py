@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanogpt_lite import batches, datasets, ranks, runs, runtime
+from nanogpt_lite import batches, datasets, presets, ranks, runs, runtime
 from nanogpt_lite import checkpoint as checkpoints
 from nanogpt_lite import config as configs
 from nanogpt_lite.checkpoint import SUFFIX
@@ -40,7 +40,7 @@ class Wishes:
         for values in (self.file, self.given):
             require_known(values, TrainConfig.names(), "option")
         if self.preset:
-            configs.preset(self.preset)
+            presets.preset(self.preset)
 
 
 def read_wishes(
@@ -92,7 +92,7 @@ def _begin(wishes: Wishes, stack: ExitStack, console: Console | None) -> Started
     given, preset = wishes.given, wishes.preset
     if not (preset or wishes.file):
         preset = default_preset(str(given.get("device", "auto")))
-    config = TrainConfig.from_dict({**(configs.preset(preset) if preset else {}), **wishes.file, **given})
+    config = TrainConfig.from_dict({**(presets.preset(preset) if preset else {}), **wishes.file, **given})
     other = None
     tokenizer: str | Tokenizer = config.tokenizer
     if config.init_from != "scratch":

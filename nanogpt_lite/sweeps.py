@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nanogpt_lite import config
+from nanogpt_lite import presets
 from nanogpt_lite.config import TrainConfig
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.options import Value, parse
@@ -33,7 +33,7 @@ def trials(texts: Mapping[str, str], *, preset: str, steps: int, name: str) -> l
     """
     found = []
     for number, options in enumerate(_grid(texts), start=1):
-        whole = TrainConfig.from_dict({**config.preset(preset), **options})
+        whole = TrainConfig.from_dict({**presets.preset(preset), **options})
         if not steps >= 1:
             raise UserError(f"a trial of {steps} steps trains nothing; give 1 or more")
         if steps > whole.max_iters:

@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from nanogpt_lite import checkpoint, config, datasets, launcher, pipeline, texts
+from nanogpt_lite import checkpoint, datasets, launcher, pipeline, presets, texts
 from nanogpt_lite.checkpoint import SUFFIX
 from nanogpt_lite.config import SHAPE_FIELDS, DataConfig, TrainConfig
 from nanogpt_lite.datasets import DATA_DIR, Dataset
@@ -56,7 +56,7 @@ def train(home: Here, *, owner: str, count: int = 1, overwrite: bool = False, **
         options = {**shape, **options, "init_from": "resume"}
         data = _data_to_go_on(home, Run(folder), dataset)
     else:
-        options["preset"] = preset or config.RENTED_GPU_PRESET
+        options["preset"] = preset or presets.RENTED_GPU_PRESET
         dataset = dataset or DataConfig.dataset
         if parent == "scratch":
             data = _prepared(home, dataset, str(options.get("tokenizer", "auto")))
@@ -154,5 +154,5 @@ def _run_name(out_dir: str) -> str:
 
 def _shape_of(preset: str) -> dict[str, Any]:
     """The shape of the network that a preset asks for: a run that goes on must not have another one."""
-    asked = TrainConfig.from_dict(config.preset(preset))
+    asked = TrainConfig.from_dict(presets.preset(preset))
     return {name: getattr(asked, name) for name in SHAPE_FIELDS}

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanogpt_lite import config, options
-from nanogpt_lite.config import PRESETS, LoadConfig, NetworkConfig, RunConfig, SampleConfig, TrainConfig
+from nanogpt_lite import config, options, presets
+from nanogpt_lite.config import LoadConfig, NetworkConfig, RunConfig, SampleConfig, TrainConfig
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.options import Options
+from nanogpt_lite.presets import PRESETS
 
 KINDS = [kind for kind in vars(config).values() if isinstance(kind, type) and issubclass(kind, Options)]
 FIELDS = {field.name: field for kind in KINDS for field in dataclasses.fields(kind)}
@@ -217,15 +218,15 @@ def test_every_default_is_read_back_from_its_text():
     ],
 )
 def test_presets_have_the_published_values(name, published):
-    values = dataclasses.asdict(TrainConfig.from_dict(config.preset(name)))
+    values = dataclasses.asdict(TrainConfig.from_dict(presets.preset(name)))
     assert {key: values[key] for key in published} == published
 
 
 def test_presets_are_valid_and_strict():
     for name in PRESETS:
-        assert TrainConfig.from_dict(config.preset(name)).eval_iters == 0  # the full val split
+        assert TrainConfig.from_dict(presets.preset(name)).eval_iters == 0  # the full val split
     with pytest.raises(UserError, match="unknown preset 'cpuu'; did you mean cpu"):
-        config.preset("cpuu")
+        presets.preset("cpuu")
 
 
 @settings(deadline=None)

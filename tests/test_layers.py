@@ -14,8 +14,9 @@ FOLDER = Path(nanogpt_lite.__file__).parent
 ROWS = (
     "errors files",
     "options tokenizer ranks metrics adamw checkpoint download",
-    "config runtime attention muon",
-    "arguments texts batches model optim traces logs plots signatures sweeps",
+    "config presets runtime attention muon",
+    "arguments texts batches ngrams optim traces logs plots signatures sweeps",
+    "model",
     "graphs",
     "datasets state sampling decoding trackers",
     "evaluation runs",

@@ -1,0 +1,114 @@
+"""What the benchmarks stand on: rows and verdicts, possible variants, the memory of another process."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import nanogpt_lite as ng
+from nanogpt_lite.config import TrainConfig
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+
+@pytest.mark.parametrize("name", ["ablation", "curves", "on_gpu", "scaling", "vs_nanogpt"])
+def test_each_says_what_it_is_and_refuses_what_it_does_not_know(name, monkeypatch, capsys):
+    module = __import__(name)
+    for arguments, status in (["--help"], 0), (["--nonsense"], 2):
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        with pytest.raises(SystemExit) as ended:
+            module.main()
+        assert ended.value.code == status
+    assert "usage:" in capsys.readouterr().out
+
+
+def test_every_variant_of_the_recipe_is_possible():
+    from ablation import VARIANTS
+
+    recipe = TrainConfig.from_dict(ng.PRESETS["modern-cpu"])
+    changed = [TrainConfig.from_dict({**ng.PRESETS["modern-cpu"], **options}) for options in VARIANTS.values()]
+    assert changed.count(recipe) == 1  # each but the recipe itself changes something
+    assert len(set(changed)) == len(VARIANTS)
+
+
+def test_every_point_of_the_scaling_is_possible():
+    from scaling import AXES
+
+    for device, preset in (("cpu", "cpu"), ("cuda", "shakespeare_char")):
+        for axis, values in AXES[device].items():
+            for value in values:
+                options = {} if axis == "ranks" else {axis: value}
+                config = TrainConfig.from_dict({**ng.PRESETS[preset], **options})
+                config.require_equal_shares(value if axis == "ranks" else 1)
+
+
+@pytest.mark.parametrize(
+    ("unit", "hoped", "ours", "theirs", "ratio", "met"),
+    [
+        ("tokens/s", {"least_ratio": 8}, [3, 90, 100], [10, 10, 11], 9, True),
+        ("s", {"least_ratio": 8}, [10, 20, 30], [100, 140, 150], 7, False),
+        ("nats", {"most": 1.5}, [1.4, 1.5, 1.6], [2, 3, 4], 2, True),
+        ("nats", {"most": 0.001}, [0.002], [], None, False),
+        ("MB", {}, [4], [8], 2, None),
+    ],
+)
+def test_a_row_is_of_medians_and_judged_by_its_target(unit, hoped, ours, theirs, ratio, met):
+    from table import Row
+
+    row = Row(part="p", name="n", unit=unit, note="", **hoped)
+    line = row.line([{"n": value, "other": 0} for value in ours], [{"n": value} for value in theirs])
+    assert (line["ratio"], line["met"]) == (ratio, met)
+
+
+def test_a_table_shows_what_there_is():
+    from table import Row, circumstances, markdown
+
+    row = Row(part="p", name="what int8 changes", unit="nats", note="a note", most=0.001)
+    text = markdown({**circumstances("python x.py"), "rows": [row.line([{row.name: 0.0002}], [{}])]})
+    assert "| what int8 changes | nats | 0.0002 |  |  | nanogpt_lite ≤ 0.001 | met |" in text
+    assert "`python x.py`" in text.splitlines()[0]
+    assert "- what int8 changes: a note" in text
+
+
+def test_memory_is_that_of_the_process_itself(tmp_path):
+    from arena import launch
+
+    much = bytearray(200_000_000)  # of this process, which does not count
+    small, large = (
+        launch([sys.executable, "-S", "-c", f"x = bytearray({size}); print(len(x))"], tmp_path, {}).memory
+        for size in (1, 100_000_000)
+    )
+    assert len(much) > 1e8
+    assert small < 50
+    assert 100 < large < 150
+
+
+def test_a_process_that_fails_is_told_with_its_last_lines(tmp_path):
+    from arena import launch
+
+    with pytest.raises(ng.WorldError, match="ended with status 3: .*broken"):
+        launch([sys.executable, "-c", "import sys; print('broken', file=sys.stderr); sys.exit(3)"], tmp_path, {})
+
+
+@pytest.mark.slow
+def test_ablation_and_scaling_from_end_to_end(tmp_path, monkeypatch):
+    import ablation
+    import scaling
+
+    (tmp_path / "my.txt").write_text("all is well that ends well\n" * 2000)
+    monkeypatch.chdir(tmp_path)
+    shared = ["--out", str(tmp_path / "table")]
+    only = ["--only", "the recipe", "no n-grams"]
+    monkeypatch.setattr(sys, "argv", ["x", "--dataset", "my.txt", "--seconds", "0.2", "--seeds", "2", *only, *shared])
+    assert ablation.main() == 0
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in lines[4:6]] == ["the recipe", "no n-grams"]
+    monkeypatch.setattr(sys, "argv", ["x", "--only", "ranks", *shared])
+    assert scaling.main() == 0
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert [line.split("|")[1:3] for line in lines[6:8]] == [[" ranks ", " 1 "], [" ranks ", " 2 "]]
