@@ -431,6 +431,7 @@ def test_a_checkpoint_that_lacks_something_is_an_error(tmp_path, missing):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's compiler uses what PyTorch deprecates
 @pytest.mark.parametrize("options", [{}, {**LATER, "ngram_dropout": 0.0}], ids=["nanoGPT", "later"])
 def test_a_compiled_network_trains_the_same(tmp_path, options):
     _, plain = run(tmp_path / "plain", changed(**options))
