@@ -159,7 +159,14 @@ def train_theirs(arena: Arena, short: bool) -> Seen:
     """NanoGPT's recipe, with the time at which each line came."""
     words = ["train.py", "config/train_shakespeare_char.py", f"--device={arena.device}"]
     if short:
-        words += ["--compile=False", "--eval_iters=2", "--max_iters=30", "--lr_decay_iters=200", "--n_head=6"]
+        words += [
+            "--compile=False",
+            "--eval_iters=2",
+            "--max_iters=30",
+            "--lr_decay_iters=200",
+            "--n_head=6",
+            "--log_interval=2",
+        ]
         words += [f"{name}={value}" for name, value in zip(SHORT[::2], SHORT[1::2], strict=True)]
     environment = {**arena.environment, "PYTHONUNBUFFERED": "1"}
     seen, last = Seen(), (0, 0.0)
