@@ -3,18 +3,19 @@
     python benchmarks/ablation.py                         # on Shakespeare
     python benchmarks/ablation.py --dataset python_docs   # on a text that the recipe was not made for
 
-Each variant is timed first, over a few steps; then it trains for as many steps as fit into the time, from several
-seeds, with the schedule stretched to that number. The loss is that of the whole val split. Nothing else should use the
-machine meanwhile.
+The recipe is timed once, and each variant against it, step by step in turn, since the pace of a machine changes from
+minute to minute; then the variant trains for as many steps as fit into the time at the recipe's first pace, from
+several seeds, with the schedule stretched to that number. The loss is that of the whole val split. Nothing else should
+use the machine meanwhile.
 """
 
 import argparse
 import shlex
 import sys
 import tempfile
+import time
 from collections.abc import Generator, Mapping
 from contextlib import closing
-from itertools import islice, pairwise
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
@@ -26,7 +27,7 @@ from nanogpt_lite.metrics import EvalRecord, Record, StepRecord
 from nanogpt_lite.options import Value
 
 RESULTS = Path(__file__).resolve().parent / "results"
-TIMED_STEPS, WARM_UP = 40, 5
+TIMED_STEPS, WARM_UP = 60, 5
 
 # what is changed, and how; where a part leaves a number behind that was chosen together with it, that is chosen anew
 VARIANTS: dict[str, dict[str, Value]] = {
@@ -66,7 +67,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=list(VARIANTS), help="variants, by name (default: all)")
     parser.add_argument("--out", type=Path, help="writes OUT.json, OUT.md (default: by dataset)")
     given = parser.parse_args()
-    given.out = given.out or RESULTS / f"ablation_{given.dataset}"
+    given.out = given.out or RESULTS / f"ablation_{Path(given.dataset).stem}"
     if unknown := [name for name in given.only if name not in VARIANTS]:
         raise ng.UserError(f"--only has {unknown[0]!r}, which is no variant; give some of: {', '.join(VARIANTS)}")
     if given.seeds < 1 or given.seconds <= 0:
@@ -82,13 +83,16 @@ def measure(given: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="ablation_") as folder:
         data = ng.prepare(given.dataset, out_dir=Path(folder) / "data")
         report["text"] = {"dataset": given.dataset, "sha256": data.sha256}
+        recipe, _ = step_times(data, {}, Path(folder))
         for name in given.only:
-            steps = max(1, round(given.seconds / step_time(data, VARIANTS[name], Path(folder) / "timed")))
+            reference, variant = step_times(data, VARIANTS[name], Path(folder)) if VARIANTS[name] else (recipe, recipe)
+            steps = max(1, round(given.seconds / recipe * reference / variant))
             runs = [train(data, VARIANTS[name], steps, seed, Path(folder) / "run") for seed in range(given.seeds)]
             losses = [run["val_loss"] for run in runs]
             report["rows"].append({
                 "variant": name,
                 "changed": VARIANTS[name],
+                "step_time": variant / reference,
                 "steps": steps,
                 "seconds": median(run["seconds"] for run in runs),
                 "val_loss": mean(losses),
@@ -106,12 +110,20 @@ def begin(data: ng.Dataset, out_dir: Path, options: dict[str, Any]) -> Generator
     return ng.training(data, preset="modern-cpu", out_dir=out_dir, overwrite=True, **options)
 
 
-def step_time(data: ng.Dataset, changed: Mapping[str, Value], out_dir: Path) -> float:
-    """Seconds of a step of a variant, the median after a warm-up."""
-    options = {"max_iters": TIMED_STEPS, "log_interval": 1, "eval_interval": TIMED_STEPS + 1}
-    with closing(begin(data, out_dir, {**changed, **options})) as records:
-        clock = [r.seconds for r in islice((r for r in records if isinstance(r, StepRecord)), TIMED_STEPS - 1)]
-    return median(after - before for before, after in pairwise(clock[WARM_UP:]))
+def step_times(data: ng.Dataset, changed: Mapping[str, Value], folder: Path) -> tuple[float, float]:
+    """Seconds of a step of the recipe, and of one of a variant, taken in turn: medians after a warm-up."""
+    options = {"max_iters": TIMED_STEPS + 1, "log_interval": 1, "eval_interval": TIMED_STEPS + 1}
+    taken: tuple[list[float], list[float]] = [], []
+    with (
+        closing(begin(data, folder / "recipe", options)) as recipe,
+        closing(begin(data, folder / "variant", {**changed, **options})) as variant,
+    ):
+        for _ in range(TIMED_STEPS):
+            for records, seconds in zip((recipe, variant), taken, strict=True):
+                begun = time.perf_counter()
+                next(record for record in records if isinstance(record, StepRecord))
+                seconds.append(time.perf_counter() - begun)
+    return median(taken[0][WARM_UP:]), median(taken[1][WARM_UP:])
 
 
 def train(data: ng.Dataset, changed: Mapping[str, Value], steps: int, seed: int, out_dir: Path) -> dict[str, float]:
@@ -129,15 +141,18 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [
         f"{machine_line(report)}; text {report['text']['dataset']}, SHA-256 {report['text']['sha256'][:12]}…",
         "",
-        "| variant | val loss | spread | against the recipe | steps | s |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| variant | val loss | spread | against the recipe | a step takes | steps | s |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in sorted(rows, key=lambda row: (bool(row["changed"]), -row["val_loss"])):
         against = f"{row['val_loss'] - recipe:+.4f}" if recipe is not None and row["changed"] else ""
-        cells = [row["variant"], f"{row['val_loss']:.4f}", f"{row['spread']:.4f}", against, str(row["steps"])]
-        cells.append(f"{row['seconds']:.1f}")
+        cells = [row["variant"], f"{row['val_loss']:.4f}", f"{row['spread']:.4f}", against]
+        cells += [f"{row['step_time']:.2f}", str(row["steps"]), f"{row['seconds']:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "Mean and standard deviation over the seeds; above zero is worse than the recipe."]
+    lines += [
+        "",
+        "Mean and standard deviation over the seeds. Above zero is worse than the recipe, whose step takes 1.",
+    ]
     return "\n".join(lines) + "\n"
 
 
