@@ -14,8 +14,8 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Mapping
-from contextlib import closing
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
@@ -83,16 +83,16 @@ def measure(given: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="ablation_") as folder:
         data = ng.prepare(given.dataset, out_dir=Path(folder) / "data")
         report["text"] = {"dataset": given.dataset, "sha256": data.sha256}
-        recipe, _ = step_times(data, {}, Path(folder))
+        (alone,) = step_times(data, [{}], Path(folder))
         for name in given.only:
-            reference, variant = step_times(data, VARIANTS[name], Path(folder)) if VARIANTS[name] else (recipe, recipe)
-            steps = max(1, round(given.seconds / recipe * reference / variant))
+            recipe, variant = step_times(data, [{}, VARIANTS[name]], Path(folder))
+            steps = max(1, round(given.seconds / alone * recipe / variant))
             runs = [train(data, VARIANTS[name], steps, seed, Path(folder) / "run") for seed in range(given.seeds)]
             losses = [run["val_loss"] for run in runs]
             report["rows"].append({
                 "variant": name,
                 "changed": VARIANTS[name],
-                "step_time": variant / reference,
+                "step_time": variant / recipe,
                 "steps": steps,
                 "seconds": median(run["seconds"] for run in runs),
                 "val_loss": mean(losses),
@@ -110,20 +110,20 @@ def begin(data: ng.Dataset, out_dir: Path, options: dict[str, Any]) -> Generator
     return ng.training(data, preset="modern-cpu", out_dir=out_dir, overwrite=True, **options)
 
 
-def step_times(data: ng.Dataset, changed: Mapping[str, Value], folder: Path) -> tuple[float, float]:
-    """Seconds of a step of the recipe, and of one of a variant, taken in turn: medians after a warm-up."""
+def step_times(data: ng.Dataset, variants: Sequence[Mapping[str, Value]], folder: Path) -> list[float]:
+    """Seconds of a step of each variant, taken in turn: medians after a warm-up."""
     options = {"max_iters": TIMED_STEPS + 1, "log_interval": 1, "eval_interval": TIMED_STEPS + 1}
-    taken: tuple[list[float], list[float]] = [], []
-    with (
-        closing(begin(data, folder / "recipe", options)) as recipe,
-        closing(begin(data, folder / "variant", {**changed, **options})) as variant,
-    ):
+    taken: list[list[float]] = [[] for _ in variants]
+    with ExitStack() as stack:
+        runs = [begin(data, folder / f"timed_{n}", {**changed, **options}) for n, changed in enumerate(variants)]
+        for records in runs:
+            stack.enter_context(closing(records))
         for _ in range(TIMED_STEPS):
-            for records, seconds in zip((recipe, variant), taken, strict=True):
+            for records, seconds in zip(runs, taken, strict=True):
                 begun = time.perf_counter()
                 next(record for record in records if isinstance(record, StepRecord))
                 seconds.append(time.perf_counter() - begun)
-    return median(taken[0][WARM_UP:]), median(taken[1][WARM_UP:])
+    return [median(seconds[WARM_UP:]) for seconds in taken]
 
 
 def train(data: ng.Dataset, changed: Mapping[str, Value], steps: int, seed: int, out_dir: Path) -> dict[str, float]:

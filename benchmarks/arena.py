@@ -14,13 +14,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 
 import numpy as np
+import torch
 
 import nanogpt_lite as ng
-from nanogpt_lite import runtime
+from nanogpt_lite import runtime, state
 
 DATA = Path("data", "shakespeare_char")  # either program's folder of the tokens
 NEEDED = ("train.py", "model.py", "configurator.py", "config/train_shakespeare_char.py", str(DATA / "prepare.py"))
 PROBE, LAUNCH = (Path(__file__).resolve().with_name(name) for name in ("probe.py", "launch.py"))
+COMMAND = ("-m", "nanogpt_lite")
+RECIPE_STEPS = int(ng.PRESETS["cpu"]["max_iters"])
+# nanoGPT's README, "I only have a macbook", without the lengths
+README_COMMAND = shlex.split(
+    "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 "
+    "--batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --dropout=0.0"
+)
+THEIR_SHAPE = ("block_size", "n_layer", "n_head", "n_embd", "bias", "dropout")
 MUCH = 0.1  # of a core: when others take more, the time of a run counts for little
 
 
@@ -63,7 +72,7 @@ class Arena:
         """The text that was prepared."""
         return self.dataset.tokenizer.decode(np.concatenate([self.dataset.train, self.dataset.val])).encode("ascii")
 
-    def call(self, cwd: Path, *command: str | Path) -> "Ended":
+    def call(self, cwd: Path, *command: str | Path) -> Ended:
         """Run Python to its end. `WorldError` if it failed."""
         os.sync()  # so that nobody waits for what the run before has yet to write to disk
         others = _seconds_of_others()
@@ -116,6 +125,17 @@ def furnish(folder: Path, clone: Path, *, device: str = "cpu") -> Arena:
     (place.theirs / DATA / "input.txt").write_bytes(place.text)
     place.call(place.theirs / DATA, "prepare.py")
     return place
+
+
+def networks(arena: Arena) -> tuple[Path, Path]:
+    """The network of shakespeare_char with random weights, as a checkpoint of either program."""
+    config = ng.TrainConfig.from_dict({**ng.PRESETS["shakespeare_char"], "device": "cpu", "dtype": "float32"})
+    network = state.start(config, arena.dataset.tokenizer)
+    ours, theirs = arena.folder / "sample.safetensors", arena.folder / "sample.pt"
+    state.save(network, ours)
+    model_args = {**{name: getattr(config, name) for name in THEIR_SHAPE}, "vocab_size": network.model.vocab_size}
+    torch.save({"model_args": model_args, "model": network.model.state_dict()}, theirs)
+    return ours, theirs
 
 
 def _seconds_of_others() -> float:

@@ -15,9 +15,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from arena import Arena, furnish, require_clone
+from arena import COMMAND, README_COMMAND, RECIPE_STEPS, Arena, furnish, require_clone
 from table import circumstances, exit_status, machine_line, save
-from vs_nanogpt import COMMAND, README_COMMAND, RECIPE_STEPS
 
 import nanogpt_lite as ng
 

@@ -20,9 +20,8 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median, stdev
 
-from arena import Arena, furnish, require_clone
+from arena import COMMAND, Arena, furnish, networks, require_clone
 from table import Row, circumstances, exit_status, markdown, save
-from vs_nanogpt import COMMAND, networks
 
 import nanogpt_lite as ng
 

@@ -25,7 +25,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from arena import DATA, Arena, Ended, furnish, require_clone
+from arena import COMMAND, DATA, README_COMMAND, RECIPE_STEPS, Arena, Ended, furnish, networks, require_clone
 from rows import (
     FEWER_SAMPLES,
     FORMATS,
@@ -56,18 +56,10 @@ from nanogpt_lite import state, trainer
 from nanogpt_lite.metrics import StepRecord
 
 OUT = Path(__file__).resolve().parent / "results" / "vs_nanogpt"
-COMMAND = ("-m", "nanogpt_lite")
 TEXT_SIZE = 100_000_000  # characters, of one byte each
 SPRINT_STEPS = 34
-THEIR_SHAPE = ("block_size", "n_layer", "n_head", "n_embd", "bias", "dropout")
 PARITY_STEPS = 20
 PARITY_LIMIT = 1e-5  # relative difference of a step's loss
-RECIPE_STEPS = int(ng.PRESETS["cpu"]["max_iters"])
-# nanoGPT's README, "I only have a macbook", without the lengths
-README_COMMAND = shlex.split(
-    "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 "
-    "--batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --dropout=0.0"
-)
 
 Pair = tuple[Callable[[], Values], Callable[[], Values]]
 """How to measure a part of the table once: in this program, and in nanoGPT."""
@@ -186,17 +178,6 @@ def sample(arena: Arena) -> Pair:
         }
 
     return measure_ours, measure_theirs
-
-
-def networks(arena: Arena) -> tuple[Path, Path]:
-    """The network of shakespeare_char with random weights, as a checkpoint of either program."""
-    config = ng.TrainConfig.from_dict({**ng.PRESETS["shakespeare_char"], "device": "cpu", "dtype": "float32"})
-    network = state.start(config, arena.dataset.tokenizer)
-    ours, theirs = arena.folder / "sample.safetensors", arena.folder / "sample.pt"
-    state.save(network, ours)
-    model_args = {**{name: getattr(config, name) for name in THEIR_SHAPE}, "vocab_size": network.model.vocab_size}
-    torch.save({"model_args": model_args, "model": network.model.state_dict()}, theirs)
-    return ours, theirs
 
 
 def train(arena: Arena, *, max_iters: int, sprint: int) -> Pair:

@@ -9,13 +9,12 @@ D head size (C / H), V vocabulary.
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from nanogpt_lite.activation import squared_relu
 from nanogpt_lite.attention import Rotary, Turns, attend, rotate
 from nanogpt_lite.config import NetworkConfig
 from nanogpt_lite.ngrams import NgramEmbedding
@@ -115,28 +114,6 @@ class CausalSelfAttention(nn.Module):
         y = attend(query, key, value, dropout=self.dropout if self.training else 0.0, seen=seen)
         y = y.transpose(1, 2).reshape(B, T, C)
         return F.dropout(self.c_proj(y), self.dropout, self.training)
-
-
-class _SquaredReLU(torch.autograd.Function):
-    """Written out, the backward pass goes over the numbers half as often as PyTorch's own would."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        positive = x.relu()
-        ctx.save_for_backward(positive)
-        return positive * positive
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (positive,) = ctx.saved_tensors
-        return torch.mul(gradient, positive).mul_(2)
-
-
-def squared_relu(x: Tensor) -> Tensor:
-    """The square of ReLU (So et al. 2021)."""
-    found: Tensor = _SquaredReLU.apply(x)  # type: ignore[no-untyped-call]
-    return found
 
 
 class MLP(nn.Module):

@@ -14,7 +14,7 @@ FOLDER = Path(nanogpt_lite.__file__).parent
 ROWS = (
     "errors files",
     "options tokenizer ranks metrics adamw checkpoint download",
-    "config presets runtime attention muon",
+    "config presets runtime activation attention muon",
     "arguments texts batches ngrams optim traces logs plots signatures sweeps",
     "model",
     "graphs",
