@@ -49,8 +49,8 @@ PRESETS: dict[str, dict[str, Value]] = {
         "ngram": 4,
         "ngram_dropout": 0.4,
         "weight_decay": 0.2,
-        "max_iters": 720,
-        "eval_interval": 360,
+        "max_iters": 880,
+        "eval_interval": 220,
     },
     # the network and the batch of shakespeare_char; no GPU has measured it yet
     "modern": {
