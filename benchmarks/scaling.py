@@ -33,7 +33,7 @@ from nanogpt_lite.model import GPT
 from nanogpt_lite.options import Value
 
 RESULTS = Path(__file__).resolve().parent / "results"
-STEPS, WARM_UP = 30, 10
+STEPS, LOGGED, WARM_UP = 45, 5, 2  # steps, those between two lines of the log, the first lines left out
 ADAMW_BYTES = 7 * 4  # of a parameter: weight, gradient and two means are read, all but the gradient written
 
 AXES: dict[str, dict[str, list[int]]] = {
@@ -45,11 +45,10 @@ AXES: dict[str, dict[str, list[int]]] = {
         "ranks": [1, 2],
     },
     "cuda": {
-        "batch_size": [16, 64, 256],
-        "block_size": [128, 256, 512, 1024],
-        "n_embd": [192, 384, 768],
-        "n_layer": [3, 6, 12],
-        "ranks": [1],
+        "batch_size": [16, 256],
+        "block_size": [256, 1024],
+        "n_embd": [192, 768],
+        "n_layer": [3, 12],
     },
 }
 
@@ -105,14 +104,23 @@ def train(folder: Path, options: dict[str, Value], ranks: int) -> dict[str, floa
     """The milliseconds of a step, and the memory of the process in MB."""
     out_dir = folder / "run"
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    words += ["--log_interval", "1", "--eval_interval", str(STEPS), "--eval_iters", "1", "--out_dir", str(out_dir)]
+    words += [
+        "--log_interval",
+        str(LOGGED),
+        "--eval_interval",
+        str(STEPS),
+        "--eval_iters",
+        "1",
+        "--out_dir",
+        str(out_dir),
+    ]
     several = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}"] if ranks > 1 else []
     command = [sys.executable, *several, "-m", "nanogpt_lite", "train", *words, "--overwrite"]
     environment = {**os.environ, **({"OMP_NUM_THREADS": str(max(1, runtime.resolve_threads(0) // ranks))})}
     ended = launch(command, folder, environment)
     records = [json.loads(line) for line in (out_dir / "metrics.jsonl").read_text().splitlines()]
     clock = [record["seconds"] for record in records if record["kind"] == "step"][WARM_UP:]
-    step = median(1000 * (after - before) for before, after in pairwise(clock))
+    step = median(1000 * (after - before) / LOGGED for before, after in pairwise(clock))
     return {"step": step, "memory": ended.memory}
 
 
@@ -124,8 +132,9 @@ def floor(config: TrainConfig, vocab_size: int, ranks: int, report: dict[str, An
     return 1000 * seconds
 
 
-def product_rate(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
+def product_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations per second of a large product."""
+    size = 2048 if device.type == "cpu" else 8192
     one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return 2 * size**3 / _seconds(lambda: one @ other, device)
 

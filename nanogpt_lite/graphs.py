@@ -3,6 +3,8 @@
 Optional: without it a GPU waits for Python between kernels that take a few microseconds each.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -33,22 +35,29 @@ class RecordedStep:
         return self._logits[:, -1].float()
 
     def _record(self) -> torch.cuda.CUDAGraph:
-        cache, length = self._cache, self._cache.length
-        recent, main = cache.recent.clone(), torch.cuda.current_stream()
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(main)
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
-                self._model(self._token, cache=cache)
-                self._put_back(length, recent)
-        main.wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._logits = self._model(self._token, cache=cache)[0]
-        self._put_back(length, recent)  # recording computes nothing, but it counts in Python
+        cache, length, recent = self._cache, self._cache.length, self._cache.recent.clone()
+        side = _side_stream(self._token.device)
+        with torch.cuda.device(self._token.device):
+            main = torch.cuda.current_stream()
+            side.wait_stream(main)
+            with torch.cuda.stream(side):
+                for _ in range(WARM_UP):
+                    self._model(self._token, cache=cache)
+                    self._put_back(length, recent)
+            main.wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=side):
+                self._logits = self._model(self._token, cache=cache)[0]
+            self._put_back(length, recent)  # recording computes nothing, but it counts in Python
         return graph
 
     def _put_back(self, length: int, recent: Tensor) -> None:
         self._cache.length = length
         self._place.fill_(length)
         self._cache.recent.copy_(recent)
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream to record on, one for all: cuBLAS keeps memory for each that it was ever used on."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -38,6 +38,7 @@ class KVCache:
         self.recent = torch.zeros(batch, config.ngram - 1, dtype=torch.int64, device=weight.device)
         self.length = 0
         self.place: Tensor | None = None
+        self.seen: Tensor | None = None
 
     def clear(self) -> None:
         """Forget all tokens."""
@@ -52,8 +53,9 @@ class KVCache:
         self.place = place.fill_(self.length)
 
     def places(self, new: int) -> Tensor:
-        """The places of `new` tokens, (new,)."""
+        """The places of `new` tokens, (new,); asked once before they are appended to each layer."""
         if self.place is not None:
+            self.seen = (torch.arange(self.keys.size(3), device=self.keys.device) <= self.place)[None]
             return self.place
         return torch.arange(self.length, self.length + new, device=self.keys.device)
 
@@ -65,8 +67,7 @@ class KVCache:
         if self.place is not None:
             for held, new in ((self.keys, key), (self.values, value)):
                 held[layer].index_copy_(2, self.place, new.to(held.dtype))
-            tokens = torch.arange(self.keys.size(3), device=key.device) <= self.place
-            return self.keys[layer], self.values[layer], tokens[None]
+            return self.keys[layer], self.values[layer], self.seen
         end = self.length + key.size(2)
         self.keys[layer, :, :, self.length : end] = key
         self.values[layer, :, :, self.length : end] = value

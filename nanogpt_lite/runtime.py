@@ -73,7 +73,7 @@ def device_name(device: torch.device) -> str:
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The tensor on the device; to a GPU it is copied while the program goes on."""
     if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
+        return tensor.contiguous().pin_memory().to(device, non_blocking=True)  # only what is contiguous goes as it is
     return tensor.to(device)
 
 
@@ -140,10 +140,20 @@ def seeded(device: torch.device, *parts: int) -> Iterator[None]:
     devices = [device] if device.type == "cuda" else []
     mps_state = torch.mps.get_rng_state() if device.type == "mps" else None
     with torch.random.fork_rng(devices):
-        torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        _seed(int.from_bytes(digest[:8], "little") >> 1, device)
         yield
     if mps_state is not None:
         torch.mps.set_rng_state(mps_state)
+
+
+def _seed(number: int, device: torch.device) -> None:
+    """Seed the generators that may be drawn from: `torch.manual_seed` goes through all that PyTorch knows of."""
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(number)
+    elif device.type == "mps":
+        torch.mps.manual_seed(number)
 
 
 class StopRequest:

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanogpt_lite import sampling
+from nanogpt_lite import runtime, sampling
 from nanogpt_lite.config import NetworkConfig, SampleConfig
-from nanogpt_lite.model import GPT
+from nanogpt_lite.graphs import RecordedStep
+from nanogpt_lite.model import GPT, KVCache
 from nanogpt_lite.tokenizer import ByteTokenizer, CharTokenizer
 
 VOCAB = 11
@@ -41,6 +42,23 @@ def test_a_recorded_step_gives_the_text_of_steps_that_are_not(options):
     prompt = prompts(3, 4).cuda()
     assert torch.equal(run(model, prompt), run(model, prompt, use_cache=False))
     assert torch.equal(run(model, prompt, temperature=0.0), run(model, prompt, use_cache=False, temperature=0.0))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.1), ("float16", 0.02)])
+def test_a_recorded_step_gives_the_logits_of_the_same_step_in_any_format(dtype, tolerance):
+    torch.manual_seed(0)
+    config = NetworkConfig(block_size=64, n_layer=2, n_head=2, n_embd=128, dropout=0.0)
+    model = GPT(config, VOCAB).cuda().to(runtime.DTYPES[dtype]).eval()
+    recorded, plain = KVCache(model, 3), KVCache(model, 3)
+    step, tokens = RecordedStep(model, recorded), prompts(3, 40).cuda()
+    with torch.inference_mode():
+        for cache in (recorded, plain):
+            sampling.prefill(model, tokens[:, :10], cache)
+        for place in range(10, 40):
+            token = tokens[:, place : place + 1]
+            expected = sampling.decode_one_token(model, token, plain)
+            torch.testing.assert_close(step(token), expected, atol=tolerance, rtol=tolerance)
 
 
 def prompts(rows, length):
