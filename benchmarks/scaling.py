@@ -87,12 +87,12 @@ def measure(given: argparse.Namespace) -> None:
         data = ng.prepare("shakespeare_char", out_dir=Path(folder) / "data" / "shakespeare_char")
         for axis in given.only:
             for value in AXES[given.device][axis]:
-                options = {**ng.PRESETS[given.preset], "device": given.device, "dtype": given.dtype}
+                options: dict[str, Value] = {"device": given.device, "dtype": given.dtype, "max_iters": STEPS}
                 ranks = value if axis == "ranks" else 1
                 if axis != "ranks":
                     options[axis] = value
-                config = TrainConfig.from_dict(options)
-                row = train(Path(folder), {**options, "max_iters": STEPS}, ranks)
+                config = TrainConfig.from_dict({**ng.PRESETS[given.preset], **options})
+                row = train(Path(folder), {"preset": given.preset, **options}, ranks)
                 row |= {"axis": axis, "value": value, "floor": floor(config, data.tokenizer.vocab_size, ranks, report)}
                 report["rows"].append(row)
                 print(f"{axis} {value}: {row['step']:.1f} ms, {row['memory']:.0f} MB", file=sys.stderr)
