@@ -30,6 +30,12 @@ def random_batches(tokens: Ids, *, rows: int, block_size: int, seed: int, step: 
         step += 1
 
 
+def parts(batch: Batch, rows: int) -> Iterator[Batch]:
+    """A batch in micro-batches of at most `rows` rows."""
+    inputs, targets = (torch.split(half, rows) for half in batch)
+    return zip(inputs, targets, strict=True)
+
+
 def all_windows(tokens: Ids, *, rows: int, block_size: int) -> Iterator[Batch]:
     """A split from end to end: every token but the first is a target exactly once.
 

@@ -1,10 +1,12 @@
 """One atomic file of plain tensors and JSON. It knows no network: what the names mean, `state` says.
 
 The format is safetensors, which holds no code. The JSON is canonical and stands under one metadata key,
-so that the same state gives the same file, bit for bit.
+so that the same state gives the same file, bit for bit. It holds a checksum of itself and of each tensor: a file in
+which a single bit has flipped is refused.
 """
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +14,14 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from nanogpt_lite import files
 from nanogpt_lite.errors import UserError
 
 KEY = "nanogpt_lite"
-FORMAT = 1  # of what stands under the key
+FORMAT = 2  # of what stands under the key
 SUFFIX = ".safetensors"
 
 
@@ -38,11 +41,11 @@ class Checkpoint:
 def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Write a checkpoint, atomically. `OSError` if it cannot be written; an earlier file then stays as it was."""
     on_cpu = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    about = {**about, "format": FORMAT, "tensors_crc32": {name: _crc32(tensor) for name, tensor in on_cpu.items()}}
+    text = files.canonical_json({"about": about, "crc32": zlib.crc32(_text(about))})
     with files.atomic(path) as temporary:
         try:
-            safetensors.torch.save_file(
-                on_cpu, temporary, metadata={KEY: files.canonical_json({**about, "format": FORMAT})}
-            )
+            safetensors.torch.save_file(on_cpu, temporary, metadata={KEY: text})
         except safetensors.SafetensorError as error:  # how it tells that a disk is full
             raise OSError(f"{path} cannot be written: {error}") from error
 
@@ -56,19 +59,53 @@ def load(path: Path, prefix: str = "") -> Checkpoint:
         raise UserError(f"there is no checkpoint {path}; train first, or give another --out_dir")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})[KEY])
+            metadata = file.metadata() or {}
+            if KEY not in metadata:
+                raise UserError(f"{path} was not written by this program; give a checkpoint of `nanogpt-lite train`")
+            about = _read_about(metadata[KEY], path)
             names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (no mapping)
             tensors = {name: file.get_tensor(name) for name in names}
-    except KeyError:
-        raise UserError(f"{path} was not written by this program; give a checkpoint of `nanogpt-lite train`") from None
-    except (safetensors.SafetensorError, ValueError, OSError, RecursionError) as error:
+        sums = about.pop("tensors_crc32")
+        for name in {*names, *(name for name in sums if name.startswith(prefix))}:
+            if _crc32(tensors[name]) != sums[name]:
+                raise ValueError(f"the checksum of {name} is another one")
+    except UserError:
+        raise
+    except (
+        safetensors.SafetensorError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OSError,
+        RuntimeError,
+    ) as error:
         raise UserError(
             f"{path} is damaged or no checkpoint ({error}); use another one of this run (--checkpoint best, "
             "--checkpoint last); to train on from that one, copy it over last.safetensors"
         ) from error
-    if isinstance(about, dict) and about.get("format", FORMAT) != FORMAT:
-        raise UserError(f"{path} has format {about['format']}, this program reads {FORMAT}; install a newer one")
-    if not isinstance(about, dict) or "format" not in about:
-        raise UserError(f"{path} was not written by this program; give a checkpoint of `nanogpt-lite train`")
-    del about["format"]
     return Checkpoint(path, tensors, about)
+
+
+def _read_about(text: str, path: Path) -> dict[str, Any]:
+    """The JSON object under the key, once its checksum is seen to be right."""
+    whole = json.loads(text)
+    about = whole.get("about", {}) if isinstance(whole, dict) else {}
+    if about and (zlib.crc32(_text(about)) != whole["crc32"] or files.canonical_json(whole) != text):
+        raise ValueError("the checksum of its description is another one")
+    if not isinstance(about, dict) or about.pop("format", None) != FORMAT:
+        raise UserError(
+            f"{path} is of another format than {FORMAT}, which this version of the program reads; "
+            "use it with the version that wrote it, or train again"
+        )
+    return about
+
+
+def _text(about: Any) -> bytes:
+    return files.canonical_json(about).encode()
+
+
+def _crc32(tensor: Tensor) -> int:
+    """A checksum of a tensor on the CPU: of its numbers, their format, and its shape."""
+    kind = f"{tensor.dtype} {list(tensor.shape)}".encode()
+    return zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data, zlib.crc32(kind))

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         from nanogpt_lite.runtime import is_out_of_memory
 
-        smaller = "give a smaller --batch_size (and as many more --gradient_accumulation_steps)"
+        smaller = "give a smaller --block_size, --n_embd or --n_layer, or --batch_size"
         remedies = {"run": smaller, "train": smaller, "sample": "give fewer --num_samples"}
         if is_out_of_memory(error):
             return _fail(

@@ -14,7 +14,7 @@ from nanogpt_lite.errors import UserError
 from nanogpt_lite.options import (
     NOT_EMPTY,
     Options,
-    above,
+    above_to,
     at_least,
     from_below,
     from_to,
@@ -36,7 +36,7 @@ class RuntimeConfig(Options):
     threads: int = option(
         0,
         "CPU threads; 0: all that this process may use, at most 16",
-        at_least(0),
+        from_to(0, 1024),
         unit="threads",
     )
     seed: int = option(1337, "source of all randomness", from_to(0, 2**63 - 1))
@@ -58,10 +58,10 @@ class DataConfig(Options):
 class NetworkConfig(Options):
     """The shape of the network. A checkpoint can only go on with the shape that it has."""
 
-    block_size: int = option(256, "context length", at_least(1), unit="tokens")
-    n_layer: int = option(6, "transformer blocks", at_least(1))
-    n_head: int = option(6, "attention heads per block", at_least(1))
-    n_embd: int = option(384, "width: channels per token, a multiple of n_head", at_least(1))
+    block_size: int = option(256, "context length", from_to(1, 2**20), unit="tokens")
+    n_layer: int = option(6, "transformer blocks", from_to(1, 1000))
+    n_head: int = option(6, "attention heads per block", from_to(1, 1024))
+    n_embd: int = option(384, "width: channels per token, a multiple of n_head", from_to(1, 2**16))
     bias: bool = option(False, "biases in Linear and LayerNorm, as GPT-2 has them")
     dropout: float = option(0.2, "probability of dropping an activation in training", from_below(0, 1))
     position: str = option("learned", "how a token knows its place: learned, or rotary", one_of("learned", "rotary"))
@@ -70,8 +70,8 @@ class NetworkConfig(Options):
     activation: str = option("gelu", "in the MLP: gelu, or relu2, the square of ReLU", one_of("gelu", "relu2"))
     tied: bool = option(True, "one matrix for the token embedding and the output")
     zero_init: bool = option(False, "begin with the ends of the residual branches, and an untied output, at zero")
-    ngram: int = option(1, "embed also the last 2, 3 and so on to so many tokens together; 1: none", at_least(1))
-    ngram_rows: int = option(16384, "vectors for the n-grams of one length, which share them", at_least(1))
+    ngram: int = option(1, "embed also the last 2, 3 and so on to so many tokens together; 1: none", from_to(1, 16))
+    ngram_rows: int = option(16384, "vectors for the n-grams of one length, which share them", from_to(1, 2**31 - 1))
 
     ngram_dropout: float = option(0.0, "probability of training on a token without its n-grams", from_below(0, 1))
 
@@ -114,10 +114,10 @@ class TrainConfig(DataConfig, NetworkConfig, RuntimeConfig):
     init_from: str = option(
         "scratch", "scratch; resume: go on in out_dir; runs/OTHER: start from its weights", NOT_EMPTY
     )
-    max_iters: int = option(5000, "optimizer steps", at_least(1), unit="steps")
-    batch_size: int = option(64, "sequences per micro-batch", at_least(1), unit="sequences")
-    gradient_accumulation_steps: int = option(1, "micro-batches per step", at_least(1))
-    learning_rate: float = option(1e-3, "peak learning rate", above(0))
+    max_iters: int = option(5000, "optimizer steps", from_to(1, 10**12), unit="steps")
+    batch_size: int = option(64, "sequences per micro-batch", from_to(1, 2**20), unit="sequences")
+    gradient_accumulation_steps: int = option(1, "micro-batches per step", from_to(1, 2**20))
+    learning_rate: float = option(1e-3, "peak learning rate", above_to(0, 1000))
     min_lr: float = option(1e-4, "learning rate at the end of the decay", at_least(0))
     warmup_iters: int = option(100, "linear warm-up", at_least(0), unit="steps")
     decay_lr: bool = option(True, "warm up, then decay by a cosine; False: constant")
@@ -126,9 +126,9 @@ class TrainConfig(DataConfig, NetworkConfig, RuntimeConfig):
         0.0, "decay in a straight line over this last share of the steps; 0: by a cosine", from_to(0, 1)
     )
     optimizer: str = option("adamw", "adamw; muon: Muon for the blocks' matrices", one_of("adamw", "muon"))
-    muon_learning_rate: float = option(0.02, "Muon's peak; it rises and falls as learning_rate does", above(0))
+    muon_learning_rate: float = option(0.02, "Muon's peak; it rises and falls as learning_rate does", above_to(0, 1000))
     muon_momentum: float = option(0.95, "Muon's decay of the mean gradient", from_below(0, 1))
-    weight_decay: float = option(0.1, "AdamW weight decay, on matrices only", at_least(0))
+    weight_decay: float = option(0.1, "AdamW weight decay, on matrices only", from_to(0, 1000))
     beta1: float = option(0.9, "AdamW decay of the mean gradient", from_below(0, 1))
     beta2: float = option(0.99, "AdamW decay of the mean squared gradient", from_below(0, 1))
     grad_clip: float = option(1.0, "largest norm of the whole gradient; 0: no clipping", at_least(0))

@@ -31,6 +31,7 @@ from nanogpt_lite.tokenizer import (
 )
 
 TRAIN_SHARE = 0.9
+CHECKED = 2**20  # tokens at a time
 DATA_DIR = Path("data")
 
 
@@ -101,6 +102,26 @@ def prepare(
     if written is None or written.sha256 != text.sha256 or not _same(written.tokenizer, chosen):
         raise WorldError(f"{folder} changed while it was written; is another program preparing it? Try again")
     return written
+
+
+def require_intact(dataset: Dataset, report: Report | None = None) -> None:
+    """`UserError` unless the tokens of a prepared text are still that text: all of them are read."""
+    digest, decoder, done = hashlib.sha256(), dataset.tokenizer.decoder(), 0
+    for tokens in (dataset.train, dataset.val):
+        for first in range(0, len(tokens), CHECKED):
+            ids = tokens[first : first + CHECKED]
+            if int(ids.max()) < dataset.tokenizer.vocab_size:  # else it is missing below
+                digest.update(decoder.decode(ids).encode("utf-8", errors="surrogatepass"))
+            done += ids.nbytes
+            if report:
+                report("check", done, dataset.train.nbytes + dataset.val.nbytes)
+    digest.update(decoder.decode([], final=True).encode())
+    if digest.hexdigest() != dataset.sha256:
+        raise UserError(
+            f"the tokens in {dataset.path} are not those of the text that was prepared there: a file is damaged, or "
+            "was changed; prepare the text again: "
+            f"nanogpt-lite prepare --dataset … --out_dir {dataset.path} --overwrite"
+        )
 
 
 @dataclass(frozen=True)
@@ -223,7 +244,7 @@ def _differ(old: Path, new: Path) -> bool:
 def _require_text(wanted: str | None, found: str, label: str) -> None:
     if wanted is not None and wanted != found:
         raise UserError(
-            f"{label} is another text than the one that was trained on (SHA-256 {found[:12]}…, not {wanted[:12]}…); "
+            f"{label} is another text than the one that was trained on (SHA-256 {found[:12]!r}, not {wanted[:12]!r}); "
             "restore it, or begin a new run with these weights: --init_from runs/NAME"
         )
 
@@ -289,7 +310,7 @@ def _open_existing(folder: Path, asked: str) -> Dataset | None:
     if not isinstance(manifest, dict) or manifest.get("complete") is not True:
         return None
     try:
-        dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
+        dtype = np.dtype({"uint16": "<u2", "uint32": "<u4"}[manifest["dtype"]])
         train, val = (np.asarray(np.memmap(folder / f"{name}.bin", dtype, mode="r")) for name in ("train", "val"))
         whole = [len(train), len(val)] == [manifest["train_tokens"], manifest["val_tokens"]]
         unchanged = _read_json(folder / "manifest.json") == manifest  # nobody began to write in the meantime

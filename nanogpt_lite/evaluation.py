@@ -23,7 +23,7 @@ def evaluate(state: TrainState, tokens: Ids, stop: Callable[[], bool] = lambda: 
     """
     config = state.config
     if config.eval_iters:
-        windows: Iterator[Batch] = (
+        random = (
             batches.random_batch(
                 tokens,
                 rows=config.batch_size,
@@ -34,6 +34,7 @@ def evaluate(state: TrainState, tokens: Ids, stop: Callable[[], bool] = lambda: 
             )
             for number in range(config.eval_iters)
         )
+        windows: Iterator[Batch] = (part for batch in random for part in batches.parts(batch, state.micro_batch))
     else:
         windows = split_windows(tokens, config.block_size)
     return mean_loss(state.model, windows, state.device, config.dtype, stop)

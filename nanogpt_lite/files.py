@@ -70,8 +70,10 @@ def flush(path: Path) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files that a killed run left in its folder."""
-    for name in ("*.safetensors", "metrics.jsonl", "config.json", "loss.png"):
-        for path in folder.glob(f".{name}.*.tmp"):
+    ours = [f".{name}.*.tmp" for name in ("*.safetensors", "metrics.jsonl", "config.json", "loss.png")]
+    of_safetensors = ".tmp??????"  # under such a name it writes a file first
+    for pattern in (*ours, of_safetensors):
+        for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
 
 

@@ -3,6 +3,7 @@
 Everything for people goes to standard error; results, which `cli` prints, go to standard output.
 """
 
+import errno
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from nanogpt_lite.metrics import (
     CheckpointRecord,
     DoneRecord,
     EvalRecord,
+    MicroBatchRecord,
     Record,
     SampleRecord,
     StartRecord,
@@ -91,6 +93,11 @@ class Console:
                     f"step {record.step}: train loss {record.train_loss:.4f}, val loss {record.val_loss:.4f}{best}"
                     f", {record.seconds:.0f} s"
                 )
+            case MicroBatchRecord():
+                self.note(
+                    f"step {record.step}: out of memory; going on with {record.rows} rows of the batch at a time, "
+                    "which gives the same result (but for dropout's masks)"
+                )
             case SampleRecord():
                 self.note(f"--- sample at step {record.step}\n{record.text}\n---")
             case DoneRecord():
@@ -116,11 +123,16 @@ class MetricsFile:
         kept = [record for record in read_metrics(path) if record["step"] <= keep_until]
         with files.atomic(path) as temporary:
             temporary.write_bytes(b"".join(map(_line, kept)))
+        self._path = path
         self._handle = os.open(path, os.O_WRONLY | os.O_APPEND)
 
     def write(self, record: Record) -> None:
-        """Append one record."""
-        os.write(self._handle, _line(record.to_json()))
+        """Append one record. `OSError` if the disk is full; no part of the line is left then."""
+        line = _line(record.to_json())
+        written = os.write(self._handle, line)
+        if written < len(line):
+            os.ftruncate(self._handle, os.fstat(self._handle).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
     def close(self) -> None:
         """Nothing follows."""
@@ -133,12 +145,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if path.is_file():
         for line in path.read_bytes().splitlines():
             try:
-                record = json.loads(line)
-            except ValueError:
+                record = json.loads(line, parse_constant=_refuse)
+            except (ValueError, RecursionError):
                 continue
-            if isinstance(record, dict) and isinstance(record.get("step"), int):
+            if isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record:
                 records.append(record)
     return records
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(f"{word} is no number of JSON")
 
 
 def _line(record: dict[str, Any]) -> bytes:

@@ -98,6 +98,14 @@ class CheckpointRecord(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MicroBatchRecord(Record):
+    """Memory did not suffice: from this step on at most `rows` rows go through the network at a time."""
+
+    kind = "micro_batch"
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleRecord(Record):
     """A text drawn in the middle of training."""
 

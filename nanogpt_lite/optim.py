@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nanogpt_lite.adamw import AdamW
 from nanogpt_lite.config import TrainConfig
@@ -35,6 +35,17 @@ def set_learning_rates(optimizer: AdamW, step: int, config: TrainConfig) -> None
     for group in optimizer.param_groups:
         of_muon = "muon_momentum" in group
         group["lr"] = rate * (config.muon_learning_rate / config.learning_rate) if of_muon else rate
+
+
+def slot_shapes(optimizer: AdamW) -> dict[Tensor, dict[str, torch.Size]]:
+    """What the optimizer keeps of each parameter, by name, and its shape."""
+    return {
+        parameter: {"momentum_buffer": parameter.shape}
+        if "muon_momentum" in group
+        else {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

@@ -27,9 +27,9 @@ def at_least(low: float) -> Rule:
     return Rule(lambda value: value >= low, f"{low} or more")
 
 
-def above(low: float) -> Rule:
-    """More than `low`."""
-    return Rule(lambda value: value > low, f"above {low}")
+def above_to(low: float, high: float) -> Rule:
+    """More than `low`, and `high` at most."""
+    return Rule(lambda value: low < value <= high, f"above {low} and at most {high}")
 
 
 def from_to(low: float, high: float) -> Rule:

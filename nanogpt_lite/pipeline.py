@@ -28,6 +28,7 @@ from nanogpt_lite.config import (
 from nanogpt_lite.datasets import Dataset
 from nanogpt_lite.download import DownloadError
 from nanogpt_lite.errors import Interrupted, UserError
+from nanogpt_lite.inspection import require_weights
 from nanogpt_lite.logs import Console, MetricsFile, Sink
 from nanogpt_lite.metrics import Record, SampleRecord, StartRecord, StepRecord
 from nanogpt_lite.model import GPT
@@ -220,6 +221,7 @@ def evaluate(run: RunLike = None, *, dataset: str | None = None, **options: Valu
         else:  # in a place of its own: data/NAME may be prepared with another tokenizer
             folder = stack.enter_context(TemporaryDirectory())
             data = datasets.prepare(dataset, tokenizer=tokenizer, out_dir=folder)
+        datasets.require_intact(data)
         result: dict[str, Any] = {"step": saved.about["step"]}
         stack.enter_context(runtime.use_threads(runtime.resolve_threads(settings.threads)))
         for split, tokens in (("val", data.val), ("train", data.train)):
@@ -247,6 +249,7 @@ def _default_dataset(tokenizer: str, console: Console) -> str:
 def _load(run: RunLike, settings: LoadConfig) -> tuple[GPT, Tokenizer, Checkpoint]:
     saved = checkpoints.load(runs.find_checkpoint(run, settings.checkpoint), prefix="model.")
     config, tokenizer = network_of(saved)
+    require_weights(config, tokenizer.vocab_size, saved)
     with runtime.seeded(torch.device("cpu")):  # its first weights are drawn, and at once replaced
         model = GPT(config.part(NetworkConfig), tokenizer.vocab_size)
     load_weights(model, saved)

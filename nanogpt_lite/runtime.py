@@ -117,6 +117,14 @@ def keep_memory() -> Iterator[None]:
         libc.malloc_trim(0)
 
 
+def free_memory(device: torch.device) -> None:
+    """Give back what PyTorch keeps of a device's memory for later use."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
 @contextlib.contextmanager
 def few_rows(dtype: torch.dtype) -> Iterator[None]:
     """Compute on a few rows on the CPU without oneDNN, which in float32 takes longer to set up than to compute."""

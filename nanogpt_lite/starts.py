@@ -16,10 +16,19 @@ from nanogpt_lite.checkpoint import SUFFIX
 from nanogpt_lite.config import TrainConfig
 from nanogpt_lite.datasets import Dataset
 from nanogpt_lite.errors import UserError
+from nanogpt_lite.inspection import require_weights
 from nanogpt_lite.logs import Console
 from nanogpt_lite.options import Value, require_known
 from nanogpt_lite.runs import Run
-from nanogpt_lite.state import TrainState, config_of, load_weights, network_of, require_same_network, restore, start
+from nanogpt_lite.state import (
+    TrainState,
+    config_of,
+    load_weights,
+    network_of,
+    require_same_network,
+    restore,
+    start,
+)
 from nanogpt_lite.tokenizer import Tokenizer
 
 Started = tuple[TrainState, Dataset, Path]
@@ -98,6 +107,7 @@ def _begin(wishes: Wishes, stack: ExitStack, console: Console | None) -> Started
     if config.init_from != "scratch":
         other = checkpoints.load(runs.find_checkpoint(config.init_from), prefix="model.")
         network, tokenizer = network_of(other)
+        require_weights(network, tokenizer.vocab_size, other)
         require_same_network(other, given)
         config = config.replace({name: getattr(network, name) for name in configs.SHAPE_FIELDS})
     if ranks.is_first():
@@ -151,7 +161,9 @@ def _resume(wishes: Wishes, stack: ExitStack, console: Console | None) -> Starte
             f"{error} ({out_dir} was trained on {state.config.dataset!r}, as seen from the folder where it began: go "
             "on from there, or say where that text is: --dataset)"
         ) from error
-    kept = [r["seconds"] for r in Run(out_dir).metrics if "seconds" in r and r["step"] <= state.step]
+    kept = [
+        r["seconds"] for r in Run(out_dir).metrics if isinstance(r.get("seconds"), float) and r["step"] <= state.step
+    ]
     state.seconds = max(kept, default=0.0)
     return state, data, out_dir
 
@@ -165,9 +177,13 @@ def open_data(
     sha256: str | None = None,
 ) -> Dataset:
     """The dataset to train on: the one at hand if it fits, or the one of that name."""
+    report = console.report if console else None
     if ready:
-        return datasets.prepare(ready.path, tokenizer=tokenizer, sha256=sha256 or ready.sha256)
-    data = datasets.prepare(dataset, tokenizer=tokenizer, sha256=sha256, report=console.report if console else None)
+        data = datasets.prepare(ready.path, tokenizer=tokenizer, sha256=sha256 or ready.sha256)
+    else:
+        data = datasets.prepare(dataset, tokenizer=tokenizer, sha256=sha256, report=report)
+    if ranks.is_first():
+        datasets.require_intact(data, report)
     if console:
         console.close()
     return data

@@ -15,11 +15,10 @@ from nanogpt_lite.adamw import AdamW
 from nanogpt_lite.checkpoint import Checkpoint
 from nanogpt_lite.config import SHAPE_FIELDS, NetworkConfig, TrainConfig
 from nanogpt_lite.errors import UserError, WorldError
+from nanogpt_lite.inspection import COUNTERS, fit, other_network, require_description, require_weights
 from nanogpt_lite.model import GPT
 from nanogpt_lite.options import Value
 from nanogpt_lite.tokenizer import Tokenizer, from_json
-
-_COUNTERS = ("step", "evaluated", "best_val_loss", "best_step", "evals_since_best")
 
 
 class Mean:
@@ -56,6 +55,7 @@ class TrainState:
     best_step: int = 0
     evals_since_best: int = 0
     seconds: float = 0.0  # of training steps; no part of a checkpoint
+    micro_batch: int = field(init=False)  # rows that go through the network at a time, at most
     model: GPT = field(init=False)
     optimizer: AdamW = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
@@ -69,6 +69,7 @@ class TrainState:
             self.model = GPT(config.part(NetworkConfig), self.tokenizer.vocab_size).to(device)
         self.optimizer = optim.make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
+        self.micro_batch = config.batch_size
         self.grad_norm = torch.zeros((), device=device)
         self.since_log, self.since_eval = Mean(device), Mean(device)
 
@@ -98,9 +99,11 @@ def save(state: TrainState, path: Path) -> None:
         "tokenizer": state.tokenizer.to_json(),
         "dataset_sha256": state.dataset_sha256,
         "scaler": state.scaler.state_dict(),
+        "micro_batch": state.micro_batch,
         "since_log": [state.since_log.total.item(), state.since_log.count],
         "since_eval": [state.since_eval.total.item(), state.since_eval.count],
-        **{key: getattr(state, key) for key in _COUNTERS},
+        "best_val_loss": state.best_val_loss,
+        **{key: getattr(state, key) for key in COUNTERS},
     }
     checkpoint.save(path, tensors, about)
 
@@ -122,11 +125,12 @@ def restore(saved: Checkpoint, given: Mapping[str, Value]) -> TrainState:
         if not given.get("threads"):
             config = config.replace({"threads": about["config"]["threads"]})
         config = config.replace({"lr_decay_iters": config.lr_decay_iters or config.max_iters})
-        state = TrainState(config, from_json(about["tokenizer"]), about["dataset_sha256"], device)
+        require_description(about)
+        tokenizer = from_json(about["tokenizer"])
+        require_weights(config, tokenizer.vocab_size, saved)
+        state = TrainState(config, tokenizer, str(about["dataset_sha256"]), device)
         load_weights(state.model, saved)
-        for key, parameter in state.model.named_parameters():
-            slots = saved.part(f"optimizer.{key}.")
-            state.optimizer.state[parameter] = {slot: value.to(device) for slot, value in slots.items()}
+        _load_slots(state, saved)
         if about["scaler"]:
             state.scaler.load_state_dict(about["scaler"])
         for mean, (total, count) in [
@@ -135,9 +139,13 @@ def restore(saved: Checkpoint, given: Mapping[str, Value]) -> TrainState:
         ]:
             mean.total.fill_(total)
             mean.count = count
-        for key in _COUNTERS:
+        for key in (*COUNTERS, "best_val_loss"):
             setattr(state, key, about[key])
-    except (KeyError, TypeError) as error:
+        if config.batch_size == about["config"]["batch_size"]:  # as before: the split decides the last bits of a sum
+            state.micro_batch = about["micro_batch"]
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{saved.path} does not hold a whole training state ({error}); use another checkpoint"
         ) from error
@@ -155,8 +163,9 @@ def config_of(saved: Checkpoint, given: Mapping[str, Value]) -> TrainConfig:
 def network_of(saved: Checkpoint) -> tuple[TrainConfig, Tokenizer]:
     """The config and the tokenizer in a checkpoint. `UserError` if it lacks one of them."""
     try:
+        require_description(saved.about)
         return config_of(saved, {}), from_json(saved.about["tokenizer"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{saved.path} does not describe its network ({error}); use another checkpoint") from error
 
 
@@ -177,13 +186,27 @@ def require_same_network(saved: Checkpoint, given: Mapping[str, Value]) -> None:
 
 def load_weights(model: GPT, saved: Checkpoint) -> None:
     """Copy a checkpoint's weights into a model. `UserError` unless each has its name and shape there."""
-    wanted = dict(model.named_parameters())
     found = saved.part("model.")
-    if {n: p.shape for n, p in wanted.items()} != {n: t.shape for n, t in found.items()}:
-        raise UserError(f"the weights in {saved.path} do not fit its own description of the network; train again")
+    if not fit(model, found):
+        raise other_network(saved)
     with torch.no_grad():
-        for name, parameter in wanted.items():
+        for name, parameter in model.named_parameters():
             parameter.copy_(found[name])
+
+
+def _load_slots(state: TrainState, saved: Checkpoint) -> None:
+    """Give the optimizer its means. `UserError` if they are another optimizer's."""
+    shapes, begun = optim.slot_shapes(state.optimizer), saved.part("optimizer.")
+    for key, parameter in state.model.named_parameters():
+        slots = saved.part(f"optimizer.{key}.")
+        numbers = all(value.dtype == torch.float32 for value in slots.values())
+        if begun and not (numbers and {slot: value.shape for slot, value in slots.items()} == shapes[parameter]):
+            raise UserError(
+                f"{saved.path} holds the means of another optimizer than {state.config.optimizer}; leave --optimizer "
+                f"out, or begin a new run with these weights: --init_from {saved.path.parent}"
+            )
+        # copied, since what was read is a map of the file, which others may change
+        state.optimizer.state[parameter] = {slot: value.to(state.device, copy=True) for slot, value in slots.items()}
 
 
 def require_finite(state: TrainState, loss: Tensor) -> None:

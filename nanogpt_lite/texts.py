@@ -43,7 +43,7 @@ def name_of(dataset: str) -> str:
             f"the dataset {dataset[:30]!r}… of {len(dataset)} characters is no name; if it is the text itself, write "
             "it to a file and give the path of that"
         )
-    path = Path(dataset).expanduser()
+    path = _path(dataset)
     if path.is_dir():
         return _plain_name(path.resolve().name)
     if glob.has_magic(dataset):
@@ -53,7 +53,7 @@ def name_of(dataset: str) -> str:
 
 def find(dataset: str, *, fetch_again: bool = False, report: Report | None = None) -> Text:
     """The text that a name, URL, file, folder or glob stands for, fetched if need be. `UserError` if there is none."""
-    name, path = name_of(dataset), Path(dataset).expanduser()
+    name, path = name_of(dataset), _path(dataset)
     if dataset == "shakespeare_char":
         return _files_text(name, [download.fetch(SHAKESPEARE, again=fetch_again, report=report)])
     if dataset == "python_docs":
@@ -69,6 +69,18 @@ def find(dataset: str, *, fetch_again: bool = False, report: Report | None = Non
     near = difflib.get_close_matches(dataset, NAMES, n=1)
     remedy = f"did you mean {near[0]}?" if near else f"give one of {', '.join(NAMES)}, or the path or URL of a text"
     raise UserError(f"there is no dataset, file or folder {dataset!r}; {remedy}")
+
+
+def _path(dataset: str) -> Path:
+    """The path that a dataset may be. `UserError` if it can be none."""
+    try:
+        path = Path(dataset).expanduser()
+        path.stat()
+    except FileNotFoundError:
+        return path
+    except (OSError, RuntimeError, ValueError) as error:  # too long, not permitted, nobody's home, a zero byte
+        raise UserError(f"the dataset {dataset[:60]!r} cannot be read ({error}); give the path of a text") from None
+    return path
 
 
 def _files_text(name: str, found: Iterable[Path], asked: str = "") -> Text:

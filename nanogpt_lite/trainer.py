@@ -1,4 +1,4 @@
-"""One step, and the loop: a generator of records.
+"""The loop: a generator of records.
 
 Between two records the state is whole, so whoever iterates may stop, draw a sample or copy the run's folder
 there. Where records are written is left to `logs`, what a run's folder is called to `runs`. Of several `ranks` each
@@ -7,9 +7,7 @@ goes through all of this, with a share of the rows.
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 
@@ -20,12 +18,14 @@ from nanogpt_lite.metrics import (
     CheckpointRecord,
     DoneRecord,
     EvalRecord,
+    MicroBatchRecord,
     Record,
     StartRecord,
     StepRecord,
     mfu,
 )
 from nanogpt_lite.state import TrainState, require_finite, save
+from nanogpt_lite.steps import shared, train_step
 from nanogpt_lite.tokenizer import Ids
 
 
@@ -59,7 +59,10 @@ def train(
         traces.traced(config.trace, state.device) as step_is_done,
     ):
         yield _start_record(state, out_dir, len(train_tokens))
-        forward = _shared(state, torch.compile(model) if config.compile else model)
+        micro_batch = state.micro_batch
+        forward = torch.compile(model) if config.compile else model
+        if not finished(state):
+            forward = shared(state, forward)
         clock = _Clock(state)
         begun = time.monotonic()
         while True:
@@ -84,6 +87,9 @@ def train(
                 break
             train_step(state, forward, batch)
             step_is_done()
+            if state.micro_batch < micro_batch:
+                micro_batch = state.micro_batch
+                yield MicroBatchRecord(step=state.step, rows=micro_batch)
             if every(config.log_interval, state.step) or every(config.sample_interval, state.step):
                 clock.stop()
                 yield _step_record(state, clock)
@@ -105,60 +111,6 @@ def train(
 def every(interval: int, step: int) -> bool:
     """Whether something that happens every `interval` steps (0: never) happens after step `step`."""
     return interval > 0 and step % interval == 0
-
-
-def train_step(state: TrainState, forward: Callable[..., Any], batch: Batch) -> None:
-    """One optimizer step on a batch of (rows, T) inputs and targets, of which each rank takes an equal share.
-
-    A share goes through the network in micro-batches of at most `batch_size` rows.
-    """
-    config, device = state.config, state.device
-    assert len(batch[0]) == config.rows_per_step, f"a step takes {config.rows_per_step} rows"
-    inputs, targets = (half[ranks.own_share(config.rows_per_step)] for half in batch)
-    parts = list(zip(*(torch.split(half, config.batch_size) for half in (inputs, targets)), strict=True))
-    optim.set_learning_rates(state.optimizer, state.step, config)
-    if not state.model.training:  # to ask takes no time, to set it walks through all modules
-        state.model.train()
-    step_loss = torch.zeros((), device=device)
-    for number, (x, y) in enumerate(parts, start=1):
-        masks = (config.seed, state.step, ranks.rank() * len(parts) + number - 1)
-        with (
-            runtime.seeded(device, *masks) if config.dropout or config.ngram_dropout else nullcontext(),
-            ranks.gradients_stay(forward) if number < len(parts) else nullcontext(),
-        ):
-            with runtime.autocast(device, config.dtype):
-                loss = forward(runtime.to_device(x, device), runtime.to_device(y, device))[1]
-            loss = loss * (len(x) / len(inputs))
-            state.scaler.scale(loss).backward()
-        step_loss += loss.detach()
-    optimizer = cast(torch.optim.Optimizer, state.optimizer)  # as far as the scaler knows
-    state.scaler.unscale_(optimizer)
-    gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
-    state.grad_norm = torch.nn.utils.get_total_norm(gradients)
-    if config.grad_clip:
-        torch.nn.utils.clip_grads_with_norm_(state.model.parameters(), config.grad_clip, state.grad_norm)
-    state.scaler.step(optimizer)
-    state.scaler.update()
-    state.optimizer.zero_grad()
-    step_loss = ranks.mean(step_loss)
-    state.since_log.add(step_loss)
-    state.since_eval.add(step_loss)
-    state.step += 1
-
-
-def _shared(state: TrainState, network: Callable[..., Any]) -> Callable[..., Any]:
-    """The network, with gradients that several ranks share."""
-    forward = ranks.parallel(network, state.device)
-    if ranks.size() > 1 and not finished(state):
-        # PyTorch orders the gradients in its buffers anew after the first step, and so the sums over the ranks. With
-        # a step that does not count, a run that goes on adds up as it would have without the interruption.
-        rows = min(state.config.batch_size, state.config.rows_per_step // ranks.size())
-        x = torch.zeros(rows, state.config.block_size, dtype=torch.int64, device=state.device)
-        with runtime.seeded(state.device), runtime.autocast(state.device, state.config.dtype):
-            loss = forward(x, x)[1]
-        loss.backward()
-        state.optimizer.zero_grad()
-    return forward
 
 
 class _Clock:

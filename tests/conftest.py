@@ -1,5 +1,6 @@
 """What the tests share: when a test is skipped and why, and a small text to train on."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,20 @@ def text_file(tmp_path, monkeypatch) -> Path:
     path = tmp_path / "bottles.txt"
     path.write_text(TEXT, encoding="utf-8")
     return path
+
+
+FIGURES = pytest.StashKey[Counter[str]]()
+
+
+@pytest.fixture
+def figures(request) -> Counter[str]:
+    """What the tests of trust count, for the lines at the end: a figure that is there is one whose test passed."""
+    return request.config.stash.setdefault(FIGURES, Counter())
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    counted = config.stash.get(FIGURES, {})
+    if counted:
+        terminalreporter.section("faults injected, cases tried: lost, none but for what failed above")
+        for name, number in counted.items():
+            terminalreporter.write_line(f"{number:>7,}  {name}")

@@ -110,7 +110,7 @@ def test_help_explains_every_option_with_unit_and_default_and_imports_no_torch()
         ("train --nlayer 4", r"unknown argument '--nlayer'; did you mean --n_layer\?"),
         ("train my.txt", r"unknown argument 'my.txt'; did you mean --dataset my.txt\?"),
         ("train --n_layer", "Missing value for argument '--n_layer'.*--help"),
-        ("train --n_layer x", "n_layer='x' is not possible: it must be a whole number, 1 or more"),
+        ("train --n_layer x", "n_layer='x' is not possible: it must be a whole number, from 1 to 1000"),
         ("train --bias 2", "bias='2' is not possible: it must be True or False"),
         ("train --n_embd 11", "n_embd=11 is not a multiple of n_head=.*try n_embd="),
         ("train --dropout 1", "dropout=1.0 is not possible: .*below 1"),
@@ -166,7 +166,7 @@ def test_faults_of_the_world_are_told_too(text_file, capsys, monkeypatch):
     assert "error: runs/x: No space left on device; free some space" in capsys.readouterr().err
     monkeypatch.setattr("nanogpt_lite.trainer.train_step", lambda *_: (_ for _ in ()).throw(MemoryError))
     assert main(f"{TRAIN} --max_iters 2") == 1
-    assert "out of memory; give a smaller --batch_size" in capsys.readouterr().err
+    assert "out of memory; give a smaller --block_size" in capsys.readouterr().err
 
 
 def test_a_bug_keeps_its_traceback(text_file, monkeypatch):

@@ -1,0 +1,69 @@
+"""What a checkpoint has to hold before anything is made of it: a file may be damaged, or made to do harm.
+
+Whether it is whole, bit for bit, `checkpoint` has seen by then. What becomes of it is the business of `state`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanogpt_lite.checkpoint import Checkpoint
+from nanogpt_lite.config import NetworkConfig, TrainConfig
+from nanogpt_lite.errors import UserError
+from nanogpt_lite.model import GPT
+
+COUNTERS = ("step", "evaluated", "best_step", "evals_since_best")
+LARGEST_LOSS = 1e30  # a sum of many, in float32
+
+
+def require_description(about: Mapping[str, Any]) -> None:
+    """`TypeError` unless what a checkpoint says of itself has the form in which `save` writes it."""
+    if not all(isinstance(about[key], str) for key in ("device", "dataset_sha256")):
+        raise TypeError("its device and its data are no names")
+    if type(about["since_log"]) is not list or [len(about[key]) for key in ("since_log", "since_eval")] != [2, 2]:
+        raise TypeError("its means are no pairs")
+    if unknown := about["config"].keys() - TrainConfig().stored().keys():
+        raise TypeError(f"{sorted(unknown)!r:.60} is nothing that a checkpoint remembers")
+    if not all(type(number) in (int, float) and 0 <= number < 2**63 for number in about["scaler"].values()):
+        raise TypeError("its loss scaler has no numbers")
+    totals, counts = zip(about["since_log"], about["since_eval"], strict=True)
+    for count in (*(about[key] for key in COUNTERS), about["micro_batch"], *counts):
+        if type(count) is not int or not 0 <= count < 2**63:
+            raise TypeError(f"{count!r:.60} is not a number of steps or rows")
+    if not about["micro_batch"]:
+        raise TypeError("no row would go through the network at a time")
+    losses = totals if about["best_val_loss"] is None else (*totals, about["best_val_loss"])
+    for loss in losses:
+        if type(loss) is not float or not abs(loss) < LARGEST_LOSS:
+            raise TypeError(f"{loss!r:.60} is not a loss")
+
+
+def require_weights(config: NetworkConfig, vocab_size: int, saved: Checkpoint) -> None:
+    """`UserError` unless a checkpoint has the weights of such a network, each with its name and shape.
+
+    To be asked before that network is made, which a hostile file could describe as endlessly large.
+    """
+    found = saved.part("model.")
+    if config.n_layer > len(found):
+        raise other_network(saved)
+    try:
+        with torch.device("meta"):  # shapes without numbers
+            fits = fit(GPT(config.part(NetworkConfig), vocab_size), found)
+    except (RuntimeError, OverflowError, TypeError):  # there is no such shape
+        fits = False
+    if not fits:
+        raise other_network(saved)
+
+
+def fit(model: GPT, found: Mapping[str, Tensor]) -> bool:
+    """Whether these are the weights of the network: numbers, each with its name and shape."""
+    wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
+    numbers = all(tensor.is_floating_point() for tensor in found.values())
+    return numbers and wanted == {name: tensor.shape for name, tensor in found.items()}
+
+
+def other_network(saved: Checkpoint) -> UserError:
+    """The error if they are not."""
+    return UserError(f"the weights in {saved.path} do not fit its own description of the network; train again")

@@ -1,0 +1,280 @@
+"""Whatever happens to a training in the middle, what is on disk is whole, and goes on as if nothing had happened.
+
+Each fault happens to a real process: it is killed at a point where a file changes, or at any moment, or the system
+refuses it something. `pytest --slow` runs through all of them; its last lines count them.
+"""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import forked_ranks
+import pytest
+import safetensors.torch
+
+import nanogpt_lite as ng
+from nanogpt_lite import checkpoint, logs
+
+resource = pytest.importorskip("resource", reason="Windows has no such limits and signals")
+TINY = {"preset": "cpu", "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8, "batch_size": 4, "dropout": 0.1}
+TINY |= {"max_iters": 12, "eval_interval": 4, "log_interval": 3, "warmup_iters": 2, "threads": 1, "device": "cpu"}
+OUT = Path("runs/faulty")
+
+
+class Points:
+    """The places of a program at which a file changes, counted: at number `fatal` the process kills itself."""
+
+    def __init__(self, fatal=None):
+        self.fatal, self.seen = fatal, []
+        self.around(Path, "touch", before="the file begins")
+        self.around(safetensors.torch, "save_file", before="the write", half=self.half_of_a_file, after="the write")
+        self.around(os, "fsync", before="the flush", after="the flush")
+        self.around(Path, "replace", before="the rename", after="the rename")
+        self.around(os, "write", half=self.half_of_a_line)
+
+    def around(self, owner, name, *, before="", half=None, after=""):
+        call = getattr(owner, name)
+
+        def counted(*args, **options):
+            if name == "write" and bytes(args[1][:7]) != b'{"kind"':
+                return call(*args, **options)  # not a line of the metrics
+            if before:
+                self.at(f"before {before}")
+            if half:
+                self.at(f"in {name}", lambda: half(call, *args, **options))
+            done = call(*args, **options)
+            if after:
+                self.at(f"after {after}")
+            return done
+
+        setattr(owner, name, counted)
+
+    def at(self, what, damage=lambda: None):
+        if len(self.seen) == self.fatal:
+            damage()
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.seen.append(what)
+
+    @staticmethod
+    def half_of_a_file(call, tensors, path, metadata):
+        call(tensors, path, metadata=metadata)
+        os.truncate(path, Path(path).stat().st_size // 2)
+
+    @staticmethod
+    def half_of_a_line(call, handle, line):
+        call(handle, line[: len(line) // 2])
+
+
+def train(options, fatal=None, count=False):
+    """Begin a run or go on with it, as a user would."""
+    begun = any(OUT.glob("*.safetensors"))
+    points = Points(fatal) if fatal is not None or count else None
+    ng.train("bottles.txt", **{**TINY, "out_dir": OUT, **options}, **({"init_from": "resume"} if begun else {}))
+    if count:
+        Path("points.json").write_text(json.dumps(points.seen))
+
+
+def end_of(work, *arguments):
+    (status,) = forked_ranks.run(1, work, *arguments)
+    return status
+
+
+def what_counts():
+    """Everything of a run that does not depend on when it was trained: files and losses."""
+    names = sorted(path.name for path in OUT.iterdir())
+    kept = [(r["kind"], r["step"], r.get("loss"), r.get("val_loss"), r.get("train_loss")) for r in ng.Run(OUT).metrics]
+    losses = [record for record in kept if record[0] in ("step", "eval")]
+    return names, losses, {name: (OUT / f"{name}.safetensors").read_bytes() for name in ("best", "last")}
+
+
+@pytest.fixture
+def whole(text_file):
+    """What an uninterrupted run leaves behind, and the points that it came by."""
+    ng.prepare("bottles.txt")
+    assert end_of(train, {}, None, True) == 0
+    left = what_counts()
+    discard()
+    yield left, json.loads(Path("points.json").read_text())
+    forked_ranks.kill_all()
+
+
+def discard():
+    for path in OUT.iterdir():
+        path.unlink()
+
+
+def require_readable():
+    """What stands there right after a fault is whole, or is not there."""
+    for path in OUT.glob("*.safetensors"):
+        checkpoint.load(path)
+    for record in logs.read_metrics(OUT / "metrics.jsonl"):
+        assert isinstance(record["step"], int)
+
+
+def require_the_same_in_spite_of(faults, whole):
+    for fatal in faults:
+        assert end_of(train, {}, fatal) == -signal.SIGKILL
+        if OUT.is_dir():
+            require_readable()
+        assert end_of(train, {}) == 0
+        assert what_counts() == whole, f"fault {fatal}"
+        discard()
+
+
+def test_killed_at_any_point_of_a_save_it_goes_on_bit_for_bit(whole, figures):
+    left, points = whole
+    saves = [number for number, what in enumerate(points) if what == "before the write"]
+    faults = range(saves[2] - 1, saves[4] - 1)  # best and last of the second evaluation, from the first touch on
+    assert {points[number] for number in faults} == set(points)
+    require_the_same_in_spite_of(faults, left)
+    figures["faults at points of a save"] += len(faults)
+
+
+@pytest.mark.slow
+def test_killed_at_every_point_it_goes_on_bit_for_bit(whole, figures):
+    left, points = whole
+    require_the_same_in_spite_of(range(len(points)), left)
+    figures["faults at points of a save"] += len(points)
+
+
+@pytest.mark.parametrize("count", [4, pytest.param(60, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_it_goes_on_bit_for_bit(text_file, count, figures):
+    ng.prepare("bottles.txt")
+    moments, always = random.Random(count), {"eval_interval": 7, "keep_every": 50, "lr_decay_iters": 500}
+    for _ in range(count):
+        (process,) = forked_ranks.Job().start(1, train, {**always, "max_iters": 10**6})
+        time.sleep(moments.uniform(0.0, 0.4))  # the moment is what is tried
+        process.kill()
+        assert forked_ranks.statuses([process]) == [-signal.SIGKILL]
+        if OUT.is_dir():
+            require_readable()
+    end = 10 + max([checkpoint.load(path).about["step"] for path in OUT.glob("last.safetensors")], default=0)
+    assert end_of(train, {**always, "max_iters": end}) == 0
+    left = what_counts()
+    discard()
+    assert end_of(train, {**always, "max_iters": end}) == 0
+    assert what_counts() == left
+    figures["kills at random moments"] += count
+
+
+def train_in_little_space(options, limit):
+    """No file can get longer than `limit` bytes: the system itself refuses, as it does on a full disk."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    train(options)
+
+
+@pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
+def test_a_full_disk_ends_a_run_with_what_was_saved_and_it_goes_on(whole, part, figures):
+    left, _ = whole
+    assert end_of(train, {"max_iters": 4, "lr_decay_iters": 12}) == 0
+    before = {path: path.read_bytes() for path in OUT.glob("*.safetensors")}
+    limit = int(part * len(left[2]["last"]))
+    assert end_of(train_in_little_space, {"max_iters": 12}, limit) == 1
+    said = Path("rank0.error").read_text()
+    assert "OSError" in said
+    assert "File too large" in said or "No space left" in said
+    assert {path: path.read_bytes() for path in before} == before
+    assert not list(OUT.glob(".*.tmp"))
+    assert end_of(train, {}) == 0
+    assert what_counts()[1:] == left[1:]
+    figures["refused by the system"] += 1
+
+
+def train_as_nobody(options):
+    if os.geteuid() == 0:
+        ng.train("bottles.txt", **{**TINY, "out_dir": "runs/before"})  # who is nobody may not import anything
+        os.setuid(65534)
+    train(options)
+
+
+def test_a_folder_that_cannot_be_written_is_told_of_and_left_alone(whole, figures):
+    left, _ = whole
+    assert end_of(train, {}) == 0
+    for folder, mode in ((Path(), 0o777), (OUT, 0o555)):
+        folder.chmod(mode)
+    try:
+        assert end_of(train_as_nobody, {"max_iters": 20}) == 1
+        assert "Permission denied" in Path("rank0.error").read_text()
+    finally:
+        OUT.chmod(0o755)
+    assert what_counts() == left
+    figures["refused by the system"] += 1
+
+
+def test_the_second_interrupt_ends_at_once_and_the_last_save_stands(whole, figures):
+    (process,) = forked_ranks.Job().start(1, train_that_hangs, {"max_iters": 1000})
+    deadline = time.monotonic() + 60
+    while not (OUT / "hanging").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)  # a file tells nobody that it was made
+    for _ in range(2):
+        os.kill(process.pid, signal.SIGINT)
+        time.sleep(0.1)  # two signals at once would count as one
+    assert forked_ranks.statuses([process]) == [130]
+    require_readable()
+    (OUT / "hanging").unlink()
+    assert end_of(train, {"max_iters": 12, "lr_decay_iters": 12}) == 0
+    assert what_counts()[2] == whole[0][2]
+    figures["interrupted twice"] += 1
+
+
+def train_that_hangs(options):
+    """A step after the second evaluation never ends."""
+    from nanogpt_lite import trainer
+
+    step = trainer.train_step
+
+    def endless(state, forward, batch):
+        if state.step == 9:
+            (OUT / "hanging").touch()
+            while True:
+                time.sleep(0.01)  # a step that hangs
+        step(state, forward, batch)
+
+    trainer.train_step = endless
+    train({**options, "lr_decay_iters": 12})
+
+
+def flipped(content, bit):
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("count", [400, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_a_flipped_bit_in_a_checkpoint_is_told_of(whole, tmp_path, count, figures):
+    content = whole[0][2]["last"]
+    path, bits = tmp_path / "flipped.safetensors", random.Random(count)
+    for _ in range(count):
+        path.write_bytes(flipped(content, bits.randrange(8 * len(content))))
+        with pytest.raises(ng.UserError, match="damaged|not written by this program|of another format"):
+            checkpoint.load(path)
+    figures["bits flipped"] += count
+
+
+def test_a_flipped_bit_in_the_tokens_is_told_of(text_file, figures):
+    dataset = ng.prepare("bottles.txt")
+    ng.train(dataset, **{**TINY, "out_dir": OUT})
+    bits = random.Random(0)
+    for name in ("train.bin", "val.bin"):
+        path = dataset.path / name
+        content = path.read_bytes()
+        for _ in range(20):
+            path.write_bytes(flipped(content, bits.randrange(8 * len(content))))
+            for call in (
+                lambda: ng.train(dataset, **{**TINY, "out_dir": "runs/new"}),
+                lambda: ng.train(out_dir=OUT, init_from="resume", max_iters=20),
+                lambda: ng.evaluate(ng.Run(OUT)),
+            ):
+                with pytest.raises(ng.UserError, match=r"not those of the text .* --out_dir data/bottles --overwrite"):
+                    call()
+        path.write_bytes(content)
+    ng.prepare("bottles.txt", overwrite=True)
+    with contextlib.suppress(FileNotFoundError):
+        assert not list(Path("runs/new").iterdir())
+    figures["bits flipped"] += 40
