@@ -128,7 +128,7 @@ def require_the_same_in_spite_of(faults, whole):
 def test_killed_at_any_point_of_a_save_it_goes_on_bit_for_bit(whole, figures):
     left, points = whole
     saves = [number for number, what in enumerate(points) if what == "before the write"]
-    faults = range(saves[2] - 1, saves[4] - 1)  # best and last of the second evaluation, from the first touch on
+    faults = range(saves[3] - 1, saves[4] - 1)  # of last at the second evaluation, from the touch on
     assert {points[number] for number in faults} == set(points)
     require_the_same_in_spite_of(faults, left)
     figures["faults at points of a save"] += len(faults)

@@ -17,7 +17,8 @@ from nanogpt_lite.metrics import EvalRecord
 STEPS = 50
 SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 32, "batch_size": 8, "threads": 1, "dropout": 0.0}
 SMALL |= {"ngram_dropout": 0.0, "max_iters": STEPS, "eval_interval": STEPS, "warmup_iters": 5}
-RECIPES = ("shakespeare_char", "cpu", "modern-cpu", "modern")
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("shakespeare_char", "modern")]
+RECIPES = ["cpu", "modern-cpu", *SLOW]
 TOLERANCE = {"float32": 3e-4, "bfloat16": 1e-2, "float16": 5e-3}  # nats per token
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
