@@ -238,6 +238,7 @@ def wait_for_step(process, run, step):
         time.sleep(0.005)  # between two looks at what the other process has done
 
 
+@pytest.mark.slow  # test_faults does as much without the command line
 def test_killed_three_times_it_ends_with_the_same_files(text_file):
     """kill -9 at steps drawn at random, a new process each time; bit for bit the run that nobody disturbed."""
     line = f"{TRAIN} --dropout 0.1 --max_iters 200 --eval_interval 20 --log_interval 1 --out_dir"
