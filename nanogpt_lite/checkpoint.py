@@ -21,7 +21,7 @@ from nanogpt_lite import files
 from nanogpt_lite.errors import UserError
 
 KEY = "nanogpt_lite"
-FORMAT = 2  # of what stands under the key
+FORMAT = 3  # of what stands under the key
 SUFFIX = ".safetensors"
 
 

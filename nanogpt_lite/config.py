@@ -16,11 +16,14 @@ from nanogpt_lite.options import (
     Options,
     above_to,
     at_least,
+    count_from,
     from_below,
     from_to,
     one_of,
     option,
 )
+
+MOST_OF_A_CONTEXT = 2**29  # channels of all its tokens: 128 Ki tokens with 4096 channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +85,11 @@ class NetworkConfig(Options):
                 f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}: each head gets an equal part "
                 f"of the width; try n_embd={-(-self.n_embd // self.n_head) * self.n_head}"
             )
+        if self.block_size * self.n_embd > MOST_OF_A_CONTEXT:
+            raise UserError(
+                f"block_size={self.block_size} and n_embd={self.n_embd} are too large together: what is kept of one "
+                f"context would not fit into memory; try block_size={MOST_OF_A_CONTEXT // self.n_embd}"
+            )
         if self.position == "rotary" and self.n_embd // self.n_head % 2:
             raise UserError(
                 f"n_embd={self.n_embd} and n_head={self.n_head} give heads of an odd size, and rotary positions turn "
@@ -114,14 +122,14 @@ class TrainConfig(DataConfig, NetworkConfig, RuntimeConfig):
     init_from: str = option(
         "scratch", "scratch; resume: go on in out_dir; runs/OTHER: start from its weights", NOT_EMPTY
     )
-    max_iters: int = option(5000, "optimizer steps", from_to(1, 10**12), unit="steps")
+    max_iters: int = option(5000, "optimizer steps", count_from(1), unit="steps")
     batch_size: int = option(64, "sequences per micro-batch", from_to(1, 2**20), unit="sequences")
     gradient_accumulation_steps: int = option(1, "micro-batches per step", from_to(1, 2**20))
     learning_rate: float = option(1e-3, "peak learning rate", above_to(0, 1000))
     min_lr: float = option(1e-4, "learning rate at the end of the decay", at_least(0))
-    warmup_iters: int = option(100, "linear warm-up", at_least(0), unit="steps")
+    warmup_iters: int = option(100, "linear warm-up", count_from(0), unit="steps")
     decay_lr: bool = option(True, "warm up, then decay by a cosine; False: constant")
-    lr_decay_iters: int = option(0, "end of the decay; 0: max_iters", at_least(0), unit="steps")
+    lr_decay_iters: int = option(0, "end of the decay; 0: max_iters", count_from(0), unit="steps")
     cooldown: float = option(
         0.0, "decay in a straight line over this last share of the steps; 0: by a cosine", from_to(0, 1)
     )
@@ -132,18 +140,18 @@ class TrainConfig(DataConfig, NetworkConfig, RuntimeConfig):
     beta1: float = option(0.9, "AdamW decay of the mean gradient", from_below(0, 1))
     beta2: float = option(0.99, "AdamW decay of the mean squared gradient", from_below(0, 1))
     grad_clip: float = option(1.0, "largest norm of the whole gradient; 0: no clipping", at_least(0))
-    eval_interval: int = option(250, "evaluate and save every so many", at_least(1), unit="steps")
+    eval_interval: int = option(250, "evaluate and save every so many", count_from(1), unit="steps")
     eval_iters: int = option(
         0,
         "0: loss on the whole val split; N: nanoGPT's estimate from N random batches",
-        at_least(0),
+        count_from(0),
         unit="batches",
     )
-    log_interval: int = option(10, "report the train loss every so many", at_least(1), unit="steps")
-    sample_interval: int = option(0, "show a sample every so many; 0: never", at_least(0), unit="steps")
-    keep_every: int = option(0, "keep a numbered checkpoint every so many; 0: none", at_least(0), unit="steps")
+    log_interval: int = option(10, "report the train loss every so many", count_from(1), unit="steps")
+    sample_interval: int = option(0, "show a sample every so many; 0: never", count_from(0), unit="steps")
+    keep_every: int = option(0, "keep a numbered checkpoint every so many; 0: none", count_from(0), unit="steps")
     patience: int = option(
-        0, "stop after so many evaluations without a new best; 0: never", at_least(0), unit="evaluations"
+        0, "stop after so many evaluations without a new best; 0: never", count_from(0), unit="evaluations"
     )
     target_loss: float = option(0.0, "stop at this val loss; 0: never", at_least(0), unit="nats per token")
     max_seconds: float = option(
@@ -197,10 +205,10 @@ class SampleConfig(LoadConfig):
     """How to draw text from a trained network."""
 
     start: str = option("\n", "the prompt, or FILE:prompt.txt", NOT_EMPTY)
-    num_samples: int = option(1, "samples to draw", at_least(1), unit="samples")
-    max_new_tokens: int = option(500, "length of a sample", at_least(1), unit="tokens")
+    num_samples: int = option(1, "samples to draw", count_from(1), unit="samples")
+    max_new_tokens: int = option(500, "length of a sample", count_from(1), unit="tokens")
     temperature: float = option(0.8, "below 1 less random, above 1 more; 0: always the likeliest token", at_least(0))
-    top_k: int = option(200, "draw from the k likeliest tokens; 0: from all", at_least(0), unit="tokens")
+    top_k: int = option(200, "draw from the k likeliest tokens; 0: from all", count_from(0), unit="tokens")
     top_p: float = option(1.0, "draw from the likeliest tokens that sum to this probability", from_to(0, 1))
     min_p: float = option(0.0, "drop tokens less likely than this share of the likeliest one", from_to(0, 1))
     stop: str = option("", "end a sample before this text; empty: never")

@@ -30,8 +30,10 @@ from nanogpt_lite.tokenizer import (
     id_dtype,
 )
 
+Stamps = list[tuple[int, int, int]]
+"""Of each file: which one it is, its length in bytes, and when it was last changed."""
+
 TRAIN_SHARE = 0.9
-CHECKED = 2**20  # tokens at a time
 DATA_DIR = Path("data")
 
 
@@ -45,6 +47,7 @@ class Dataset:
     sha256: str  # of the text, as UTF-8
     train: Ids
     val: Ids
+    stamps: Stamps  # of the two files, from before they were opened
 
     @property
     def name(self) -> str:
@@ -104,24 +107,10 @@ def prepare(
     return written
 
 
-def require_intact(dataset: Dataset, report: Report | None = None) -> None:
-    """`UserError` unless the tokens of a prepared text are still that text: all of them are read."""
-    digest, decoder, done = hashlib.sha256(), dataset.tokenizer.decoder(), 0
-    for tokens in (dataset.train, dataset.val):
-        for first in range(0, len(tokens), CHECKED):
-            ids = tokens[first : first + CHECKED]
-            if int(ids.max()) < dataset.tokenizer.vocab_size:  # else it is missing below
-                digest.update(decoder.decode(ids).encode("utf-8", errors="surrogatepass"))
-            done += ids.nbytes
-            if report:
-                report("check", done, dataset.train.nbytes + dataset.val.nbytes)
-    digest.update(decoder.decode([], final=True).encode())
-    if digest.hexdigest() != dataset.sha256:
-        raise UserError(
-            f"the tokens in {dataset.path} are not those of the text that was prepared there: a file is damaged, or "
-            "was changed; prepare the text again: "
-            f"nanogpt-lite prepare --dataset … --out_dir {dataset.path} --overwrite"
-        )
+def stamps_of(folder: Path) -> Stamps:
+    """By what a change of the token files in a prepared folder can be seen without reading them."""
+    found = [path.stat() for path in _bins(folder)]
+    return [(one.st_ino, one.st_size, one.st_mtime_ns) for one in found]
 
 
 @dataclass(frozen=True)
@@ -311,14 +300,19 @@ def _open_existing(folder: Path, asked: str) -> Dataset | None:
         return None
     try:
         dtype = np.dtype({"uint16": "<u2", "uint32": "<u4"}[manifest["dtype"]])
-        train, val = (np.asarray(np.memmap(folder / f"{name}.bin", dtype, mode="r")) for name in ("train", "val"))
+        stamps = stamps_of(folder)
+        train, val = (np.asarray(np.memmap(path, dtype, mode="r")) for path in _bins(folder))
         whole = [len(train), len(val)] == [manifest["train_tokens"], manifest["val_tokens"]]
         unchanged = _read_json(folder / "manifest.json") == manifest  # nobody began to write in the meantime
         if whole and unchanged:
-            return Dataset(folder, asked, from_json(tokenizer), str(manifest["sha256"]), train, val)
+            return Dataset(folder, asked, from_json(tokenizer), str(manifest["sha256"]), train, val, stamps)
     except (KeyError, TypeError, ValueError, OSError):
         pass  # damaged: to be prepared again
     return None
+
+
+def _bins(folder: Path) -> tuple[Path, Path]:
+    return folder / "train.bin", folder / "val.bin"
 
 
 def _read_json(path: Path) -> Any:

@@ -15,6 +15,7 @@ from nanogpt_lite.errors import UserError
 from nanogpt_lite.model import GPT
 
 COUNTERS = ("step", "evaluated", "best_step", "evals_since_best")
+SCALER_NUMBERS = ("scale", "_growth_tracker")  # of torch.amp.GradScaler, that change; the others are always the same
 LARGEST_LOSS = 1e30  # a sum of many, in float32
 
 
@@ -26,10 +27,12 @@ def require_description(about: Mapping[str, Any]) -> None:
         raise TypeError("its means are no pairs")
     if unknown := about["config"].keys() - TrainConfig().stored().keys():
         raise TypeError(f"{sorted(unknown)!r:.60} is nothing that a checkpoint remembers")
-    if not all(type(number) in (int, float) and 0 <= number < 2**63 for number in about["scaler"].values()):
-        raise TypeError("its loss scaler has no numbers")
+    if about["scaler"]:  # of float16
+        scale, steps = (about["scaler"][name] for name in SCALER_NUMBERS)
+        if type(scale) is not float or not 0 < scale < LARGEST_LOSS or type(steps) is not int or not 0 <= steps < 2**31:
+            raise TypeError("its loss scaler has no numbers")
     totals, counts = zip(about["since_log"], about["since_eval"], strict=True)
-    for count in (*(about[key] for key in COUNTERS), about["micro_batch"], *counts):
+    for count in (*(about[key] for key in (*COUNTERS, "micro_batch", "ranks")), *counts):
         if type(count) is not int or not 0 <= count < 2**63:
             raise TypeError(f"{count!r:.60} is not a number of steps or rows")
     if not about["micro_batch"]:

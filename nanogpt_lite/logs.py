@@ -124,23 +124,24 @@ class MetricsFile:
         with files.atomic(path) as temporary:
             temporary.write_bytes(b"".join(map(_line, kept)))
         self._path = path
-        self._handle = os.open(path, os.O_WRONLY | os.O_APPEND)
+        self._file = path.open("ab", buffering=0)
 
     def write(self, record: Record) -> None:
         """Append one record. `OSError` if the disk is full; no part of the line is left then."""
         line = _line(record.to_json())
-        written = os.write(self._handle, line)
+        handle = self._file.fileno()
+        written = os.write(handle, line)
         if written < len(line):
-            os.ftruncate(self._handle, os.fstat(self._handle).st_size - written)
+            os.ftruncate(handle, os.fstat(handle).st_size - written)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
     def close(self) -> None:
         """Nothing follows."""
-        os.close(self._handle)
+        self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records in a metrics file, oldest first; none if there is no file. A torn last line does not count."""
+    """The records in a metrics file, oldest first; none if there is no file. What is no whole record does not count."""
     records = []
     if path.is_file():
         for line in path.read_bytes().splitlines():
@@ -148,9 +149,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
                 record = json.loads(line, parse_constant=_refuse)
             except (ValueError, RecursionError):
                 continue
-            if isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record:
+            if isinstance(record, dict) and _is_record(record):
                 records.append(record)
     return records
+
+
+def _is_record(content: dict[str, Any]) -> bool:
+    """Whether a JSON object has what is drawn and compared of a record of its kind, in numbers."""
+    needed = {"step": ("loss", "learning_rate"), "eval": ("val_loss",)}.get(str(content.get("kind")), ())
+    numbers = all(type(content.get(name)) in (int, float) for name in needed)
+    return "kind" in content and type(content.get("step")) is int and numbers
 
 
 def _refuse(word: str) -> None:

@@ -48,6 +48,15 @@ def slot_shapes(optimizer: AdamW) -> dict[Tensor, dict[str, torch.Size]]:
     }
 
 
+def slots_to_be(optimizer: AdamW) -> list[Tensor]:
+    """The memory that the optimizer takes at its first step."""
+    return [
+        torch.empty(shape, device=parameter.device)
+        for parameter, slots in slot_shapes(optimizer).items()
+        for shape in slots.values()
+    ]
+
+
 def learning_rate(step: int, config: TrainConfig) -> float:
     """The learning rate of step `step` (from 0): linear warm-up, then a half cosine down to `min_lr`.
 

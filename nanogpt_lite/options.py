@@ -27,6 +27,11 @@ def at_least(low: float) -> Rule:
     return Rule(lambda value: value >= low, f"{low} or more")
 
 
+def count_from(low: int) -> Rule:
+    """`low` or more, and few enough for every product and quotient of it to be a number."""
+    return Rule(lambda value: low <= value <= 10**12, f"{low} or more, and at most 10^12")
+
+
 def above_to(low: float, high: float) -> Rule:
     """More than `low`, and `high` at most."""
     return Rule(lambda value: low < value <= high, f"above {low} and at most {high}")

@@ -16,7 +16,19 @@ import torch
 
 from nanogpt_lite import checkpoint as checkpoints
 from nanogpt_lite import config as configs
-from nanogpt_lite import datasets, decoding, evaluation, ranks, runs, runtime, sampling, starts, trackers, trainer
+from nanogpt_lite import (
+    datasets,
+    decoding,
+    evaluation,
+    integrity,
+    ranks,
+    runs,
+    runtime,
+    sampling,
+    starts,
+    trackers,
+    trainer,
+)
 from nanogpt_lite.checkpoint import Checkpoint
 from nanogpt_lite.config import (
     LoadConfig,
@@ -98,10 +110,14 @@ def training(
         out_dir = Path(ranks.from_first(str(out_dir)))
         if ranks.is_first():
             ranks.note_begun(str(out_dir))
-        stop = stack.enter_context(runtime.stop_on_signals())
-        for record in _with_previews(
-            state, trainer.train(state, data.train, data.val, out_dir=out_dir, stop=stop.made)
-        ):
+        stop, guard = stack.enter_context(runtime.stop_on_signals()), integrity.Guard(data)
+
+        def stop_asked() -> bool:
+            guard.require_unchanged()  # between any two readings of the data
+            return stop.made()
+
+        records = trainer.train(state, data.train, data.val, out_dir=out_dir, stop=stop_asked)
+        for record in _with_previews(state, records):
             for sink in sinks:
                 sink.write(record)
             yield record
@@ -221,7 +237,7 @@ def evaluate(run: RunLike = None, *, dataset: str | None = None, **options: Valu
         else:  # in a place of its own: data/NAME may be prepared with another tokenizer
             folder = stack.enter_context(TemporaryDirectory())
             data = datasets.prepare(dataset, tokenizer=tokenizer, out_dir=folder)
-        datasets.require_intact(data)
+        integrity.require_intact(data)
         result: dict[str, Any] = {"step": saved.about["step"]}
         stack.enter_context(runtime.use_threads(runtime.resolve_threads(settings.threads)))
         for split, tokens in (("val", data.val), ("train", data.train)):

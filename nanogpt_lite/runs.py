@@ -46,7 +46,14 @@ class Run:
     @property
     def data_folder(self) -> Path:
         """The folder of the data that it was trained on, as seen from the folder where it was trained."""
-        return Path(json.loads((self.out_dir / "config.json").read_text(encoding="utf-8"))["dataset"]["path"])
+        path = self.out_dir / "config.json"
+        try:
+            return Path(json.loads(path.read_text(encoding="utf-8"))["dataset"]["path"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(
+                f"{path} does not say where the run's data is ({error}); it is written anew when the run goes on: "
+                f"nanogpt-lite train --out_dir {self.out_dir} --init_from resume"
+            ) from error
 
     @property
     def best_val_loss(self) -> float | None:

@@ -19,6 +19,7 @@ BFLOAT16_FROM = 96  # channels, on a CPU
 # glibc's malloc.h: how much of the heap may lie idle, and below which size memory comes from the heap, in bytes
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MOST_ON_HEAP = 32 * 2**20  # glibc takes no more
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "_ALLOC_FAILED")  # what PyTorch says then
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -147,11 +148,13 @@ def seeded(device: torch.device, *parts: int) -> Iterator[None]:
     digest = hashlib.sha256(repr(parts).encode()).digest()
     devices = [device] if device.type == "cuda" else []
     mps_state = torch.mps.get_rng_state() if device.type == "mps" else None
-    with torch.random.fork_rng(devices):
-        _seed(int.from_bytes(digest[:8], "little") >> 1, device)
-        yield
-    if mps_state is not None:
-        torch.mps.set_rng_state(mps_state)
+    try:
+        with torch.random.fork_rng(devices):
+            _seed(int.from_bytes(digest[:8], "little") >> 1, device)
+            yield
+    finally:
+        if mps_state is not None:
+            torch.mps.set_rng_state(mps_state)
 
 
 def _seed(number: int, device: torch.device) -> None:
@@ -200,6 +203,4 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that the memory of the CPU or the GPU is used up."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        words in str(error) for words in ("can't allocate memory", "out of memory")
-    )
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in NO_MEMORY)

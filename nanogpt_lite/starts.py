@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanogpt_lite import batches, datasets, presets, ranks, runs, runtime
+from nanogpt_lite import batches, datasets, integrity, presets, ranks, runs, runtime
 from nanogpt_lite import checkpoint as checkpoints
 from nanogpt_lite import config as configs
 from nanogpt_lite.checkpoint import SUFFIX
@@ -30,6 +30,8 @@ from nanogpt_lite.state import (
     start,
 )
 from nanogpt_lite.tokenizer import Tokenizer
+
+DECIDE_BITS = ("dtype", "threads", "seed", "batch_size", "gradient_accumulation_steps", "compile")
 
 Started = tuple[TrainState, Dataset, Path]
 """A run that is ready to train: its state, its data, its folder (known to the first rank alone if it is new)."""
@@ -146,8 +148,9 @@ def _resume(wishes: Wishes, stack: ExitStack, console: Console | None) -> Starte
             f"{out_dir} is at step {state.step}, beyond max_iters={state.config.max_iters}; give more, or leave it out"
         )
     before = config_of(saved, {})
-    changed = [name for name in ("dtype", "threads", "seed") if getattr(before, name) != getattr(state.config, name)]
+    changed = [name for name in DECIDE_BITS if getattr(before, name) != getattr(state.config, name)]
     changed += ["device"] if saved.about["device"] != state.device.type else []
+    changed += ["the number of ranks"] if saved.about["ranks"] != ranks.size() else []
     if changed and console:
         console.note(
             f"warning: {', '.join(changed)} changed, so the run goes on but no longer bit for bit as it would have"
@@ -183,7 +186,7 @@ def open_data(
     else:
         data = datasets.prepare(dataset, tokenizer=tokenizer, sha256=sha256, report=report)
     if ranks.is_first():
-        datasets.require_intact(data, report)
+        integrity.require_intact(data, report)
     if console:
         console.close()
     return data

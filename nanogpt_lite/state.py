@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nanogpt_lite import checkpoint, optim, runtime
+from nanogpt_lite import checkpoint, optim, ranks, runtime
 from nanogpt_lite.adamw import AdamW
 from nanogpt_lite.checkpoint import Checkpoint
 from nanogpt_lite.config import SHAPE_FIELDS, NetworkConfig, TrainConfig
 from nanogpt_lite.errors import UserError, WorldError
-from nanogpt_lite.inspection import COUNTERS, fit, other_network, require_description, require_weights
+from nanogpt_lite.inspection import COUNTERS, SCALER_NUMBERS, fit, other_network, require_description, require_weights
 from nanogpt_lite.model import GPT
 from nanogpt_lite.options import Value
 from nanogpt_lite.tokenizer import Tokenizer, from_json
@@ -96,6 +96,7 @@ def save(state: TrainState, path: Path) -> None:
     about = {
         "config": state.config.stored(),
         "device": state.device.type,
+        "ranks": ranks.size(),
         "tokenizer": state.tokenizer.to_json(),
         "dataset_sha256": state.dataset_sha256,
         "scaler": state.scaler.state_dict(),
@@ -122,17 +123,20 @@ def restore(saved: Checkpoint, given: Mapping[str, Value]) -> TrainState:
             same = device.type == about["device"]
             dtype = about["config"]["dtype"] if same else runtime.resolve_dtype("auto", device, width=config.n_embd)
             config = config.replace({"dtype": dtype})
-        if not given.get("threads"):
-            config = config.replace({"threads": about["config"]["threads"]})
-        config = config.replace({"lr_decay_iters": config.lr_decay_iters or config.max_iters})
         require_description(about)
+        if not given.get("threads"):  # as before, unless that was each one's share among other ranks
+            same = about["ranks"] == ranks.size()
+            threads = about["config"]["threads"] if same else runtime.resolve_threads(0)
+            config = config.replace({"threads": threads})
+        config = config.replace({"lr_decay_iters": config.lr_decay_iters or config.max_iters})
         tokenizer = from_json(about["tokenizer"])
         require_weights(config, tokenizer.vocab_size, saved)
         state = TrainState(config, tokenizer, str(about["dataset_sha256"]), device)
         load_weights(state.model, saved)
         _load_slots(state, saved)
         if about["scaler"]:
-            state.scaler.load_state_dict(about["scaler"])
+            numbers = {name: about["scaler"][name] for name in SCALER_NUMBERS}
+            state.scaler.load_state_dict({**state.scaler.state_dict(), **numbers})
         for mean, (total, count) in [
             (state.since_log, about["since_log"]),
             (state.since_eval, about["since_eval"]),

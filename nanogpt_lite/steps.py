@@ -50,11 +50,14 @@ def shared(state: TrainState, network: Callable[..., Any]) -> Callable[..., Any]
     """The network, with gradients that several ranks share. `WorldError` if one lacks the memory for a single row."""
     forward = ranks.parallel(network, state.device)
     if ranks.size() > 1:
-        # Which micro-batch fits, the ranks find out while none waits for another one.
+        # Which micro-batch fits, the ranks find out while none waits for another one. What the optimizer keeps is
+        # there after its first step, and takes its place now.
+        kept = [] if state.step else optim.slots_to_be(state.optimizer)
         while any(ranks.greatest(not _fits(state, forward, alone=True))):
             if _rows(state) == 1:
                 raise WorldError("out of memory with a single row on one of the ranks; give a smaller --block_size")
             _halve(state)
+        del kept
         # PyTorch orders the gradients in its buffers anew after the first step, and so the sums over the ranks. With
         # a step that does not count, a run that goes on adds up as it would have without the interruption.
         _fits(state, forward, alone=False)

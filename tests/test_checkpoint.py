@@ -35,7 +35,7 @@ def test_others_can_read_it(tmp_path):
     header = json.loads(path.read_bytes()[8 : 8 + length])
     held = json.loads(header["__metadata__"]["nanogpt_lite"])
     assert {name: held["about"][name] for name in ABOUT} == ABOUT
-    assert held["about"]["format"] == 2
+    assert held["about"]["format"] == 3
     assert len(header["__metadata__"]) == 1
 
 
@@ -110,9 +110,9 @@ class Bomb:
         (b"not a checkpoint at all", "damaged"),
         (pickle.dumps(Bomb()), "damaged"),
         (safetensors.torch.save(TENSORS), "not written by this program"),
-        (safetensors.torch.save(TENSORS, metadata={"nanogpt_lite": "[1]"}), "of another format than 2"),
+        (safetensors.torch.save(TENSORS, metadata={"nanogpt_lite": "[1]"}), "of another format than 3"),
         (safetensors.torch.save(TENSORS, metadata={"nanogpt_lite": "{"}), "damaged"),
-        (safetensors.torch.save(TENSORS, metadata={"nanogpt_lite": '{"format": 1}'}), "of another format than 2"),
+        (safetensors.torch.save(TENSORS, metadata={"nanogpt_lite": '{"format": 1}'}), "of another format than 3"),
         (struct.pack("<Q", 2**60) + b"{}", "damaged"),
     ],
 )

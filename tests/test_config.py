@@ -241,6 +241,13 @@ def test_width_is_a_multiple_of_the_heads(n_embd, n_head):
     assert tried == min(width for width in range(n_embd, n_embd + n_head) if width % n_head == 0)
 
 
+def test_a_context_that_no_memory_holds_is_refused():
+    NetworkConfig(block_size=2**19, n_embd=1024, n_head=1)
+    with pytest.raises(UserError, match="too large together: .* try block_size=8192"):
+        NetworkConfig(block_size=2**20, n_embd=2**16, n_head=1, position="rotary")
+    NetworkConfig(block_size=8192, n_embd=2**16, n_head=1)
+
+
 def test_the_rate_does_not_rise():
     with pytest.raises(UserError, match=r"min_lr=0\.0001 is above learning_rate=5e-05") as caught:
         TrainConfig(learning_rate=5e-5)

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import forked_ranks
 import pytest
 import safetensors.torch
+import torch
 
 import nanogpt_lite as ng
 from nanogpt_lite import checkpoint, logs
@@ -76,6 +78,32 @@ def train(options, fatal=None, count=False):
     ng.train("bottles.txt", **{**TINY, "out_dir": OUT, **options}, **({"init_from": "resume"} if begun else {}))
     if count:
         Path("points.json").write_text(json.dumps(points.seen))
+
+
+BEGUN = Path("begun")
+
+
+def train_and_tell(options):
+    """The same, and a file tells when it has begun."""
+    going_on = {"init_from": "resume"} if any(OUT.glob("*.safetensors")) else {}
+    for record in ng.training("bottles.txt", **{**TINY, "out_dir": OUT, **options}, **going_on):
+        if record.kind == "start":
+            BEGUN.touch()
+
+
+def started(options):
+    """A process that trains."""
+    BEGUN.unlink(missing_ok=True)
+    (process,) = forked_ranks.Job().start(1, train_and_tell, options)
+    wait_for(BEGUN.exists)
+    return process
+
+
+def wait_for(what):
+    deadline = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)  # a file tells nobody that it was made
 
 
 def end_of(work, *arguments):
@@ -146,8 +174,8 @@ def test_killed_at_random_moments_it_goes_on_bit_for_bit(text_file, count, figur
     ng.prepare("bottles.txt")
     moments, always = random.Random(count), {"eval_interval": 7, "keep_every": 50, "lr_decay_iters": 500}
     for _ in range(count):
-        (process,) = forked_ranks.Job().start(1, train, {**always, "max_iters": 10**6})
-        time.sleep(moments.uniform(0.0, 0.4))  # the moment is what is tried
+        process = started({**always, "max_iters": 10**6})
+        time.sleep(moments.uniform(0.0, 0.2))  # the moment is what is tried
         process.kill()
         assert forked_ranks.statuses([process]) == [-signal.SIGKILL]
         if OUT.is_dir():
@@ -208,13 +236,13 @@ def test_a_folder_that_cannot_be_written_is_told_of_and_left_alone(whole, figure
 
 def test_the_second_interrupt_ends_at_once_and_the_last_save_stands(whole, figures):
     (process,) = forked_ranks.Job().start(1, train_that_hangs, {"max_iters": 1000})
-    deadline = time.monotonic() + 60
-    while not (OUT / "hanging").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)  # a file tells nobody that it was made
-    for _ in range(2):
-        os.kill(process.pid, signal.SIGINT)
-        time.sleep(0.1)  # two signals at once would count as one
+    wait_for((OUT / "hanging").exists)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(0.5)
+    assert process.is_alive()  # the first one lets the step come to its end
+    while process.is_alive():
+        os.kill(process.pid, signal.SIGINT)  # two that come together count as one
+        process.join(0.5)
     assert forked_ranks.statuses([process]) == [130]
     require_readable()
     (OUT / "hanging").unlink()
@@ -278,3 +306,64 @@ def test_a_flipped_bit_in_the_tokens_is_told_of(text_file, figures):
     with contextlib.suppress(FileNotFoundError):
         assert not list(Path("runs/new").iterdir())
     figures["bits flipped"] += 40
+
+
+def in_place(path, content):
+    with path.open("r+b") as file:
+        file.write(content)
+
+
+def replaced(path, content):
+    other = path.with_suffix(".other")
+    other.write_bytes(content)
+    other.replace(path)
+
+
+def truncated(path, content):
+    os.truncate(path, len(content) // 2)
+
+
+def touched(path, content):
+    os.utime(path)
+
+
+@pytest.mark.parametrize("name", ["train.bin", "val.bin"])
+@pytest.mark.parametrize("change", [in_place, truncated])
+def test_tokens_that_change_under_a_run_end_it_and_what_was_saved_stands(text_file, change, name, figures):
+    path = ng.prepare("bottles.txt").path / name
+    content = path.read_bytes()
+    process = started({"max_iters": 10**6, "lr_decay_iters": 12})
+    wait_for((OUT / "last.safetensors").exists)
+    change(path, flipped(content, 100))
+    assert forked_ranks.statuses([process]) == [1]
+    assert re.match(r"UserError: the tokens in .*bottles are not those of the text", Path("rank0.error").read_text())
+    require_readable()
+    ng.prepare("bottles.txt", overwrite=True)
+    end = checkpoint.load(OUT / "last.safetensors").about["step"] + 5
+    assert end_of(train, {"max_iters": end, "lr_decay_iters": 12}) == 0
+    after = what_counts()
+    discard()
+    assert end_of(train, {"max_iters": end, "lr_decay_iters": 12}) == 0
+    assert what_counts()[2] == after[2]
+    figures["data changed under a run"] += 1
+
+
+@pytest.mark.parametrize("change", [replaced, touched])
+def test_tokens_that_only_seem_to_change_do_not_end_a_run(text_file, change, figures):
+    path = ng.prepare("bottles.txt").path / "train.bin"
+    content = path.read_bytes()
+    process = started({"max_iters": 10**6})
+    wait_for((OUT / "last.safetensors").exists)
+    change(path, flipped(content, 100))
+    steps = len(ng.Run(OUT).metrics)
+    wait_for(lambda: len(ng.Run(OUT).metrics) > steps + 5)
+    os.kill(process.pid, signal.SIGTERM)
+    assert forked_ranks.statuses([process]) == [130]
+    replaced(path, content)
+    stopped = checkpoint.load(OUT / "last.safetensors")
+    weights = {name: tensor.clone() for name, tensor in stopped.tensors.items()}
+    discard()
+    assert end_of(train, {"max_iters": stopped.about["step"], "lr_decay_iters": 10**6}) == 0
+    undisturbed = checkpoint.load(OUT / "last.safetensors").tensors
+    assert all(torch.equal(tensor, undisturbed[name]) for name, tensor in weights.items())
+    figures["data changed under a run"] += 1

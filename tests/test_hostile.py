@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import nanogpt_lite as ng
-from nanogpt_lite import checkpoint, cli, config, datasets, logs, pipeline, runtime, tokenizer
+from nanogpt_lite import checkpoint, cli, config, datasets, integrity, logs, pipeline, runtime, tokenizer
 
 TINY = {"preset": "modern-cpu", "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8, "ngram": 2, "batch_size": 4}
 TINY |= {"max_iters": 3, "eval_interval": 2, "warmup_iters": 1, "threads": 1, "device": "cpu"}
@@ -62,7 +62,7 @@ def bounded():
 
 def try_cases(number, strategy, case, figures, what):
     """Call `case` with so many examples; nothing but an error of the user may come of one."""
-    tried, told = [], []
+    tried, told, refused = [], [], []
 
     @settings(max_examples=number, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(strategy)
@@ -75,8 +75,10 @@ def try_cases(number, strategy, case, figures, what):
         except (MemoryError, RuntimeError) as error:
             if not runtime.is_out_of_memory(error):
                 raise
+            refused.append(example)
 
     attempt()
+    assert not refused, "more memory was asked for than anybody needs"
     assert not EXECUTED.exists()
     assert max((message.count("\n") for message in told), default=0) <= 1
     figures[f"inputs fuzzed: {what}"] += len(tried)
@@ -182,7 +184,7 @@ def test_damaged_data(text_file, cases, figures, name):
         path.write_bytes(example)
         try:
             opened = datasets.prepare(dataset.path)
-            datasets.require_intact(opened)
+            integrity.require_intact(opened)
             assert opened.tokenizer.decode(opened.train).startswith("0 green bottles")
         finally:
             path.write_bytes(content)

@@ -19,7 +19,7 @@ ROWS = (
     "model",
     "graphs inspection",
     "datasets state sampling decoding trackers",
-    "evaluation runs steps",
+    "evaluation integrity runs steps",
     "trainer starts homes",
     "pipeline",
     "launcher",

@@ -72,3 +72,16 @@ def test_steps_equal_adamw_written_out():
         optimizer.step()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_what_the_optimizer_will_keep_is_known_before_its_first_step(optimizer):
+    config = TrainConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, dropout=0.0, optimizer=optimizer)
+    model = GPT(config.part(NetworkConfig), 11)
+    made = optim.make_optimizer(model, config)
+    reserved = sorted(tuple(tensor.shape) for tensor in optim.slots_to_be(made))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    made.step()
+    kept = [slot for parameter in model.parameters() for slot in made.state[parameter].values()]
+    assert reserved == sorted(tuple(tensor.shape) for tensor in kept)

@@ -353,6 +353,32 @@ def test_another_text_under_a_run_is_an_error(trained, text_file):
 def test_a_change_of_arithmetic_is_warned_of(trained, capsys):
     ng.train(out_dir=trained.out_dir, init_from="resume", max_iters=21, threads=2, seed=1)
     assert "warning: threads, seed changed" in capsys.readouterr().err
+    ng.train(out_dir=trained.out_dir, init_from="resume", max_iters=22, batch_size=2, gradient_accumulation_steps=4)
+    assert "warning: batch_size, gradient_accumulation_steps changed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b"{}", b'{"dataset": 3}', b"\xff"])
+def test_a_config_json_that_is_of_no_use_is_told_of_and_written_anew(trained, content):
+    path = trained.out_dir / "config.json"
+    before = path.read_bytes()
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(ng.UserError, match=r"config.json does not say where .* nanogpt-lite train --out_dir .* resume"):
+        _ = trained.data_folder
+    ng.train(out_dir=trained.out_dir, init_from="resume", max_iters=23)
+    assert json.loads(path.read_bytes())["dataset"] == json.loads(before)["dataset"]
+
+
+def test_whatever_the_metrics_say_a_picture_is_drawn_or_refused(trained):
+    path = trained.out_dir / "metrics.jsonl"
+    whole, records = path.read_bytes(), trained.metrics
+    for line in (
+        b'{"kind": "eval", "step": 9}',
+        b'{"kind": "step", "step": 9, "loss": ""}',
+        b"[]",
+    ):
+        path.write_bytes(whole + line + b"\n")
+        assert trained.metrics == records
+        trained.save_plot()
 
 
 @pytest.mark.parametrize(

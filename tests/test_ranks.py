@@ -73,8 +73,10 @@ def test_another_number_of_ranks_goes_on(folder):
         options = {"out_dir": "runs/shared", "max_iters": until, "lr_decay_iters": 12}
         options |= {"init_from": "resume"} if until > 4 else {}
         assert forked_ranks.run(count, train, options) == [0] * count
-    train({"out_dir": "runs/shared", "max_iters": 12, "init_from": "resume"})
+    train({"out_dir": "runs/shared", "max_iters": 12, "init_from": "resume", "threads": 0})
     require_same_losses("runs/shared", "runs/alone")
+    threads = [(record["ranks"], record["threads"]) for record in records("runs/shared", "start")]
+    assert threads == [(4, 1), (2, 1), (1, runtime.resolve_threads(0))]  # the ranks of these tests have one
 
 
 @pytest.mark.parametrize("count", [2, 4])

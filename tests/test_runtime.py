@@ -137,6 +137,9 @@ def test_out_of_memory_is_told_from_other_faults():
     assert runtime.is_out_of_memory(caught.value)
     assert runtime.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert runtime.is_out_of_memory(MemoryError())
+    assert runtime.is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"))
+    on_windows = "[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: not enough memory: you tried to allocate"
+    assert runtime.is_out_of_memory(RuntimeError(on_windows))
     assert not runtime.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 

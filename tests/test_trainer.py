@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nanogpt_lite import batches, checkpoint, evaluation, optim, trainer
+from nanogpt_lite import batches, checkpoint, evaluation, optim, runtime, trainer
 from nanogpt_lite.config import TrainConfig
 from nanogpt_lite.errors import UserError, WorldError
 from nanogpt_lite.metrics import CheckpointRecord, DoneRecord, EvalRecord, StartRecord, StepRecord
@@ -323,6 +323,31 @@ def test_restoring_settles_what_is_left_to_the_machine(tmp_path):
     assert restore(saved, {"dtype": "float32", "threads": 2}).config.dtype == "float32"
     saved.about["device"] = "cuda"  # where bfloat16 was chosen for it
     assert restore(saved, {}).config.dtype == "float32"
+    saved.about["ranks"] = 2  # each with a thread of its own
+    assert restore(saved, {}).config.threads == runtime.resolve_threads(0) != 1
+    assert restore(saved, {"threads": 1}).config.threads == 1
+
+
+@pytest.mark.parametrize(
+    "scaler",
+    [
+        {"scale": 0.0},
+        {"scale": -1.0},
+        {"scale": 1e300},
+        {"scale": 7},
+        {"_growth_tracker": -1},
+        {"_growth_tracker": 1.0},
+    ],
+)
+def test_a_loss_scaler_that_would_stop_all_learning_is_refused(tmp_path, scaler):
+    run(tmp_path, changed(dtype="float16"))
+    saved = checkpoint.load(tmp_path / "last.safetensors")
+    before = dict(saved.about["scaler"])
+    saved.about["scaler"].update({"growth_factor": 0.5, "growth_interval": 0})  # what no run changes, none takes over
+    assert restore(saved, {}).scaler.state_dict() == before
+    saved.about["scaler"].update(scaler)
+    with pytest.raises(UserError, match="its loss scaler has no numbers"):
+        restore(saved, {})
 
 
 def test_weights_of_another_shape_are_refused(tmp_path):
