@@ -65,7 +65,10 @@ def training(count: int, dataset: Dataset | str, **options: Value | Path) -> Gen
         if stop.signum is not None:
             raise Interrupted(stop.signum, "the state is saved" if whole else "the last checkpoint is as it was")
         if launched.process.returncode or not whole:
-            raise WorldError("a rank has ended; what it said of the reason is above")
+            raise WorldError(
+                "a rank has ended; what it said of the reason is above. Put that right, and go on from the last "
+                "checkpoint, if there is one (--init_from resume)"
+            )
 
 
 @dataclass

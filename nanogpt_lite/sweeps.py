@@ -37,7 +37,7 @@ def trials(texts: Mapping[str, str], *, preset: str, steps: int, name: str) -> l
         if not steps >= 1:
             raise UserError(f"a trial of {steps} steps trains nothing; give 1 or more")
         if steps > whole.max_iters:
-            raise UserError(f"a trial of {steps} steps is longer than the training of max_iters={whole.max_iters}")
+            raise UserError(f"a trial of {steps} steps is longer than max_iters={whole.max_iters}; give a shorter one")
         run = f"{name}-{number}"
         decay = {"lr_decay_iters": whole.lr_decay_iters or whole.max_iters}
         begin = {"preset": preset, **options, **decay, "out_dir": run, "max_iters": steps}

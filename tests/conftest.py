@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import told
 
 TEXT = "".join(f"{n} green bottles hanging on the wall, and if {n % 7} should fall;\n" for n in range(400))
 
@@ -12,10 +13,22 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the slow tests too")
 
 
+def pytest_configure():
+    told.listen()
+
+
+def pytest_unconfigure():
+    told.forget()
+
+
 def pytest_collection_modifyitems(config, items):
     import torch
 
     skips = []
+    files = {path.name for path in Path(__file__).parent.glob("test_*.py")}
+    if files - {item.path.name for item in items} or config.option.keyword or config.option.markexpr:
+        skips.append(("whole_suite", pytest.mark.skip(reason="looks at what all other tests have met")))
+    items.sort(key=lambda item: "whole_suite" in item.keywords)  # they come last
     if not config.getoption("--slow"):
         skips.append(("slow", pytest.mark.skip(reason="slow; run with --slow")))
     if not torch.cuda.is_available():

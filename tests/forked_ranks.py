@@ -71,8 +71,10 @@ def kill_all() -> None:
 def _be_rank(folder: str, variables: dict[str, str], work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     os.chdir(folder)
     os.environ.update(variables)
+    import told
     import torch
 
+    told.listen()
     torch.set_num_threads(1)
     try:
         work(*arguments)

@@ -308,3 +308,11 @@ def test_nanogpt_s_names_are_all_there():
     assert set(train.split()) <= set(TrainConfig.names())
     assert set(sample.split()) <= set(SampleConfig.names())
     assert {"device", "dtype", "checkpoint"} <= set(LoadConfig.names())
+
+
+@pytest.mark.parametrize(("n_embd", "n_head"), [(6, 2), (15, 3), (1, 1)])
+def test_rotary_positions_need_heads_of_an_even_size(n_embd, n_head):
+    NetworkConfig(n_embd=n_embd, n_head=n_head)
+    with pytest.raises(UserError, match=f"heads of an odd size.* try n_embd={2 * n_embd}"):
+        NetworkConfig(n_embd=n_embd, n_head=n_head, position="rotary")
+    NetworkConfig(n_embd=2 * n_embd, n_head=n_head, position="rotary")

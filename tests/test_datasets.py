@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from nanogpt_lite import files, texts
+from nanogpt_lite import datasets, files, texts
 from nanogpt_lite.datasets import Dataset, prepare
 from nanogpt_lite.errors import UserError, WorldError
 from nanogpt_lite.texts import Text
@@ -386,3 +386,15 @@ print(most() - before)
     assert done.stderr == ""
     assert (tmp_path / "long.txt").stat().st_size > 40e6
     assert float(done.stdout) < 150  # MiB; the text as str is about as large, its ids and code points each are
+
+
+def test_data_that_another_program_changes_meanwhile_is_told_of(text_file, monkeypatch):
+    write = datasets._write
+
+    def disturbed(folder, *arguments):
+        write(folder, *arguments)
+        (folder / "train.bin").write_bytes(b"")
+
+    monkeypatch.setattr(datasets, "_write", disturbed)
+    with pytest.raises(WorldError, match="changed while it was written"):
+        datasets.prepare("bottles.txt")

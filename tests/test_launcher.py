@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -60,6 +60,16 @@ def test_what_is_wrong_in_a_rank_is_said_here(text_file):
     with pytest.raises(ng.UserError, match="a step of 8 rows .* cannot be shared equally by 3 ranks"):
         list(launcher.training(3, str(text_file), out_dir="runs/three", max_iters=1, **SMALL))
     assert not Path("runs").exists()
+
+
+def test_ranks_that_end_without_a_word_are_told_of(text_file, monkeypatch):
+    @contextmanager
+    def ended(count, folder):
+        yield launcher._Launched(subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"]))
+
+    monkeypatch.setattr(launcher, "_launched", ended)
+    with pytest.raises(ng.WorldError, match=r"a rank has ended; .* go on from the last checkpoint"):
+        list(launcher.training(2, "bottles.txt", out_dir="runs/none", max_iters=1, **SMALL))
 
 
 @pytest.mark.slow

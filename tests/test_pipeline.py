@@ -500,3 +500,10 @@ def test_run_goes_on_with_python_docs_only_if_nobody_chose(text_file, monkeypatc
     ):
         with pytest.raises(ng.WorldError, match="cannot fetch it"):
             pipeline.run(**tiny, **chosen)
+
+
+def test_a_folder_in_which_another_training_works_is_refused(trained):
+    with runs.hold(trained.out_dir):
+        for options in ({"init_from": "resume", "max_iters": 30}, {"overwrite": True}):
+            with pytest.raises(ng.UserError, match="is in use by another training; wait"):
+                ng.train("bottles.txt", out_dir=trained.out_dir, **options)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -259,12 +260,18 @@ def test_what_is_not_training_wants_one_process(folder, monkeypatch, capsys):
     assert "several ranks can train, and not sample" in capsys.readouterr().err
 
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+
+
+def flags(**options):
+    return [f"--{name}={value}" for name, value in options.items()]
+
+
 @pytest.mark.slow
 def test_under_torchrun_itself_a_killed_rank_is_replaced(folder):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1"]
-    command += ["-m", "nanogpt_lite", "train", "--dataset=bottles.txt", "--out_dir=runs/shared"]
     options = {**SMALL, "max_iters": 400, "lr_decay_iters": 400}
-    command += [f"--{name}={value}" for name, value in options.items()]
+    command = [*TORCHRUN, "--standalone", "--nproc_per_node=2", "--max-restarts=1", "-m", "nanogpt_lite", "train"]
+    command += flags(dataset="bottles.txt", out_dir="runs/shared", **options)
     client = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     reached("runs/shared", 8)
     workers = subprocess.run(["pgrep", "-P", str(client.pid)], capture_output=True, text=True, check=True).stdout
@@ -277,3 +284,39 @@ def test_under_torchrun_itself_a_killed_rank_is_replaced(folder):
     assert starts[1] >= 8
     train({**options, "out_dir": "runs/alone"})
     require_same_losses("runs/shared", "runs/alone", 1e-4)
+
+
+@pytest.mark.slow
+def test_under_torchrun_the_cpu_recipe_is_that_of_one_rank_which_goes_on_with_it(folder):
+    """nanoGPT's recipe for a CPU at its full size, on Python's documentation, which needs no network."""
+    recipe = {"dataset": "python_docs", "preset": "cpu", "device": "cpu", "eval_interval": 500, "lr_decay_iters": 2000}
+    command = [*TORCHRUN, "--standalone", "--nproc_per_node=2", "-m", "nanogpt_lite", "train"]
+    subprocess.run([*command, *flags(**recipe, out_dir="runs/shared")], check=True, timeout=1500)
+    ng.train(**recipe, out_dir="runs/shared", init_from="resume", max_iters=2500)
+    ng.train(**recipe, out_dir="runs/alone", max_iters=2500)
+    (_, shared), (_, alone) = losses("runs/shared"), losses("runs/alone")
+    assert sorted(shared) == sorted(alone) == [500, 1000, 1500, 2000, 2500]
+    for step, expected in alone.items():
+        assert shared[step] == pytest.approx(expected, abs=1e-4), step
+    assert [record["ranks"] for record in records("runs/shared", "start")] == [2, 1]
+
+
+@pytest.mark.slow
+def test_two_machines_of_torchrun_train_what_one_process_does(folder):
+    """Two machines, as far as torchrun knows: one launcher for each, which meet at an address, and a shared folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meeting = ["--nnodes=2", "--nproc_per_node=2", "--master_addr=127.0.0.1", f"--master_port={port}"]
+    launched = []
+    for number in range(2):
+        command = [*TORCHRUN, *meeting, f"--node_rank={number}", "-m", "nanogpt_lite", "train"]
+        command += flags(dataset="bottles.txt", out_dir="runs/shared", **SMALL)
+        launched.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    for number, machine in enumerate(launched):
+        printed, told = machine.communicate(timeout=120)
+        assert machine.returncode == 0, told
+        assert printed == ("" if number else f"{Path('runs/shared')}\n")
+    train({"out_dir": "runs/alone"})
+    require_same_losses("runs/shared", "runs/alone")
+    assert [record["ranks"] for record in records("runs/shared", "start")] == [4]

@@ -180,6 +180,15 @@ def test_ranks_agree_on_the_micro_batch_that_fits_all(text_file):
     assert [(r["step"], r["rows"]) for r in test_ranks.records("runs/scarce", "micro_batch")] == [(1, 2)]
 
 
+def test_ranks_without_memory_for_a_single_row_are_told_so(text_file):
+    import nanogpt_lite as ng
+
+    ng.prepare("bottles.txt")
+    assert forked_ranks.run(2, train_with_little_memory, {"out_dir": "runs/scarce"}, 0) == [1, 1]
+    for rank in range(2):
+        assert Path(f"rank{rank}.error").read_text().startswith("WorldError: out of memory with a single row")
+
+
 def test_steps_equal_the_same_written_out(tmp_path):
     """Forward, backward, clipping, AdamW and the schedule, with PyTorch's plain parts and one loss per row."""
     state = start(changed(grad_clip=0.5), TOKENIZER)

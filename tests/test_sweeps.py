@@ -40,7 +40,7 @@ def test_a_trial_is_the_beginning_of_the_whole_training():
         ({"n_layer": "4,4"}, "a value twice"),
         ({"n_layer": "4"}, "nothing to choose from"),
         ({"n_head": "5,6"}, "not a multiple"),
-        ({"max_iters": "50"}, "longer than the training"),
+        ({"max_iters": "50"}, "longer than max_iters"),
     ],
 )
 def test_a_bad_grid_is_refused_before_anything_runs(texts, message):
@@ -61,3 +61,9 @@ def test_the_table_shows_what_differs_and_the_best_first():
     assert sweeps.best(tried, results) is tried[1]
     with pytest.raises(UserError, match="no trial"):
         sweeps.best(tried, ["a", "b", "c"])
+
+
+@pytest.mark.parametrize(("steps", "message"), [(0, "trains nothing; give 1"), (5001, "longer than .* give a shorter")])
+def test_a_trial_is_a_part_of_the_training(steps, message):
+    with pytest.raises(UserError, match=message):
+        trials(steps, learning_rate="1e-3,1e-2")

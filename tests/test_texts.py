@@ -150,3 +150,9 @@ def test_python_docs_are_the_topics_of_this_python(monkeypatch):
     assert read("python_docs") == "\n".join(text for _, text in sorted(topics.items()))
     monkeypatch.setattr("pydoc_data.topics.topics", {"b": "B", "a": "A"})
     assert read("python_docs") == "A\nB"
+
+
+@pytest.mark.parametrize("dataset", ["a" * 254 + "/b" * 3000, "bad\0name", "~nobody_of_this_name/text.txt"])
+def test_a_path_that_can_be_none_is_an_error(tmp_path, dataset):
+    with pytest.raises(UserError, match="cannot be read|is no name"):
+        texts.find(dataset)

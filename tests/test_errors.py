@@ -1,0 +1,42 @@
+"""Every error that the library tells: each is met by a test, and says in a line or two what to do."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import told
+
+import nanogpt_lite
+
+KINDS = ("UserError", "WorldError", "DownloadError")
+REMEDY = re.compile(
+    r"\b(give|use|try|train|wait|go on|goes on|restore|prepare|check|begin|start|leave|move|write|convert|install|"
+    r"unset|put|set|did you mean|there are|must be|to train|it has|runs with one|no network in this test)\b",
+    re.IGNORECASE,
+)
+
+
+def places() -> Iterator[tuple[str, range]]:
+    """Where an error is made: a module, and the lines."""
+    for path in sorted(Path(nanogpt_lite.__file__).parent.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in KINDS:
+                yield path.name, range(node.lineno, node.end_lineno + 1)
+
+
+@pytest.mark.whole_suite
+def test_every_error_was_met_by_a_test():
+    met = {(name, line) for name, line, _ in told.noted()}
+    missed = [f"{name}:{lines.start}" for name, lines in places() if not any((name, line) in met for line in lines)]
+    assert missed == []
+
+
+@pytest.mark.whole_suite
+def test_every_message_says_what_to_do():
+    of_the_library = {name for name, _ in places()}
+    messages = {message for name, _, message in told.noted() if name in of_the_library}
+    assert len(messages) > 100
+    assert [message for message in messages if message.count("\n") > 1 or not REMEDY.search(message)] == []
+    assert [message for message in messages if message.endswith(".") or "Traceback" in message] == []
