@@ -116,7 +116,7 @@ class Console:
 
 
 class MetricsFile:
-    """One JSON object a line. A line is written by one call, so that no reader and no kill leaves half of one."""
+    """One JSON object a line. A line is written by one call; what does not end with a newline is no line yet."""
 
     def __init__(self, path: Path, *, keep_until: int = -1) -> None:
         """Append to what the file holds up to step `keep_until`; -1: begin anew."""
