@@ -80,11 +80,22 @@ def load(path: Path, prefix: str = "") -> Checkpoint:
         OSError,
         RuntimeError,
     ) as error:
-        raise UserError(
-            f"{path} is damaged or no checkpoint ({error}); use another one of this run (--checkpoint best, "
-            "--checkpoint last); to train on from that one, copy it over last.safetensors"
-        ) from error
+        raise UserError(f"{path} is damaged or no checkpoint ({error}); {_instead_of(path)}") from error
     return Checkpoint(path, tensors, about)
+
+
+def _instead_of(path: Path) -> str:
+    """What to do about a checkpoint that cannot be used."""
+    others = [other.stem for other in sorted(path.parent.glob(f"*{SUFFIX}")) if other != path and other.is_file()]
+    if path.suffix != SUFFIX:
+        return "give the folder of a run, or one of its checkpoints"
+    if not others:
+        return "there is no other one beside it: train again (--overwrite, or another --out_dir)"
+    copied = path.with_stem(others[0])
+    return (
+        f"beside it there is {', '.join(others)}: use that (--checkpoint {others[0]}), or to train on from it, copy "
+        f"{copied} over {path.with_stem('last')}"
+    )
 
 
 def _read_about(text: str, path: Path) -> dict[str, Any]:

@@ -5,12 +5,14 @@ that.
 """
 
 import contextlib
+import errno
 import io
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 from nanogpt_lite import arguments, presets
 from nanogpt_lite.arguments import Command, Given
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status: 0 done, 1 a fault of the world, 2 of the user, 130/143 interrupted."""
+    sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()  # None where a shell closed them
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks a character shows '?'
@@ -40,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as interrupted:
         return _fail(128 + interrupted.signum, f"interrupted: {interrupted}", kind="")
     except KeyboardInterrupt:
-        return _fail(130, "interrupted", kind="")
+        kept = "; what was saved before is as it was, go on from there: --init_from resume"
+        return _fail(130, f"interrupted{kept if argv[0] in ('train', 'run') else ''}", kind="")
     except WorldError as error:
         return _fail(1, error)
     except BrokenPipeError:  # whoever read the output has seen enough
@@ -48,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        return _fail(1, f"{what}; free some space, or check the path and its permissions")
+        full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+        return _fail(1, f"{what}; {'free some space' if full else 'check the path and its permissions'}")
     except (MemoryError, RuntimeError) as error:
         from nanogpt_lite.runtime import is_out_of_memory
 
@@ -86,10 +91,12 @@ def _run(given: Given) -> None:
 
 def _prepare(given: Given) -> None:
     from nanogpt_lite.datasets import prepare
+    from nanogpt_lite.integrity import require_intact
     from nanogpt_lite.logs import Console
 
     with contextlib.closing(Console()) as console:
         dataset = prepare(given.pop("dataset", DataConfig.dataset), report=console.report, **given)
+        require_intact(dataset, console.report)
     print(dataset)
 
 
@@ -201,11 +208,16 @@ def _require_right_for_ranks(command: str) -> None:
 
 
 def _fail(status: int, message: object, kind: str = "error: ") -> int:
-    with contextlib.suppress(BrokenPipeError, ValueError):
+    with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     number = os.environ.get("RANK", "0")
-    if number == "0":
-        print(f"{kind}{message}", file=sys.stderr)
-    elif kind:  # an error; that it was interrupted, one rank says for all
-        print(f"rank {number}: {kind}{message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # if nobody reads it any more, the status still tells
+        if number == "0":
+            print(f"{kind}{message}", file=sys.stderr)
+        elif kind:  # an error; that it was interrupted, one rank says for all
+            print(f"rank {number}: {kind}{message}", file=sys.stderr)
     return status
+
+
+def _nowhere() -> TextIO:
+    return Path(os.devnull).open("w", encoding="utf-8")

@@ -234,7 +234,7 @@ def _require_text(wanted: str | None, found: str, label: str) -> None:
     if wanted is not None and wanted != found:
         raise UserError(
             f"{label} is another text than the one that was trained on (SHA-256 {found[:12]!r}, not {wanted[:12]!r}); "
-            "restore it, or begin a new run with these weights: --init_from runs/NAME"
+            "restore it, or begin a new run with the weights of that one: --init_from its folder"
         )
 
 

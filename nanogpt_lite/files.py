@@ -27,8 +27,10 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.chmod(mode)  # some writers make a file that only its owner can read
         flush(temporary)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary), temporary):
+            error.filename, error.filename2 = str(path), None  # the one that people know
         raise
     with contextlib.suppress(OSError):  # some systems cannot flush a folder; the file itself is safe
         flush(path.parent)

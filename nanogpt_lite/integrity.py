@@ -48,7 +48,8 @@ class Guard:
 
 
 def _changed(dataset: Dataset) -> UserError:
+    text = "…" if dataset.asked == str(dataset.path) else dataset.asked
     return UserError(
-        f"the tokens in {dataset.path} are not those of the text that was prepared there: a file is damaged, or "
-        f"was changed; prepare the text again: nanogpt-lite prepare --dataset … --out_dir {dataset.path} --overwrite"
+        f"the tokens in {dataset.path} are not those of the text that was prepared there: a file is damaged, or was "
+        f"changed; prepare the text again: nanogpt-lite prepare --dataset {text} --out_dir {dataset.path} --overwrite"
     )

@@ -3,10 +3,12 @@
 Everything for people goes to standard error; results, which `cli` prints, go to standard output.
 """
 
+import contextlib
 import errno
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +26,8 @@ from nanogpt_lite.metrics import (
     StepRecord,
 )
 
+QUIET_FOR = 30  # seconds without a line, where there is no bar
+
 
 class Sink(Protocol):
     """Something that takes the records of a run."""
@@ -35,10 +39,31 @@ class Sink(Protocol):
         """Nothing follows."""
 
 
+class _Lasting:
+    """Standard error for as long as somebody reads it: a run outlives its log."""
+
+    def __init__(self) -> None:
+        self._stream = sys.stderr
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class Console:
     """Progress for people: a bar with loss, rate and time left on a terminal or in a notebook, lines elsewhere."""
 
     def __init__(self, bar: bool | None = None, *, silent: bool = False) -> None:
+        self._stream: Any = _Lasting()
+        self._told = time.monotonic()  # when there was the last line
         notebook = "ipykernel" in sys.modules
         interactive = (notebook or sys.stderr.isatty()) if bar is None else bar
         self._interactive, self._silent = interactive and not silent, silent
@@ -53,8 +78,9 @@ class Console:
         """A line for the person who looks on."""
         if self._silent:
             return
-        terminal_bar.write(text, file=sys.stderr)
-        sys.stderr.flush()
+        terminal_bar.write(text, file=self._stream)
+        self._stream.flush()
+        self._told = time.monotonic()
 
     def report(self, what: str, done: int, total: int | None) -> None:
         """Show how far a long reading, writing or download is, in bytes."""
@@ -62,7 +88,7 @@ class Console:
             if self._bar is None or self._bar.desc != what:
                 self.close()
                 self._bar = self._make_bar(
-                    desc=what, total=total, unit="B", unit_scale=True, leave=False, delay=0.5, file=sys.stderr
+                    desc=what, total=total, unit="B", unit_scale=True, leave=False, delay=0.5, file=self._stream
                 )
             self._bar.update(done - self._bar.n)
 
@@ -77,16 +103,18 @@ class Console:
                     initial=record.step,
                     unit="step",
                     disable=not self._interactive,
-                    file=sys.stderr,
+                    file=self._stream,
                     dynamic_ncols=True,
                 )
             case StepRecord():
+                shown = f"loss {record.loss:.4f}, {_count(record.tokens_per_second)} tokens/s"
+                if record.mfu is not None:
+                    shown += f", MFU {record.mfu:.1%}"
                 if self._bar is not None:
                     self._bar.update(record.step - self._bar.n)
-                    shown = f"loss {record.loss:.4f}, {_count(record.tokens_per_second)} tokens/s"
-                    if record.mfu is not None:
-                        shown += f", MFU {record.mfu:.1%}"
                     self._bar.set_postfix_str(shown)
+                if not self._interactive and time.monotonic() - self._told > QUIET_FOR:
+                    self.note(f"step {record.step}: {shown}")
             case EvalRecord():
                 best = ", the best so far" if record.is_best else f" (best {record.best_val_loss:.4f})"
                 self.note(
@@ -130,7 +158,10 @@ class MetricsFile:
         """Append one record. `OSError` if the disk is full; no part of the line is left then."""
         line = _line(record.to_json())
         handle = self._file.fileno()
-        written = os.write(handle, line)
+        try:
+            written = os.write(handle, line)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
         if written < len(line):
             os.ftruncate(handle, os.fstat(handle).st_size - written)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
@@ -174,7 +205,8 @@ def _header(record: StartRecord) -> str:
         return f"{record.out_dir} has its {record.max_iters} steps; to go on, give more --max_iters"
     begin = f"from step {record.step} " if record.step else ""
     threads = f"{record.threads} thread{'s' if record.threads > 1 else ''}"
-    of_each = f" on each of {record.ranks} ranks (dropout masks of their own)" if record.ranks > 1 else ""
+    of_each = f" on each of {record.ranks} ranks " if record.ranks > 1 else ""
+    of_each += " (dropout masks of their own)" if record.ranks > 1 and record.dropout else ""
     return (
         f"training {record.out_dir} {begin}to step {record.max_iters}: {_count(record.parameters)} parameters, "
         f"{record.tokens_per_step:,} tokens a step, {record.epochs:.1f} epochs; "

@@ -61,6 +61,7 @@ class StartRecord(Record):
     dtype: str
     threads: int  # of each rank
     ranks: int
+    dropout: bool  # whether there are masks, which differ with the number of ranks
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ as "somebody asked to stop", travel between the CPUs, gradients between the GPUs
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -170,7 +171,9 @@ def parallel(network: Callable[..., Any], device: torch.device) -> Callable[...,
     assert isinstance(network, nn.Module)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    return DistributedDataParallel(network, broadcast_buffers=False)  # they are the same tables everywhere
+    with warnings.catch_warnings():  # 2.13 has a new name for what 2.9 knows by this one
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        return DistributedDataParallel(network, broadcast_buffers=False)  # they are the same tables everywhere
 
 
 def gradients_stay(network: Callable[..., Any]) -> contextlib.AbstractContextManager[None]:

@@ -62,7 +62,13 @@ class Run:
 
     def plot(self) -> Any:
         """A matplotlib Figure of the losses and the learning rate. `UserError` without matplotlib or losses."""
-        return plots.loss_figure(self.metrics, title=self.out_dir.name)
+        records = self.metrics
+        if not any(record["kind"] in ("step", "eval") for record in records):
+            raise UserError(
+                f"{self.out_dir / 'metrics.jsonl'} holds no losses; train for at least one log_interval, or give the "
+                "folder of another run"
+            )
+        return plots.loss_figure(records, title=self.out_dir.name)
 
     def save_plot(self) -> Path:
         """Draw the losses and the learning rate into loss.png; its path."""
@@ -104,7 +110,7 @@ def find_checkpoint(run: RunLike, name: str = "best") -> Path:
     if other and not path.is_file():
         path = folder / f"{other}{SUFFIX}"
     if not path.is_file():
-        there = ", ".join(sorted(found.stem for found in folder.glob(f"*{SUFFIX}")))
+        there = ", ".join(sorted(found.stem for found in folder.glob(f"*{SUFFIX}") if found.is_file()))
         others = ", ".join(sorted(str(found.parent) for found in RUNS_DIR.glob(f"*/last{SUFFIX}")))
         remedy = f"it has {there}" if there else f"runs with one: {others}" if others else "train one: nanogpt-lite run"
         raise UserError(f"there is no checkpoint {name} in {folder}; {remedy}")
@@ -112,12 +118,14 @@ def find_checkpoint(run: RunLike, name: str = "best") -> Path:
 
 
 def require_free(out_dir: str, overwrite: bool) -> None:
-    """`UserError` if the folder of a new run holds a run already that is not to be replaced."""
+    """`UserError` if the folder of a new run holds a run already that is not to be replaced, or files of others."""
     if out_dir and not overwrite and any(path.suffix == SUFFIX for path in _of_a_run(Path(out_dir))):
         raise UserError(
             f"{out_dir} holds a run already; go on with it (--init_from resume), give another --out_dir, or "
             "replace it (--overwrite)"
         )
+    if foreign := _foreign(Path(out_dir)) if out_dir else None:
+        raise UserError(f"{foreign} is there already, and no run wrote it; give another --out_dir, or move it away")
 
 
 def claim(out_dir: str, dataset: str) -> Path:
@@ -161,6 +169,22 @@ def _of_a_run(folder: Path) -> list[Path]:
     """The files in a folder that belong to a run, the checkpoints first."""
     names = (f"best{SUFFIX}", f"last{SUFFIX}", f"step_*{SUFFIX}", "metrics.jsonl", "config.json", "loss.png", *TRACES)
     return [path for name in names for path in folder.glob(name)]
+
+
+def _foreign(folder: Path) -> Path | None:
+    """A file that a run would replace, and that no run wrote."""
+    config, metrics = folder / "config.json", folder / "metrics.jsonl"
+    if config.exists():
+        try:
+            content = json.loads(config.read_text(encoding="utf-8"))
+            ours = not isinstance(content, dict) or "nanogpt-lite" in content.get("versions", {})
+        except (OSError, ValueError, TypeError, RecursionError):
+            ours = config.is_file()  # damaged
+        if not ours:
+            return config
+    if metrics.is_dir() or (metrics.exists() and metrics.stat().st_size and not logs.read_metrics(metrics)):
+        return metrics
+    return None
 
 
 def write_config(state: TrainState, data: Dataset, out_dir: Path) -> None:

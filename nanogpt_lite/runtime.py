@@ -179,9 +179,10 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn the first SIGINT or SIGTERM into a request to stop; a second one interrupts at once.
+    """Turn the first SIGINT, SIGTERM or SIGHUP (a lost terminal) into a request to stop; a second one interrupts.
 
-    Signals can be received in the main thread only; elsewhere the request is never made.
+    Signals can be received in the main thread only; elsewhere the request is never made. A SIGHUP that is ignored, as
+    under nohup, stays so.
     """
     request = StopRequest()
 
@@ -193,7 +194,11 @@ def stop_on_signals() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
+        numbers.append(hangup)
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield request
     finally:

@@ -138,6 +138,12 @@ def _resume(wishes: Wishes, stack: ExitStack, console: Console | None) -> Starte
         raise UserError("several ranks go on with a run that is named; give --out_dir")
     out_dir = Path(str(given["out_dir"])) if given.get("out_dir") else runs.newest_run().out_dir
     checkpoint = runs.find_checkpoint(out_dir, "last")
+    if console and not given.get("out_dir"):
+        console.note(f"going on with the newest run: {out_dir}")
+    if console and checkpoint.stem != "last":
+        console.note(f"warning: {out_dir} has no last checkpoint; going on from {checkpoint.stem}")
+    if console and wishes.preset:
+        console.note("warning: a run goes on with its own options; --preset changes nothing (give the options instead)")
     if ranks.is_first():
         stack.enter_context(runs.hold(out_dir))
     saved = checkpoints.load(checkpoint)
@@ -161,7 +167,7 @@ def _resume(wishes: Wishes, stack: ExitStack, console: Console | None) -> Starte
         )
     except UserError as error:
         raise UserError(
-            f"{error} ({out_dir} was trained on {state.config.dataset!r}, as seen from the folder where it began: go "
+            f"{error} ({out_dir} was trained on {before.dataset!r}, as seen from the folder where it began: go "
             "on from there, or say where that text is: --dataset)"
         ) from error
     kept = [

@@ -66,6 +66,8 @@ def find(dataset: str, *, fetch_again: bool = False, report: Report | None = Non
         return _files_text(name, _files_below(path), dataset)
     if glob.has_magic(dataset):  # Path.glob takes no absolute pattern
         return _files_text(name, map(Path, glob.iglob(str(path), recursive=True)), dataset)  # noqa: PTH207
+    if path.exists():  # a pipe, a device
+        raise UserError(f"{dataset} is no ordinary file, and a text is read more than once; copy it into one")
     near = difflib.get_close_matches(dataset, NAMES, n=1)
     remedy = f"did you mean {near[0]}?" if near else f"give one of {', '.join(NAMES)}, or the path or URL of a text"
     raise UserError(f"there is no dataset, file or folder {dataset!r}; {remedy}")
@@ -116,7 +118,7 @@ def _read_file(path: Path) -> Iterator[str]:
         encoding = "utf-16" if utf16 else "latin1"
         raise UserError(
             f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {offset + error.start} "
-            f"({error.reason}); convert it, for instance: iconv -f {encoding} -t utf-8 {path.name} > converted.txt"
+            f"({error.reason}); convert it, for instance: iconv -f {encoding} -t utf-8 {path} > converted.txt"
         ) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from error

@@ -188,6 +188,7 @@ def _start_record(state: TrainState, out_dir: Path, train_tokens: int) -> StartR
         dtype=config.dtype,
         threads=config.threads,
         ranks=ranks.size(),
+        dropout=bool(config.dropout or config.ngram_dropout),
     )
 
 

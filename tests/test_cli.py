@@ -303,3 +303,108 @@ def test_no_option_is_listed_twice():
                     if argument.arg in options and isinstance(default, ast.Constant):
                         same = default.value == options[argument.arg]
                         assert not same or argument.arg == "tokenizer", f"{path.name}: {argument.arg}"
+
+
+def test_prepare_looks_at_what_is_there(text_file, capsys):
+    assert main("prepare --dataset bottles.txt") == 0
+    path = Path("data/bottles/train.bin")
+    content = path.read_bytes()
+    path.write_bytes(content[:100] + b"\1" + content[101:])
+    assert main("prepare --dataset bottles.txt") == 2
+    told = capsys.readouterr().err
+    remedy = re.search(r"nanogpt-lite (prepare --dataset bottles.txt --out_dir data/bottles --overwrite)", told)[1]
+    assert main(remedy) == 0
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("config.json", '{"mine": 1}'), ("config.json", '{"versions": {}}'), ("metrics.jsonl", "mine")],
+)
+@pytest.mark.parametrize("overwrite", ["", " --overwrite"])
+def test_files_of_others_are_not_replaced(text_file, capsys, name, content, overwrite):
+    Path("mine").mkdir()
+    (Path("mine") / name).write_text(content)
+    assert main(f"{TRAIN} --max_iters 2 --out_dir mine{overwrite}") == 2
+    assert f"mine/{name} is there already, and no run wrote it" in capsys.readouterr().err
+    assert (Path("mine") / name).read_text() == content
+    assert len(list(Path("mine").iterdir())) == 1
+
+
+def test_what_is_left_of_a_run_that_failed_is_no_hindrance(text_file):
+    assert main(f"{TRAIN} --max_iters 2 --out_dir again") == 0
+    for path in Path("again").glob("*.safetensors"):
+        path.unlink()
+    for content in (None, "{", ""):
+        if content is not None:
+            Path("again/config.json").write_text(content)
+        assert main(f"{TRAIN} --max_iters 2 --out_dir again --overwrite") == 0
+
+
+def test_the_remedy_for_a_damaged_checkpoint_is_one(text_file, capsys):
+    assert main(f"{TRAIN} --max_iters 4 --eval_interval 2 --out_dir r") == 0
+    whole = Path("r/best.safetensors").read_bytes()
+    Path("r/last.safetensors").write_bytes(whole[:-9])
+    assert main("train --out_dir r --init_from resume --max_iters 6") == 2
+    told = capsys.readouterr().err
+    there, copied, over = re.search(r"beside it there is (\w+): .* copy (\S+) over (\S+)\n", told).groups()
+    assert there == "best"
+    assert main(f"sample --out_dir r --checkpoint {there} --max_new_tokens 3") == 0
+    Path(over).write_bytes(Path(copied).read_bytes())
+    assert main("train --out_dir r --init_from resume --max_iters 6") == 0
+    for path in Path("r").glob("*.safetensors"):
+        path.write_bytes(b"")
+    Path("r/last.safetensors").unlink()
+    assert main("sample --out_dir r") == 2
+    assert "there is no other one beside it: train again (--overwrite" in capsys.readouterr().err
+    assert main(f"{TRAIN} --max_iters 2 --out_dir r --overwrite") == 0
+    assert main("sample --out_dir bottles.txt") == 2
+    assert "give the folder of a run, or one of its checkpoints" in capsys.readouterr().err
+
+
+def test_going_on_says_what_from(text_file, capsys):
+    assert main(f"{TRAIN} --max_iters 2") == 0
+    Path("runs/bottles-1/last.safetensors").unlink()
+    capsys.readouterr()
+    assert main("train --init_from resume --max_iters 4 --preset modern") == 0
+    told = capsys.readouterr().err
+    assert "going on with the newest run: runs/bottles-1\n" in told
+    assert "has no last checkpoint; going on from best\n" in told
+    assert "--preset changes nothing" in told
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "2> >(head -c 1 > /dev/null)", "2> /dev/full"])
+def test_a_run_outlives_whoever_reads_it(text_file, closed):
+    line = " ".join(command(f"{TRAIN} --max_iters 30 --eval_interval 10"))
+    ended = subprocess.run(["bash", "-c", f"{line} {closed}"], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert json.loads(Path("runs/bottles-1/metrics.jsonl").read_text().splitlines()[-1])["kind"] == "done"
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_lost_terminal_saves_unless_it_does_not_matter(text_file, ignored):
+    line = command(f"{TRAIN} --max_iters 1000000 --eval_interval 20 --log_interval 5")
+    client = subprocess.Popen(["nohup", *line] if ignored else line, stderr=subprocess.PIPE, text=True)
+    try:
+        while "step" not in client.stderr.readline():
+            assert client.poll() is None
+        client.send_signal(signal.SIGHUP)
+        if ignored:
+            while "step" not in client.stderr.readline():  # it goes on
+                assert client.poll() is None
+            client.send_signal(signal.SIGTERM)
+        told = client.communicate(timeout=60)[1]
+        assert client.returncode == (143 if ignored else 129)
+        assert "the state is saved" in told
+    finally:
+        client.kill()
+        client.wait()
+
+
+def test_an_error_of_the_system_names_the_file_that_people_know(text_file, capsys):
+    assert main(f"{TRAIN} --max_iters 2 --out_dir r") == 0
+    Path("r/last.safetensors").unlink()
+    Path("r/last.safetensors").mkdir()
+    assert main(f"{TRAIN} --max_iters 4 --out_dir r --init_from resume") == 1
+    assert "error: r/last.safetensors: Is a directory; check the path and its permissions" in capsys.readouterr().err

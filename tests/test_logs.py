@@ -28,6 +28,7 @@ START = StartRecord(
     device="NVIDIA H100",
     dtype="bfloat16",
     threads=2,
+    dropout=False,
     ranks=1,
 )
 
@@ -229,3 +230,13 @@ def test_a_report_of_bytes_is_one_bar(monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert "50.0/50.0" in err
+
+
+def test_where_there_is_no_bar_a_line_comes_now_and_then(capsys, monkeypatch):
+    console = Console(bar=False)
+    console.write(START)
+    console.write(step(10))
+    assert "step 10" not in capsys.readouterr().err
+    monkeypatch.setattr(logs, "QUIET_FOR", -1)
+    console.write(step(20))
+    assert capsys.readouterr().err == "step 20: loss 20.3333, 123.46k tokens/s, MFU 25.0%\n"

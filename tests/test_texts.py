@@ -1,6 +1,7 @@
 """Texts are found by name, file, folder or glob, and read in pieces: the same as Python reads them whole."""
 
 import codecs
+import os
 import re
 
 import pytest
@@ -62,7 +63,7 @@ def test_a_bad_byte_beyond_the_first_chunk(tmp_path, monkeypatch, start, bad):
 def test_the_remedy_names_the_likely_encoding(tmp_path, encoding):
     path = tmp_path / "a.txt"
     path.write_bytes("café\n".encode(encoding))
-    with pytest.raises(UserError, match=re.escape(f"iconv -f {encoding} -t utf-8 a.txt > converted.txt")):
+    with pytest.raises(UserError, match=re.escape(f"iconv -f {encoding} -t utf-8 {path} > converted.txt")):
         read(path)
 
 
@@ -156,3 +157,10 @@ def test_python_docs_are_the_topics_of_this_python(monkeypatch):
 def test_a_path_that_can_be_none_is_an_error(tmp_path, dataset):
     with pytest.raises(UserError, match="cannot be read|is no name"):
         texts.find(dataset)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no such files here")
+def test_what_can_be_read_once_only_is_no_text(tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(UserError, match="no ordinary file, .* copy it"):
+        texts.find(str(tmp_path / "pipe.txt"))
