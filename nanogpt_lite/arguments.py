@@ -131,7 +131,7 @@ def _one_line_errors() -> Iterator[None]:
     except SystemExit as stop:
         if not stop.code:
             raise
-        lines = [line.strip("│╭╮╰╯─ ") for line in box.getvalue().splitlines()]
-        raise UserError(
-            " ".join(line for line in lines[1:] if line).replace(" For full helptext, run", "; see")
-        ) from None
+        frame = "│╭╮╰╯─|+ "  # and lines of dashes where the terminal has no such characters
+        lines = [line.strip(frame) for line in box.getvalue().splitlines() if line.strip(frame + "-")]
+        text, _, see = " ".join(lines[1:]).partition(" For full helptext, run")
+        raise UserError(f"{text.rstrip('.')}; see{see}") from None

@@ -26,6 +26,7 @@ from nanogpt_lite.metrics import (
     StepRecord,
 )
 
+FIRST = b'{"kind"'  # with which every line of a metrics file begins
 QUIET_FOR = 30  # seconds without a line, where there is no bar
 
 

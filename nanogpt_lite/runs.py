@@ -182,9 +182,10 @@ def _foreign(folder: Path) -> Path | None:
             ours = config.is_file()  # damaged
         if not ours:
             return config
-    if metrics.is_dir() or (metrics.exists() and metrics.stat().st_size and not logs.read_metrics(metrics)):
+    if metrics.is_dir():
         return metrics
-    return None
+    first = metrics.read_bytes()[: len(logs.FIRST)] if metrics.exists() else b""
+    return None if logs.FIRST.startswith(first) else metrics  # a kill may have left a part of the first line
 
 
 def write_config(state: TrainState, data: Dataset, out_dir: Path) -> None:

@@ -87,7 +87,7 @@ class WeightsAndBiases:
             id=_wandb_id(out_dir),
             resume="allow",
             config=dataclasses.asdict(config),
-            dir=str(out_dir),
+            dir=str(out_dir.resolve()),  # its service may have begun in another folder
             settings=wandb.Settings(init_timeout=INIT_TIMEOUT),
         )
         # W&B's own count never goes back, and a run that goes on from a checkpoint does
