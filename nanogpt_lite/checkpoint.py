@@ -5,7 +5,10 @@ so that the same state gives the same file, bit for bit. It holds a checksum of 
 which a single bit has flipped is refused.
 """
 
+import errno
 import json
+import os
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,16 +50,19 @@ def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) ->
         try:
             safetensors.torch.save_file(on_cpu, temporary, metadata={KEY: text})
         except safetensors.SafetensorError as error:  # how it tells that a disk is full
-            raise OSError(f"{path} cannot be written: {error}") from error
+            number = re.search(r"os error (\d+)", str(error))
+            why = int(number[1]) if number else errno.EIO
+            raise OSError(why, os.strerror(why), str(path)) from error
 
 
 def load(path: Path, prefix: str = "") -> Checkpoint:
     """Read a checkpoint, or of its tensors only those whose names begin with `prefix`.
 
-    `UserError` if there is none, or if the file is damaged or somebody else's.
+    `UserError` if there is none, or if the file is damaged or somebody else's. `OSError` if it may not be read.
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}; train first, or give another --out_dir")
+    path.open("rb").close()  # what may not be read is not damaged
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -91,11 +97,8 @@ def _instead_of(path: Path) -> str:
         return "give the folder of a run, or one of its checkpoints"
     if not others:
         return "there is no other one beside it: train again (--overwrite, or another --out_dir)"
-    copied = path.with_stem(others[0])
-    return (
-        f"beside it there is {', '.join(others)}: use that (--checkpoint {others[0]}), or to train on from it, copy "
-        f"{copied} over {path.with_stem('last')}"
-    )
+    copy = f", or to train on from it, copy {path.with_stem(others[0])} over {path}" if path.stem == "last" else ""
+    return f"beside it there is {', '.join(others)}: use that (--checkpoint {others[0]}){copy}"
 
 
 def _read_about(text: str, path: Path) -> dict[str, Any]:

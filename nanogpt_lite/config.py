@@ -23,7 +23,7 @@ from nanogpt_lite.options import (
     option,
 )
 
-MOST_OF_A_CONTEXT = 2**29  # channels of all its tokens: 128 Ki tokens with 4096 channels
+MOST_OF_A_CONTEXT = 2**27  # channels of all its tokens: 32 Ki tokens with 4096 channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,6 @@ class NetworkConfig(Options):
     zero_init: bool = option(False, "begin with the ends of the residual branches, and an untied output, at zero")
     ngram: int = option(1, "embed also the last 2, 3 and so on to so many tokens together; 1: none", from_to(1, 16))
     ngram_rows: int = option(16384, "vectors for the n-grams of one length, which share them", from_to(1, 2**31 - 1))
-
     ngram_dropout: float = option(0.0, "probability of training on a token without its n-grams", from_below(0, 1))
 
     def __post_init__(self) -> None:

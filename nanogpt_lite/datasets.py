@@ -151,6 +151,7 @@ def _survey(source: Text, report: Report | None) -> _Survey:
 def _write(folder: Path, source: Text, text: _Survey, tokenizer: Tokenizer, report: Report | None) -> None:
     """Write a prepared folder. Its manifest says "complete": false from before the first change to after the last."""
     dtype = np.dtype(id_dtype(tokenizer.vocab_size)).newbyteorder("<")
+    files.remove_leftovers(folder, *(path.name for path in _bins(folder)), "tokenizer.json", "manifest.json")
     with ExitStack() as stack:
         train, val = (stack.enter_context(files.atomic(folder / f"{split}.bin")) for split in ("train", "val"))
         tokens = _encode(source, text, tokenizer, dtype, train, val, report)

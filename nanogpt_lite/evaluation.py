@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
+from torch import Tensor
 
 from nanogpt_lite import batches, ranks, runtime
 from nanogpt_lite.batches import Batch
@@ -62,9 +63,22 @@ def mean_loss(
     for x, y in itertools.islice(windows, ranks.rank(), None, ranks.size()):
         if stopped := stop():
             break
-        with runtime.autocast(device, dtype):
-            losses.append(model(runtime.to_device(x, device), runtime.to_device(y, device))[1])
-        counts.append(y.numel())
+        for loss, targets in _losses(model, x, y, device, dtype):
+            losses.append(loss)
+            counts.append(targets)
     own = math.fsum(loss.item() * count for loss, count in zip(losses, counts, strict=True))
     summed, count, stops = ranks.total(own, sum(counts), stopped)
     return None if stops else summed / count
+
+
+def _losses(model: GPT, x: Tensor, y: Tensor, device: torch.device, dtype: str) -> list[tuple[Tensor, int]]:
+    """The mean losses of a batch of (rows, T), and of how many targets each is: of parts if memory demands it."""
+    try:
+        with runtime.autocast(device, dtype):
+            return [(model(runtime.to_device(x, device), runtime.to_device(y, device))[1], y.numel())]
+    except (MemoryError, RuntimeError) as error:
+        if len(x) == 1 or not runtime.is_out_of_memory(error):
+            raise
+    runtime.free_memory(device)
+    parts = zip(x.chunk(2), y.chunk(2), strict=True)
+    return [found for x, y in parts for found in _losses(model, x, y, device, dtype)]

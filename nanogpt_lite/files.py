@@ -23,22 +23,23 @@ def atomic(path: Path) -> Iterator[Path]:
     try:
         temporary.touch()
         mode = temporary.stat().st_mode
-        yield temporary
+        with hold(temporary):  # so that nobody takes it for a leftover
+            yield temporary
         temporary.chmod(mode)  # some writers make a file that only its owner can read
         flush(temporary)
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (None, str(temporary), temporary):
-            error.filename, error.filename2 = str(path), None  # the one that people know
+        if isinstance(error, OSError) and error.filename in (str(temporary), temporary):
+            raise OSError(error.errno, error.strerror, str(path)) from error  # the file that people know
         raise
     with contextlib.suppress(OSError):  # some systems cannot flush a folder; the file itself is safe
         flush(path.parent)
 
 
 @contextlib.contextmanager
-def hold(folder: Path) -> Iterator[None]:
-    """Hold a folder for as long as the `with` block takes. `BlockingIOError` if another `with` block holds it.
+def hold(path: Path) -> Iterator[None]:
+    """Hold a folder or file for as long as the `with` block takes. `BlockingIOError` if another block holds it.
 
     The system lets go of it when a process ends, however that happens. Where it cannot lock folders (Windows, some
     network drives), everybody gets it.
@@ -48,7 +49,7 @@ def hold(folder: Path) -> Iterator[None]:
         return
     import fcntl
 
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -70,13 +71,12 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that a killed run left in its folder."""
-    ours = [f".{name}.*.tmp" for name in ("*.safetensors", "metrics.jsonl", "config.json", "loss.png")]
-    of_safetensors = ".tmp??????"  # under such a name it writes a file first
-    for pattern in (*ours, of_safetensors):
-        for path in folder.glob(pattern):
-            path.unlink(missing_ok=True)
+def remove_leftovers(folder: Path, *names: str) -> None:
+    """Remove the temporary files of those names that killed programs left in a folder."""
+    for name in names:
+        for path in folder.glob(f".{name}.*.tmp"):
+            with contextlib.suppress(OSError), hold(path):  # somebody writes it, or has removed it
+                path.unlink()
 
 
 def canonical_json(value: Any) -> str:

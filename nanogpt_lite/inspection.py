@@ -16,7 +16,7 @@ from nanogpt_lite.model import GPT
 
 COUNTERS = ("step", "evaluated", "best_step", "evals_since_best")
 SCALER_NUMBERS = ("scale", "_growth_tracker")  # of torch.amp.GradScaler, that change; the others are always the same
-LARGEST_LOSS = 1e30  # a sum of many, in float32
+LARGEST = 1e30  # sum of losses, or scale of one, in float32
 
 
 def require_description(about: Mapping[str, Any]) -> None:
@@ -29,7 +29,7 @@ def require_description(about: Mapping[str, Any]) -> None:
         raise TypeError(f"{sorted(unknown)!r:.60} is nothing that a checkpoint remembers")
     if about["scaler"]:  # of float16
         scale, steps = (about["scaler"][name] for name in SCALER_NUMBERS)
-        if type(scale) is not float or not 0 < scale < LARGEST_LOSS or type(steps) is not int or not 0 <= steps < 2**31:
+        if type(scale) is not float or not 0 < scale < LARGEST or type(steps) is not int or not 0 <= steps < 2**31:
             raise TypeError("its loss scaler has no numbers")
     totals, counts = zip(about["since_log"], about["since_eval"], strict=True)
     for count in (*(about[key] for key in (*COUNTERS, "micro_batch", "ranks")), *counts):
@@ -39,7 +39,7 @@ def require_description(about: Mapping[str, Any]) -> None:
         raise TypeError("no row would go through the network at a time")
     losses = totals if about["best_val_loss"] is None else (*totals, about["best_val_loss"])
     for loss in losses:
-        if type(loss) is not float or not abs(loss) < LARGEST_LOSS:
+        if type(loss) is not float or not abs(loss) < LARGEST:
             raise TypeError(f"{loss!r:.60} is not a loss")
 
 

@@ -6,11 +6,12 @@ Everything for people goes to standard error; results, which `cli` prints, go to
 import contextlib
 import errno
 import json
+import math
 import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from tqdm.std import tqdm as terminal_bar
 
@@ -178,7 +179,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if path.is_file():
         for line in path.read_bytes().splitlines():
             try:
-                record = json.loads(line, parse_constant=_refuse)
+                record = json.loads(line, parse_constant=_refuse, parse_float=_finite)
             except (ValueError, RecursionError):
                 continue
             if isinstance(record, dict) and _is_record(record):
@@ -193,8 +194,12 @@ def _is_record(content: dict[str, Any]) -> bool:
     return "kind" in content and type(content.get("step")) is int and numbers
 
 
-def _refuse(word: str) -> None:
+def _refuse(word: str) -> NoReturn:
     raise ValueError(f"{word} is no number of JSON")
+
+
+def _finite(digits: str) -> float:
+    return float(digits) if math.isfinite(float(digits)) else _refuse(digits)
 
 
 def _line(record: dict[str, Any]) -> bytes:

@@ -23,14 +23,16 @@ from nanogpt_lite.ngrams import NgramEmbedding
 class KVCache:
     """Keys and values of the tokens that the network has seen: `length` tokens of each of B rows.
 
-    Passed to `GPT.forward`, which appends to it. One tensor each, shape (n_layer, B, H, block_size, D). `recent` are
-    the ids of the last tokens, as many as an n-gram looks back at, (B, ngram - 1).
+    Passed to `GPT.forward`, which appends to it. One tensor each, shape (n_layer, B, H, S, D), with room for S tokens:
+    `tokens`, but `block_size` at most. `recent` are the ids of the last tokens, as many as an n-gram looks back at,
+    (B, ngram - 1).
     """
 
-    def __init__(self, model: "GPT", batch: int) -> None:
+    def __init__(self, model: "GPT", batch: int, tokens: int | None = None) -> None:
         config = model.config
         weight = model.lm_head.weight
-        shape = (config.n_layer, batch, config.n_head, config.block_size, config.n_embd // config.n_head)
+        most = min(tokens or config.block_size, config.block_size)
+        shape = (config.n_layer, batch, config.n_head, most, config.n_embd // config.n_head)
         # a CPU attends to float32 in a fraction of the time that it takes for bfloat16
         dtype = torch.promote_types(weight.dtype, torch.float32) if weight.device.type == "cpu" else weight.dtype
         self.keys = torch.zeros(shape, dtype=dtype, device=weight.device)

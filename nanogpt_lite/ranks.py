@@ -60,7 +60,10 @@ def own_share(rows: int) -> slice:
 
 @contextlib.contextmanager
 def join() -> Iterator[None]:
-    """Meet the other ranks, and part at the end. `WorldError` if they cannot be found, or are lost meanwhile."""
+    """Meet the other ranks, and part at the end. `WorldError` if they cannot be found, or are lost meanwhile.
+
+    After an error the ranks do not part, since others may wait: the process is of no more use for training.
+    """
     count = _in_environment("WORLD_SIZE", 1)
     if count == 1:
         yield
@@ -82,7 +85,7 @@ def join() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
+        if not isinstance(error, WorldError) and (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise WorldError(
                 f"the ranks have lost each other, perhaps because one has ended ({_first_line(error)})"
             ) from error

@@ -99,16 +99,15 @@ def existing_run(out_dir: str | Path) -> Run:
 
 
 def find_checkpoint(run: RunLike, name: str = "best") -> Path:
-    """The path of a run's checkpoint; for best and last the other one if need be. `UserError` if there is none."""
+    """The path of a run's checkpoint; instead of best or last the newest one, if need be. `UserError` without any."""
     if run is None:
         run = newest_run()
     folder = run.out_dir if isinstance(run, Run) else Path(run)
     if folder.is_file():
         return folder
     path = folder / f"{name}{SUFFIX}"
-    other = {"best": "last", "last": "best"}.get(name)  # a run that was stopped early may have only one of them
-    if other and not path.is_file():
-        path = folder / f"{other}{SUFFIX}"
+    if name in ("best", "last") and not path.is_file():  # a run that was stopped early may not have it
+        path = max(checkpoints_in(folder), key=lambda found: found.stat().st_mtime, default=path)
     if not path.is_file():
         there = ", ".join(sorted(found.stem for found in folder.glob(f"*{SUFFIX}") if found.is_file()))
         others = ", ".join(sorted(str(found.parent) for found in RUNS_DIR.glob(f"*/last{SUFFIX}")))
@@ -117,9 +116,15 @@ def find_checkpoint(run: RunLike, name: str = "best") -> Path:
     return path
 
 
+def checkpoints_in(folder: Path) -> list[Path]:
+    """All checkpoints from which a run in this folder can go on."""
+    names = ("best", "last", "step_*")
+    return [path for name in names for path in folder.glob(f"{name}{SUFFIX}") if path.is_file()]
+
+
 def require_free(out_dir: str, overwrite: bool) -> None:
     """`UserError` if the folder of a new run holds a run already that is not to be replaced, or files of others."""
-    if out_dir and not overwrite and any(path.suffix == SUFFIX for path in _of_a_run(Path(out_dir))):
+    if out_dir and not overwrite and checkpoints_in(Path(out_dir)):
         raise UserError(
             f"{out_dir} holds a run already; go on with it (--init_from resume), give another --out_dir, or "
             "replace it (--overwrite)"
@@ -165,6 +170,25 @@ def hold(out_dir: Path) -> Iterator[None]:
         ) from None
 
 
+def write_config(state: TrainState, data: Dataset, out_dir: Path) -> None:
+    """config.json: all that is needed to repeat the run, and with what it was made."""
+    files.remove_leftovers(out_dir, f"*{SUFFIX}", "metrics.jsonl", "config.json", "loss.png")
+    for path in out_dir.glob(".tmp??????"):  # under such a name safetensors writes a file first
+        path.unlink(missing_ok=True)
+    options = dataclasses.asdict(state.config)
+    del options["out_dir"]  # a repetition gets a folder of its own
+    content = {
+        "config": options,
+        "dataset": {"path": str(data.path), "sha256": data.sha256, "vocab_size": data.tokenizer.vocab_size},
+        "versions": {
+            "python": platform.python_version(),
+            "nanogpt-lite": __version__,  # it may be imported from a folder, as on Modal, and not be installed
+            **{name: version(name) for name in ("torch", "numpy")},
+        },
+    }
+    files.write_json(out_dir / "config.json", content)
+
+
 def _of_a_run(folder: Path) -> list[Path]:
     """The files in a folder that belong to a run, the checkpoints first."""
     names = (f"best{SUFFIX}", f"last{SUFFIX}", f"step_*{SUFFIX}", "metrics.jsonl", "config.json", "loss.png", *TRACES)
@@ -186,20 +210,3 @@ def _foreign(folder: Path) -> Path | None:
         return metrics
     first = metrics.read_bytes()[: len(logs.FIRST)] if metrics.exists() else b""
     return None if logs.FIRST.startswith(first) else metrics  # a kill may have left a part of the first line
-
-
-def write_config(state: TrainState, data: Dataset, out_dir: Path) -> None:
-    """config.json: all that is needed to repeat the run, and with what it was made."""
-    files.remove_leftovers(out_dir)
-    options = dataclasses.asdict(state.config)
-    del options["out_dir"]  # a repetition gets a folder of its own
-    content = {
-        "config": options,
-        "dataset": {"path": str(data.path), "sha256": data.sha256, "vocab_size": data.tokenizer.vocab_size},
-        "versions": {
-            "python": platform.python_version(),
-            "nanogpt-lite": __version__,  # it may be imported from a folder, as on Modal, and not be installed
-            **{name: version(name) for name in ("torch", "numpy")},
-        },
-    }
-    files.write_json(out_dir / "config.json", content)

@@ -19,7 +19,14 @@ BFLOAT16_FROM = 96  # channels, on a CPU
 # glibc's malloc.h: how much of the heap may lie idle, and below which size memory comes from the heap, in bytes
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MOST_ON_HEAP = 32 * 2**20  # glibc takes no more
-NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "_ALLOC_FAILED")  # what PyTorch says then
+# What PyTorch says when memory is used up; the last one is oneDNN's.
+NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "_ALLOC_FAILED",
+    "could not create a primitive",
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -105,10 +112,10 @@ def keep_memory() -> Iterator[None]:
     and only what it keeps is given back at the end: the sizes from which memory does not come from the heap, and from
     which the heap shrinks, stay where glibc itself would have raised them to at most.
     """
-    if platform.libc_ver()[0] != "glibc":
+    libc = _glibc()
+    if libc is None:
         yield
         return
-    libc = ctypes.CDLL(None)
     libc.mallopt(M_MMAP_THRESHOLD, MOST_ON_HEAP)
     libc.mallopt(M_TRIM_THRESHOLD, 2**30)
     try:
@@ -119,11 +126,18 @@ def keep_memory() -> Iterator[None]:
 
 
 def free_memory(device: torch.device) -> None:
-    """Give back what PyTorch keeps of a device's memory for later use."""
+    """Give back what PyTorch and the C library keep of a device's memory for later use."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+    elif (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """The C library, where it is GNU's."""
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 
 @contextlib.contextmanager
@@ -179,7 +193,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn the first SIGINT, SIGTERM or SIGHUP (a lost terminal) into a request to stop; a second one interrupts.
+    """Turn the first SIGINT, SIGTERM or SIGHUP (a lost terminal) into a request to stop; after it, SIGINT interrupts.
 
     Signals can be received in the main thread only; elsewhere the request is never made. A SIGHUP that is ignored, as
     under nohup, stays so.
@@ -187,9 +201,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
     request = StopRequest()
 
     def note(signum: int, frame: Any) -> None:
-        if request.made():
+        if request.made() and signum == signal.SIGINT:
             raise KeyboardInterrupt
-        request.signum = signum
+        request.signum = request.signum or signum  # a lost terminal sends more than one
 
     if threading.current_thread() is not threading.main_thread():
         yield request

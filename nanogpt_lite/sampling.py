@@ -30,7 +30,7 @@ def generate(model: GPT, prompt: Tensor, config: SampleConfig, *, use_cache: boo
     block_size = model.config.block_size
     window, fresh = prompt[:, -block_size:], True
     rows, draws = prompt.size(0), torch.empty(0)
-    cache = KVCache(model, rows) if use_cache else None
+    cache = KVCache(model, rows, window.size(1) + config.max_new_tokens) if use_cache else None
     recorded = RecordedStep(model, cache) if cache is not None and prompt.is_cuda else None
     for number in range(config.max_new_tokens):
         if number % DRAWS == 0:

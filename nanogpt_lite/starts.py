@@ -12,7 +12,6 @@ from pathlib import Path
 from nanogpt_lite import batches, datasets, integrity, presets, ranks, runs, runtime
 from nanogpt_lite import checkpoint as checkpoints
 from nanogpt_lite import config as configs
-from nanogpt_lite.checkpoint import SUFFIX
 from nanogpt_lite.config import TrainConfig
 from nanogpt_lite.datasets import Dataset
 from nanogpt_lite.errors import UserError
@@ -78,10 +77,10 @@ def again(wishes: Wishes, begun: str) -> Wishes:
     """The same wishes after ranks have died: they go on with the run in the folder `begun`, if there is one."""
     if not begun:
         return wishes
-    in_folder = {"out_dir": begun}
-    if (Path(begun) / f"last{SUFFIX}").is_file():
-        in_folder["init_from"] = "resume"
-    return dataclasses.replace(wishes, given={**wishes.given, **in_folder})
+    in_folder = {**wishes.given, "out_dir": begun}
+    if not runs.checkpoints_in(Path(begun)):
+        return dataclasses.replace(wishes, given=in_folder)
+    return dataclasses.replace(wishes, given={**in_folder, "init_from": "resume"}, preset=None)
 
 
 def begin_or_go_on(wishes: Wishes, stack: ExitStack, console: Console | None) -> Started:
@@ -124,6 +123,7 @@ def _begin(wishes: Wishes, stack: ExitStack, console: Console | None) -> Started
         return state, data, Path()
     out_dir = runs.claim(config.out_dir, data.name)
     stack.enter_context(runs.hold(out_dir))
+    runs.require_free(config.out_dir, wishes.overwrite)  # still, after the data was prepared
     if wishes.overwrite:
         runs.empty(out_dir)
     return state, data, out_dir

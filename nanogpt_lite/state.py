@@ -117,18 +117,8 @@ def restore(saved: Checkpoint, given: Mapping[str, Value]) -> TrainState:
     """
     about = saved.about
     try:
-        config = config_of(saved, given)
-        device = runtime.resolve_device(config.device)
-        if given.get("dtype", "auto") == "auto":  # as before, unless that was chosen for another kind of device
-            same = device.type == about["device"]
-            dtype = about["config"]["dtype"] if same else runtime.resolve_dtype("auto", device, width=config.n_embd)
-            config = config.replace({"dtype": dtype})
         require_description(about)
-        if not given.get("threads"):  # as before, unless that was each one's share among other ranks
-            same = about["ranks"] == ranks.size()
-            threads = about["config"]["threads"] if same else runtime.resolve_threads(0)
-            config = config.replace({"threads": threads})
-        config = config.replace({"lr_decay_iters": config.lr_decay_iters or config.max_iters})
+        config, device = _settle(saved, given)
         tokenizer = from_json(about["tokenizer"])
         require_weights(config, tokenizer.vocab_size, saved)
         state = TrainState(config, tokenizer, str(about["dataset_sha256"]), device)
@@ -154,6 +144,21 @@ def restore(saved: Checkpoint, given: Mapping[str, Value]) -> TrainState:
             f"{saved.path} does not hold a whole training state ({error}); use another checkpoint"
         ) from error
     return state
+
+
+def _settle(saved: Checkpoint, given: Mapping[str, Value]) -> tuple[TrainConfig, torch.device]:
+    """What a run that goes on leaves to the machine: as before, unless that was for another one."""
+    about, config = saved.about, config_of(saved, given)
+    device = runtime.resolve_device(config.device)
+    before, settled = about["config"], dict[str, Value]()
+    if given.get("dtype", "auto") == "auto":
+        same = device.type == about["device"]
+        settled["dtype"] = before["dtype"] if same else runtime.resolve_dtype("auto", device, width=config.n_embd)
+    if not given.get("threads"):
+        same = ranks.size() == about["ranks"]  # else it was each one's share
+        settled["threads"] = before["threads"] if same else runtime.resolve_threads(0)
+    settled["lr_decay_iters"] = config.lr_decay_iters or config.max_iters
+    return config.replace(settled), device
 
 
 def config_of(saved: Checkpoint, given: Mapping[str, Value]) -> TrainConfig:
@@ -198,6 +203,17 @@ def load_weights(model: GPT, saved: Checkpoint) -> None:
             parameter.copy_(found[name])
 
 
+def require_finite(state: TrainState, loss: Tensor) -> None:
+    """`WorldError` if the loss or the gradient is not finite."""
+    scaled = state.scaler.is_enabled()  # it leaves out a step whose gradient is not finite
+    if not (loss.isfinite() and (scaled or state.grad_norm.isfinite())):
+        raise WorldError(
+            f"the loss or its gradient was not finite by step {state.step}; a checkpoint, if there is one, is from "
+            "before that. Go on from it (--init_from resume), or begin again, with a lower --learning_rate (and "
+            "--muon_learning_rate), more --warmup_iters, a smaller --grad_clip, or --dtype float32"
+        )
+
+
 def _load_slots(state: TrainState, saved: Checkpoint) -> None:
     """Give the optimizer its means. `UserError` if they are another optimizer's."""
     shapes, begun = optim.slot_shapes(state.optimizer), saved.part("optimizer.")
@@ -211,14 +227,3 @@ def _load_slots(state: TrainState, saved: Checkpoint) -> None:
             )
         # copied, since what was read is a map of the file, which others may change
         state.optimizer.state[parameter] = {slot: value.to(state.device, copy=True) for slot, value in slots.items()}
-
-
-def require_finite(state: TrainState, loss: Tensor) -> None:
-    """`WorldError` if the loss or the gradient is not finite."""
-    scaled = state.scaler.is_enabled()  # it leaves out a step whose gradient is not finite
-    if not (loss.isfinite() and (scaled or state.grad_norm.isfinite())):
-        raise WorldError(
-            f"the loss or its gradient was not finite by step {state.step}; a checkpoint, if there is one, is from "
-            "before that. Go on from it (--init_from resume), or begin again, with a lower --learning_rate (and "
-            "--muon_learning_rate), more --warmup_iters, a smaller --grad_clip, or --dtype float32"
-        )

@@ -70,11 +70,11 @@ def _gradients(state: TrainState, forward: Callable[..., Any], inputs: Tensor, t
     parts = list(batches.parts((inputs, targets), state.micro_batch))
     step_loss = torch.zeros((), device=device)
     try:
-        for number, (x, y) in enumerate(parts, start=1):
-            masks = (config.seed, state.step, ranks.rank() * len(parts) + number - 1)
+        for number, (x, y) in enumerate(parts):
+            masks = (config.seed, state.step, ranks.rank() * len(parts) + number)
             with (
                 runtime.seeded(device, *masks) if config.dropout or config.ngram_dropout else nullcontext(),
-                ranks.gradients_stay(forward) if number < len(parts) else nullcontext(),
+                ranks.gradients_stay(forward) if number + 1 < len(parts) else nullcontext(),
             ):
                 with runtime.autocast(device, config.dtype):
                     loss = forward(runtime.to_device(x, device), runtime.to_device(y, device))[1]
@@ -90,13 +90,17 @@ def _gradients(state: TrainState, forward: Callable[..., Any], inputs: Tensor, t
 
 
 def _fits(state: TrainState, forward: Callable[..., Any], *, alone: bool) -> bool:
-    """Whether memory suffices for a micro-batch, in a pass that does not count; `alone`: without the other ranks."""
+    """Whether memory suffices for micro-batches, in passes that do not count; `alone`: without the other ranks.
+
+    `alone` it takes two, as many steps do: in the second the gradients of the first are there.
+    """
     x = torch.zeros(_rows(state), state.config.block_size, dtype=torch.int64, device=state.device)
     try:
-        with ranks.gradients_stay(forward) if alone else nullcontext():
-            with runtime.seeded(state.device), runtime.autocast(state.device, state.config.dtype):
-                loss = forward(x, x)[1]
-            loss.backward()
+        for _ in range(2 if alone else 1):
+            with ranks.gradients_stay(forward) if alone else nullcontext():
+                with runtime.seeded(state.device), runtime.autocast(state.device, state.config.dtype):
+                    loss = forward(x, x)[1]
+                loss.backward()
     except (MemoryError, RuntimeError) as error:
         if not alone or not runtime.is_out_of_memory(error):
             raise

@@ -136,3 +136,15 @@ def test_every_truncation_is_an_error(tmp_path):
 def test_a_missing_one_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"no checkpoint .*nothing\.safetensors.*--out_dir"):
         checkpoint.load(tmp_path / "nothing.safetensors")
+
+
+def test_what_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    path = tmp_path / "last.safetensors"
+    checkpoint.save(path, TENSORS, {})
+
+    def forbidden(self, *_arguments, **_options):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(type(path), "open", forbidden)  # root, too, may read a file of mode 0
+    with pytest.raises(PermissionError, match="last.safetensors"):
+        checkpoint.load(path)

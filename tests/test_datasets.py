@@ -398,3 +398,16 @@ def test_data_that_another_program_changes_meanwhile_is_told_of(text_file, monke
     monkeypatch.setattr(datasets, "_write", disturbed)
     with pytest.raises(WorldError, match="changed while it was written"):
         datasets.prepare("bottles.txt")
+
+
+def test_what_a_killed_preparation_left_behind_goes_with_the_next(text_file):
+    Path("data/bottles").mkdir(parents=True)
+    for name in ("train.bin", "val.bin", "tokenizer.json", "manifest.json"):
+        Path(f"data/bottles/.{name}.123.tmp").write_bytes(b"half")
+    prepare("bottles.txt")
+    assert sorted(path.name for path in Path("data/bottles").iterdir()) == [
+        "manifest.json",
+        "tokenizer.json",
+        "train.bin",
+        "val.bin",
+    ]

@@ -107,12 +107,26 @@ def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path):
     (tmp_path / "kept.tmp").touch()
     (tmp_path / ".hidden").touch()
     (tmp_path / ".notes.1.tmp").touch()
-    for name in ("last.safetensors", "step_000010.safetensors", "config.json", "metrics.jsonl", "loss.png"):
-        files.atomic(tmp_path / name).__enter__().touch()
-    (tmp_path / ".tmpi0VoNt").touch()  # as a killed safetensors.torch.save_file leaves it
-    assert len(names(tmp_path)) == 9
-    files.remove_leftovers(tmp_path)
-    assert names(tmp_path) == [".hidden", ".notes.1.tmp", "kept.tmp"]
+    for name in ("last.safetensors", "step_000010.safetensors", "config.json"):
+        (tmp_path / f".{name}.123.tmp").touch()
+    with files.atomic(tmp_path / "best.safetensors") as written:
+        files.remove_leftovers(tmp_path, "*.safetensors", "config.json")
+        assert names(tmp_path) == [written.name, ".hidden", ".notes.1.tmp", "kept.tmp"]
+    assert names(tmp_path) == [".hidden", ".notes.1.tmp", "best.safetensors", "kept.tmp"]
+
+
+def test_an_error_keeps_its_words_and_names_the_file_that_people_know(tmp_path):
+    for error, words in [
+        (OSError("the reason"), "the reason"),
+        (OSError(28, "full"), "[Errno 28] full"),
+        (OSError(28, "full", "another"), "[Errno 28] full: 'another'"),
+    ]:
+        with pytest.raises(OSError, match=".") as caught, files.atomic(tmp_path / "a"):
+            raise error
+        assert str(caught.value) == words
+    with pytest.raises(OSError, match=".") as caught, files.atomic(tmp_path / "a") as temporary:
+        raise OSError(28, "full", str(temporary))
+    assert str(caught.value) == f"[Errno 28] full: '{tmp_path / 'a'}'"
 
 
 def shuffled(value):

@@ -8,6 +8,7 @@ import copy
 import importlib
 import json
 import pickle
+import re
 import struct
 import sys
 from pathlib import Path
@@ -385,3 +386,16 @@ def test_the_limit_of_memory_is_one(trained):
         bytearray(2 * ROOM)
     assert runtime.is_out_of_memory(caught.value)
     forked_ranks.kill_all()
+
+
+def test_the_largest_context_that_is_permitted_takes_no_memory_before_it_is_needed(text_file, tmp_path):
+    options = {**TINY, "n_layer": 100, "n_embd": 2, "n_head": 1, "ngram": 1}
+    ng.train("bottles.txt", **options, eval_iters=1)
+    saved = checkpoint.load(OUT / "last.safetensors")
+    saved.about["config"]["block_size"] = 2**20
+    path = tmp_path / "large.safetensors"
+    checkpoint.save(path, saved.tensors, saved.about)
+    before = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+    assert ng.sample(path, max_new_tokens=2, device="cpu")
+    after = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+    assert after - before < 100_000

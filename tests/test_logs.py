@@ -86,7 +86,18 @@ def test_a_record_is_a_line(metrics):
     }
 
 
-@pytest.mark.parametrize("torn", [b"", b"{", b'{"kind": "step", "step": 2', b'{"kind": "step"}\n', b"\x00\xff", b"7"])
+@pytest.mark.parametrize(
+    "torn",
+    [
+        b'{"kind": "eval", "step": 2, "val_loss": 1e999}',
+        b"",
+        b"{",
+        b'{"kind": "step", "step": 2',
+        b'{"kind": "step"}\n',
+        b"\x00\xff",
+        b"7",
+    ],
+)
 @pytest.mark.parametrize("until", [-1, 0, 2, 5, 99])
 def test_going_on_keeps_whole_records_up_to_a_step(metrics, torn, until):
     before = lines(metrics)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 import torch
@@ -507,3 +508,45 @@ def test_a_folder_in_which_another_training_works_is_refused(trained):
         for options in ({"init_from": "resume", "max_iters": 30}, {"overwrite": True}):
             with pytest.raises(ng.UserError, match="is in use by another training; wait"):
                 ng.train("bottles.txt", out_dir=trained.out_dir, **options)
+
+
+@pytest.mark.parametrize("left", [["best"], ["step_000006"], ["best", "step_000006"], ["step_000003", "step_000006"]])
+def test_without_last_it_goes_on_from_the_newest_there_is(text_file, left):
+    """A kill may come between the saves of one evaluation, or before the first one, with --keep_every."""
+    options = {**TINY, "eval_interval": 3, "keep_every": 3, "lr_decay_iters": 9}
+    whole = ng.train("bottles.txt", out_dir="whole", **{**options, "max_iters": 9})
+    ng.train("bottles.txt", out_dir="cut", **{**options, "max_iters": 6})
+    for path in Path("cut").glob("*.safetensors"):
+        if path.stem not in left:
+            path.unlink()
+    cut = ng.train(out_dir="cut", init_from="resume", max_iters=9)
+    files = [(run.out_dir / "last.safetensors").read_bytes() for run in (whole, cut)]
+    assert files[0] == files[1]
+
+
+def test_ranks_that_are_started_anew_go_on_from_the_newest_there_is(text_file):
+    wishes = starts.read_wishes("bottles.txt", "cpu", None, True, {"max_iters": 3})
+    Path("begun").mkdir()
+    assert starts.again(wishes, "") == wishes
+    anew = starts.again(wishes, "begun")
+    assert (anew.given["out_dir"], anew.given.get("init_from"), anew.preset) == ("begun", None, "cpu")
+    Path("begun/step_000002.safetensors").touch()
+    on = starts.again(wishes, "begun")
+    assert (on.given["out_dir"], on.given["init_from"], on.preset) == ("begun", "resume", None)
+
+
+def test_a_folder_that_was_taken_meanwhile_is_left_alone(text_file, monkeypatch):
+    """Two runs begin with one name, and one is over before the other one has its data."""
+    open_data, begun = starts.open_data, []
+
+    def slow(*arguments, **options):
+        if not begun:
+            begun.append(1)
+            ng.train("bottles.txt", out_dir="one", **TINY)
+            begun.append(Path("one/last.safetensors").read_bytes())
+        return open_data(*arguments, **options)
+
+    monkeypatch.setattr(starts, "open_data", slow)
+    with pytest.raises(ng.UserError, match="holds a run already"):
+        ng.train("bottles.txt", out_dir="one", **TINY)
+    assert Path("one/last.safetensors").read_bytes() == begun[1]

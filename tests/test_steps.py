@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 import weakref
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from test_trainer import SMALL, TOKENIZER, TRAIN, VAL, changed, of
 from torch.nn import functional as F
 
-from nanogpt_lite import batches, checkpoint, optim, trainer
+from nanogpt_lite import batches, checkpoint, evaluation, optim, trainer
 from nanogpt_lite.metrics import EvalRecord, MicroBatchRecord, StepRecord
 from nanogpt_lite.state import restore, start
 from nanogpt_lite.steps import train_step
@@ -275,3 +276,45 @@ def test_float16_leaves_out_steps_whose_gradient_overflows():
     assert not state.grad_norm.isfinite()
     assert all(torch.equal(p, q) for p, q in zip(state.model.parameters(), before, strict=True))
     assert state.scaler.get_scale() == 2.0**39
+
+
+def train_in_little_memory(options, room):
+    """The system itself refuses more than `room` bytes above what the process has."""
+    import resource
+
+    import nanogpt_lite as ng
+
+    torch.zeros(8, 8, dtype=torch.bfloat16) @ torch.zeros(8, 8, dtype=torch.bfloat16)  # libraries take their part
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (used,) = (int(line.split()[1]) * 1024 for line in lines if line.startswith("VmSize"))
+    resource.setrlimit(resource.RLIMIT_AS, (used + room, resource.RLIM_INFINITY))
+    ng.train("bottles.txt", **options)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a process has such a limit")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_when_the_system_refuses_memory_it_goes_on_with_less(text_file, dtype):
+    import nanogpt_lite as ng
+
+    ng.prepare("bottles.txt")
+    options = {"preset": "cpu", "device": "cpu", "threads": 1, "dtype": dtype, "n_layer": 2, "out_dir": "runs/scarce"}
+    options |= {"batch_size": 512, "max_iters": 2, "eval_interval": 2}
+    assert forked_ranks.run(1, train_in_little_memory, options, 500 * 2**20) == [0]
+    scarce = ng.Run("runs/scarce").metrics
+    assert [record["rows"] for record in scarce if record["kind"] == "micro_batch"][-1] < 512
+    plain = ng.train("bottles.txt", **{**options, "out_dir": "runs/plain"}).metrics
+    losses = [[r["val_loss"] for r in found if r["kind"] == "eval"] for found in (scarce, plain)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4 if dtype == "float32" else 1e-2)
+
+
+@pytest.mark.parametrize("most", [1, 5])
+def test_an_evaluation_takes_what_memory_there_is(monkeypatch, most):
+    state = start(SMALL, TOKENIZER)
+    whole = evaluation.mean_loss(state.model, evaluation.split_windows(VAL, 8), state.device, "float32")
+    scarce = Scarce(state.model, most, "forward")
+    scarce.eval = state.model.eval
+    got = evaluation.mean_loss(scarce, evaluation.split_windows(VAL, 8), state.device, "float32")
+    assert got == pytest.approx(whole, abs=1e-6)
+    scarce.most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluation.mean_loss(scarce, evaluation.split_windows(VAL, 8), state.device, "float32")
