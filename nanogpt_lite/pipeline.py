@@ -286,7 +286,7 @@ def _read_prompt(start: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the prompt file {path!r} cannot be read ({error}); give one of UTF-8 text") from error
     if not prompt:
-        raise UserError(f"the prompt file {path!r} is empty; a prompt needs at least one character")
+        raise UserError(f"the prompt file {path!r} is empty; write at least one character into it")
     return prompt
 
 

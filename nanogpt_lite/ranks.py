@@ -125,7 +125,9 @@ def first_goes_ahead() -> Iterator[None]:
     if not is_first():
         kind, _, message = from_first("").partition(" ")
         if kind:
-            raise (UserError if kind == "UserError" else WorldError)(message or "the first rank was interrupted")
+            if kind == "UserError":
+                raise UserError(message)
+            raise WorldError(f"the first rank has ended ({message or 'interrupted'}); put that right, and start again")
         yield
         return
     try:

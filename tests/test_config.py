@@ -242,10 +242,10 @@ def test_width_is_a_multiple_of_the_heads(n_embd, n_head):
 
 
 def test_a_context_that_no_memory_holds_is_refused():
-    NetworkConfig(block_size=2**19, n_embd=1024, n_head=1)
-    with pytest.raises(UserError, match="too large together: .* try block_size=8192"):
+    NetworkConfig(block_size=2**17, n_embd=1024, n_head=1)
+    with pytest.raises(UserError, match="too large together: .* try block_size=2048"):
         NetworkConfig(block_size=2**20, n_embd=2**16, n_head=1, position="rotary")
-    NetworkConfig(block_size=8192, n_embd=2**16, n_head=1)
+    NetworkConfig(block_size=2048, n_embd=2**16, n_head=1)
 
 
 def test_the_rate_does_not_rise():

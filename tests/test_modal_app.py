@@ -196,6 +196,7 @@ def test_preempted_and_killed_at_random_moments_it_ends_with_the_same_file(texts
     assert last_of(texts, "bottles") == (undisturbed.out_dir / "last.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_several_gpus_are_ranks_that_a_preemption_reaches(texts):
     options = {**SMALL, "batch_size": 8, "eval_interval": 10, "max_iters": 1000}
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
@@ -223,6 +224,7 @@ def test_secrets_are_those_two_and_the_named_one(texts, tmp_path):
     assert (named.deployment_name, dict(named.env_dict)) == ("kept", {})
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_the_grid_and_carries_the_best_one_on(texts):
     printed = run(
         texts, f"{APP}::sweep", "--dataset=bottles", *FLAGS, "--gpu=L4", "--learning-rate=1e-4,1e-2", "--min-lr=0",

@@ -380,6 +380,9 @@ def test_whatever_the_metrics_say_a_picture_is_drawn_or_refused(trained):
         path.write_bytes(whole + line + b"\n")
         assert trained.metrics == records
         trained.save_plot()
+    path.unlink()
+    with pytest.raises(ng.UserError, match=r"metrics.jsonl holds no losses; train for .* another run"):
+        trained.plot()
 
 
 @pytest.mark.parametrize(

@@ -113,8 +113,10 @@ def test_the_first_signal_asks_to_stop_and_the_second_interrupts(signum):
         os.kill(os.getpid(), signum)
         assert stop.made()
         assert stop.signum == signum
+        os.kill(os.getpid(), signal.SIGTERM)  # from somebody who has no patience; a person presses Ctrl-C
+        assert stop.signum == signum
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signum)
+            os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signum) is before
 
 

@@ -292,7 +292,7 @@ def train_in_little_memory(options, room):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there a process has such a limit")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_when_the_system_refuses_memory_it_goes_on_with_less(text_file, dtype):
     import nanogpt_lite as ng
 
