@@ -216,6 +216,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
     try:
         yield request
     finally:
+        if hangup is not None and request.signum == hangup:
+            before[hangup] = signal.SIG_IGN  # a second one must not cut short what is said at the end
         for number, handler in before.items():
             signal.signal(number, handler)
 
