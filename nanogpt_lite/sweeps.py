@@ -62,7 +62,7 @@ def best(tried: Sequence[Trial], results: Sequence[Result]) -> Trial:
     """The trial with the lowest val loss. `UserError` if there is none."""
     trial, result = min(zip(tried, results, strict=True), key=lambda pair: _rank(pair[1]))
     if isinstance(result, str):
-        raise UserError(f"no trial of the sweep came to a loss; the first one says: {results[0]}")
+        raise UserError(f"no trial of the sweep came to a loss; try other values (the first trial says: {results[0]})")
     return trial
 
 
