@@ -18,7 +18,7 @@ MOST_THREADS = 16  # small networks get slower, not faster, with more
 BFLOAT16_FROM = 96  # channels, on a CPU
 # glibc's malloc.h: how much of the heap may lie idle, and below which size memory comes from the heap, in bytes
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-MOST_ON_HEAP = 32 * 2**20  # glibc takes no more
+MOST_ON_HEAP, LEAST_OUTSIDE_HEAP = 32 * 2**20, 2**17  # glibc takes no more; its own at first
 # What PyTorch says when memory is used up; the last one is oneDNN's.
 NO_MEMORY = (
     "can't allocate memory",
@@ -126,12 +126,17 @@ def keep_memory() -> Iterator[None]:
 
 
 def free_memory(device: torch.device) -> None:
-    """Give back what PyTorch and the C library keep of a device's memory for later use."""
+    """Give back what PyTorch and the C library keep of a device's memory for later use.
+
+    From then on what is large comes from outside the C library's heap, and goes back at once when it is freed: a heap
+    only shrinks from its end, where something small may lie.
+    """
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
     elif (libc := _glibc()) is not None:
+        libc.mallopt(M_MMAP_THRESHOLD, LEAST_OUTSIDE_HEAP)
         libc.malloc_trim(0)
 
 
