@@ -12,25 +12,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nanogpt_lite.bpe import BPETokenizer
     from nanogpt_lite.config import SampleConfig, TrainConfig
+    from nanogpt_lite.convert import export_weights, from_nanogpt, to_huggingface, to_nanogpt
     from nanogpt_lite.datasets import Dataset, prepare
     from nanogpt_lite.errors import Interrupted, UserError, WorldError
     from nanogpt_lite.model import GPT, KVCache
     from nanogpt_lite.pipeline import evaluate, load, pieces, sample, stream, train, training
     from nanogpt_lite.presets import PRESETS
     from nanogpt_lite.runs import Run
+    from nanogpt_lite.summaries import summary
     from nanogpt_lite.tokenizer import ByteTokenizer, CharTokenizer
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "bpe": ("BPETokenizer",),
     "config": ("SampleConfig", "TrainConfig"),
     "presets": ("PRESETS",),
+    "convert": ("export_weights", "from_nanogpt", "to_huggingface", "to_nanogpt"),
     "datasets": ("Dataset", "prepare"),
     "errors": ("Interrupted", "UserError", "WorldError"),
     "model": ("GPT", "KVCache"),
     "pipeline": ("evaluate", "load", "pieces", "sample", "stream", "train", "training"),
     "runs": ("Run",),
+    "summaries": ("summary",),
     "tokenizer": ("ByteTokenizer", "CharTokenizer"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -43,12 +49,18 @@ __all__ = [  # noqa: RUF022 (in the order of the road)
     "pieces",
     "evaluate",
     "load",
+    "summary",
+    "from_nanogpt",
+    "to_nanogpt",
+    "to_huggingface",
+    "export_weights",
     "Dataset",
     "Run",
     "GPT",
     "KVCache",
     "CharTokenizer",
     "ByteTokenizer",
+    "BPETokenizer",
     "TrainConfig",
     "SampleConfig",
     "PRESETS",

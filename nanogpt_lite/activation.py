@@ -1,8 +1,11 @@
-"""Squared ReLU, with a backward pass of its own."""
+"""What bends the line in an MLP: GELU and its approximation, and squared ReLU, with a backward pass of its own."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -27,3 +30,10 @@ class _SquaredReLU(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (positive,) = ctx.saved_tensors
         return torch.mul(gradient, positive).mul_(2)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,  # Hendrycks and Gimpel 2016, section 2
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),  # the same, approximated: what GPT-2 was trained with
+    "relu2": squared_relu,
+}

@@ -10,6 +10,7 @@ import difflib
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from keyword import iskeyword
 from typing import Annotated, Any
 
 import tyro
@@ -69,7 +70,7 @@ def _split(name: str, command: Command, argv: Sequence[str]) -> tuple[dict[str, 
             use_underscores=True,
             return_unknown_args=True,
         )
-    flat = {key: value for group in vars(found).values() for key, value in vars(group).items()}
+    flat = {key.removesuffix("_"): value for group in vars(found).values() for key, value in vars(group).items()}
     return flat, unknown
 
 
@@ -78,7 +79,8 @@ def _groups(command: Command) -> dict[str, list[tuple[str, Any, Any]]]:
     titles = ("command", "data", "network", "train", "load", "sample", "runtime")
     groups: dict[str, list[tuple[str, Any, Any]]] = {title: [] for title in titles}
     for name, words in command.texts.items():
-        groups["command"].append((name, _text_option(words, "TEXT", ""), NOT_GIVEN))
+        safe = f"{name}_" if iskeyword(name) else name  # no field can be called `from`
+        groups["command"].append((safe, _text_option(words, "TEXT", "", name=name), NOT_GIVEN))
     for name, words in command.switches.items():
         groups["command"].append(
             (name, Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help=words)], False)
@@ -95,8 +97,8 @@ def _groups(command: Command) -> dict[str, list[tuple[str, Any, Any]]]:
     return {title: options for title, options in groups.items() if options}
 
 
-def _text_option(words: str, metavar: str, hint: str) -> Any:
-    return Annotated[str, tyro.conf.arg(help=words, metavar=metavar, help_behavior_hint=hint)]
+def _text_option(words: str, metavar: str, hint: str, name: str | None = None) -> Any:
+    return Annotated[str, tyro.conf.arg(help=words, metavar=metavar, help_behavior_hint=hint, name=name)]
 
 
 def _default(option: "dataclasses.Field[Any]") -> str:

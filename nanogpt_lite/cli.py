@@ -131,6 +131,42 @@ def _plot(given: Given) -> None:
     print(run.save_plot())
 
 
+def _import(given: Given) -> None:
+    from nanogpt_lite import convert
+
+    if "from" not in given:
+        raise UserError("what to import? give a checkpoint of nanoGPT: --from ckpt.pt")
+    print(convert.from_nanogpt(given["from"], meta=given.get("meta"), out_dir=given.get("out_dir")).out_dir)
+
+
+def _export(given: Given) -> None:
+    from nanogpt_lite import convert
+
+    weights, dataset = given["weights"], given["dataset"]
+    how = {"checkpoint": given.get("checkpoint", LoadConfig.checkpoint), "overwrite": given["overwrite"]}
+    if weights == ("to" in given):
+        raise UserError("what to export? give --to nanogpt, --to hf, or --weights for the weights alone")
+    run = _chosen_run(given)
+    if weights:
+        print(convert.export_weights(run, given.get("path"), **how))
+        return
+    require_known([given["to"]], ["nanogpt", "hf"], "program to export to")
+    folder = given.get("path", run.out_dir / given["to"])
+    if given["to"] == "hf":
+        print(convert.to_huggingface(run, folder, **how))
+    else:
+        print(convert.to_nanogpt(run, folder, dataset=dataset, **how))
+
+
+def _info(given: Given) -> None:
+    from nanogpt_lite import summaries
+
+    as_json = given.pop("json")
+    run = _chosen_run(given)
+    content = summaries.summary(run, **given)
+    print(json.dumps(content) if as_json else summaries.in_words(content))
+
+
 def _chosen_run(given: Given) -> "Run":
     """The run in --out_dir, else the newest one; which that is, it says."""
     from nanogpt_lite import runs
@@ -159,6 +195,7 @@ def print_samples(pieces: Iterator[list[str]]) -> list[str]:
 _PRESET = {"preset": f"named values: {', '.join(presets.PRESETS)}; without one, what fits the device"}
 _CONFIG = {"config": "JSON file of options, such as a run's config.json, to repeat that run"}
 _OVERWRITE_RUN = {"overwrite": "replace the run that out_dir holds"}
+_CHECKPOINT = {"checkpoint": "best (without it), last, or the name of a kept one"}
 _OUT_DIR = {"out_dir": "the run's folder; without one, the newest run under runs/"}
 
 COMMANDS = {
@@ -186,6 +223,36 @@ COMMANDS = {
         {"json": "print one JSON object"},
     ),
     "plot": Command("draw the loss curves into loss.png", _plot, texts=_OUT_DIR),
+    "info": Command(
+        "what a run is: its network, costs, data and result",
+        _info,
+        texts=_OUT_DIR | _CHECKPOINT,
+        switches={"json": "print one JSON object"},
+    ),
+    "import": Command(
+        "make a run of a checkpoint of nanoGPT",
+        _import,
+        texts={
+            "from": "nanoGPT's ckpt.pt",
+            "meta": "the meta.pkl of its data, or GPT-2's merges.txt; without it, what nanoGPT would take",
+            "out_dir": "the run's folder; without one, the next free runs/DATASET-N",
+        },
+    ),
+    "export": Command(
+        "write a run for other programs",
+        _export,
+        texts=_OUT_DIR
+        | _CHECKPOINT
+        | {
+            "to": "nanogpt, or hf: Hugging Face's transformers",
+            "path": "where to; without it, a place in the run's folder",
+        },
+        switches={
+            "weights": "the weights alone, without the optimizer's state: what sample and load need",
+            "dataset": "for nanoGPT, the tokens too",
+            "overwrite": "replace files that are there",
+        },
+    ),
 }
 
 

@@ -6,6 +6,7 @@ stored in a checkpoint, and every check of a value. Names are nanoGPT's. Standar
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from nanogpt_lite.errors import UserError
 from nanogpt_lite.options import (
     NOT_EMPTY,
     Options,
+    Rule,
     above_to,
     at_least,
     count_from,
@@ -52,8 +54,14 @@ class DataConfig(Options):
     dataset: str = option("shakespeare_char", "shakespeare_char, python_docs, a file, folder, glob or URL", NOT_EMPTY)
     tokenizer: str = option(
         "auto",
-        "char: one token per character; byte: per UTF-8 byte; auto: as already prepared, else char",
-        one_of("auto", "char", "byte"),
+        "char: one token per character; byte: per UTF-8 byte; bpe-4096: so many, made of what is frequent in the text; "
+        "gpt2: GPT-2's; auto: as already prepared, else char",
+        Rule(
+            lambda name: bool(
+                re.fullmatch("auto|char|byte|gpt2|bpe-(2[5-9][0-9]|[3-9][0-9]{2}|[1-9][0-9]{3,5})", name)
+            ),
+            "one of auto, char, byte, gpt2, or bpe- and a size from 250 to 999999",
+        ),
     )
 
 
@@ -70,7 +78,11 @@ class NetworkConfig(Options):
     position: str = option("learned", "how a token knows its place: learned, or rotary", one_of("learned", "rotary"))
     norm: str = option("layer", "normalisation: layer, or rms (without gains)", one_of("layer", "rms"))
     qk_norm: bool = option(False, "LayerNorm of queries and keys")
-    activation: str = option("gelu", "in the MLP: gelu, or relu2, the square of ReLU", one_of("gelu", "relu2"))
+    activation: str = option(
+        "gelu",
+        "in the MLP: gelu, gelu_tanh (GPT-2's formula for it), or relu2, the square of ReLU",
+        one_of("gelu", "gelu_tanh", "relu2"),
+    )
     tied: bool = option(True, "one matrix for the token embedding and the output")
     zero_init: bool = option(False, "begin with the ends of the residual branches, and an untied output, at zero")
     ngram: int = option(1, "embed also the last 2, 3 and so on to so many tokens together; 1: none", from_to(1, 16))
@@ -119,7 +131,10 @@ class TrainConfig(DataConfig, NetworkConfig, RuntimeConfig):
 
     out_dir: str = option("", "the run's folder; empty: the next free runs/DATASET-N", stored=False)
     init_from: str = option(
-        "scratch", "scratch; resume: go on in out_dir; runs/OTHER: start from its weights", NOT_EMPTY
+        "scratch",
+        "scratch; resume: go on in out_dir; runs/OTHER: start from its weights; gpt2, gpt2-medium, gpt2-large, "
+        "gpt2-xl, or a folder of Hugging Face's: from GPT-2's",
+        NOT_EMPTY,
     )
     max_iters: int = option(5000, "optimizer steps", count_from(1), unit="steps")
     batch_size: int = option(64, "sequences per micro-batch", from_to(1, 2**20), unit="sequences")

@@ -7,7 +7,9 @@ from is the business of `texts`.
 
 import filecmp
 import hashlib
+import itertools
 import json
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,25 +18,25 @@ from typing import Any
 import numpy as np
 
 from nanogpt_lite import files, texts
+from nanogpt_lite.config import DataConfig
 from nanogpt_lite.download import Report
 from nanogpt_lite.errors import UserError, WorldError
-from nanogpt_lite.options import require_known
 from nanogpt_lite.texts import Text
 from nanogpt_lite.tokenizer import (
-    ByteTokenizer,
     CharTokenizer,
     Ids,
     Tokenizer,
     code_points,
-    from_json,
     id_dtype,
 )
+from nanogpt_lite.vocabulary import from_json, named
 
 Stamps = list[tuple[int, int, int]]
 """Of each file: which one it is, its length in bytes, and when it was last changed."""
 
 TRAIN_SHARE = 0.9
 DATA_DIR = Path("data")
+READ_AT_ONCE = 2**20  # tokens
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,13 @@ class Dataset:
             f"Dataset({str(self.path)!r}: {len(self.train):,} train and {len(self.val):,} val tokens, "
             f"{self.tokenizer.vocab_size} symbols)"
         )
+
+    def read(self) -> Iterator[Ids]:
+        """All tokens from first to last, in pieces that are read from the files: of a map all pages would stay."""
+        for path in _bins(self.path):
+            with path.open("rb") as file:
+                while len(ids := np.fromfile(file, self.train.dtype, READ_AT_ONCE)):
+                    yield ids
 
 
 def prepare(
@@ -97,9 +106,9 @@ def prepare(
     source = texts.find(str(dataset), fetch_again=overwrite, report=report)
     text = _survey(source, report)
     _require_text(sha256, text.sha256, source.label)
-    chosen = _choose_tokenizer(tokenizer, existing, text)
-    if existing and not overwrite and existing.sha256 == text.sha256 and _same(existing.tokenizer, chosen):
+    if existing and not overwrite and existing.sha256 == text.sha256 and _fits(existing, tokenizer):
         return existing
+    chosen = _choose_tokenizer(tokenizer, existing, text, source)
     _write(folder, source, text, chosen, report)
     written = _open_existing(folder, asked)
     if written is None or written.sha256 != text.sha256 or not _same(written.tokenizer, chosen):
@@ -186,15 +195,16 @@ def _encode(
     border = int(text.characters * TRAIN_SHARE)
     tokens = [0, 0]
     changed = WorldError(f"{source.label} changed while it was read; wait until nobody writes to it, and try again")
+    encoders = tokenizer.encoder(), tokenizer.encoder()
     with train.open("wb") as train_file, val.open("wb") as val_file:
-        for piece in source.pieces():
+        for piece in itertools.chain(source.pieces(), [""]):
             data = piece.encode("utf-8")
             digest.update(data)
             octets += len(data)
             cut = min(max(border - position, 0), len(piece))
             for split, (part, file) in enumerate([(piece[:cut], train_file), (piece[cut:], val_file)]):
                 try:
-                    ids = tokenizer.encode(part, what=source.label, start=position)
+                    ids = encoders[split].encode(part, what=source.label, start=position, final=not piece)
                 except UserError:
                     if _same(tokenizer, CharTokenizer(text.alphabet)):  # it had every character of the text
                         raise changed from None
@@ -218,7 +228,7 @@ def _refuse_foreign(folder: Path, bins: dict[str, Path]) -> None:
     if _read_json(folder / "manifest.json") is not None:
         foreign.append(folder / "manifest.json")
     tokenizer = _read_json(folder / "tokenizer.json")
-    if tokenizer is not None and not (isinstance(tokenizer, dict) and tokenizer.get("type") in ("char", "byte")):
+    if tokenizer is not None and not (isinstance(tokenizer, dict) and "type" in tokenizer):
         foreign.append(folder / "tokenizer.json")
     if foreign:
         raise UserError(
@@ -239,13 +249,13 @@ def _require_text(wanted: str | None, found: str, label: str) -> None:
         )
 
 
-def _choose_tokenizer(wanted: str | Tokenizer, existing: Dataset | None, text: _Survey) -> Tokenizer:
+def _choose_tokenizer(wanted: str | Tokenizer, existing: Dataset | None, text: _Survey, source: Text) -> Tokenizer:
     if not isinstance(wanted, str):
         return wanted
-    require_known([wanted], ["auto", "char", "byte"], "tokenizer")
-    if wanted == "byte" or (wanted == "auto" and existing and isinstance(existing.tokenizer, ByteTokenizer)):
-        return ByteTokenizer()
-    return CharTokenizer(text.alphabet)
+    wanted = DataConfig(tokenizer=wanted).tokenizer  # which judges it
+    if wanted == "auto":
+        wanted = existing.tokenizer.to_json()["type"] if existing else "char"
+    return named(wanted, text.alphabet, source.pieces)
 
 
 def _same(one: Tokenizer, other: Tokenizer) -> bool:
@@ -256,10 +266,16 @@ def _fits(existing: Dataset, wanted: str | Tokenizer) -> bool:
     """Whether an existing folder has the wanted tokenizer; one made from another text's characters is not "char"."""
     if not isinstance(wanted, str):
         return _same(existing.tokenizer, wanted)
-    if isinstance(existing.tokenizer, ByteTokenizer):
-        return wanted in ("auto", "byte")
-    used = len(np.union1d(existing.train, existing.val))
-    return wanted in ("auto", "char") and used == existing.tokenizer.vocab_size
+    if wanted not in ("auto", existing.tokenizer.to_json()["type"]):
+        return False
+    if not isinstance(existing.tokenizer, CharTokenizer):
+        return True
+    used = np.zeros(existing.tokenizer.vocab_size, dtype=bool)
+    for ids in existing.read():
+        if int(ids.max()) >= len(used):
+            return False  # damaged
+        used[ids] = True
+    return bool(used.all())
 
 
 def _prepared_folder(dataset: str) -> Path | None:

@@ -6,20 +6,16 @@ from nanogpt_lite.datasets import Dataset, stamps_of
 from nanogpt_lite.download import Report
 from nanogpt_lite.errors import UserError
 
-CHECKED = 2**20  # tokens at a time
-
 
 def require_intact(dataset: Dataset, report: Report | None = None) -> None:
     """`UserError` unless the tokens of a prepared text are still that text: all of them are read."""
     digest, decoder, done = hashlib.sha256(), dataset.tokenizer.decoder(), 0
-    for tokens in (dataset.train, dataset.val):
-        for first in range(0, len(tokens), CHECKED):
-            ids = tokens[first : first + CHECKED]
-            if int(ids.max()) < dataset.tokenizer.vocab_size:  # else it is missing below
-                digest.update(decoder.decode(ids).encode("utf-8", errors="surrogatepass"))
-            done += ids.nbytes
-            if report:
-                report("check", done, dataset.train.nbytes + dataset.val.nbytes)
+    for ids in dataset.read():
+        if int(ids.max()) < dataset.tokenizer.vocab_size:  # else it is missing below
+            digest.update(decoder.decode(ids).encode("utf-8", errors="surrogatepass"))
+        done += ids.nbytes
+        if report:
+            report("check", done, dataset.train.nbytes + dataset.val.nbytes)
     digest.update(decoder.decode([], final=True).encode())
     if digest.hexdigest() != dataset.sha256:
         raise _changed(dataset)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nanogpt_lite.activation import squared_relu
+from nanogpt_lite.activation import ACTIVATIONS
 from nanogpt_lite.attention import Rotary, Turns, attend, rotate
 from nanogpt_lite.config import NetworkConfig
 from nanogpt_lite.ngrams import NgramEmbedding
@@ -131,7 +131,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.c_fc(x)
-        x = F.gelu(x) if self.activation == "gelu" else squared_relu(x)
+        x = ACTIVATIONS[self.activation](x)
         return F.dropout(self.c_proj(x), self.dropout, self.training)
 
 

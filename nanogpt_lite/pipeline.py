@@ -233,7 +233,9 @@ def evaluate(run: RunLike = None, *, dataset: str | None = None, **options: Valu
         dtype = trained_on.dtype if same else runtime.resolve_dtype("auto", device, width=trained_on.n_embd)
     with ExitStack() as stack:
         if dataset is None:
-            data = datasets.prepare(trained_on.dataset, tokenizer=tokenizer, sha256=saved.about["dataset_sha256"])
+            data = datasets.prepare(
+                trained_on.dataset, tokenizer=tokenizer, sha256=saved.about["dataset_sha256"] or None
+            )
         else:  # in a place of its own: data/NAME may be prepared with another tokenizer
             folder = stack.enter_context(TemporaryDirectory())
             data = datasets.prepare(dataset, tokenizer=tokenizer, out_dir=folder)

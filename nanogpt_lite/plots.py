@@ -1,5 +1,6 @@
 """Pictures of a run, from the records in its metrics file."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,11 @@ from typing import Any
 from nanogpt_lite import files
 from nanogpt_lite.errors import UserError
 
+DPI = 120
+
 
 def loss_figure(records: Sequence[dict[str, Any]], title: str = "") -> Any:
-    """A matplotlib Figure: train and val loss over steps, and below them the learning rate.
+    """A matplotlib Figure, which a notebook shows: train and val loss over steps, below them the learning rate.
 
     `UserError` if matplotlib is not installed, or if there is nothing to draw.
     """
@@ -17,11 +20,20 @@ def loss_figure(records: Sequence[dict[str, Any]], title: str = "") -> Any:
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("drawing needs matplotlib: pip install 'nanogpt-lite[plot]'") from None
+
+    class Shown(Figure):
+        """A figure that needs no pyplot to be shown, which would keep it in memory for ever."""
+
+        def _repr_png_(self) -> bytes:
+            content = io.BytesIO()
+            self.savefig(content, dpi=DPI, format="png")
+            return content.getvalue()
+
     steps = [record for record in records if record["kind"] == "step"]
     evals = [record for record in records if record["kind"] == "eval"]
     if not steps and not evals:
         raise UserError("the metrics hold no losses yet; train for at least one log_interval first")
-    figure = Figure(figsize=(8, 6), layout="constrained")
+    figure = Shown(figsize=(8, 6), layout="constrained")
     losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     losses.plot(*_series(steps, "loss"), color="tab:blue", alpha=0.4, linewidth=1, label="train")
     losses.plot(*_series(evals, "val_loss"), color="tab:orange", marker="o", markersize=4, label="val")
@@ -49,7 +61,7 @@ def loss_figure(records: Sequence[dict[str, Any]], title: str = "") -> Any:
 def save(figure: Any, path: Path) -> None:
     """Write a figure as PNG, atomically."""
     with files.atomic(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+        figure.savefig(temporary, dpi=DPI, format="png")
 
 
 def _series(records: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:

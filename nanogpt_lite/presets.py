@@ -37,6 +37,17 @@ PRESETS: dict[str, dict[str, Value]] = {
         "eval_interval": 500,
         "dtype": "float32",
     },
+    # nanoGPT's config/finetune_shakespeare.py: from GPT-2's weights
+    "finetune": {
+        "batch_size": 1,
+        "gradient_accumulation_steps": 32,
+        "dropout": 0.0,
+        "learning_rate": 3e-5,
+        "min_lr": 3e-6,
+        "decay_lr": False,
+        "max_iters": 20,
+        "eval_interval": 5,
+    },
     # about as long as `cpu` takes, on two cores that multiply bfloat16 in hardware
     "modern-cpu": {
         **_MODERN,

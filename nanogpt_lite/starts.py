@@ -9,10 +9,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanogpt_lite import batches, datasets, integrity, presets, ranks, runs, runtime
+from nanogpt_lite import batches, datasets, huggingface, integrity, presets, ranks, runs, runtime
 from nanogpt_lite import checkpoint as checkpoints
 from nanogpt_lite import config as configs
-from nanogpt_lite.config import TrainConfig
+from nanogpt_lite.checkpoint import Checkpoint
+from nanogpt_lite.config import NetworkConfig, TrainConfig
 from nanogpt_lite.datasets import Dataset
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.inspection import require_weights
@@ -100,15 +101,15 @@ def default_preset(device: str) -> str:
 def _begin(wishes: Wishes, stack: ExitStack, console: Console | None) -> Started:
     """A new run, from scratch or from another run's weights."""
     given, preset = wishes.given, wishes.preset
+    parent = str({**wishes.file, **given}.get("init_from", "scratch"))
     if not (preset or wishes.file):
-        preset = default_preset(str(given.get("device", "auto")))
+        of_gpt2 = parent != "scratch" and huggingface.is_gpt2(parent)
+        preset = "finetune" if of_gpt2 else default_preset(str(given.get("device", "auto")))
     config = TrainConfig.from_dict({**(presets.preset(preset) if preset else {}), **wishes.file, **given})
     other = None
     tokenizer: str | Tokenizer = config.tokenizer
-    if config.init_from != "scratch":
-        other = checkpoints.load(runs.find_checkpoint(config.init_from), prefix="model.")
-        network, tokenizer = network_of(other)
-        require_weights(network, tokenizer.vocab_size, other)
+    if parent != "scratch":
+        other, network, tokenizer = read_weights(parent, int(given.get("block_size", 0)))
         require_same_network(other, given)
         config = config.replace({name: getattr(network, name) for name in configs.SHAPE_FIELDS})
     if ranks.is_first():
@@ -127,6 +128,23 @@ def _begin(wishes: Wishes, stack: ExitStack, console: Console | None) -> Started
     if wishes.overwrite:
         runs.empty(out_dir)
     return state, data, out_dir
+
+
+def read_weights(init_from: str, block_size: int) -> tuple[Checkpoint, NetworkConfig, Tokenizer]:
+    """The weights to start from, their network and tokenizer; of the context only `block_size`, if that is less."""
+    network: NetworkConfig
+    if huggingface.is_gpt2(init_from):
+        other, network, tokenizer = huggingface.read_gpt2(init_from)
+    else:
+        other = checkpoints.load(runs.find_checkpoint(init_from), prefix="model.")
+        network, tokenizer = network_of(other)
+    require_weights(network, tokenizer.vocab_size, other)
+    if 0 < block_size < network.block_size:
+        network = network.replace({"block_size": block_size})
+        other.about["config"]["block_size"] = block_size
+        if "model.transformer.wpe.weight" in other.tensors:
+            other.tensors["model.transformer.wpe.weight"] = other.tensors["model.transformer.wpe.weight"][:block_size]
+    return other, network, tokenizer
 
 
 def _resume(wishes: Wishes, stack: ExitStack, console: Console | None) -> Started:
@@ -163,13 +181,14 @@ def _resume(wishes: Wishes, stack: ExitStack, console: Console | None) -> Starte
         )
     try:
         data = open_data(
-            state.config.dataset, state.tokenizer, console, ready=wishes.dataset, sha256=state.dataset_sha256
+            state.config.dataset, state.tokenizer, console, ready=wishes.dataset, sha256=state.dataset_sha256 or None
         )
     except UserError as error:
         raise UserError(
             f"{error} ({out_dir} was trained on {before.dataset!r}, as seen from the folder where it began: go "
             "on from there, or say where that text is: --dataset)"
         ) from error
+    state.dataset_sha256 = data.sha256  # what nanoGPT trained does not say of which text
     kept = [
         r["seconds"] for r in Run(out_dir).metrics if isinstance(r.get("seconds"), float) and r["step"] <= state.step
     ]

@@ -18,7 +18,8 @@ from nanogpt_lite.errors import UserError, WorldError
 from nanogpt_lite.inspection import COUNTERS, SCALER_NUMBERS, fit, other_network, require_description, require_weights
 from nanogpt_lite.model import GPT
 from nanogpt_lite.options import Value
-from nanogpt_lite.tokenizer import Tokenizer, from_json
+from nanogpt_lite.tokenizer import Tokenizer
+from nanogpt_lite.vocabulary import from_json
 
 
 class Mean:

@@ -22,6 +22,13 @@ class TextDecoder(Protocol):
         """The text that is complete after `ids`. `final`: nothing follows."""
 
 
+class TextEncoder(Protocol):
+    """Turns a text into ids as it comes: what stands at the end of a piece may belong to a token with the next."""
+
+    def encode(self, text: str, what: str = "text", start: int = 0, final: bool = False) -> Ids:
+        """The ids that are sure after `text`; arguments as of `Tokenizer.encode`. `final`: nothing follows."""
+
+
 class Tokenizer(Protocol):
     """What the rest of the program needs of a tokenizer."""
 
@@ -34,6 +41,9 @@ class Tokenizer(Protocol):
 
         The error calls the text `what`, and counts positions from `start`: that of the first character of `text`.
         """
+
+    def encoder(self) -> TextEncoder:
+        """An encoder for a text that arrives in pieces."""
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
         """The text of `ids`."""
@@ -71,7 +81,7 @@ class CharTokenizer:
         """All characters, in the order of their ids."""
         return _text(self._points)
 
-    def encode(self, text: str, what: str = "text", start: int = 0) -> Ids:
+    def encode(self, text: str, what: str = "text", start: int = 0, final: bool = False) -> Ids:
         """`text` as ids, shape (characters,), uint16 (uint32 above 65,536 characters).
 
         `UserError` on a character outside the vocabulary: it names the character and its position.
@@ -94,6 +104,10 @@ class CharTokenizer:
             )
         return ids.astype(id_dtype(self.vocab_size))
 
+    def encoder(self) -> TextEncoder:
+        """An encoder for a text that arrives in pieces."""
+        return self
+
     def decode(self, ids: Sequence[int] | Ids, final: bool = False) -> str:
         """The text of `ids`. A character is one id, so this serves ids that arrive one by one too."""
         return _text(self._points[np.asarray(ids, dtype=np.int64)])
@@ -115,9 +129,13 @@ class ByteTokenizer:
         """Always 256."""
         return 256
 
-    def encode(self, text: str, what: str = "text", start: int = 0) -> Ids:
+    def encode(self, text: str, what: str = "text", start: int = 0, final: bool = False) -> Ids:
         """`text` as ids, shape (bytes,), uint16. Lone surrogates, which UTF-8 has no bytes for, become '?'."""
         return np.frombuffer(text.encode("utf-8", errors="replace"), dtype=np.uint8).astype(np.uint16)
+
+    def encoder(self) -> TextEncoder:
+        """An encoder for a text that arrives in pieces."""
+        return self
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD."""
@@ -125,32 +143,25 @@ class ByteTokenizer:
 
     def decoder(self) -> TextDecoder:
         """A decoder for ids that arrive one after the other: it holds back unfinished characters."""
-        return _ByteDecoder()
+        return Utf8Decoder()
 
     def to_json(self) -> dict[str, Any]:
         """`{"type": "byte"}`."""
         return {"type": "byte"}
 
 
-class _ByteDecoder:
-    def __init__(self) -> None:
+class Utf8Decoder:
+    """Turns ids into text that stand for bytes: each for one, or for those in `table`."""
+
+    def __init__(self, table: Sequence[bytes] | None = None) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._table = table
 
     def decode(self, ids: Sequence[int] | Ids, final: bool = False) -> str:
-        return self._decoder.decode(np.asarray(ids, dtype=np.uint8).tobytes(), final)
-
-
-def from_json(form: Any) -> Tokenizer:
-    """The tokenizer of a JSON form. `UserError` if it is none."""
-    match form:
-        case {"type": "byte"}:
-            return ByteTokenizer()
-        case {"type": "char", "chars": str(chars)} if chars:
-            return CharTokenizer(chars)
-    raise UserError(
-        f"not a tokenizer: {str(form)[:60]!r}; it must be "
-        '{"type": "char", "chars": "…"} or {"type": "byte"}: prepare the data again'
-    )
+        """The text that is complete after `ids`. `final`: nothing follows."""
+        if self._table is None:
+            return self._decoder.decode(np.asarray(ids, dtype=np.uint8).tobytes(), final)
+        return self._decoder.decode(b"".join([self._table[number] for number in ids]), final)
 
 
 def id_dtype(vocab_size: int) -> type[np.uint16] | type[np.uint32]:

@@ -20,7 +20,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import nanogpt_lite as ng
-from nanogpt_lite import checkpoint, cli, config, datasets, integrity, logs, pipeline, runtime, tokenizer
+from nanogpt_lite import (
+    checkpoint,
+    cli,
+    config,
+    convert,
+    datasets,
+    integrity,
+    logs,
+    nanogpt,
+    pipeline,
+    runtime,
+    starts,
+    vocabulary,
+)
 
 TINY = {"preset": "modern-cpu", "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8, "ngram": 2, "batch_size": 4}
 TINY |= {"max_iters": 3, "eval_interval": 2, "warmup_iters": 1, "threads": 1, "device": "cpu"}
@@ -233,7 +246,63 @@ def test_any_config_file_and_any_tokenizer(trained, cases, figures):
     forms = with_other_value(json.loads(content)).map(lambda form: json.dumps(form).encode())
     try_cases(100 * cases, st.binary(max_size=99) | damaged(content) | forms, case, figures, "config files")
     form = {"type": "char", "chars": "abc"}
-    try_cases(50 * cases, ANY_JSON | with_other_value(form), tokenizer.from_json, figures, "tokenizers")
+    pairs = {"type": "bpe-260", "merges": ["a b", "ab c", "c c"], "special": ["<end>"]}
+    forms = ANY_JSON | with_other_value(form) | with_other_value(pairs)
+    try_cases(100 * cases, forms, vocabulary.from_json, figures, "tokenizers")
+
+
+@pytest.fixture
+def plain(text_file):
+    """A run with a network that nanoGPT and transformers have too."""
+    options = {name: value for name, value in TINY.items() if name != "ngram"}
+    return ng.train("bottles.txt", **options | {"preset": "cpu"})
+
+
+@few_and_many
+def test_any_checkpoint_of_nanogpt(plain, cases, figures):
+    path, meta = convert.to_nanogpt(plain, "theirs"), Path("theirs/data/bottles/meta.pkl")
+    contents = path.read_bytes(), meta.read_bytes()
+
+    def case(example):
+        content, its_meta = example
+        if isinstance(content, dict):
+            torch.save(content, path)
+        else:
+            path.write_bytes(content or contents[0])
+        meta.write_bytes(its_meta or contents[1])
+        nanogpt.read(path, meta)
+
+    other = with_other_value(torch.load(path, weights_only=True))
+    metas = damaged(contents[1]) | with_other_value(pickle.loads(contents[1])).map(pickle.dumps)
+    examples = st.tuples(other | damaged(contents[0]), st.none()) | st.tuples(st.none(), metas)
+    try_cases(80 * cases, examples, case, figures, "checkpoints of nanoGPT")
+
+
+@few_and_many
+def test_any_folder_of_hugging_face(plain, cases, figures):
+    folder = convert.to_huggingface(plain, "theirs")
+    contents = {name: (folder / name).read_bytes() for name in ("config.json", "tokenizer.json", "model.safetensors")}
+    contents["tokenizer.json"] = json.dumps({"model": {"merges": [["a", "b"], ["ab", "c"]]}}).encode()
+
+    def case(example):
+        for name, content in {**contents, **example}.items():
+            (folder / name).write_bytes(content)
+        starts.read_weights("theirs", 4)
+
+    forms = [
+        with_other_value(json.loads(contents[n])).map(lambda form: json.dumps(form).encode())
+        for n in contents
+        if "json" in n
+    ]
+    bytes_of = [damaged(content) for content in contents.values()]
+    parts = zip([*contents, "config.json", "tokenizer.json"], [*bytes_of, *forms], strict=True)
+    try_cases(
+        80 * cases,
+        st.one_of(st.tuples(st.just(n), c) for n, c in parts).map(lambda pair: dict([pair])),
+        case,
+        figures,
+        "folders of Hugging Face",
+    )
 
 
 WORDS = st.sampled_from([*cli.COMMANDS, *(f"--{name}" for name in config.RunConfig.names()), "--json", "--overwrite"])

@@ -78,4 +78,4 @@ def test_readme_promises_what_is_tested():
         name: [float(number) for number in row] for names, *row in table for name in re.findall("`(.*?)`", names)
     }
     assert promised == {name: list(formats.values()) for name, formats in TOLERANCE.items()}
-    assert TOLERANCE.keys() == ng.PRESETS.keys()
+    assert TOLERANCE.keys() == ng.PRESETS.keys() - {"finetune"}  # whose network is GPT-2's

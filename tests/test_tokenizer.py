@@ -9,7 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nanogpt_lite.errors import UserError
-from nanogpt_lite.tokenizer import ByteTokenizer, CharTokenizer, from_json
+from nanogpt_lite.tokenizer import ByteTokenizer, CharTokenizer
+from nanogpt_lite.vocabulary import from_json
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()))  # lone surrogates too
 SPECIAL = [

@@ -1,0 +1,132 @@
+"""Checkpoints of other programs, in and out: nanoGPT's, those of Hugging Face's transformers, and weights alone."""
+
+import shutil
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+
+from nanogpt_lite import checkpoint as checkpoints
+from nanogpt_lite import datasets, files, huggingface, inspection, nanogpt, plots, runs, state, texts
+from nanogpt_lite.checkpoint import SUFFIX, Checkpoint
+from nanogpt_lite.config import LoadConfig, TrainConfig
+from nanogpt_lite.errors import UserError
+from nanogpt_lite.runs import Run, RunLike
+from nanogpt_lite.tokenizer import CharTokenizer, Tokenizer
+
+
+def from_nanogpt(path: str | Path, *, meta: str | Path | None = None, out_dir: str | Path | None = None) -> Run:
+    """A run whose last checkpoint is nanoGPT's ckpt.pt, so that it samples and trains on as that would.
+
+    `meta`: the meta.pkl of its data, without it the one that nanoGPT would find: data/DATASET/meta.pkl, seen from here
+    or from the folder above the checkpoint's. If there is none, and it has GPT-2's number of symbols, its tokenizer is
+    GPT-2's, from the hub or from a merges.txt as `meta`. `out_dir`: the run's folder, without it the next free one
+    under runs/.
+
+    `UserError` if the files cannot be read without executing them, or do not go together.
+    """
+    wanted = str(out_dir or "")
+    runs.require_free(wanted, overwrite=False)
+    begun = nanogpt.read(Path(path), Path(meta) if meta else None)
+    folder = runs.claim(wanted, begun.config.dataset)
+    for name in ("best", "last"):
+        state.save(begun, folder / f"{name}{SUFFIX}")
+    return Run(folder)
+
+
+def to_nanogpt(
+    run: RunLike,
+    folder: str | Path,
+    *,
+    checkpoint: str = LoadConfig.checkpoint,
+    dataset: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Write a run's checkpoint as nanoGPT's ckpt.pt into `folder`, and as data/NAME/meta.pkl there its characters.
+
+    nanoGPT's sample.py and train.py --init_from=resume take them, once data/NAME lies in its own folder data.
+    `dataset`: write train.bin and val.bin too. `overwrite`: replace what is there. The path of the checkpoint.
+
+    `UserError` if the network or the tokenizer is none that nanoGPT has, or if a file is there already.
+    """
+    saved, config, tokenizer = _load(run, checkpoint)
+    nanogpt.require_known(config, tokenizer, saved.path)
+    folder, name = Path(folder), texts.name_of(config.dataset)
+    wanted = ["meta.pkl"] if isinstance(tokenizer, CharTokenizer) else []
+    wanted += ["train.bin", "val.bin"] if dataset else []
+    _require_free([folder / "ckpt.pt", *(folder / "data" / name / file for file in wanted)], overwrite)
+    if dataset:
+        data = datasets.prepare(config.dataset, tokenizer=tokenizer, sha256=saved.about["dataset_sha256"] or None)
+        for split in ("train.bin", "val.bin"):
+            with files.atomic(folder / "data" / name / split) as temporary:
+                shutil.copyfile(data.path / split, temporary)
+    if isinstance(tokenizer, CharTokenizer):
+        nanogpt.write_meta(tokenizer, folder / "data" / name / "meta.pkl")
+    nanogpt.write(saved, config, tokenizer, name, folder / "ckpt.pt")
+    return folder / "ckpt.pt"
+
+
+def to_huggingface(
+    run: RunLike, folder: str | Path, *, checkpoint: str = LoadConfig.checkpoint, overwrite: bool = False
+) -> Path:
+    """Write a run as a folder that transformers loads, with a model card. The folder. `overwrite`: replace its files.
+
+    `UserError` if transformers has no such network, or if a file is there already.
+    """
+    saved, config, tokenizer = _load(run, checkpoint)
+    huggingface.require_known(config, saved.path)
+    folder, source = Path(folder), Run(saved.path.parent)
+    drawn = find_spec("matplotlib") is not None and any(record["kind"] == "eval" for record in source.metrics)
+    _require_free([folder / name for name in (*huggingface.FILES, "README.md", *["loss.png"] * drawn)], overwrite)
+    huggingface.write(saved, config, tokenizer, folder)
+    if drawn:
+        plots.save(source.plot(), folder / "loss.png")
+    with files.atomic(folder / "README.md") as temporary:
+        temporary.write_text(_model_card(saved, config, drawn), encoding="utf-8")
+    return folder
+
+
+def export_weights(
+    run: RunLike, path: str | Path | None = None, *, checkpoint: str = LoadConfig.checkpoint, overwrite: bool = False
+) -> Path:
+    """Write a checkpoint without the optimizer's state, a third of its size, which `load` and `sample` take.
+
+    `path`: where to, without it weights.safetensors in the run's folder. `overwrite`: replace what is there. The path.
+
+    `UserError` if there is no such checkpoint, if it is damaged, or if `path` is there already.
+    """
+    saved, _, _ = _load(run, checkpoint, prefix="model.")
+    target = Path(path) if path else saved.path.with_stem("weights")
+    _require_free([target], overwrite)
+    checkpoints.save(target, saved.tensors, saved.about)
+    return target
+
+
+def _load(run: RunLike, checkpoint: str, prefix: str = "") -> tuple[Checkpoint, TrainConfig, Tokenizer]:
+    """A checkpoint whose weights are those of its network."""
+    saved = checkpoints.load(runs.find_checkpoint(run, checkpoint), prefix=prefix)
+    config, tokenizer = state.network_of(saved)
+    inspection.require_weights(config, tokenizer.vocab_size, saved)
+    return saved, config, tokenizer
+
+
+def _require_free(paths: Iterable[Path], overwrite: bool) -> None:
+    """`UserError` if a file is there that may not be replaced."""
+    if not overwrite and (taken := [str(path) for path in paths if path.exists()]):
+        raise UserError(
+            f"{', '.join(taken)} would be replaced; give another place (--path), or --overwrite to replace it"
+        )
+
+
+def _model_card(saved: Checkpoint, config: TrainConfig, drawn: bool) -> str:
+    """What the network is, in Markdown."""
+    about = saved.about
+    rows = {
+        "trained on": f"{config.dataset} (SHA-256 {about['dataset_sha256'] or 'not known'})",
+        "steps": about["step"],
+        "lowest val loss": f"{about['best_val_loss']} nats per token, at step {about['best_step']}",
+        **config.stored(),
+    }
+    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", "---", "", "# A small GPT", ""]
+    lines += ["Trained by nanogpt_lite, exported for transformers.", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in rows.items()]
+    return "\n".join([*lines, *(["", "![loss curves](loss.png)"] if drawn else []), ""])

@@ -1,0 +1,166 @@
+"""GPT-2 as Hugging Face keeps it, in and out: a folder of config.json, model.safetensors and a tokenizer.
+
+There a product has its matrix the other way round (`Conv1D`), and every layer has biases.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from nanogpt_lite import bpe, files, hub
+from nanogpt_lite.bpe import BPETokenizer
+from nanogpt_lite.checkpoint import Checkpoint
+from nanogpt_lite.config import NetworkConfig, TrainConfig
+from nanogpt_lite.errors import UserError
+from nanogpt_lite.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
+
+TURNED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
+FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+MASKS = (".attn.bias", ".attn.masked_bias")
+
+
+def is_gpt2(init_from: str) -> bool:
+    """Whether this names one of GPT-2's sizes, or a folder with such a network."""
+    return init_from in hub.GPT2 or (Path(init_from) / "model.safetensors").is_file()
+
+
+def read_gpt2(init_from: str) -> tuple[Checkpoint, NetworkConfig, Tokenizer]:
+    """The weights under our names, the network and the tokenizer of one of GPT-2's sizes, or of a folder.
+
+    `UserError` if the folder holds another kind of network. `WorldError` if the hub cannot be reached.
+    """
+    folder = Path(init_from) if init_from not in hub.GPT2 else None
+    names = ["config.json", "model.safetensors", "merges.txt"]
+    if folder and not (folder / "merges.txt").is_file():
+        names[2] = "tokenizer.json"
+    paths = {name: folder / name if folder else hub.fetch(init_from, name) for name in names}
+    try:
+        network = _network_of(json.loads(paths["config.json"].read_text(encoding="utf-8")))
+        found = {  # older files have the names without the prefix
+            f"transformer.{name.removeprefix('transformer.')}": tensor
+            for name, tensor in safetensors.torch.load_file(paths["model.safetensors"]).items()
+        }
+        merges = hub.read_merges(paths[names[2]])
+        tokenizer = BPETokenizer("gpt2", merges)
+        if tokenizer.vocab_size < found["transformer.wte.weight"].size(0):
+            tokenizer = BPETokenizer("gpt2", merges, [bpe.END_OF_TEXT])
+    except UserError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, safetensors.SafetensorError) as error:
+        raise UserError(
+            f"{init_from} holds no GPT-2 of Hugging Face ({error!r:.200}); give one of {', '.join(hub.GPT2)}, or a "
+            f"folder with {', '.join(names)}"
+        ) from error
+    tensors = {}
+    for name, tensor in found.items():
+        if not name.endswith((*MASKS, "lm_head.weight")):
+            tensors[f"model.{name}"] = tensor.t() if name.endswith(TURNED) else tensor
+    about = {"config": {**network.stored(), "tokenizer": "gpt2"}}
+    return Checkpoint(paths["model.safetensors"], tensors, about), network, tokenizer
+
+
+def _network_of(form: dict[str, Any]) -> NetworkConfig:
+    """The network that a config.json describes. `UserError` if it is none of ours."""
+    rules = {
+        "model_type": form["model_type"] == "gpt2",
+        "activation_function": form.get("activation_function", "gelu_new") in ACTIVATIONS,
+        "layer_norm_epsilon": form.get("layer_norm_epsilon", 1e-5) == 1e-5,
+        "n_inner": form.get("n_inner") in (None, 4 * form["n_embd"]),
+        "scale_attn_by_inverse_layer_idx": not form.get("scale_attn_by_inverse_layer_idx"),
+        "scale_attn_weights": form.get("scale_attn_weights", True),
+        "tie_word_embeddings": form.get("tie_word_embeddings", True),
+    }
+    if other := [f"{name}={form.get(name)!r}" for name, holds in rules.items() if not holds]:
+        raise UserError(f"this program has no network with {', '.join(other)}; give a GPT-2")
+    return NetworkConfig(
+        block_size=form["n_positions"],
+        n_layer=form["n_layer"],
+        n_head=form["n_head"],
+        n_embd=form["n_embd"],
+        bias=True,
+        activation=ACTIVATIONS[form.get("activation_function", "gelu_new")],
+    )
+
+
+def require_known(config: TrainConfig, path: Path) -> None:
+    """`UserError` unless transformers has such a network."""
+    plain = TrainConfig()
+    other = [
+        f"{name}={getattr(config, name)}"
+        for name in ("position", "norm", "qk_norm", "ngram")
+        if getattr(config, name) != getattr(plain, name)
+    ]
+    other += [f"activation={config.activation}"] if config.activation not in ACTIVATIONS.values() else []
+    if other:
+        raise UserError(
+            f"transformers has no network like the one in {path}, with {', '.join(other)}; train one that it "
+            "has: --preset shakespeare_char or --preset cpu"
+        )
+
+
+def write(saved: Checkpoint, config: TrainConfig, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write a network as `FILES` that `AutoModelForCausalLM` and `AutoTokenizer` of transformers load."""
+    form = _tokenizer_form(tokenizer)
+    end = tokenizer.vocab_size - 1 if '"<|endoftext|>"' in form else None
+    description = {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "activation_function": {"gelu": "gelu", "gelu_tanh": "gelu_new"}[config.activation],
+        "n_positions": config.block_size,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_embd": config.n_embd,
+        "vocab_size": tokenizer.vocab_size,
+        "tie_word_embeddings": config.tied,
+        "bos_token_id": end,
+        "eos_token_id": end,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout),
+    }
+    with files.atomic(folder / "model.safetensors") as temporary:
+        safetensors.torch.save_file(_their_tensors(saved), temporary, metadata={"format": "pt"})
+    files.write_json(folder / "config.json", description)
+    with files.atomic(folder / "tokenizer.json") as temporary:
+        temporary.write_text(form, encoding="utf-8")
+    about_tokenizer = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": config.block_size,
+    }
+    files.write_json(folder / "tokenizer_config.json", about_tokenizer)
+
+
+def _their_tensors(saved: Checkpoint) -> dict[str, Tensor]:
+    """The weights under Hugging Face's names: matrices turned, and zeros where a layer has no bias."""
+    tensors = {}
+    for name, tensor in saved.part("model.").items():
+        tensors[name] = tensor.t().contiguous() if name.endswith(TURNED) else tensor
+        if name.endswith((*TURNED, "ln_1.weight", "ln_2.weight", "ln_f.weight")):
+            tensors.setdefault(name.removesuffix("weight") + "bias", torch.zeros(tensor.size(0)))
+    biases = {name: tensor for name, tensor in saved.part("model.").items() if name.endswith(".bias")}
+    return {**tensors, **biases}
+
+
+def _tokenizer_form(tokenizer: Tokenizer) -> str:
+    """A tokenizer.json: the same ids for the same text."""
+    library = bpe.library()
+    if isinstance(tokenizer, BPETokenizer):
+        made = tokenizer.of_the_library()
+        made.decoder = library.decoders.ByteLevel()
+    elif isinstance(tokenizer, ByteTokenizer):
+        vocabulary = bpe.printable_bytes()
+        made = library.Tokenizer(library.models.BPE(vocab=vocabulary, merges=[]))
+        made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.decoder = library.decoders.ByteLevel()
+    else:
+        assert isinstance(tokenizer, CharTokenizer)
+        vocabulary = {char: number for number, char in enumerate(tokenizer.chars)}
+        made = library.Tokenizer(library.models.WordLevel(vocab=vocabulary))
+        made.pre_tokenizer = library.pre_tokenizers.Split(library.Regex(r"[\s\S]"), behavior="isolated")
+        made.decoder = library.decoders.Fuse()
+    return str(made.to_str())

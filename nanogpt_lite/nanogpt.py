@@ -1,0 +1,207 @@
+"""nanoGPT's checkpoints and meta.pkl, in and out. Nothing that a file holds is executed on the way in.
+
+A checkpoint of nanoGPT is a pickle, and so is its meta.pkl. The one is read by PyTorch's reader that admits tensors and
+plain values alone, the other by one that admits plain values alone. Without a meta.pkl nanoGPT means GPT-2's tokens.
+"""
+
+import io
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanogpt_lite import bpe, files, hub, inspection, optim, state
+from nanogpt_lite.bpe import BPETokenizer
+from nanogpt_lite.checkpoint import Checkpoint
+from nanogpt_lite.config import NetworkConfig, TrainConfig
+from nanogpt_lite.errors import UserError
+from nanogpt_lite.model import GPT
+from nanogpt_lite.state import TrainState
+from nanogpt_lite.tokenizer import CharTokenizer, Tokenizer
+
+SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size")  # of nanoGPT's model_args
+NOT_OF_THE_RUN = ("out_dir", "init_from", "device", "compile", "wandb_log", "wandb_project", "wandb_run_name")
+WRAPPERS = ("_orig_mod.", "module.")  # what torch.compile and DistributedDataParallel put before a name
+GPT2_SIZE, PADDED_SIZE = 50257, 50304  # symbols: GPT-2's, and the next multiple of 64, which nanoGPT trains with
+
+
+def read(path: Path, meta: Path | None) -> TrainState:
+    """The state of a run of nanoGPT's, from its ckpt.pt and meta.pkl; `meta`: as of `convert.from_nanogpt`."""
+    content = _read_checkpoint(path)
+    try:
+        shape = {name: content["model_args"][name] for name in SHAPE}
+        config = _config_of(content["config"], shape)
+        tokenizer = _tokenizer_of(path, meta or _find_meta(path, config.dataset), shape["vocab_size"])
+        saved = Checkpoint(path, _weights_of(content["model"]), {})
+        inspection.require_weights(config, tokenizer.vocab_size, saved)
+        begun = state.start(config.replace({"device": "cpu"}), tokenizer)
+        state.load_weights(begun.model, saved)
+        _fill_slots(begun, content["optimizer"]["state"])
+        begun.device = torch.device(str(content["config"].get("device", "cuda")).split(":")[0])
+        begun.step = begun.evaluated = begun.best_step = int(content["iter_num"])
+        begun.best_val_loss = float(content["best_val_loss"])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is no checkpoint of nanoGPT's train.py ({error!r:.200}); give its ckpt.pt") from error
+    return begun
+
+
+def write(saved: Checkpoint, config: TrainConfig, tokenizer: Tokenizer, dataset: str, path: Path) -> None:
+    """Write a checkpoint as nanoGPT's ckpt.pt, of a run on its data/DATASET."""
+    weights = saved.part("model.")
+    content = {
+        "model": {**weights, "lm_head.weight": weights["transformer.wte.weight"]},
+        "optimizer": _optimizer_of(saved, config),
+        "model_args": {
+            **{field: getattr(config, field, tokenizer.vocab_size) for field in SHAPE},
+            "dropout": config.dropout,
+        },
+        "iter_num": saved.about["step"],
+        "best_val_loss": saved.about["best_val_loss"],
+        "config": {**config.stored(), "dataset": dataset},
+    }
+    with files.atomic(path) as temporary:
+        torch.save(content, temporary)
+
+
+def write_meta(tokenizer: CharTokenizer, path: Path) -> None:
+    """Write nanoGPT's meta.pkl: plain values alone."""
+    itos = dict(enumerate(tokenizer.chars))
+    content = {"vocab_size": len(itos), "itos": itos, "stoi": {char: id_ for id_, char in itos.items()}}
+    with files.atomic(path) as temporary:
+        temporary.write_bytes(pickle.dumps(content))
+
+
+def require_known(config: TrainConfig, tokenizer: Tokenizer, path: Path) -> None:
+    """`UserError` unless nanoGPT has such a network and such a tokenizer."""
+    plain = TrainConfig()
+    names = ("position", "norm", "qk_norm", "activation", "tied", "ngram")
+    other = [f"{name}={getattr(config, name)}" for name in names if getattr(config, name) != getattr(plain, name)]
+    name = tokenizer.to_json()["type"]
+    other += [] if name in ("char", "gpt2") else [f"tokenizer={name}"]
+    if other:
+        raise UserError(
+            f"nanoGPT has no network like the one in {path}, with {', '.join(other)}; train one that it has: "
+            "--preset shakespeare_char or --preset cpu"
+        )
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    """What nanoGPT's ckpt.pt holds, if that is tensors and plain values."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a pickle can fail in any way
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path} cannot be read without executing what it holds ({reason}); give a ckpt.pt of nanoGPT's train.py"
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is no checkpoint of nanoGPT's train.py; give its ckpt.pt")
+    return content
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads numbers, texts and collections of them. Whatever else a pickle holds, it would have to be looked up."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def _tokenizer_of(path: Path, meta: Path | None, vocab_size: Any) -> Tokenizer:
+    """The tokenizer of a checkpoint with so many symbols: that of a meta.pkl, or GPT-2's."""
+    if meta and meta.suffix not in (".txt", ".json"):
+        tokenizer = _read_meta(meta)
+    elif vocab_size in (GPT2_SIZE, PADDED_SIZE):
+        unused = [f"<|unused{number}|>" for number in range(GPT2_SIZE, vocab_size)]
+        merges = hub.read_merges(meta) if meta else hub.gpt2_merges()
+        tokenizer = BPETokenizer("gpt2", merges, [bpe.END_OF_TEXT, *unused])
+    else:
+        raise UserError(
+            f"there is no data/DATASET/meta.pkl here or in {path.parent.parent}, which says what the {vocab_size} "
+            f"symbols of {path} are; give it: --meta"
+        )
+    if tokenizer.vocab_size != vocab_size:
+        raise UserError(
+            f"{path} has {vocab_size} symbols and {meta} {tokenizer.vocab_size}; give the one of the data that it was "
+            "trained on: --meta"
+        )
+    return tokenizer
+
+
+def _read_meta(path: Path) -> Tokenizer:
+    """The tokenizer that nanoGPT's meta.pkl describes."""
+    try:
+        itos = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()["itos"]
+        chars = [itos[number] for number in range(len(itos))]
+        if not all(type(char) is str and len(char) == 1 for char in chars):
+            raise ValueError("its symbols are not single characters")
+        return CharTokenizer("".join(chars))
+    except Exception as error:  # a pickle can fail in any way
+        raise UserError(
+            f"{path} is no meta.pkl of characters ({str(error) or type(error).__name__:.200}); give the one that "
+            "nanoGPT's prepare.py wrote beside its train.bin: --meta"
+        ) from error
+
+
+def _find_meta(path: Path, dataset: str) -> Path | None:
+    """The meta.pkl of a dataset of nanoGPT's."""
+    found = (base / "data" / dataset / "meta.pkl" for base in (Path(), path.parent.parent))
+    return next((meta for meta in found if meta.is_file()), None)
+
+
+def _config_of(given: Mapping[str, Any], shape: Mapping[str, Any]) -> TrainConfig:
+    """The options of a run of nanoGPT's."""
+    known = {name: value for name, value in given.items() if name in TrainConfig.names() and name not in NOT_OF_THE_RUN}
+    if str(given.get("device", "")).startswith("cpu"):
+        known["dtype"] = "float32"  # whatever it says: on a CPU nanoGPT computes in nothing else
+    network = {name: value for name, value in shape.items() if name != "vocab_size"}
+    return TrainConfig.from_dict({**known, **network})
+
+
+def _weights_of(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights under our names, which are nanoGPT's: without wrappers, masks, and the second name of a matrix."""
+    weights = {}
+    for name, tensor in found.items():
+        for wrapper in WRAPPERS:
+            name = name.removeprefix(wrapper)
+        if not name.endswith(".attn.bias") and name != "lm_head.weight":
+            weights[f"model.{name}"] = tensor
+    return weights
+
+
+def _in_nanogpts_order(model: GPT) -> list[str]:
+    """The names of the parameters in the order in which nanoGPT's optimizer counts them."""
+    named = dict(model.named_parameters())
+    return [n for n, p in named.items() if p.dim() >= 2] + [n for n, p in named.items() if p.dim() < 2]
+
+
+def _fill_slots(begun: TrainState, found: Mapping[int, Mapping[str, Tensor]]) -> None:
+    """Give the optimizer of a new state the means of nanoGPT's."""
+    parameters, shapes = dict(begun.model.named_parameters()), optim.slot_shapes(begun.optimizer)
+    for number, name in enumerate(_in_nanogpts_order(begun.model) if found else []):
+        parameter = parameters[name]
+        slots = {slot: found[number][slot].float() for slot in shapes[parameter]}
+        if {slot: value.shape for slot, value in slots.items()} != shapes[parameter]:
+            raise ValueError(f"the optimizer's means of {name} have another shape than it")
+        begun.optimizer.state[parameter] = slots
+
+
+def _optimizer_of(saved: Checkpoint, config: TrainConfig) -> dict[str, Any]:
+    """The state of PyTorch's AdamW as nanoGPT makes it: without means if there are none, or if Muon has them."""
+    with torch.device("meta"):
+        model = GPT(config.part(NetworkConfig), saved.tensors["model.transformer.wte.weight"].size(0))
+    names = _in_nanogpts_order(model)
+    slots = [saved.part(f"optimizer.{name}.") for name in names]
+    decayed = sum(parameter.dim() >= 2 for parameter in model.parameters())
+    stand_ins = [torch.empty(0) for _ in names]
+    groups = [
+        {"params": stand_ins[:decayed], "weight_decay": config.weight_decay},
+        {"params": stand_ins[decayed:], "weight_decay": 0.0},
+    ]
+    rate = optim.learning_rate(saved.about["step"], config)
+    form = torch.optim.AdamW(groups, lr=rate, betas=(config.beta1, config.beta2)).state_dict()
+    return {**form, "state": dict(enumerate(slots)) if all(slots) and config.optimizer == "adamw" else {}}

@@ -1,0 +1,357 @@
+"""nanoGPT's files, in and out: against the same network in transformers, and against a clone of nanoGPT.
+
+`NANOGPT=path/to/clone pytest tests/test_convert.py` runs its own train.py and sample.py too.
+"""
+
+import copy
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import nanogpt_lite as ng
+from nanogpt_lite import batches, bpe, checkpoint, convert, hub, state, steps
+from nanogpt_lite.cli import main
+
+transformers = pytest.importorskip("transformers")
+SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 16, "bias": True}
+SMALL = {**SHAPE, "preset": "cpu", "device": "cpu", "threads": 1, "batch_size": 4, "max_iters": 6, "eval_interval": 3}
+OPTIONS = {"learning_rate": 0.01, "weight_decay": 0.3, "beta1": 0.8, "beta2": 0.9, "warmup_iters": 2, "min_lr": 0.001}
+OPTIONS |= {"max_iters": 20, "lr_decay_iters": 20, "batch_size": 4, "gradient_accumulation_steps": 1, "grad_clip": 1.0}
+OPTIONS |= {"decay_lr": True, "eval_interval": 5, "eval_iters": 3, "log_interval": 1, "dropout": 0.0}
+NANOGPTS_OWN = {"out_dir": "out", "eval_only": False, "always_save_checkpoint": True, "backend": "nccl"}
+NANOGPTS_OWN |= {"wandb_log": False, "init_from": "scratch", "dtype": "float16", "device": "cpu", "compile": True}
+STEPS = 3
+
+
+class Bomb:
+    def __reduce__(self):
+        return (Path.touch, (Path("executed").absolute(),))
+
+
+def in_nanogpts_words(model):
+    """The parameters of a GPT-2 of transformers under nanoGPT's names, in the order of its modules."""
+    named = {}
+    for name, parameter in model.named_parameters():
+        turned = name.endswith("weight") and any(part in name for part in ("c_attn", "c_proj", "c_fc"))
+        named[name] = parameter.detach().t().clone() if turned else parameter.detach().clone()
+    return {name: torch.nn.Parameter(tensor.contiguous()) for name, tensor in named.items()}
+
+
+def optimizer_of(named):
+    """AdamW as nanoGPT makes it."""
+    decayed = [p for p in named.values() if p.dim() >= 2]
+    rest = [p for p in named.values() if p.dim() < 2]
+    groups = [{"params": decayed, "weight_decay": 0.3}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=0.01, betas=(0.8, 0.9))
+
+
+@pytest.fixture
+def theirs(text_file):
+    """out/ckpt.pt and data/bottles/meta.pkl as nanoGPT leaves them after three steps, and what they were made of."""
+    torch.manual_seed(0)
+    chars = sorted(set(text_file.read_text()))
+    form = transformers.GPT2Config(
+        vocab_size=len(chars), n_positions=16, n_embd=16, n_layer=2, n_head=2, activation_function="gelu"
+    )
+    model = transformers.GPT2LMHeadModel(form).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    named = in_nanogpts_words(model)
+    optimizer = optimizer_of(named)
+    for _ in range(STEPS):
+        for parameter in named.values():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            turned = parameter.shape != named[name].shape or any(p in name for p in ("c_attn.w", "c_proj.w", "c_fc.w"))
+            parameter.copy_(named[name].t() if turned else named[name])
+    weights = {name: parameter.detach() for name, parameter in named.items()}
+    masks = {f"transformer.h.{n}.attn.bias": torch.ones(1, 1, 16, 16).tril() for n in range(2)}
+    content = {
+        "model": {**weights, **masks, "lm_head.weight": weights["transformer.wte.weight"]},
+        "optimizer": optimizer.state_dict(),
+        "model_args": {**SHAPE, "dropout": 0.0, "vocab_size": len(chars)},
+        "iter_num": STEPS,
+        "best_val_loss": torch.tensor(2.5),
+        "config": {**OPTIONS, **NANOGPTS_OWN, **SHAPE, "dataset": "bottles"},
+    }
+    meta = {"vocab_size": len(chars), "itos": dict(enumerate(chars)), "stoi": {c: n for n, c in enumerate(chars)}}
+    Path("out").mkdir()
+    torch.save(content, "out/ckpt.pt")
+    Path("data/bottles").mkdir(parents=True)
+    Path("data/bottles/meta.pkl").write_bytes(pickle.dumps(meta))
+    return content, model, named, optimizer
+
+
+def saved_as(content, **changes):
+    torch.save({**content, **changes}, "out/ckpt.pt")
+
+
+@pytest.mark.parametrize("wrapper", ["", "_orig_mod.", "_orig_mod.module."])
+def test_the_text_is_that_of_the_network(theirs, wrapper):
+    content, model, _, _ = theirs
+    saved_as(content, model={f"{wrapper}{name}": tensor for name, tensor in content["model"].items()})
+    run = convert.from_nanogpt("out/ckpt.pt")
+    loaded, tokenizer = ng.load(run, device="cpu")
+    ids = tokenizer.encode("7 green ").tolist()
+    with torch.no_grad():
+        ours, expected = loaded(torch.tensor([ids]))[0], model(torch.tensor([ids])).logits
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+    drawn = model.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False, pad_token_id=0)[0].tolist()
+    assert ng.sample(run, start="7 green ", temperature=0.0, max_new_tokens=8, device="cpu")[0] == tokenizer.decode(
+        drawn
+    )
+
+
+def test_training_goes_on_where_nanogpt_stopped(theirs):
+    """The next step, from the same gradient: the same weights, by AdamW's means, its count and the learning rate."""
+    _, _, named, optimizer = theirs
+    run = convert.from_nanogpt("out/ckpt.pt")
+    saved = checkpoint.load(run.out_dir / "last.safetensors")
+    restored = state.restore(saved, {"grad_clip": 0.0})
+    assert (restored.step, restored.best_val_loss, restored.config.dtype) == (STEPS, 2.5, "float32")
+    assert restored.config.eval_iters == 3
+    tokens = np.random.default_rng(0).integers(0, restored.tokenizer.vocab_size, 500).astype(np.uint16)
+    batch = batches.random_batch(tokens, rows=4, block_size=16, seed=1, step=3)
+    twin = copy.deepcopy(restored.model)
+    twin(*batch)[1].backward()
+    for name, parameter in twin.named_parameters():
+        named[name].grad = parameter.grad
+    for group in optimizer.param_groups:
+        group["lr"] = 0.001 + 0.5 * (1 + np.cos(np.pi * (3 - 2) / (20 - 2))) * (0.01 - 0.001)  # nanoGPT's get_lr(3)
+    optimizer.step()
+    steps.train_step(restored, restored.model, batch)
+    for name, parameter in restored.model.named_parameters():
+        torch.testing.assert_close(parameter, named[name], atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_it_resumes_on_its_text_and_knows_it_from_then_on(theirs):
+    run = convert.from_nanogpt("out/ckpt.pt", out_dir="runs/taken")
+    ng.train("bottles.txt", out_dir=run.out_dir, init_from="resume", max_iters=6, device="cpu", threads=1)
+    data = ng.prepare("bottles.txt")
+    assert checkpoint.load(Path("runs/taken/last.safetensors")).about["dataset_sha256"] == data.sha256
+    assert np.isfinite(ng.evaluate(run, dataset="bottles.txt", device="cpu")["val_loss"])
+
+
+def test_out_and_in_again_is_the_same(text_file):
+    run = ng.train("bottles.txt", **SMALL, dropout=0.1)
+    path = convert.to_nanogpt(run, "out", checkpoint="last", dataset=True)
+    back = convert.from_nanogpt(path, out_dir="runs/back", meta="out/data/bottles/meta.pkl")
+    before, after = (checkpoint.load(one.out_dir / "last.safetensors") for one in (run, back))
+    assert before.tensors.keys() == after.tensors.keys()
+    assert all(torch.equal(tensor, after.tensors[name]) for name, tensor in before.tensors.items())
+    kept = {name: value for name, value in before.about["config"].items() if name not in ("threads", "dataset")}
+    assert {name: after.about["config"][name] for name in kept} == kept
+    for split in ("train", "val"):
+        assert Path(f"out/data/bottles/{split}.bin").read_bytes() == Path(f"data/bottles/{split}.bin").read_bytes()
+
+
+def test_what_is_written_is_what_torch_makes(theirs):
+    """The state of the optimizer is what PyTorch's AdamW loads, each mean beside its parameter."""
+    _, _, named, optimizer = theirs
+    run = convert.from_nanogpt("out/ckpt.pt")
+    content = torch.load(convert.to_nanogpt(run, "again"), weights_only=True)
+    fresh = optimizer_of(in_nanogpts_words(theirs[1]))
+    fresh.load_state_dict(content["optimizer"])
+    for one, other in zip(fresh.state.values(), optimizer.state.values(), strict=True):
+        assert all(torch.equal(one[slot], other[slot]) for slot in ("step", "exp_avg", "exp_avg_sq"))
+    assert content["model"].keys() == {*named, "lm_head.weight"}
+    assert content["model_args"] == {**SHAPE, "dropout": 0.0, "vocab_size": theirs[0]["model_args"]["vocab_size"]}
+    meta = pickle.loads(Path("again/data/bottles/meta.pkl").read_bytes())
+    assert meta == pickle.loads(Path("data/bottles/meta.pkl").read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"preset": "modern-cpu"}, "position=rotary, qk_norm=True, activation=relu2, tied=False, ngram=4"),
+        ({"tokenizer": "byte"}, "tokenizer=byte"),
+        ({"activation": "gelu_tanh"}, "activation=gelu_tanh"),
+    ],
+)
+def test_what_nanogpt_lacks_is_refused(text_file, options, named):
+    run = ng.train("bottles.txt", **{**SMALL, **options})
+    with pytest.raises(ng.UserError, match=f"nanoGPT has no network .* with {named}; train one that it has"):
+        convert.to_nanogpt(run, "out")
+    assert not Path("out").exists()
+
+
+def test_nothing_is_executed_on_the_way_in(theirs, figures):
+    content = theirs[0]
+    for bomb in ({**content, "config": Bomb()}, {**content, "model": {"x": Bomb()}}, Bomb()):
+        torch.save(bomb, "out/ckpt.pt")
+        with pytest.raises(ng.UserError, match="without executing what it holds"):
+            convert.from_nanogpt("out/ckpt.pt")
+        figures["pickles refused"] += 1
+    saved_as(content)
+    for bomb in (Bomb(), {"itos": Bomb()}, {"itos": {0: Bomb()}}):
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+            Path("data/bottles/meta.pkl").write_bytes(pickle.dumps(bomb, protocol))
+            with pytest.raises(ng.UserError, match=r"no meta.pkl of characters \(it asks for"):
+                convert.from_nanogpt("out/ckpt.pt")
+            figures["pickles refused"] += 1
+    assert not Path("executed").exists()
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_args": {}},
+        {"model_args": None},
+        {"config": []},
+        {"model": {}},
+        {"optimizer": {"state": {0: {}}}},
+        {"optimizer": None},
+        {"iter_num": "three"},
+        {"best_val_loss": "low"},
+        {"model_args": {**SHAPE, "vocab_size": 7}},
+        {"model_args": {**SHAPE, "n_layer": 10**9, "vocab_size": 34}},
+    ],
+)
+def test_what_is_no_checkpoint_of_nanogpt_is_refused(theirs, changes):
+    saved_as(theirs[0], **changes)
+    with pytest.raises(ng.UserError):
+        convert.from_nanogpt("out/ckpt.pt")
+    assert not Path("runs").exists()
+
+
+def gpt2_merges():
+    """As many as GPT-2 has: every pair of two bytes, as far as they go."""
+    octets = list(bpe.printable_bytes())
+    return [f"{one} {other}" for one in octets for other in octets][:50000]
+
+
+@pytest.mark.parametrize("size", [50257, 50304])
+def test_without_characters_the_tokens_are_those_of_gpt2(theirs, monkeypatch, size):
+    """With and without the rows that fill nanoGPT's vocabulary up."""
+    content, *_ = theirs
+    Path("data/bottles/meta.pkl").unlink()
+    wte = torch.randn(size, 16)
+    args = {**content["model_args"], "vocab_size": size}
+    weights = {**content["model"], "transformer.wte.weight": wte, "lm_head.weight": wte}
+    saved_as(content, model=weights, model_args=args, optimizer={"state": {}})
+    Path("merges.txt").write_text("#version: 0.2\n" + "\n".join(gpt2_merges()) + "\n", encoding="utf-8")
+    run = convert.from_nanogpt("out/ckpt.pt", meta="merges.txt")
+    model, tokenizer = ng.load(run, device="cpu")
+    assert model.transformer.wte.weight.shape == (size, 16)
+    assert tokenizer.vocab_size == size
+    assert tokenizer.encode("<|endoftext|>").tolist() == [50256]
+    monkeypatch.setattr(hub, "gpt2_merges", gpt2_merges)
+    assert ng.load(convert.from_nanogpt("out/ckpt.pt"))[1].to_json() == tokenizer.to_json()
+    back = torch.load(convert.to_nanogpt(run, "again"), weights_only=True)
+    assert back["model_args"] == args
+    assert torch.equal(back["model"]["lm_head.weight"], wte)
+    assert not Path("again/data").exists()  # nanoGPT takes GPT-2's tokens where there is no meta.pkl
+    for content in ("{}", "[" * 100_000, "é é é"):
+        Path("merges.json").write_text(content, encoding="utf-8")
+        with pytest.raises(ng.UserError, match=r"merges.json has no merges|what is no token"):
+            convert.from_nanogpt("out/ckpt.pt", meta="merges.json")
+
+
+@pytest.mark.parametrize(
+    "meta", [None, {"itos": {0: "ab"}}, {"itos": {1: "a"}}, {"itos": []}, {}, [], {"itos": {0: 7}}]
+)
+def test_what_are_no_characters_is_refused(theirs, meta):
+    Path("data/bottles/meta.pkl").unlink() if meta is None else Path("data/bottles/meta.pkl").write_bytes(
+        pickle.dumps(meta)
+    )
+    with pytest.raises(ng.UserError, match="--meta"):
+        convert.from_nanogpt("out/ckpt.pt")
+
+
+def test_files_that_are_no_pickles_are_refused(theirs):
+    for content in (b"", b"PK\x03\x04", b"x" * 100):
+        Path("out/ckpt.pt").write_bytes(content)
+        with pytest.raises(ng.UserError, match="give a ckpt.pt"):
+            convert.from_nanogpt("out/ckpt.pt")
+    torch.save([1], "out/ckpt.pt")
+    with pytest.raises(ng.UserError, match="give its ckpt.pt"):
+        convert.from_nanogpt("out/ckpt.pt")
+    with pytest.raises(ng.UserError, match="No such file"):
+        convert.from_nanogpt("nowhere.pt")
+
+
+def test_weights_alone_load_and_sample(text_file):
+    run = ng.train("bottles.txt", **SMALL)
+    path = convert.export_weights(run)
+    assert path == run.out_dir / "weights.safetensors"
+    assert path.stat().st_size < 0.45 * (run.out_dir / "best.safetensors").stat().st_size
+    options = {"start": "7 green", "max_new_tokens": 20, "device": "cpu"}
+    assert ng.sample(path, **options) == ng.sample(run, **options) == ng.sample(run, checkpoint="weights", **options)
+    assert not [name for name in checkpoint.load(path).tensors if name.startswith("optimizer")]
+
+
+def test_the_command_line(theirs, capsys):
+    assert main(["import", "--from", "out/ckpt.pt", "--out_dir", "runs/a"]) == 0
+    assert main(["export", "--out_dir", "runs/a", "--to", "nanogpt"]) == 0
+    assert main(["export", "--out_dir", "runs/a", "--to=hf", "--path", "there"]) == 0
+    assert main(["export", "--out_dir", "runs/a", "--weights"]) == 0
+    assert capsys.readouterr().out.split() == [
+        "runs/a",
+        "runs/a/nanogpt/ckpt.pt",
+        "there",
+        "runs/a/weights.safetensors",
+    ]
+    for line in ("--to nanogpt", "--to=hf --path there", "--weights"):
+        assert main(["export", "--out_dir", "runs/a", *line.split()]) == 2
+        assert "would be replaced; give another place" in capsys.readouterr().err
+        assert main(["export", "--out_dir", "runs/a", "--overwrite", *line.split()]) == 0
+    capsys.readouterr()
+    for line, told in [
+        ("import", "give a checkpoint of nanoGPT: --from"),
+        ("import --from out/ckpt.pt --out_dir runs/a", "holds a run already"),
+        ("export --out_dir runs/a", "what to export? give --to"),
+        ("export --out_dir runs/a --to nanogtp", "did you mean nanogpt"),
+        ("export --out_dir runs/a --to hf --weights", "what to export? give --to"),
+    ]:
+        assert main(line.split()) == 2
+        assert told in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("NANOGPT" not in os.environ, reason="set NANOGPT to a clone of nanoGPT, with tiktoken installed")
+def test_a_clone_of_nanogpt_gives_and_takes(text_file):
+    clone = Path(shutil.copytree(os.environ["NANOGPT"], "clone", ignore=shutil.ignore_patterns(".git")))
+    data = ng.prepare("bottles.txt")
+    folder = clone / "data" / "bottles"
+    folder.mkdir()
+    for name in ("train.bin", "val.bin"):
+        shutil.copy(data.path / name, folder)
+    chars = dict(enumerate(data.tokenizer.chars))
+    meta = {"vocab_size": len(chars), "itos": chars, "stoi": {char: number for number, char in chars.items()}}
+    (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
+
+    def run(script, *flags):
+        command = [sys.executable, script, "--device=cpu", "--out_dir=out", *flags]
+        return subprocess.run(command, cwd=clone, check=True, capture_output=True, text=True, timeout=300).stdout
+
+    flags = ["--dataset=bottles", "--compile=False", "--eval_iters=5", "--eval_interval=50", "--batch_size=8"]
+    flags += ["--gradient_accumulation_steps=1", "--learning_rate=0.01", "--warmup_iters=5", "--block_size=64"]
+    shape = ["--n_layer=2", "--n_head=2", "--n_embd=32", "--dropout=0.0"]
+    printed = run(
+        "train.py", *flags, *shape, "--max_iters=100", "--lr_decay_iters=200", "--always_save_checkpoint=True"
+    )
+    their_loss = float(printed.split("step 100:")[1].split("val loss ")[1].split()[0])
+    ours = convert.from_nanogpt(clone / "out" / "ckpt.pt", out_dir="runs/ours")
+    assert ng.evaluate(ours, dataset="bottles.txt", device="cpu")["val_loss"] == pytest.approx(their_loss, abs=0.1)
+    drawn = run("sample.py", "--start=7 green", "--num_samples=1", "--max_new_tokens=50", "--top_k=1")
+    text = ng.sample(ours, start="7 green", temperature=0.0, max_new_tokens=50, device="cpu")[0]
+    assert f"\n{text}\n------" in drawn
+    ng.train("bottles.txt", out_dir="runs/ours", init_from="resume", max_iters=150, device="cpu")
+    best = ng.Run("runs/ours").best_val_loss
+    assert best < their_loss + 0.02
+    convert.to_nanogpt(ours, clone / "out", overwrite=True)
+    assert run("sample.py", "--start=7 green", "--num_samples=1", "--max_new_tokens=50", "--top_k=1")
+    printed = run("train.py", *flags, "--init_from=resume", "--max_iters=200", "--lr_decay_iters=200")
+    losses = [float(part.split("val loss ")[1].split()[0]) for part in printed.split("step ")[1:]]
+    assert losses[0] == pytest.approx(best, abs=0.1)
+    assert losses[-1] < losses[0] + 0.02

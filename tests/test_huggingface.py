@@ -1,0 +1,183 @@
+"""GPT-2 from a folder of Hugging Face's, and a folder that transformers loads, against transformers itself."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import nanogpt_lite as ng
+from nanogpt_lite import bpe, convert, hub
+from nanogpt_lite.bpe import END_OF_TEXT
+
+transformers = pytest.importorskip("transformers")
+TINY = {"device": "cpu", "threads": 1, "max_iters": 4, "eval_interval": 2, "batch_size": 4, "warmup_iters": 1}
+SHAPE = {"block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 16}
+NANOGPTS = {**TINY, **SHAPE, "preset": "cpu", "dropout": 0.0}
+
+
+@pytest.fixture
+def gpt2(text_file):
+    """A small GPT-2 with random weights, as transformers and its tokenizers write it."""
+    torch.manual_seed(0)
+    merges = bpe.train("bpe-300", [text_file.read_text()], 300).to_json()["merges"]
+    symbols = [*dict.fromkeys([*bpe.printable_bytes(), *(merge.replace(" ", "") for merge in merges)]), END_OF_TEXT]
+    form = transformers.GPT2Config(vocab_size=len(symbols), n_positions=32, n_embd=16, n_layer=2, n_head=2)
+    model = transformers.GPT2LMHeadModel(form).eval()
+    for parameter in model.parameters():  # biases and gains too
+        torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained("theirs")
+    Path("theirs/merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+    Path("theirs/vocab.json").write_text(json.dumps({symbol: number for number, symbol in enumerate(symbols)}))
+    return model
+
+
+def logits_of(model, ids):
+    with torch.no_grad():
+        return model(torch.tensor([ids]))[0] if isinstance(model, ng.GPT) else model(torch.tensor([ids])).logits
+
+
+def started_from(init_from, **options):
+    """A run from these weights, whose learning rate is too small to change them."""
+    still = {"learning_rate": 1e-12, "decay_lr": False, "weight_decay": 0.0}
+    return ng.train("bottles.txt", init_from=init_from, **{**TINY, **still, **options})
+
+
+@pytest.mark.parametrize("block_size", [32, 8])
+def test_gpt2_from_a_folder_has_the_logits_of_transformers(gpt2, block_size):
+    run = started_from("theirs", **({"block_size": block_size} if block_size < 32 else {}))
+    model, tokenizer = ng.load(run)
+    assert model.config.block_size == block_size
+    ids = tokenizer.encode("7 green bottles hanging")[:block_size].tolist()
+    torch.testing.assert_close(logits_of(model, ids), logits_of(gpt2, ids), atol=1e-5, rtol=1e-5)
+    theirs = transformers.AutoTokenizer.from_pretrained("theirs")
+    assert theirs("7 green bottles hanging")["input_ids"][:block_size] == ids
+
+
+def test_it_is_finetuned_as_nanogpt_does_and_goes_on(gpt2):
+    run = ng.train("bottles.txt", init_from="theirs", out_dir="runs/tuned", **{**TINY, "block_size": 16})
+    config = json.loads((run.out_dir / "config.json").read_text())["config"]
+    assert (config["learning_rate"], config["decay_lr"], config["gradient_accumulation_steps"]) == (3e-5, False, 32)
+    assert (config["tokenizer"], config["activation"], config["bias"]) == ("gpt2", "gelu_tanh", True)
+    losses = [record["val_loss"] for record in run.metrics if record["kind"] == "eval"]
+    assert losses[-1] < losses[0]
+    ng.train(out_dir="runs/tuned", init_from="resume", max_iters=6)
+    assert "green" in "".join(ng.sample(run, start="7 green", max_new_tokens=5, device="cpu"))
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "merges.txt"])
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"a b c\n", b"\xff"])
+def test_a_folder_that_holds_no_gpt2_is_refused(gpt2, file, content):
+    path = Path("theirs") / file
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(ng.UserError):
+        started_from("theirs")
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model_type", "llama"),
+        ("activation_function", "silu"),
+        ("layer_norm_epsilon", 1e-6),
+        ("n_inner", 50),
+        ("scale_attn_by_inverse_layer_idx", True),
+        ("scale_attn_weights", False),
+        ("tie_word_embeddings", False),
+    ],
+)
+def test_another_network_is_refused_by_what_is_other(gpt2, name, value):
+    path = Path("theirs/config.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    with pytest.raises(ng.UserError, match=f"no network with {name}={value!r}"):
+        started_from("theirs")
+
+
+def test_without_a_network_gpt2_is_a_fault_of_the_world(text_file, monkeypatch):
+    import huggingface_hub
+
+    def unreachable(*_names):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
+    for call in (lambda: started_from("gpt2"), lambda: ng.prepare("bottles.txt", tokenizer="gpt2")):
+        with pytest.raises(ng.WorldError, match=r"openai-community/gpt2 cannot be fetched \(no route to host\); check"):
+            call()
+    assert not list(Path("data").rglob("*.bin"))
+
+
+def test_without_the_package_the_extra_is_named(text_file, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    with pytest.raises(ng.UserError, match=r"pip install 'nanogpt-lite\[hf\]'"):
+        started_from("gpt2")
+
+
+def test_gpt2_comes_from_the_hub(gpt2, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def download(repository, file):
+        asked.append((repository, file))
+        return str(Path("theirs") / file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    run = started_from("gpt2-medium")
+    assert {repository for repository, _ in asked} == {hub.GPT2["gpt2-medium"]} == {"openai-community/gpt2-medium"}
+    model, tokenizer = ng.load(run)
+    ids = tokenizer.encode("7 green").tolist()
+    torch.testing.assert_close(logits_of(model, ids), logits_of(gpt2, ids), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bias": True},
+        {"tied": False},
+        {"tokenizer": "byte"},
+        {"tokenizer": "bpe-300"},
+        {"activation": "gelu_tanh", "optimizer": "muon"},
+    ],
+)
+def test_transformers_loads_what_is_exported(text_file, options):
+    text_file.write_text(text_file.read_text() + "ä 天\t🙂  \r\n" * 20, encoding="utf-8")
+    run = ng.train("bottles.txt", **{**NANOGPTS, **options})
+    folder = convert.to_huggingface(run, "exported")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = ng.load(run, device="cpu")
+    prompt = "9 green  ä天\t🙂\n"
+    ids = tokenizer.encode(prompt).tolist()
+    assert their_tokenizer(prompt)["input_ids"] == ids
+    assert their_tokenizer.decode(ids) == prompt
+    ids = ids[:9]
+    torch.testing.assert_close(logits_of(model, ids), logits_of(theirs, ids), atol=1e-5, rtol=1e-5)
+    text = tokenizer.decode(ids)
+    if tokenizer.encode(text).tolist() == ids:
+        drawn = theirs.generate(torch.tensor([ids]), max_new_tokens=7, do_sample=False, pad_token_id=0)[0].tolist()
+        ours = ng.sample((model, tokenizer), start=text, temperature=0.0, max_new_tokens=7, threads=1)[0]
+        assert tokenizer.decode(drawn) == ours
+    card = (folder / "README.md").read_text()
+    assert json.loads((run.out_dir / "config.json").read_text())["dataset"]["sha256"] in card
+    assert (folder / "loss.png").stat().st_size > 1000
+    assert "![loss curves](loss.png)" in card
+
+
+def test_what_transformers_lacks_is_refused(text_file):
+    run = ng.train("bottles.txt", preset="modern-cpu", **TINY, **SHAPE)
+    with pytest.raises(ng.UserError, match=r"position=rotary, qk_norm=True, ngram=4, activation=relu2; .* --preset"):
+        convert.to_huggingface(run, "exported")
+    assert not Path("exported").exists()
+
+
+def test_what_was_exported_comes_back(text_file):
+    run = ng.train("bottles.txt", **{**NANOGPTS, "bias": True, "tokenizer": "bpe-300"})
+    folder = convert.to_huggingface(run, "exported")
+    back = started_from(str(folder))
+    before, after = (load_file(convert.export_weights(one)) for one in (run, back))
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        torch.testing.assert_close(tensor, after[name], atol=1e-6, rtol=0)
