@@ -27,9 +27,11 @@ def from_nanogpt(path: str | Path, *, meta: str | Path | None = None, out_dir: s
     wanted = str(out_dir or "")
     runs.require_free(wanted, overwrite=False)
     begun = nanogpt.read(Path(path), Path(meta) if meta else None)
-    folder = runs.claim(wanted, begun.config.dataset)
-    for name in ("best", "last"):
-        state.save(begun, folder / f"{name}{SUFFIX}")
+    folder = runs.claim(wanted, texts.name_of(begun.config.dataset))
+    with runs.hold(folder):
+        runs.require_free(wanted, overwrite=False)  # still
+        for name in ("best", "last"):
+            state.save(begun, folder / f"{name}{SUFFIX}")
     return Run(folder)
 
 

@@ -91,6 +91,12 @@ def theirs(text_file):
     return content, model, named, optimizer
 
 
+def test_a_dataset_is_a_name_and_no_way_out_of_runs(theirs):
+    content, *_ = theirs
+    saved_as(content, config={**content["config"], "dataset": "../../../bottles"})
+    assert convert.from_nanogpt("out/ckpt.pt", meta="data/bottles/meta.pkl").out_dir == Path("runs/bottles-1")
+
+
 def saved_as(content, **changes):
     torch.save({**content, **changes}, "out/ckpt.pt")
 
