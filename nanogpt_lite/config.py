@@ -28,6 +28,11 @@ from nanogpt_lite.options import (
 MOST_OF_A_CONTEXT = 2**27  # channels of all its tokens: 32 Ki tokens with 4096 channels
 
 
+def _names_a_tokenizer(name: str) -> bool:
+    pairs = re.fullmatch("bpe-([1-9][0-9]{2,5})", name)
+    return name in ("auto", "char", "byte", "gpt2") or (pairs is not None and int(pairs[1]) > 256)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig(Options):
     """Where and in which arithmetic to compute."""
@@ -56,12 +61,7 @@ class DataConfig(Options):
         "auto",
         "char: one token per character; byte: per UTF-8 byte; bpe-4096: so many, made of what is frequent in the text; "
         "gpt2: GPT-2's; auto: as already prepared, else char",
-        Rule(
-            lambda name: bool(
-                re.fullmatch("auto|char|byte|gpt2|bpe-(2[5-9][0-9]|[3-9][0-9]{2}|[1-9][0-9]{3,5})", name)
-            ),
-            "one of auto, char, byte, gpt2, or bpe- and a size from 250 to 999999",
-        ),
+        Rule(_names_a_tokenizer, "one of auto, char, byte, gpt2, or bpe- and a size from 257 to 999999"),
     )
 
 

@@ -108,7 +108,7 @@ def prepare(
     _require_text(sha256, text.sha256, source.label)
     if existing and not overwrite and existing.sha256 == text.sha256 and _fits(existing, tokenizer):
         return existing
-    chosen = _choose_tokenizer(tokenizer, existing, text, source)
+    chosen = _choose_tokenizer(tokenizer, existing, text, source, report)
     _write(folder, source, text, chosen, report)
     written = _open_existing(folder, asked)
     if written is None or written.sha256 != text.sha256 or not _same(written.tokenizer, chosen):
@@ -249,13 +249,23 @@ def _require_text(wanted: str | None, found: str, label: str) -> None:
         )
 
 
-def _choose_tokenizer(wanted: str | Tokenizer, existing: Dataset | None, text: _Survey, source: Text) -> Tokenizer:
+def _choose_tokenizer(
+    wanted: str | Tokenizer, existing: Dataset | None, text: _Survey, source: Text, report: Report | None
+) -> Tokenizer:
+    def pieces() -> Iterator[str]:
+        octets = 0
+        for piece in source.pieces():
+            yield piece
+            octets += len(piece.encode("utf-8"))
+            if report:
+                report("learn tokens", octets, text.octets)
+
     if not isinstance(wanted, str):
         return wanted
     wanted = DataConfig(tokenizer=wanted).tokenizer  # which judges it
     if wanted == "auto":
         wanted = existing.tokenizer.to_json()["type"] if existing else "char"
-    return named(wanted, text.alphabet, source.pieces)
+    return named(wanted, text.alphabet, pieces)
 
 
 def _same(one: Tokenizer, other: Tokenizer) -> bool:

@@ -78,7 +78,7 @@ def in_words(content: dict[str, Any]) -> str:
     loss = content["best_val_loss"]
     lines = {
         "run": f"{content['run']} ({content['checkpoint']}, {_bytes(content['bytes_of_file'])})",
-        "network": ", ".join(f"{name} {value}" for name, value in network.items() if value not in (False, 1, 0.0)),
+        "network": ", ".join(f"{name} {value}" for name, value in network.items() if _is_told(name, value)),
         "parameters": f"{content['parameters']:,}: "
         + ", ".join(f"{part} {_count(number)}" for part, number in parts.items()),
         "FLOPs": f"{_count(content['flops_per_token'])} a token in training, {_count(content['flops_so_far'])} so far",
@@ -93,6 +93,10 @@ def in_words(content: dict[str, Any]) -> str:
         ),
     }
     return "\n".join(f"{name + ':':<13} {line}" for name, line in lines.items())
+
+
+def _is_told(name: str, value: Any) -> bool:
+    return name in ("block_size", "n_layer", "n_head", "n_embd") or value != getattr(NetworkConfig(), name)
 
 
 def _bytes(number: float) -> str:

@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from nanogpt_lite import checkpoint, datasets, launcher, pipeline, presets, texts
+from nanogpt_lite import checkpoint, datasets, hub, launcher, pipeline, presets, texts
 from nanogpt_lite.checkpoint import SUFFIX
 from nanogpt_lite.config import SHAPE_FIELDS, DataConfig, TrainConfig
 from nanogpt_lite.datasets import DATA_DIR, Dataset
@@ -56,10 +56,13 @@ def train(home: Here, *, owner: str, count: int = 1, overwrite: bool = False, **
         options = {**shape, **options, "init_from": "resume"}
         data = _data_to_go_on(home, Run(folder), dataset)
     else:
-        options["preset"] = preset or presets.RENTED_GPU_PRESET
+        options["preset"] = preset or ("finetune" if parent in hub.GPT2 else presets.RENTED_GPU_PRESET)
         dataset = dataset or DataConfig.dataset
         if parent == "scratch":
             data = _prepared(home, dataset, str(options.get("tokenizer", "auto")))
+        elif parent in hub.GPT2:
+            name_of_data = require_plain(f"{texts.name_of(dataset)}-for-{parent}", "dataset")
+            data = _prepared(home, dataset, "gpt2", name_of_data)
         else:
             other = find_run(home, name if parent == "resume" else parent)
             options["init_from"] = other.out_dir

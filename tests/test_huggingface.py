@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 import nanogpt_lite as ng
-from nanogpt_lite import bpe, convert, hub
+from nanogpt_lite import bpe, convert, hub, volumes
 from nanogpt_lite.bpe import END_OF_TEXT
+from nanogpt_lite.homes import Here
 
 transformers = pytest.importorskip("transformers")
 TINY = {"device": "cpu", "threads": 1, "max_iters": 4, "eval_interval": 2, "batch_size": 4, "warmup_iters": 1}
@@ -129,6 +130,12 @@ def test_gpt2_comes_from_the_hub(gpt2, monkeypatch):
     model, tokenizer = ng.load(run)
     ids = tokenizer.encode("7 green").tolist()
     torch.testing.assert_close(logits_of(model, ids), logits_of(gpt2, ids), atol=1e-5, rtol=1e-5)
+    # as on Modal, where the data has a folder of its own, and a call that is started again goes on
+    options = {**TINY, "owner": "a call", "init_from": "gpt2-medium", "dataset": "bottles.txt", "block_size": 16}
+    run = volumes.train(Here(), out_dir="tuned", **options)
+    assert run.data_folder == Path("data/bottles-for-gpt2-medium")
+    assert json.loads((run.out_dir / "config.json").read_text())["config"]["learning_rate"] == 3e-5
+    assert volumes.train(Here(), out_dir="tuned", **{**options, "max_iters": 6}).metrics[-1]["step"] == 6
 
 
 @pytest.mark.parametrize(
