@@ -36,6 +36,7 @@ Stamps = list[tuple[int, int, int]]
 
 TRAIN_SHARE = 0.9
 DATA_DIR = Path("data")
+OF_A_RUN = "of a run"  # a tokenizer that was not chosen by its name
 READ_AT_ONCE = 2**20  # tokens
 
 
@@ -100,6 +101,8 @@ def prepare(
     folder = Path(out_dir) if out_dir else DATA_DIR / name
     asked = str(folder) if out_dir else asked
     existing = _open_existing(folder, asked)
+    if existing and tokenizer == "auto" and _is_of_a_run(folder):
+        tokenizer = "char"
     wanted = sha256 or (texts.SHAKESPEARE.sha256 if asked == "shakespeare_char" else None)
     if existing and not overwrite and existing.sha256 == wanted and _fits(existing, tokenizer):
         return existing  # then the text itself is not needed, and may be gone
@@ -109,7 +112,7 @@ def prepare(
     if existing and not overwrite and existing.sha256 == text.sha256 and _fits(existing, tokenizer):
         return existing
     chosen = _choose_tokenizer(tokenizer, existing, text, source, report)
-    _write(folder, source, text, chosen, report)
+    _write(folder, source, text, chosen, tokenizer if isinstance(tokenizer, str) else OF_A_RUN, report)
     written = _open_existing(folder, asked)
     if written is None or written.sha256 != text.sha256 or not _same(written.tokenizer, chosen):
         raise WorldError(f"{folder} changed while it was written; is another program preparing it? Try again")
@@ -157,7 +160,7 @@ def _survey(source: Text, report: Report | None) -> _Survey:
     return _Survey(digest.hexdigest(), characters, octets, alphabet)
 
 
-def _write(folder: Path, source: Text, text: _Survey, tokenizer: Tokenizer, report: Report | None) -> None:
+def _write(folder: Path, source: Text, text: _Survey, tokenizer: Tokenizer, chosen: str, report: Report | None) -> None:
     """Write a prepared folder. Its manifest says "complete": false from before the first change to after the last."""
     dtype = np.dtype(id_dtype(tokenizer.vocab_size)).newbyteorder("<")
     files.remove_leftovers(folder, *(path.name for path in _bins(folder)), "tokenizer.json", "manifest.json")
@@ -170,6 +173,7 @@ def _write(folder: Path, source: Text, text: _Survey, tokenizer: Tokenizer, repo
             "sha256": text.sha256,
             "characters": text.characters,
             "train_share": TRAIN_SHARE,
+            "tokenizer": chosen,
             "vocab_size": tokenizer.vocab_size,
             "dtype": dtype.base.name,
             "train_tokens": tokens[0],
@@ -301,6 +305,12 @@ def _is_ours(folder: Path) -> bool:
     """Whether this program prepared the folder, or began to."""
     manifest = _read_json(folder / "manifest.json")
     return isinstance(manifest, dict) and "complete" in manifest
+
+
+def _is_of_a_run(folder: Path) -> bool:
+    """Whether a folder was prepared for the weights of another run, whose tokenizer nobody chose for this text."""
+    manifest = _read_json(folder / "manifest.json")
+    return isinstance(manifest, dict) and manifest.get("tokenizer") == OF_A_RUN
 
 
 def _open_fitting(folder: Path, tokenizer: str | Tokenizer) -> Dataset:

@@ -93,6 +93,7 @@ def test_the_manifest_tells_what_is_there(book, tokenizer):
     assert names(dataset.path) == NAMES
     assert json.loads((dataset.path / "manifest.json").read_text()) == {
         "complete": True,
+        "tokenizer": tokenizer,
         "source": str(book),
         "sha256": hashlib.sha256(TEXT.encode()).hexdigest(),
         "characters": len(TEXT),

@@ -64,6 +64,7 @@ def test_it_is_finetuned_as_nanogpt_does_and_goes_on(gpt2):
     losses = [record["val_loss"] for record in run.metrics if record["kind"] == "eval"]
     assert losses[-1] < losses[0]
     ng.train(out_dir="runs/tuned", init_from="resume", max_iters=6)
+    assert ng.prepare("bottles.txt").tokenizer.to_json()["type"] == "char"  # GPT-2's tokens are chosen for no other run
     assert "green" in "".join(ng.sample(run, start="7 green", max_new_tokens=5, device="cpu"))
 
 
