@@ -1,13 +1,10 @@
-"""Text to tokens on disk: checks a text, and writes it as token ids for `batches` to read.
+"""Tokens on disk: a prepared folder, which is written from a text, opened, and left alone while it fits.
 
 A prepared folder holds train.bin and val.bin (raw little-endian ids, as nanoGPT writes them), tokenizer.json
-and manifest.json. Memory is bounded by the size of a piece of text, however long the whole. Where texts come
-from is the business of `texts`.
+and manifest.json. Where texts come from is the business of `texts`, how they become ids that of `encoding`.
 """
 
 import filecmp
-import hashlib
-import itertools
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -20,13 +17,13 @@ import numpy as np
 from nanogpt_lite import files, texts
 from nanogpt_lite.config import DataConfig
 from nanogpt_lite.download import Report
+from nanogpt_lite.encoding import TRAIN_SHARE, Survey, encode, survey
 from nanogpt_lite.errors import UserError, WorldError
 from nanogpt_lite.texts import Text
 from nanogpt_lite.tokenizer import (
     CharTokenizer,
     Ids,
     Tokenizer,
-    code_points,
     id_dtype,
 )
 from nanogpt_lite.vocabulary import from_json, named
@@ -34,7 +31,6 @@ from nanogpt_lite.vocabulary import from_json, named
 Stamps = list[tuple[int, int, int]]
 """Of each file: which one it is, its length in bytes, and when it was last changed."""
 
-TRAIN_SHARE = 0.9
 DATA_DIR = Path("data")
 OF_A_RUN = "of a run"  # a tokenizer that was not chosen by its name
 READ_AT_ONCE = 2**20  # tokens
@@ -107,7 +103,7 @@ def prepare(
     if existing and not overwrite and existing.sha256 == wanted and _fits(existing, tokenizer):
         return existing  # then the text itself is not needed, and may be gone
     source = texts.find(str(dataset), fetch_again=overwrite, report=report)
-    text = _survey(source, report)
+    text = survey(source, report)
     _require_text(sha256, text.sha256, source.label)
     if existing and not overwrite and existing.sha256 == text.sha256 and _fits(existing, tokenizer):
         return existing
@@ -125,48 +121,13 @@ def stamps_of(folder: Path) -> Stamps:
     return [(one.st_ino, one.st_size, one.st_mtime_ns) for one in found]
 
 
-@dataclass(frozen=True)
-class _Survey:
-    """What one reading of a text tells."""
-
-    sha256: str
-    characters: int
-    octets: int
-    alphabet: str
-
-
-def _survey(source: Text, report: Report | None) -> _Survey:
-    """Read a text once: hash, length, and every character in it, in the order of the code points."""
-    digest, characters, octets = hashlib.sha256(), 0, 0
-    seen = np.zeros(0x110000, dtype=bool)
-    for piece in source.pieces():
-        data = piece.encode("utf-8")
-        digest.update(data)
-        characters += len(piece)
-        octets += len(data)
-        if len(data) == len(piece):  # ASCII: only the characters not yet seen are looked at
-            known = bytes(np.flatnonzero(seen[:128]).tolist())
-            seen[list(set(data.translate(None, delete=known)))] = True
-        else:
-            seen[code_points(piece)] = True
-        if report:
-            report("read", octets, None)
-    if characters - int(characters * TRAIN_SHARE) < 2:
-        raise UserError(
-            f"{source.label} has {characters} characters; at least 11 are needed, so that there is something to "
-            "train on and two characters to validate with: give a longer text"
-        )
-    alphabet = "".join(map(chr, np.flatnonzero(seen).tolist()))
-    return _Survey(digest.hexdigest(), characters, octets, alphabet)
-
-
-def _write(folder: Path, source: Text, text: _Survey, tokenizer: Tokenizer, chosen: str, report: Report | None) -> None:
+def _write(folder: Path, source: Text, text: Survey, tokenizer: Tokenizer, chosen: str, report: Report | None) -> None:
     """Write a prepared folder. Its manifest says "complete": false from before the first change to after the last."""
     dtype = np.dtype(id_dtype(tokenizer.vocab_size)).newbyteorder("<")
     files.remove_leftovers(folder, *(path.name for path in _bins(folder)), "tokenizer.json", "manifest.json")
     with ExitStack() as stack:
         train, val = (stack.enter_context(files.atomic(folder / f"{split}.bin")) for split in ("train", "val"))
-        tokens = _encode(source, text, tokenizer, dtype, train, val, report)
+        tokens = encode(source, text, tokenizer, dtype, train, val, report)
         manifest = {
             "complete": True,
             "source": source.label,
@@ -183,44 +144,6 @@ def _write(folder: Path, source: Text, text: _Survey, tokenizer: Tokenizer, chos
         files.write_json(folder / "manifest.json", {**manifest, "complete": False})
         files.write_json(folder / "tokenizer.json", tokenizer.to_json())
     files.write_json(folder / "manifest.json", manifest)
-
-
-def _encode(
-    source: Text,
-    text: _Survey,
-    tokenizer: Tokenizer,
-    dtype: Any,
-    train: Path,
-    val: Path,
-    report: Report | None,
-) -> tuple[int, int]:
-    """Write both splits; the number of tokens in each. `WorldError` if the text is no longer what was surveyed."""
-    digest, octets, position = hashlib.sha256(), 0, 0
-    border = int(text.characters * TRAIN_SHARE)
-    tokens = [0, 0]
-    changed = WorldError(f"{source.label} changed while it was read; wait until nobody writes to it, and try again")
-    encoders = tokenizer.encoder(), tokenizer.encoder()
-    with train.open("wb") as train_file, val.open("wb") as val_file:
-        for piece in itertools.chain(source.pieces(), [""]):
-            data = piece.encode("utf-8")
-            digest.update(data)
-            octets += len(data)
-            cut = min(max(border - position, 0), len(piece))
-            for split, (part, file) in enumerate([(piece[:cut], train_file), (piece[cut:], val_file)]):
-                try:
-                    ids = encoders[split].encode(part, what=source.label, start=position, final=not piece)
-                except UserError:
-                    if _same(tokenizer, CharTokenizer(text.alphabet)):  # it had every character of the text
-                        raise changed from None
-                    raise
-                position += len(part)
-                tokens[split] += len(ids)
-                file.write(ids.astype(dtype, copy=False).data)
-            if report:
-                report("encode", octets, text.octets)
-    if digest.hexdigest() != text.sha256:
-        raise changed
-    return tokens[0], tokens[1]
 
 
 def _refuse_foreign(folder: Path, bins: dict[str, Path]) -> None:
@@ -254,7 +177,7 @@ def _require_text(wanted: str | None, found: str, label: str) -> None:
 
 
 def _choose_tokenizer(
-    wanted: str | Tokenizer, existing: Dataset | None, text: _Survey, source: Text, report: Report | None
+    wanted: str | Tokenizer, existing: Dataset | None, text: Survey, source: Text, report: Report | None
 ) -> Tokenizer:
     def pieces() -> Iterator[str]:
         octets = 0

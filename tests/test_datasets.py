@@ -377,16 +377,17 @@ def test_memory_is_bounded_however_long_the_text(tmp_path):
     (tmp_path / "long.txt").write_bytes(("Ach – ein Ärgernis! 麻煩 " * 64 + "\n").encode() * 21_000)
     code = """
 import pathlib, re
-from nanogpt_lite import datasets
+from nanogpt_lite import datasets, integrity
 def most(): return int(re.search(r"VmHWM:\\s+(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1]) / 1024
 before = most()
-datasets.prepare("long.txt")
+integrity.require_intact(datasets.prepare("long.txt"))
+integrity.require_intact(datasets.prepare("long.txt"))
 print(most() - before)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert (tmp_path / "long.txt").stat().st_size > 40e6
-    assert float(done.stdout) < 150  # MiB; the text as str is about as large, its ids and code points each are
+    assert float(done.stdout) < 60  # MiB; the text as str is about as large, its ids and code points each are
 
 
 def test_data_that_another_program_changes_meanwhile_is_told_of(text_file, monkeypatch):

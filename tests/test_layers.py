@@ -17,7 +17,7 @@ ROWS = (
     "config presets runtime activation attention muon",
     "arguments bpe hub texts batches ngrams optim traces logs plots signatures sweeps",
     "model vocabulary",
-    "graphs inspection",
+    "graphs inspection encoding",
     "datasets state sampling decoding trackers",
     "evaluation huggingface integrity runs steps",
     "trainer starts homes nanogpt summaries",

@@ -59,7 +59,9 @@ def test_the_command_line(text_file, capsys):
     ]
     assert f"{run.best_val_loss:.4f}" in shown[6]
     assert shown[1].split(": ")[1].strip() == "block_size 16, n_layer 2, n_head 2, n_embd 16, dropout 0.0"
-    main(["train", "--dataset", "bottles.txt", *"--preset modern-cpu --n_layer 1 --max_iters 1 --device cpu".split()])
+    main(
+        ["train", "--dataset", "bottles.txt", "--preset", "modern-cpu", "--n_layer=1", "--max_iters=1", "--device=cpu"]
+    )
     capsys.readouterr()
     main(["info"])
     assert "n_layer 1, " in (network := capsys.readouterr().out.splitlines()[1])
