@@ -3,6 +3,7 @@
 `tokenizers` does the work; here is what ids mean, and how long texts are cut so that nothing changes.
 """
 
+import hashlib
 import itertools
 import json
 import re
@@ -15,6 +16,7 @@ from nanogpt_lite.errors import UserError
 from nanogpt_lite.tokenizer import Ids, TextDecoder, TextEncoder, Utf8Decoder, id_dtype
 
 END_OF_TEXT = "<|endoftext|>"
+GPT2_MERGES = "04e3597d7996f292ca9b8b7285ca4d58a6ae171ac47d73fc7140ceb0c7a6bbc0"  # SHA-256 of GPT-2's, one a line
 LONGEST_WAIT = 2**20  # characters without a place to cut: there a token may be cut in two
 PART = 2**13  # characters that the library gets as one text, of many at a time
 CUT = re.compile(r"\S(?=[ \n])")  # before a space that follows none: no token of GPT-2's goes across
@@ -25,19 +27,20 @@ class BPETokenizer:
     """Ids are the 256 bytes, then what `merges` make ("a b" is one token "ab"), then the `special` texts.
 
     The bytes stand in GPT-2's order, and in `merges` for each its printable character. `name` is that by which it is
-    asked for, gpt2 or bpe-SIZE. `UserError` if `merges` do not follow from each other, or if the package `tokenizers`
-    is not there.
+    asked for; without it, gpt2 if the merges are GPT-2's, else bpe-SIZE. `UserError` if `merges` do not follow from
+    each other, or if the package `tokenizers` is not there.
     """
 
     def __init__(self, name: str, merges: Sequence[str], special: Sequence[str] = ()) -> None:
-        self._name, self._merges, self._special = name, list(merges), list(special)
+        self._merges, self._special = list(merges), list(special)
         octets = printable_bytes()
         pairs = [tuple(merge.split(" ")) for merge in merges]
         vocabulary = {char: number for number, char in enumerate(octets)}
         for pair in pairs:
             if len(pair) != 2 or not (pair[0] in vocabulary and pair[1] in vocabulary):
                 raise UserError(
-                    f"a BPE tokenizer has a merge of what is no token, {pair!r:.60}; prepare the data again"
+                    f"a BPE tokenizer has a merge of what is no token, {pair!r:.60}; prepare the data again, "
+                    "or give the tokenizer as it was"
                 )
             vocabulary.setdefault("".join(pair), len(vocabulary))
         symbols = [*vocabulary, *special]
@@ -51,7 +54,14 @@ class BPETokenizer:
         self._encoder.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
         self._encoder.add_special_tokens(self._special)
         self._bytes = [bytes(octets[char] for char in symbol) for symbol in vocabulary]
-        self._bytes += [text.encode("utf-8", "replace") for text in special]
+        self._bytes += [text.encode() for text in special]
+        self._name = name or ("gpt2" if are_gpt2s(merges) else f"bpe-{len(symbols)}")
+        self.symbols = symbols
+
+    @property
+    def end_of_text(self) -> int | None:
+        """The id of `END_OF_TEXT`, if it is one of the special texts."""
+        return self.symbols.index(END_OF_TEXT) if END_OF_TEXT in self._special else None
 
     @property
     def vocab_size(self) -> int:
@@ -92,6 +102,7 @@ class _PieceEncoder:
         self._tokenizer, self._held = tokenizer, ""
 
     def encode(self, text: str, what: str = "text", start: int = 0, final: bool = False) -> Ids:
+        """The ids that are sure after `text`. `final`: nothing follows."""
         text = self._held + text
         end = len(text) if final else _last_cut(text)
         self._held = text[end:]
@@ -142,6 +153,11 @@ def _last_cut(text: str) -> int:
     if found := LAST_CUT.match(text):
         return found.end()
     return len(text) if len(text) >= LONGEST_WAIT else 0
+
+
+def are_gpt2s(merges: Sequence[str]) -> bool:
+    """Whether these are the merges of GPT-2's tokenizer."""
+    return hashlib.sha256("\n".join(merges).encode("utf-8", "replace")).hexdigest() == GPT2_MERGES
 
 
 def printable_bytes() -> dict[str, int]:

@@ -146,12 +146,15 @@ def _export(given: Given) -> None:
     how = {"checkpoint": given.get("checkpoint", LoadConfig.checkpoint), "overwrite": given["overwrite"]}
     if weights == ("to" in given):
         raise UserError("what to export? give --to nanogpt, --to hf, or --weights for the weights alone")
+    if dataset and given.get("to") != "nanogpt":
+        raise UserError("--dataset goes with --to nanogpt, which needs the tokens too; leave it out")
     run = _chosen_run(given)
     if weights:
         print(convert.export_weights(run, given.get("path"), **how))
         return
     require_known([given["to"]], ["nanogpt", "hf"], "program to export to")
-    folder = given.get("path", run.out_dir / given["to"])
+    there = run.out_dir.parent if run.out_dir.is_file() else run.out_dir
+    folder = given.get("path", there / given["to"])
     if given["to"] == "hf":
         print(convert.to_huggingface(run, folder, **how))
     else:

@@ -28,9 +28,10 @@ from nanogpt_lite.options import (
 MOST_OF_A_CONTEXT = 2**27  # channels of all its tokens: 32 Ki tokens with 4096 channels
 
 
-def _names_a_tokenizer(name: str) -> bool:
-    pairs = re.fullmatch("bpe-([1-9][0-9]{2,5})", name)
-    return name in ("auto", "char", "byte", "gpt2") or (pairs is not None and int(pairs[1]) > 256)
+def names_pairs(tokenizer: str) -> bool:
+    """Whether this is the name of a tokenizer of byte pairs: gpt2, or bpe-SIZE."""
+    found = re.fullmatch("bpe-([1-9][0-9]{2,5})", tokenizer)
+    return tokenizer == "gpt2" or (found is not None and int(found[1]) >= 256)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,10 @@ class DataConfig(Options):
         "auto",
         "char: one token per character; byte: per UTF-8 byte; bpe-4096: so many, made of what is frequent in the text; "
         "gpt2: GPT-2's; auto: as already prepared, else char",
-        Rule(_names_a_tokenizer, "one of auto, char, byte, gpt2, or bpe- and a size from 257 to 999999"),
+        Rule(
+            lambda name: name in ("auto", "char", "byte") or names_pairs(name),
+            "one of auto, char, byte, gpt2, or bpe- and a size from 256 to 999999",
+        ),
     )
 
 

@@ -77,6 +77,8 @@ def to_huggingface(
     saved, config, tokenizer = _load(run, checkpoint)
     huggingface.require_known(config, saved.path)
     folder, source = Path(folder), Run(saved.path.parent)
+    if runs.checkpoints_in(folder):
+        raise UserError(f"{folder} holds a run, whose config.json would be replaced; give another place (--path)")
     drawn = find_spec("matplotlib") is not None and any(record["kind"] == "eval" for record in source.metrics)
     _require_free([folder / name for name in (*huggingface.FILES, "README.md", *["loss.png"] * drawn)], overwrite)
     huggingface.write(saved, config, tokenizer, folder)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from nanogpt_lite import files, texts
-from nanogpt_lite.config import DataConfig
+from nanogpt_lite.config import DataConfig, names_pairs
 from nanogpt_lite.download import Report
 from nanogpt_lite.encoding import TRAIN_SHARE, Survey, encode, survey
 from nanogpt_lite.errors import UserError, WorldError
@@ -155,13 +155,18 @@ def _refuse_foreign(folder: Path, bins: dict[str, Path]) -> None:
     if _read_json(folder / "manifest.json") is not None:
         foreign.append(folder / "manifest.json")
     tokenizer = _read_json(folder / "tokenizer.json")
-    if tokenizer is not None and not (isinstance(tokenizer, dict) and "type" in tokenizer):
+    if tokenizer is not None and not (_is_a_form(tokenizer)):
         foreign.append(folder / "tokenizer.json")
     if foreign:
         raise UserError(
             f"{foreign[0]} holds other data, which this program did not write; move it away, or give another folder: "
             "nanogpt-lite prepare --dataset … --out_dir …"
         )
+
+
+def _is_a_form(form: Any) -> bool:
+    kind = form.get("type") if isinstance(form, dict) else None
+    return isinstance(kind, str) and (kind in ("char", "byte") or names_pairs(kind))
 
 
 def _differ(old: Path, new: Path) -> bool:
@@ -206,7 +211,7 @@ def _fits(existing: Dataset, wanted: str | Tokenizer) -> bool:
     if wanted not in ("auto", existing.tokenizer.to_json()["type"]):
         return False
     if not isinstance(existing.tokenizer, CharTokenizer):
-        return True
+        return wanted == "byte" or not _is_of_a_run(existing.path)  # whose pairs come from another text
     used = np.zeros(existing.tokenizer.vocab_size, dtype=bool)
     for ids in existing.read():
         if int(ids.max()) >= len(used):

@@ -7,6 +7,7 @@ from typing import Any
 from nanogpt_lite.errors import UserError, WorldError
 
 GPT2 = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
+FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)  # of a file that is another
 
 
 def gpt2_merges() -> list[str]:
@@ -17,29 +18,57 @@ def gpt2_merges() -> list[str]:
 def read_merges(path: Path) -> list[str]:
     """The merges in a merges.txt, or in a tokenizer.json of byte pairs. `UserError` if there are none."""
     try:
-        text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
-            found = json.loads(text)["model"]["merges"]
-            return [" ".join(merge) if isinstance(merge, list) else str(merge) for merge in found]
-        return [line for line in text.split("\n") if line and not line.startswith("#version")]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise UserError(
-            f"{path} has no merges of GPT-2's tokenizer ({str(error) or type(error).__name__:.200}); give its "
-            "merges.txt, or its tokenizer.json"
-        ) from error
+            return _merges_of(json.loads(path.read_text(encoding="utf-8")))
+        lines = path.read_text(encoding="utf-8").split("\n")
+        return [line for line in lines if line and not line.startswith("#version")]
+    except FAULTS as error:
+        raise _no_tokenizer(path, error) from error
+
+
+def read_tokenizer(folder: Path) -> tuple[list[str], dict[str, int]]:
+    """The merges and the id of each symbol, from a tokenizer.json, or from a merges.txt and a vocab.json.
+
+    `UserError` if there are none, or if texts are not taken apart as GPT-2 does it.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        path = folder / "vocab.json"
+        merges = read_merges(folder / "merges.txt")
+    try:
+        form = json.loads(path.read_text(encoding="utf-8"))
+        if path.name == "vocab.json":
+            return merges, dict(form)
+        before = form["pre_tokenizer"]
+        if form.get("normalizer") or before["type"] != "ByteLevel" or before["add_prefix_space"]:
+            raise ValueError("it changes a text first, or does not take it apart into bytes")
+        added = {token["content"]: token["id"] for token in form["added_tokens"]}
+        return _merges_of(form), {**form["model"]["vocab"], **added}
+    except FAULTS as error:
+        raise _no_tokenizer(path, error) from error
+
+
+def _merges_of(form: Any) -> list[str]:
+    found = form["model"]["merges"]
+    return [" ".join(merge) if isinstance(merge, list) else str(merge) for merge in found]
+
+
+def _no_tokenizer(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{path} has no tokenizer like GPT-2's ({str(error) or type(error).__name__:.200}); give its tokenizer.json, "
+        "or its merges.txt and vocab.json"
+    )
 
 
 def fetch(name: str, file: str) -> Path:
     """A file of one of the models in GPT2, from the hub or from its cache on this machine."""
     try:
         import huggingface_hub
-        from huggingface_hub import errors
     except ImportError:
         raise UserError("GPT-2 comes from the Hugging Face hub: pip install 'nanogpt-lite[hf]'") from None
-    failed: Any = (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError)
     try:
         return Path(huggingface_hub.hf_hub_download(GPT2[name], file))
-    except failed as error:
+    except Exception as error:  # of the hub's, of the HTTP library that it has at the time, of the system
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise WorldError(
             f"{file} of {GPT2[name]} cannot be fetched ({reason}); check the network, or give a folder with its files"

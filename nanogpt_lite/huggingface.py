@@ -4,6 +4,7 @@ There a product has its matrix the other way round (`Conv1D`), and every layer h
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from nanogpt_lite import bpe, files, hub
+from nanogpt_lite import bpe, files, hub, vocabulary
 from nanogpt_lite.bpe import BPETokenizer
 from nanogpt_lite.checkpoint import Checkpoint
 from nanogpt_lite.config import NetworkConfig, TrainConfig
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 
+SPECIAL = re.compile(r"<.+>|\[[A-Z]+\]")
 TURNED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
@@ -36,9 +38,7 @@ def read_gpt2(init_from: str) -> tuple[Checkpoint, NetworkConfig, Tokenizer]:
     `UserError` if the folder holds another kind of network. `WorldError` if the hub cannot be reached.
     """
     folder = Path(init_from) if init_from not in hub.GPT2 else None
-    names = ["config.json", "model.safetensors", "merges.txt"]
-    if folder and not (folder / "merges.txt").is_file():
-        names[2] = "tokenizer.json"
+    names = ("config.json", "model.safetensors")
     paths = {name: folder / name if folder else hub.fetch(init_from, name) for name in names}
     try:
         network = _network_of(json.loads(paths["config.json"].read_text(encoding="utf-8")))
@@ -46,23 +46,37 @@ def read_gpt2(init_from: str) -> tuple[Checkpoint, NetworkConfig, Tokenizer]:
             f"transformer.{name.removeprefix('transformer.')}": tensor
             for name, tensor in safetensors.torch.load_file(paths["model.safetensors"]).items()
         }
-        merges = hub.read_merges(paths[names[2]])
-        tokenizer = BPETokenizer("gpt2", merges)
-        if tokenizer.vocab_size < found["transformer.wte.weight"].size(0):
-            tokenizer = BPETokenizer("gpt2", merges, [bpe.END_OF_TEXT])
+        rows = found["transformer.wte.weight"].size(0)
+        tokenizer = _read_tokenizer(folder, rows) if folder else vocabulary.gpt2()
     except UserError:
         raise
     except (OSError, ValueError, LookupError, TypeError, AttributeError, safetensors.SafetensorError) as error:
         raise UserError(
             f"{init_from} holds no GPT-2 of Hugging Face ({error!r:.200}); give one of {', '.join(hub.GPT2)}, or a "
-            f"folder with {', '.join(names)}"
+            f"folder with {', '.join(names)} and tokenizer.json"
         ) from error
     tensors = {}
     for name, tensor in found.items():
         if not name.endswith((*MASKS, "lm_head.weight")):
             tensors[f"model.{name}"] = tensor.t() if name.endswith(TURNED) else tensor
-    about = {"config": {**network.stored(), "tokenizer": "gpt2"}}
+    about = {"config": {**network.stored(), "tokenizer": tokenizer.to_json()["type"]}}
     return Checkpoint(paths["model.safetensors"], tensors, about), network, tokenizer
+
+
+def _read_tokenizer(folder: Path, rows: int) -> BPETokenizer:
+    """The tokenizer in a folder, for a network with so many rows. `UserError` if it numbers otherwise than GPT-2's."""
+    merges, ids = hub.read_tokenizer(folder)
+    pairs = BPETokenizer("", merges).symbols
+    special = sorted(ids.keys() - set(pairs), key=lambda symbol: ids[symbol])
+    unused = [f"<|unused{number}|>" for number in range(len(pairs) + len(special), rows)]
+    tokenizer = BPETokenizer("", merges, [*special, *unused])
+    plain = [symbol for symbol in special if not SPECIAL.fullmatch(symbol)]  # nothing that the merges make
+    if plain or {symbol: id_ for id_, symbol in enumerate(tokenizer.symbols) if symbol not in unused} != ids:
+        raise UserError(
+            f"the tokenizer in {folder} numbers its symbols otherwise than GPT-2's, whose bytes come first, then what "
+            "its merges make, then special texts; give a GPT-2 whose tokenizer does"
+        )
+    return tokenizer
 
 
 def _network_of(form: dict[str, Any]) -> NetworkConfig:
@@ -107,7 +121,7 @@ def require_known(config: TrainConfig, path: Path) -> None:
 def write(saved: Checkpoint, config: TrainConfig, tokenizer: Tokenizer, folder: Path) -> None:
     """Write a network as `FILES` that `AutoModelForCausalLM` and `AutoTokenizer` of transformers load."""
     form = _tokenizer_form(tokenizer)
-    end = tokenizer.vocab_size - 1 if '"<|endoftext|>"' in form else None
+    end = tokenizer.end_of_text if isinstance(tokenizer, BPETokenizer) else None
     description = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -122,9 +136,9 @@ def write(saved: Checkpoint, config: TrainConfig, tokenizer: Tokenizer, folder: 
         "eos_token_id": end,
         **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout),
     }
+    (folder / "config.json").unlink(missing_ok=True)  # without it nothing loads what is not yet whole
     with files.atomic(folder / "model.safetensors") as temporary:
         safetensors.torch.save_file(_their_tensors(saved), temporary, metadata={"format": "pt"})
-    files.write_json(folder / "config.json", description)
     with files.atomic(folder / "tokenizer.json") as temporary:
         temporary.write_text(form, encoding="utf-8")
     about_tokenizer = {
@@ -133,6 +147,7 @@ def write(saved: Checkpoint, config: TrainConfig, tokenizer: Tokenizer, folder: 
         "model_max_length": config.block_size,
     }
     files.write_json(folder / "tokenizer_config.json", about_tokenizer)
+    files.write_json(folder / "config.json", description)
 
 
 def _their_tensors(saved: Checkpoint) -> dict[str, Tensor]:

@@ -69,4 +69,6 @@ def fit(model: GPT, found: Mapping[str, Tensor]) -> bool:
 
 def other_network(saved: Checkpoint) -> UserError:
     """The error if they are not."""
-    return UserError(f"the weights in {saved.path} do not fit its own description of the network; train again")
+    return UserError(
+        f"the weights in {saved.path} do not fit its own description of the network; give another file, or train again"
+    )

@@ -6,6 +6,7 @@ plain values alone, the other by one that admits plain values alone. Without a m
 
 import io
 import pickle
+import pickletools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from nanogpt_lite import bpe, files, hub, inspection, optim, state
 from nanogpt_lite.bpe import BPETokenizer
 from nanogpt_lite.checkpoint import Checkpoint
 from nanogpt_lite.config import NetworkConfig, TrainConfig
-from nanogpt_lite.errors import UserError
+from nanogpt_lite.errors import UserError, WorldError
 from nanogpt_lite.model import GPT
 from nanogpt_lite.state import TrainState
 from nanogpt_lite.tokenizer import CharTokenizer, Tokenizer
@@ -25,6 +26,7 @@ from nanogpt_lite.tokenizer import CharTokenizer, Tokenizer
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size")  # of nanoGPT's model_args
 NOT_OF_THE_RUN = ("out_dir", "init_from", "device", "compile", "wandb_log", "wandb_project", "wandb_run_name")
 WRAPPERS = ("_orig_mod.", "module.")  # what torch.compile and DistributedDataParallel put before a name
+NO_LOSS = 1e9  # where nanoGPT begins
 GPT2_SIZE, PADDED_SIZE = 50257, 50304  # symbols: GPT-2's, and the next multiple of 64, which nanoGPT trains with
 
 
@@ -35,17 +37,20 @@ def read(path: Path, meta: Path | None) -> TrainState:
         shape = {name: content["model_args"][name] for name in SHAPE}
         config = _config_of(content["config"], shape)
         tokenizer = _tokenizer_of(path, meta or _find_meta(path, config.dataset), shape["vocab_size"])
+        _require_all_there(path, content)
         saved = Checkpoint(path, _weights_of(content["model"]), {})
         inspection.require_weights(config, tokenizer.vocab_size, saved)
-        begun = state.start(config.replace({"device": "cpu"}), tokenizer)
+        begun = state.start(config.replace({"device": "cpu"}), tokenizer)  # made here, wherever it was trained
+        begun.device = torch.device(str(content["config"].get("device", "cuda")).split(":")[0])
         state.load_weights(begun.model, saved)
         _fill_slots(begun, content["optimizer"]["state"])
-        begun.device = torch.device(str(content["config"].get("device", "cuda")).split(":")[0])
         begun.step = begun.evaluated = begun.best_step = int(content["iter_num"])
-        begun.best_val_loss = float(content["best_val_loss"])
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        if isinstance(error, UserError):
-            raise
+        loss = float(content["best_val_loss"])
+        begun.best_val_loss = loss if loss < NO_LOSS else None  # nor is nan one
+        inspection.require_description(state.describe(begun))
+    except (UserError, WorldError):
+        raise
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path} is no checkpoint of nanoGPT's train.py ({error!r:.200}); give its ckpt.pt") from error
     return begun
 
@@ -61,8 +66,8 @@ def write(saved: Checkpoint, config: TrainConfig, tokenizer: Tokenizer, dataset:
             "dropout": config.dropout,
         },
         "iter_num": saved.about["step"],
-        "best_val_loss": saved.about["best_val_loss"],
-        "config": {**config.stored(), "dataset": dataset},
+        "best_val_loss": NO_LOSS if saved.about["best_val_loss"] is None else saved.about["best_val_loss"],
+        "config": {**config.stored(), "dataset": dataset, "device": saved.about["device"]},
     }
     with files.atomic(path) as temporary:
         torch.save(content, temporary)
@@ -82,7 +87,8 @@ def require_known(config: TrainConfig, tokenizer: Tokenizer, path: Path) -> None
     names = ("position", "norm", "qk_norm", "activation", "tied", "ngram")
     other = [f"{name}={getattr(config, name)}" for name in names if getattr(config, name) != getattr(plain, name)]
     name = tokenizer.to_json()["type"]
-    other += [] if name in ("char", "gpt2") else [f"tokenizer={name}"]
+    gpt2s = name == "gpt2" and tokenizer.vocab_size in (GPT2_SIZE, PADDED_SIZE)
+    other += [] if name == "char" or gpt2s else [f"tokenizer={name}"]
     if other:
         raise UserError(
             f"nanoGPT has no network like the one in {path}, with {', '.join(other)}; train one that it has: "
@@ -118,6 +124,8 @@ def _tokenizer_of(path: Path, meta: Path | None, vocab_size: Any) -> Tokenizer:
     elif vocab_size in (GPT2_SIZE, PADDED_SIZE):
         unused = [f"<|unused{number}|>" for number in range(GPT2_SIZE, vocab_size)]
         merges = hub.read_merges(meta) if meta else hub.gpt2_merges()
+        if not bpe.are_gpt2s(merges):
+            raise UserError(f"{meta or 'the hub'} has other merges than GPT-2's tokenizer; give its merges.txt: --meta")
         tokenizer = BPETokenizer("gpt2", merges, [bpe.END_OF_TEXT, *unused])
     else:
         raise UserError(
@@ -135,7 +143,11 @@ def _tokenizer_of(path: Path, meta: Path | None, vocab_size: Any) -> Tokenizer:
 def _read_meta(path: Path) -> Tokenizer:
     """The tokenizer that nanoGPT's meta.pkl describes."""
     try:
-        itos = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()["itos"]
+        content = path.read_bytes()
+        for code, argument, _ in pickletools.genops(content):
+            if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > len(content):
+                raise ValueError("it asks for more memory than it can need")
+        itos = _PlainUnpickler(io.BytesIO(content)).load()["itos"]
         chars = [itos[number] for number in range(len(itos))]
         if not all(type(char) is str and len(char) == 1 for char in chars):
             raise ValueError("its symbols are not single characters")
@@ -149,6 +161,8 @@ def _read_meta(path: Path) -> Tokenizer:
 
 def _find_meta(path: Path, dataset: str) -> Path | None:
     """The meta.pkl of a dataset of nanoGPT's."""
+    if ".." in Path(dataset).parts or Path(dataset).is_absolute():
+        return None
     found = (base / "data" / dataset / "meta.pkl" for base in (Path(), path.parent.parent))
     return next((meta for meta in found if meta.is_file()), None)
 
@@ -158,8 +172,18 @@ def _config_of(given: Mapping[str, Any], shape: Mapping[str, Any]) -> TrainConfi
     known = {name: value for name, value in given.items() if name in TrainConfig.names() and name not in NOT_OF_THE_RUN}
     if str(given.get("device", "")).startswith("cpu"):
         known["dtype"] = "float32"  # whatever it says: on a CPU nanoGPT computes in nothing else
+    if known.get("decay_lr") is False:  # then nanoGPT does not look at min_lr
+        known["min_lr"] = known["learning_rate"]
     network = {name: value for name, value in shape.items() if name != "vocab_size"}
     return TrainConfig.from_dict({**known, **network})
+
+
+def _require_all_there(path: Path, content: dict[str, Any]) -> None:
+    """`ValueError` if the tensors claim more numbers than the file can hold: one may be a single number, repeated."""
+    slots = [tensor for each in content["optimizer"]["state"].values() for tensor in each.values()]
+    tensors = [tensor for name, tensor in content["model"].items() if not name.endswith("lm_head.weight")]
+    if sum(tensor.numel() * tensor.element_size() for tensor in (*tensors, *slots)) > path.stat().st_size:
+        raise ValueError("its tensors claim more numbers than there are in the file")
 
 
 def _weights_of(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -168,8 +192,11 @@ def _weights_of(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in found.items():
         for wrapper in WRAPPERS:
             name = name.removeprefix(wrapper)
-        if not name.endswith(".attn.bias") and name != "lm_head.weight":
+        if not name.endswith(".attn.bias"):
             weights[f"model.{name}"] = tensor
+    output = weights.pop("model.lm_head.weight", None)
+    if output is not None and not torch.equal(output, weights["model.transformer.wte.weight"]):
+        raise ValueError("its output has another matrix than its token embedding, which nanoGPT's has not")
     return weights
 
 

@@ -44,6 +44,7 @@ PRESETS: dict[str, dict[str, Value]] = {
         "dropout": 0.0,
         "learning_rate": 3e-5,
         "min_lr": 3e-6,
+        "beta2": 0.95,
         "decay_lr": False,
         "max_iters": 20,
         "eval_interval": 5,

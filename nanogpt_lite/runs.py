@@ -83,7 +83,8 @@ RunLike = Run | str | Path | None
 
 def newest_run() -> Run:
     """The run under runs/ whose checkpoint was written last. `UserError` if there is none."""
-    written = sorted(RUNS_DIR.glob(f"*/*{SUFFIX}"), key=lambda path: path.stat().st_mtime)
+    found = [path for folder in RUNS_DIR.glob("*") for path in checkpoints_in(folder)]
+    written = sorted(found, key=lambda path: path.stat().st_mtime)
     if not written:
         raise UserError(
             f"there is no run with a checkpoint under {RUNS_DIR}/; train one (nanogpt-lite run), or give --out_dir"

@@ -109,7 +109,7 @@ def _begin(wishes: Wishes, stack: ExitStack, console: Console | None) -> Started
     other = None
     tokenizer: str | Tokenizer = config.tokenizer
     if parent != "scratch":
-        other, network, tokenizer = read_weights(parent, int(given.get("block_size", 0)))
+        other, network, tokenizer = read_weights(parent, int({**wishes.file, **given}.get("block_size", 0)))
         require_same_network(other, given)
         config = config.replace({name: getattr(network, name) for name in configs.SHAPE_FIELDS})
     if ranks.is_first():

@@ -6,6 +6,7 @@ How a state changes is the business of `trainer`.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,7 +95,12 @@ def save(state: TrainState, path: Path) -> None:
     for key, parameter in state.model.named_parameters():
         for slot, value in state.optimizer.state[parameter].items():
             tensors[f"optimizer.{key}.{slot}"] = value
-    about = {
+    checkpoint.save(path, tensors, describe(state))
+
+
+def describe(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint says of the state beside its tensors, as a JSON object."""
+    return {
         "config": state.config.stored(),
         "device": state.device.type,
         "ranks": ranks.size(),
@@ -107,7 +113,6 @@ def save(state: TrainState, path: Path) -> None:
         "best_val_loss": state.best_val_loss,
         **{key: getattr(state, key) for key in COUNTERS},
     }
-    checkpoint.save(path, tensors, about)
 
 
 def restore(saved: Checkpoint, given: Mapping[str, Value]) -> TrainState:

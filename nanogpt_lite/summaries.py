@@ -1,6 +1,6 @@
 """What a run is, in numbers: its network part by part, what it costs, its data, how far it came.
 
-From its checkpoint alone and, where it is there, its config.json; no weight is read.
+From its checkpoint alone and, where it is there, its config.json.
 """
 
 import json
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from nanogpt_lite import checkpoint as checkpoints
-from nanogpt_lite import runs
+from nanogpt_lite import optim, runs
 from nanogpt_lite.config import LoadConfig, NetworkConfig
 from nanogpt_lite.inspection import require_weights
 from nanogpt_lite.model import GPT
@@ -43,6 +43,8 @@ def summary(run: RunLike = None, *, checkpoint: str = LoadConfig.checkpoint) -> 
     for name, parameter in model.named_parameters():
         parts[next(part for words, part in PARTS.items() if words in name)] += parameter.numel()
     weights = 4 * model.num_parameters()
+    kept = optim.slot_shapes(optim.make_optimizer(model, config)).values()
+    slots = 4 * sum(shape.numel() for each in kept for shape in each.values())
     about = saved.about
     return {
         "run": str(saved.path.parent),
@@ -56,7 +58,7 @@ def summary(run: RunLike = None, *, checkpoint: str = LoadConfig.checkpoint) -> 
         "flops_per_token": model.flops_per_token(),
         "flops_so_far": model.flops_per_token() * config.tokens_per_step * about["step"],
         "bytes_of_weights": weights,
-        "bytes_of_training": sum(t.nbytes for t in saved.tensors.values()) + weights,  # with the gradient
+        "bytes_of_training": 2 * weights + slots,  # with the gradient
         "bytes_of_cache_per_token": 2 * 4 * config.n_layer * config.n_embd,  # in float32
         "bytes_of_file": saved.path.stat().st_size,
         "network": {name: getattr(config, name) for name in NetworkConfig.names()},
@@ -104,10 +106,11 @@ def _bytes(number: float) -> str:
 
 
 def _count(number: float) -> str:
+    digits = f"{number:.3g}"  # rounded first: 999,999 is a million
     for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:.3g}"
+        if float(digits) >= size:
+            return f"{float(digits) / size:.3g}{unit}"
+    return digits
 
 
 def _versions(run: runs.Run) -> dict[str, str]:

@@ -1,11 +1,11 @@
 """Which tokenizer: from its JSON form, or by its name, for a text."""
 
-import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from nanogpt_lite import bpe, hub
 from nanogpt_lite.bpe import END_OF_TEXT, BPETokenizer
+from nanogpt_lite.config import names_pairs
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 
@@ -15,10 +15,15 @@ def named(name: str, alphabet: str, pieces: Callable[[], Iterable[str]]) -> Toke
     if name == "byte":
         return ByteTokenizer()
     if name == "gpt2":
-        return BPETokenizer(name, hub.gpt2_merges(), [END_OF_TEXT])
+        return gpt2()
     if name.startswith("bpe-"):
         return bpe.train(name, pieces(), int(name.removeprefix("bpe-")))
     return CharTokenizer(alphabet)
+
+
+def gpt2() -> BPETokenizer:
+    """GPT-2's tokenizer, 50,257 symbols. `WorldError` without a network."""
+    return BPETokenizer("gpt2", hub.gpt2_merges(), [END_OF_TEXT])
 
 
 def from_json(form: Any) -> Tokenizer:
@@ -37,4 +42,4 @@ def from_json(form: Any) -> Tokenizer:
 
 
 def _are_texts(name: Any, *parts: Any) -> bool:
-    return bool(re.fullmatch(r"gpt2|bpe-\d+", name)) and all(isinstance(part, str) for part in parts)
+    return names_pairs(name) and all(isinstance(part, str) for part in parts)

@@ -62,6 +62,17 @@ def test_a_text_in_pieces_has_the_ids_of_the_whole(trained, text, lengths):
     assert "".join(decoder.decode([id_]) for id_ in ids) + decoder.decode([], final=True) == text
 
 
+@given(st.text(st.characters() | st.sampled_from("\n\r\t \x85\xa0\u3000\x1c\ufeff\u0301'a1."), max_size=300))
+@settings(deadline=None)
+def test_short_parts_have_the_ids_of_the_whole(trained, text):
+    """However short the parts are that the library gets at a time, against the library on all at once."""
+    whole = BPETokenizer("", trained.to_json()["merges"], [END_OF_TEXT])
+    text = "".join(piece + END_OF_TEXT for piece in (text[:100], text[100:])).encode("utf-8", "replace").decode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bpe, "PART", 7)
+        assert whole.encode(text).tolist() == whole.of_the_library().encode(text).ids
+
+
 def test_training_does_not_depend_on_the_pieces(trained):
     pieces = [TEXT[begin : begin + 37] for begin in range(0, len(TEXT), 37)]
     assert bpe.train("bpe-400", pieces, 400).to_json() == trained.to_json()

@@ -4,6 +4,9 @@
 """
 
 import copy
+import hashlib
+import json
+import math
 import os
 import pickle
 import shutil
@@ -16,7 +19,7 @@ import pytest
 import torch
 
 import nanogpt_lite as ng
-from nanogpt_lite import batches, bpe, checkpoint, convert, hub, state, steps
+from nanogpt_lite import batches, bpe, checkpoint, convert, hub, runs, state, steps
 from nanogpt_lite.cli import main
 
 transformers = pytest.importorskip("transformers")
@@ -156,6 +159,7 @@ def test_out_and_in_again_is_the_same(text_file):
     assert all(torch.equal(tensor, after.tensors[name]) for name, tensor in before.tensors.items())
     kept = {name: value for name, value in before.about["config"].items() if name not in ("threads", "dataset")}
     assert {name: after.about["config"][name] for name in kept} == kept
+    assert after.about["device"] == before.about["device"] == "cpu"  # else another number format goes on
     for split in ("train", "val"):
         assert Path(f"out/data/bottles/{split}.bin").read_bytes() == Path(f"data/bottles/{split}.bin").read_bytes()
 
@@ -208,26 +212,92 @@ def test_nothing_is_executed_on_the_way_in(theirs, figures):
     assert not Path("runs").exists()
 
 
+NO_CHECKPOINT = "is no checkpoint of nanoGPT's train.py"
+
+
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "told"),
     [
-        {"model_args": {}},
-        {"model_args": None},
-        {"config": []},
-        {"model": {}},
-        {"optimizer": {"state": {0: {}}}},
-        {"optimizer": None},
-        {"iter_num": "three"},
-        {"best_val_loss": "low"},
-        {"model_args": {**SHAPE, "vocab_size": 7}},
-        {"model_args": {**SHAPE, "n_layer": 10**9, "vocab_size": 34}},
+        ({"model_args": {}}, NO_CHECKPOINT),
+        ({"model_args": None}, NO_CHECKPOINT),
+        ({"config": []}, NO_CHECKPOINT),
+        ({"model": {}}, "do not fit its own description"),
+        ({"optimizer": {"state": {0: {}}}}, NO_CHECKPOINT),
+        ({"optimizer": None}, NO_CHECKPOINT),
+        ({"iter_num": "three"}, NO_CHECKPOINT),
+        ({"iter_num": math.inf}, NO_CHECKPOINT),
+        ({"iter_num": -5}, NO_CHECKPOINT),
+        ({"best_val_loss": "low"}, NO_CHECKPOINT),
+        ({"best_val_loss": -1e40}, NO_CHECKPOINT),
+        ({"model_args": {**SHAPE, "vocab_size": 7}}, "has 7 symbols"),
+        ({"model_args": {**SHAPE, "n_layer": 10**9, "vocab_size": 34}}, "n_layer=1000000000 is not possible"),
     ],
 )
-def test_what_is_no_checkpoint_of_nanogpt_is_refused(theirs, changes):
+def test_what_is_no_checkpoint_of_nanogpt_is_refused(theirs, changes, told):
     saved_as(theirs[0], **changes)
-    with pytest.raises(ng.UserError):
+    with pytest.raises(ng.UserError, match=told):
         convert.from_nanogpt("out/ckpt.pt")
     assert not Path("runs").exists()
+
+
+def test_numbers_that_are_not_there_cost_no_memory(theirs):
+    """A tensor in a file may be one number, repeated as often as it says."""
+    content, *_ = theirs
+    vocab_size = content["model_args"]["vocab_size"]
+    weights = {name: torch.zeros(()).expand(tensor.shape) for name, tensor in content["model"].items()}
+    wide = {name: torch.zeros(()).expand([3200 if n == 16 else n for n in t.shape]) for name, t in weights.items()}
+    saved_as(content, model=wide, model_args={**SHAPE, "n_embd": 3200, "vocab_size": vocab_size})
+    with pytest.raises(ng.UserError, match="more numbers than there are in the file"):
+        convert.from_nanogpt("out/ckpt.pt")
+    Path("data/bottles/meta.pkl").write_bytes(b"\x80\x02}r\xff\xff\xff\xff.")  # the 4,294,967,295th thing to remember
+    with pytest.raises(ng.UserError, match="more memory than it can need"):
+        convert.from_nanogpt("out/ckpt.pt")
+
+
+def test_an_output_of_its_own_is_no_nanogpts(theirs):
+    content, *_ = theirs
+    other = content["model"]["lm_head.weight"] + 1
+    saved_as(content, model={**content["model"], "lm_head.weight": other})
+    with pytest.raises(ng.UserError, match="its output has another matrix than its token embedding"):
+        convert.from_nanogpt("out/ckpt.pt")
+
+
+@pytest.mark.parametrize("loss", [1e9, math.nan, math.inf])
+def test_no_loss_is_none_in_both_directions(theirs, loss):
+    saved_as(theirs[0], best_val_loss=loss)
+    run = convert.from_nanogpt("out/ckpt.pt")
+    assert checkpoint.load(run.out_dir / "last.safetensors").about["best_val_loss"] is None
+    content = torch.load(convert.to_nanogpt(run, "again"), weights_only=True)
+    assert content["best_val_loss"] == 1e9  # with which nanoGPT begins
+
+
+def test_a_lowest_rate_above_the_rate_is_fine_where_the_rate_stays(theirs):
+    """nanoGPT's own finetuning has it so."""
+    content, *_ = theirs
+    saved_as(content, config={**content["config"], "decay_lr": False, "min_lr": 1.0})
+    config = state.network_of(checkpoint.load(convert.from_nanogpt("out/ckpt.pt").out_dir / "last.safetensors"))[0]
+    assert (config.learning_rate, config.min_lr) == (0.01, 0.01)
+
+
+def test_without_a_network_gpt2s_tokens_are_a_fault_of_the_world(theirs, monkeypatch):
+    def unreachable():
+        raise ng.WorldError("no route to host")
+
+    content, *_ = theirs
+    Path("data/bottles/meta.pkl").unlink()
+    saved_as(content, model_args={**content["model_args"], "vocab_size": 50257})
+    monkeypatch.setattr(hub, "gpt2_merges", unreachable)
+    with pytest.raises(ng.WorldError, match="no route"):
+        convert.from_nanogpt("out/ckpt.pt")
+
+
+def test_an_export_is_no_run_and_replaces_none(theirs):
+    run = convert.from_nanogpt("out/ckpt.pt", out_dir="runs/a")
+    convert.to_huggingface(run, "runs/hf")
+    convert.export_weights(run, "runs/alone/weights.safetensors")
+    assert runs.newest_run().out_dir == Path("runs/a")
+    with pytest.raises(ng.UserError, match="runs/a holds a run"):
+        convert.to_huggingface(run, "runs/a", overwrite=True)
 
 
 def gpt2_merges():
@@ -245,6 +315,10 @@ def test_without_characters_the_tokens_are_those_of_gpt2(theirs, monkeypatch, si
     args = {**content["model_args"], "vocab_size": size}
     weights = {**content["model"], "transformer.wte.weight": wte, "lm_head.weight": wte}
     saved_as(content, model=weights, model_args=args, optimizer={"state": {}})
+    with pytest.raises(ng.UserError, match="give its merges.txt"):
+        Path("merges.txt").write_text("a b\n")
+        convert.from_nanogpt("out/ckpt.pt", meta="merges.txt")
+    monkeypatch.setattr(bpe, "GPT2_MERGES", hashlib.sha256("\n".join(gpt2_merges()).encode()).hexdigest())
     Path("merges.txt").write_text("#version: 0.2\n" + "\n".join(gpt2_merges()) + "\n", encoding="utf-8")
     run = convert.from_nanogpt("out/ckpt.pt", meta="merges.txt")
     model, tokenizer = ng.load(run, device="cpu")
@@ -257,9 +331,16 @@ def test_without_characters_the_tokens_are_those_of_gpt2(theirs, monkeypatch, si
     assert back["model_args"] == args
     assert torch.equal(back["model"]["lm_head.weight"], wte)
     assert not Path("again/data").exists()  # nanoGPT takes GPT-2's tokens where there is no meta.pkl
+    if size == 50304:
+        theirs = convert.to_huggingface(run, "folder") / "config.json"
+        assert json.loads(theirs.read_text())["eos_token_id"] == 50256
+        assert (
+            ng.load(ng.train("bottles.txt", init_from="folder", max_iters=1, device="cpu"))[1].to_json()
+            == tokenizer.to_json()
+        )
     for content in ("{}", "[" * 100_000, "é é é"):
         Path("merges.json").write_text(content, encoding="utf-8")
-        with pytest.raises(ng.UserError, match=r"merges.json has no merges|what is no token"):
+        with pytest.raises(ng.UserError, match=r"merges.json has no tokenizer like GPT-2's"):
             convert.from_nanogpt("out/ckpt.pt", meta="merges.json")
 
 
@@ -318,6 +399,7 @@ def test_the_command_line(theirs, capsys):
         ("export --out_dir runs/a", "what to export? give --to"),
         ("export --out_dir runs/a --to nanogtp", "did you mean nanogpt"),
         ("export --out_dir runs/a --to hf --weights", "what to export? give --to"),
+        ("export --out_dir runs/a --to hf --dataset", "--dataset goes with --to nanogpt"),
     ]:
         assert main(line.split()) == 2
         assert told in capsys.readouterr().err

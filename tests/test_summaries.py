@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import nanogpt_lite as ng
-from nanogpt_lite import checkpoint
+from nanogpt_lite import checkpoint, summaries
 from nanogpt_lite.cli import main
 from nanogpt_lite.summaries import summary
 
@@ -36,6 +36,19 @@ def test_the_numbers_are_those_of_the_network(text_file, options):
     assert content["vocab_size"] == tokenizer.vocab_size
     assert content["dataset_sha256"] == ng.prepare("bottles.txt").sha256
     assert content["versions"]["torch"] == version("torch")
+
+
+def test_the_memory_of_training_is_that_of_the_run_for_weights_alone_too(text_file):
+    run = ng.train("bottles.txt", **SMALL, preset="modern-cpu")
+    ng.export_weights(run)
+    assert summary(run, checkpoint="weights")["bytes_of_training"] == summary(run)["bytes_of_training"]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(999, "999"), (999.6, "1k"), (999_999, "1M"), (12_345, "12.3k"), (0, "0")]
+)
+def test_counts_are_rounded_before_their_unit_is_chosen(number, words):
+    assert summaries._count(number) == words
 
 
 def test_the_command_line(text_file, capsys):
