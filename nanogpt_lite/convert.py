@@ -92,7 +92,7 @@ def to_huggingface(
 def export_weights(
     run: RunLike, path: str | Path | None = None, *, checkpoint: str = LoadConfig.checkpoint, overwrite: bool = False
 ) -> Path:
-    """Write a checkpoint without the optimizer's state, a third of its size, which `load` and `sample` take.
+    """Write a checkpoint without the optimizer's state, most of its size, which `load` and `sample` take.
 
     `path`: where to, without it weights.safetensors in the run's folder. `overwrite`: replace what is there. The path.
 
