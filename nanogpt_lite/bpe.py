@@ -18,6 +18,7 @@ from nanogpt_lite.tokenizer import Ids, TextDecoder, TextEncoder, Utf8Decoder, i
 END_OF_TEXT = "<|endoftext|>"
 GPT2_MERGES = "04e3597d7996f292ca9b8b7285ca4d58a6ae171ac47d73fc7140ceb0c7a6bbc0"  # SHA-256 of GPT-2's, one a line
 LONGEST_WAIT = 2**20  # characters without a place to cut: there a token may be cut in two
+LONGEST_WORD = 2**14  # characters: with one of a million the library is busy for hours when it learns
 PART = 2**13  # characters that the library gets as one text, of many at a time
 CUT = re.compile(r"\S(?=[ \n])")  # before a space that follows none: no token of GPT-2's goes across
 LAST_CUT = re.compile(rf".*{CUT.pattern}", re.DOTALL)
@@ -117,7 +118,9 @@ def train(name: str, pieces: Iterable[str], vocab_size: int) -> BPETokenizer:
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size, initial_alphabet=sorted(printable_bytes()), show_progress=False
     )
-    made.train_from_iterator((part for text in _whole_words(pieces) for part in _parts(text)), trainer)
+    parts = (part for text in _whole_words(pieces) for part in _parts(text))
+    words = (part[n : n + LONGEST_WORD] for part in parts for n in range(0, len(part), LONGEST_WORD))
+    made.train_from_iterator(words, trainer)
     merges = [" ".join(pair) for pair in json.loads(made.to_str())["model"]["merges"]]
     return BPETokenizer(name, merges)
 

@@ -136,19 +136,22 @@ def _import(given: Given) -> None:
 
     if "from" not in given:
         raise UserError("what to import? give a checkpoint of nanoGPT: --from ckpt.pt")
-    print(convert.from_nanogpt(given["from"], meta=given.get("meta"), out_dir=given.get("out_dir")).out_dir)
+    run = convert.from_nanogpt(given["from"], meta=given.get("meta"), out_dir=given.get("out_dir"))
+    print(f"go on: nanogpt-lite train --init_from resume --out_dir {run.out_dir}", file=sys.stderr)
+    print(run.out_dir)
 
 
 def _export(given: Given) -> None:
-    from nanogpt_lite import convert
+    from nanogpt_lite import convert, runs
 
     weights, dataset = given["weights"], given["dataset"]
     how = {"checkpoint": given.get("checkpoint", LoadConfig.checkpoint), "overwrite": given["overwrite"]}
     if weights == ("to" in given):
-        raise UserError("what to export? give --to nanogpt, --to hf, or --weights for the weights alone")
+        raise UserError("what to export? give one of --to nanogpt, --to hf, and --weights for the weights alone")
     if dataset and given.get("to") != "nanogpt":
         raise UserError("--dataset goes with --to nanogpt, which needs the tokens too; leave it out")
     run = _chosen_run(given)
+    print(f"exporting {runs.find_checkpoint(run, how['checkpoint'])}", file=sys.stderr)
     if weights:
         print(convert.export_weights(run, given.get("path"), **how))
         return
@@ -248,7 +251,7 @@ COMMANDS = {
         | _CHECKPOINT
         | {
             "to": "nanogpt, or hf: Hugging Face's transformers",
-            "path": "where to; without it, a place in the run's folder",
+            "path": "where to: a folder, or with --weights a file; without it, a place in the run's folder",
         },
         switches={
             "weights": "the weights alone, without the optimizer's state: what sample and load need",

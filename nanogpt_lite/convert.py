@@ -17,6 +17,7 @@ from nanogpt_lite.tokenizer import CharTokenizer, Tokenizer
 def from_nanogpt(path: str | Path, *, meta: str | Path | None = None, out_dir: str | Path | None = None) -> Run:
     """A run whose last checkpoint is nanoGPT's ckpt.pt, so that it samples and trains on as that would.
 
+    `path`: that file, or the folder that it is in.
     `meta`: the meta.pkl of its data, without it the one that nanoGPT would find: data/DATASET/meta.pkl, seen from here
     or from the folder above the checkpoint's. If there is none, and it has GPT-2's number of symbols, its tokenizer is
     GPT-2's, from the hub or from a merges.txt as `meta`. `out_dir`: the run's folder, without it the next free one
@@ -24,9 +25,10 @@ def from_nanogpt(path: str | Path, *, meta: str | Path | None = None, out_dir: s
 
     `UserError` if the files cannot be read without executing them, or do not go together.
     """
-    wanted = str(out_dir or "")
-    runs.require_free(wanted, overwrite=False)
-    begun = nanogpt.read(Path(path), Path(meta) if meta else None)
+    wanted, path = str(out_dir or ""), Path(path)
+    if wanted and runs.checkpoints_in(Path(wanted)):
+        raise UserError(f"{wanted} holds a run already; give another --out_dir")
+    begun = nanogpt.read(path / "ckpt.pt" if path.is_dir() else path, Path(meta) if meta else None)
     folder = runs.claim(wanted, texts.name_of(begun.config.dataset))
     with runs.hold(folder):
         runs.require_free(wanted, overwrite=False)  # still
@@ -55,6 +57,7 @@ def to_nanogpt(
     folder, name = Path(folder), texts.name_of(config.dataset)
     wanted = ["meta.pkl"] if isinstance(tokenizer, CharTokenizer) else []
     wanted += ["train.bin", "val.bin"] if dataset else []
+    _require_no_run(folder)
     _require_free([folder / "ckpt.pt", *(folder / "data" / name / file for file in wanted)], overwrite)
     if dataset:
         data = datasets.prepare(config.dataset, tokenizer=tokenizer, sha256=saved.about["dataset_sha256"] or None)
@@ -77,8 +80,7 @@ def to_huggingface(
     saved, config, tokenizer = _load(run, checkpoint)
     huggingface.require_known(config, saved.path)
     folder, source = Path(folder), Run(saved.path.parent)
-    if runs.checkpoints_in(folder):
-        raise UserError(f"{folder} holds a run, whose config.json would be replaced; give another place (--path)")
+    _require_no_run(folder)
     drawn = find_spec("matplotlib") is not None and any(record["kind"] == "eval" for record in source.metrics)
     _require_free([folder / name for name in (*huggingface.FILES, "README.md", *["loss.png"] * drawn)], overwrite)
     huggingface.write(saved, config, tokenizer, folder)
@@ -94,12 +96,17 @@ def export_weights(
 ) -> Path:
     """Write a checkpoint without the optimizer's state, most of its size, which `load` and `sample` take.
 
-    `path`: where to, without it weights.safetensors in the run's folder. `overwrite`: replace what is there. The path.
+    `path`: a file or a folder, without it weights.safetensors in the run's folder. `overwrite`: replace what is there.
+    The path of the file.
 
     `UserError` if there is no such checkpoint, if it is damaged, or if `path` is there already.
     """
     saved, _, _ = _load(run, checkpoint, prefix="model.")
     target = Path(path) if path else saved.path.with_stem("weights")
+    if target.is_dir():
+        target = target / f"weights{SUFFIX}"
+    if target in runs.checkpoints_in(target.parent):
+        raise UserError(f"{target} is a checkpoint, from which its run goes on; give another place (--path)")
     _require_free([target], overwrite)
     checkpoints.save(target, saved.tensors, saved.about)
     return target
@@ -111,6 +118,11 @@ def _load(run: RunLike, checkpoint: str, prefix: str = "") -> tuple[Checkpoint, 
     config, tokenizer = state.network_of(saved)
     inspection.require_weights(config, tokenizer.vocab_size, saved)
     return saved, config, tokenizer
+
+
+def _require_no_run(folder: Path) -> None:
+    if runs.checkpoints_in(folder):
+        raise UserError(f"{folder} holds a run, whose files would be mixed with others; give another place (--path)")
 
 
 def _require_free(paths: Iterable[Path], overwrite: bool) -> None:
@@ -131,6 +143,9 @@ def _model_card(saved: Checkpoint, config: TrainConfig, drawn: bool) -> str:
         **config.stored(),
     }
     lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", "---", "", "# A small GPT", ""]
-    lines += ["Trained by nanogpt_lite, exported for transformers.", "", "| | |", "|---|---|"]
+    lines += ["Trained by nanogpt_lite, exported for transformers:", ""]
+    lines += ["```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
+    lines += ['model, tokenizer = AutoModelForCausalLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")']
+    lines += [f"# it sees {config.block_size} tokens, prompt and answer together", "```", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in rows.items()]
     return "\n".join([*lines, *(["", "![loss curves](loss.png)"] if drawn else []), ""])

@@ -1,6 +1,7 @@
 """What the Hugging Face hub has of GPT-2, or a folder of its files: fetched by `huggingface_hub`, nothing executed."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ def read_tokenizer(folder: Path) -> tuple[list[str], dict[str, int]]:
         form = json.loads(path.read_text(encoding="utf-8"))
         if path.name == "vocab.json":
             return merges, dict(form)
+        if form["model"]["type"] != "BPE":
+            raise ValueError("its tokens are no byte pairs")
         before = form["pre_tokenizer"]
         if form.get("normalizer") or before["type"] != "ByteLevel" or before["add_prefix_space"]:
             raise ValueError("it changes a text first, or does not take it apart into bytes")
@@ -69,7 +72,7 @@ def fetch(name: str, file: str) -> Path:
     try:
         return Path(huggingface_hub.hf_hub_download(GPT2[name], file))
     except Exception as error:  # of the hub's, of the HTTP library that it has at the time, of the system
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        reason = re.split(r"\.\s|\n", str(error))[0][:200] or type(error).__name__
         raise WorldError(
             f"{file} of {GPT2[name]} cannot be fetched ({reason}); check the network, or give a folder with its files"
         ) from error

@@ -29,7 +29,8 @@ MASKS = (".attn.bias", ".attn.masked_bias")
 
 def is_gpt2(init_from: str) -> bool:
     """Whether this names one of GPT-2's sizes, or a folder with such a network."""
-    return init_from in hub.GPT2 or (Path(init_from) / "model.safetensors").is_file()
+    names = ("model.safetensors", "pytorch_model.bin")  # of which the second is a pickle, and refused
+    return init_from in hub.GPT2 or any((Path(init_from) / name).is_file() for name in names)
 
 
 def read_gpt2(init_from: str) -> tuple[Checkpoint, NetworkConfig, Tokenizer]:
@@ -82,10 +83,10 @@ def _read_tokenizer(folder: Path, rows: int) -> BPETokenizer:
 def _network_of(form: dict[str, Any]) -> NetworkConfig:
     """The network that a config.json describes. `UserError` if it is none of ours."""
     rules = {
-        "model_type": form["model_type"] == "gpt2",
+        "model_type": form.get("model_type") == "gpt2",
         "activation_function": form.get("activation_function", "gelu_new") in ACTIVATIONS,
         "layer_norm_epsilon": form.get("layer_norm_epsilon", 1e-5) == 1e-5,
-        "n_inner": form.get("n_inner") in (None, 4 * form["n_embd"]),
+        "n_inner": form.get("n_inner") in (None, 4 * form.get("n_embd", 0)),
         "scale_attn_by_inverse_layer_idx": not form.get("scale_attn_by_inverse_layer_idx"),
         "scale_attn_weights": form.get("scale_attn_weights", True),
         "tie_word_embeddings": form.get("tie_word_embeddings", True),

@@ -7,6 +7,8 @@ plain values alone, the other by one that admits plain values alone. Without a m
 import io
 import pickle
 import pickletools
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,17 +35,18 @@ GPT2_SIZE, PADDED_SIZE = 50257, 50304  # symbols: GPT-2's, and the next multiple
 def read(path: Path, meta: Path | None) -> TrainState:
     """The state of a run of nanoGPT's, from its ckpt.pt and meta.pkl; `meta`: as of `convert.from_nanogpt`."""
     content = _read_checkpoint(path)
+    optimizer = content.get("optimizer", {"state": {}})  # some leave it out
     try:
         shape = {name: content["model_args"][name] for name in SHAPE}
         config = _config_of(content["config"], shape)
-        tokenizer = _tokenizer_of(path, meta or _find_meta(path, config.dataset), shape["vocab_size"])
-        _require_all_there(path, content)
+        tokenizer = _tokenizer_of(path, meta or _find_meta(path, config.dataset), config.dataset, shape["vocab_size"])
+        _require_all_there(path, content["model"], optimizer["state"])
         saved = Checkpoint(path, _weights_of(content["model"]), {})
         inspection.require_weights(config, tokenizer.vocab_size, saved)
         begun = state.start(config.replace({"device": "cpu"}), tokenizer)  # made here, wherever it was trained
         begun.device = torch.device(str(content["config"].get("device", "cuda")).split(":")[0])
         state.load_weights(begun.model, saved)
-        _fill_slots(begun, content["optimizer"]["state"])
+        _fill_slots(begun, optimizer["state"])
         begun.step = begun.evaluated = begun.best_step = int(content["iter_num"])
         loss = float(content["best_val_loss"])
         begun.best_val_loss = loss if loss < NO_LOSS else None  # nor is nan one
@@ -51,7 +54,8 @@ def read(path: Path, meta: Path | None) -> TrainState:
     except (UserError, WorldError):
         raise
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{path} is no checkpoint of nanoGPT's train.py ({error!r:.200}); give its ckpt.pt") from error
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{path} is no checkpoint of nanoGPT's train.py ({reason:.200}); give its ckpt.pt") from error
     return begun
 
 
@@ -92,18 +96,26 @@ def require_known(config: TrainConfig, tokenizer: Tokenizer, path: Path) -> None
     if other:
         raise UserError(
             f"nanoGPT has no network like the one in {path}, with {', '.join(other)}; train one that it has: "
-            "--preset shakespeare_char or --preset cpu"
+            "--preset shakespeare_char or --preset cpu, --tokenizer char"
         )
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
     """What nanoGPT's ckpt.pt holds, if that is tensors and plain values."""
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; give a ckpt.pt of nanoGPT's train.py")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as parts:
+                if damaged := parts.testzip():
+                    raise ValueError(f"{damaged} in it is damaged")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of PyTorch, about what is refused in the next line
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle can fail in any way
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise UserError(
-            f"{path} cannot be read without executing what it holds ({reason}); give a ckpt.pt of nanoGPT's train.py"
+            f"{path} cannot be read without executing what it holds: it is damaged, or there is more in it than "
+            "tensors and plain values; give a ckpt.pt of nanoGPT's train.py"
         ) from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is no checkpoint of nanoGPT's train.py; give its ckpt.pt")
@@ -117,7 +129,7 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
-def _tokenizer_of(path: Path, meta: Path | None, vocab_size: Any) -> Tokenizer:
+def _tokenizer_of(path: Path, meta: Path | None, dataset: str, vocab_size: Any) -> Tokenizer:
     """The tokenizer of a checkpoint with so many symbols: that of a meta.pkl, or GPT-2's."""
     if meta and meta.suffix not in (".txt", ".json"):
         tokenizer = _read_meta(meta)
@@ -129,8 +141,8 @@ def _tokenizer_of(path: Path, meta: Path | None, vocab_size: Any) -> Tokenizer:
         tokenizer = BPETokenizer("gpt2", merges, [bpe.END_OF_TEXT, *unused])
     else:
         raise UserError(
-            f"there is no data/DATASET/meta.pkl here or in {path.parent.parent}, which says what the {vocab_size} "
-            f"symbols of {path} are; give it: --meta"
+            f"there is no data/{dataset}/meta.pkl here, nor in the folder above that of {path}, which would say what "
+            f"its {vocab_size} symbols are; give it: --meta"
         )
     if tokenizer.vocab_size != vocab_size:
         raise UserError(
@@ -147,10 +159,13 @@ def _read_meta(path: Path) -> Tokenizer:
         for code, argument, _ in pickletools.genops(content):
             if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > len(content):
                 raise ValueError("it asks for more memory than it can need")
-        itos = _PlainUnpickler(io.BytesIO(content)).load()["itos"]
+        found = _PlainUnpickler(io.BytesIO(content)).load()
+        itos = found["itos"]
         chars = [itos[number] for number in range(len(itos))]
         if not all(type(char) is str and len(char) == 1 for char in chars):
             raise ValueError("its symbols are not single characters")
+        if found["stoi"] != {char: number for number, char in enumerate(chars)}:
+            raise ValueError("its two tables do not agree")
         return CharTokenizer("".join(chars))
     except Exception as error:  # a pickle can fail in any way
         raise UserError(
@@ -178,12 +193,14 @@ def _config_of(given: Mapping[str, Any], shape: Mapping[str, Any]) -> TrainConfi
     return TrainConfig.from_dict({**known, **network})
 
 
-def _require_all_there(path: Path, content: dict[str, Any]) -> None:
-    """`ValueError` if the tensors claim more numbers than the file can hold: one may be a single number, repeated."""
-    slots = [tensor for each in content["optimizer"]["state"].values() for tensor in each.values()]
-    tensors = [tensor for name, tensor in content["model"].items() if not name.endswith("lm_head.weight")]
+def _require_all_there(path: Path, model: Mapping[str, Tensor], state: Mapping[int, Mapping[str, Tensor]]) -> None:
+    """`ValueError` if the tensors claim more than the file can hold (one may be a number, repeated), or no numbers."""
+    slots = [tensor for each in state.values() for tensor in each.values()]
+    tensors = [tensor for name, tensor in model.items() if not name.endswith("lm_head.weight")]
     if sum(tensor.numel() * tensor.element_size() for tensor in (*tensors, *slots)) > path.stat().st_size:
         raise ValueError("its tensors claim more numbers than there are in the file")
+    if not all(tensor.isfinite().all() for tensor in (*tensors, *slots)):
+        raise ValueError("some of its numbers are not finite")
 
 
 def _weights_of(found: Mapping[str, Tensor]) -> dict[str, Tensor]:

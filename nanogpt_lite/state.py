@@ -195,7 +195,7 @@ def require_same_network(saved: Checkpoint, given: Mapping[str, Value]) -> None:
     if other:
         raise UserError(
             f"{saved.path} holds another network than asked for: {', '.join(other)}; "
-            "leave these options out, or start a new run (another out_dir)"
+            "leave these options out, or begin a run from scratch, in another out_dir"
         )
 
 

@@ -50,7 +50,7 @@ class Lenient:
         except Exception as error:  # whatever another program can think of
             self._sink = None
             missing = isinstance(error, ModuleNotFoundError)
-            remedy = f"; install it: pip install {self._name}" if missing else ""
+            remedy = f"; install it: pip install 'nanogpt-lite[{self._name}]'" if missing else ""
             reason = " ".join(str(error).split())[:300]
             self._warn(f"warning: going on without {self._name} ({type(error).__name__}: {reason}{remedy})")
             return None

@@ -73,6 +73,14 @@ def test_short_parts_have_the_ids_of_the_whole(trained, text):
         assert whole.encode(text).tolist() == whole.of_the_library().encode(text).ids
 
 
+@pytest.mark.parametrize("text", ["ab" * 300_000, "".join(map(str, range(100_000)))])
+def test_a_text_without_a_space_keeps_nobody_waiting(text):
+    """As one word, the library would be busy with it for hours."""
+    made = bpe.train("bpe-300", [text], 300)
+    assert made.decode(made.encode(text)) == text
+    assert len(made.encode(text)) < 0.7 * len(text)
+
+
 def test_training_does_not_depend_on_the_pieces(trained):
     pieces = [TEXT[begin : begin + 37] for begin in range(0, len(TEXT), 37)]
     assert bpe.train("bpe-400", pieces, 400).to_json() == trained.to_json()

@@ -224,6 +224,7 @@ NO_CHECKPOINT = "is no checkpoint of nanoGPT's train.py"
         ({"model": {}}, "do not fit its own description"),
         ({"optimizer": {"state": {0: {}}}}, NO_CHECKPOINT),
         ({"optimizer": None}, NO_CHECKPOINT),
+        ({"model": {"transformer.wpe.weight": torch.tensor(math.nan)}}, "some of its numbers are not finite"),
         ({"iter_num": "three"}, NO_CHECKPOINT),
         ({"iter_num": math.inf}, NO_CHECKPOINT),
         ({"iter_num": -5}, NO_CHECKPOINT),
@@ -252,6 +253,14 @@ def test_numbers_that_are_not_there_cost_no_memory(theirs):
     Path("data/bottles/meta.pkl").write_bytes(b"\x80\x02}r\xff\xff\xff\xff.")  # the 4,294,967,295th thing to remember
     with pytest.raises(ng.UserError, match="more memory than it can need"):
         convert.from_nanogpt("out/ckpt.pt")
+
+
+def test_without_an_optimizer_it_is_taken_all_the_same(theirs):
+    content, *_ = theirs
+    del content["optimizer"]
+    saved_as(content)
+    run = convert.from_nanogpt("out")  # the folder will do too
+    assert ng.train("bottles.txt", out_dir=run.out_dir, init_from="resume", max_iters=5, device="cpu")
 
 
 def test_an_output_of_its_own_is_no_nanogpts(theirs):
@@ -296,8 +305,13 @@ def test_an_export_is_no_run_and_replaces_none(theirs):
     convert.to_huggingface(run, "runs/hf")
     convert.export_weights(run, "runs/alone/weights.safetensors")
     assert runs.newest_run().out_dir == Path("runs/a")
-    with pytest.raises(ng.UserError, match="runs/a holds a run"):
-        convert.to_huggingface(run, "runs/a", overwrite=True)
+    for export in (convert.to_huggingface, convert.to_nanogpt):
+        with pytest.raises(ng.UserError, match="runs/a holds a run"):
+            export(run, "runs/a", overwrite=True)
+    with pytest.raises(ng.UserError, match="is a checkpoint, from which its run goes on"):
+        convert.export_weights(run, "runs/a/last.safetensors", overwrite=True)
+    Path("elsewhere").mkdir()
+    assert convert.export_weights(run, "elsewhere") == Path("elsewhere/weights.safetensors")
 
 
 def gpt2_merges():
@@ -345,7 +359,17 @@ def test_without_characters_the_tokens_are_those_of_gpt2(theirs, monkeypatch, si
 
 
 @pytest.mark.parametrize(
-    "meta", [None, {"itos": {0: "ab"}}, {"itos": {1: "a"}}, {"itos": []}, {}, [], {"itos": {0: 7}}]
+    "meta",
+    [
+        None,
+        {"itos": {0: "a"}, "stoi": {"a": 1}},
+        {"itos": {0: "ab"}},
+        {"itos": {1: "a"}},
+        {"itos": []},
+        {},
+        [],
+        {"itos": {0: 7}},
+    ],
 )
 def test_what_are_no_characters_is_refused(theirs, meta):
     Path("data/bottles/meta.pkl").unlink() if meta is None else Path("data/bottles/meta.pkl").write_bytes(
@@ -356,14 +380,16 @@ def test_what_are_no_characters_is_refused(theirs, meta):
 
 
 def test_files_that_are_no_pickles_are_refused(theirs):
-    for content in (b"", b"PK\x03\x04", b"x" * 100):
+    whole = Path("out/ckpt.pt").read_bytes()
+    flipped = whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 4]) + whole[len(whole) // 2 + 1 :]
+    for content in (b"", b"PK\x03\x04", b"x" * 100, whole[:-100], flipped):
         Path("out/ckpt.pt").write_bytes(content)
         with pytest.raises(ng.UserError, match="give a ckpt.pt"):
             convert.from_nanogpt("out/ckpt.pt")
     torch.save([1], "out/ckpt.pt")
     with pytest.raises(ng.UserError, match="give its ckpt.pt"):
         convert.from_nanogpt("out/ckpt.pt")
-    with pytest.raises(ng.UserError, match="No such file"):
+    with pytest.raises(ng.UserError, match="there is no file"):
         convert.from_nanogpt("nowhere.pt")
 
 
@@ -395,10 +421,10 @@ def test_the_command_line(theirs, capsys):
     capsys.readouterr()
     for line, told in [
         ("import", "give a checkpoint of nanoGPT: --from"),
-        ("import --from out/ckpt.pt --out_dir runs/a", "holds a run already"),
-        ("export --out_dir runs/a", "what to export? give --to"),
+        ("import --from out/ckpt.pt --out_dir runs/a", "holds a run already; give another --out_dir"),
+        ("export --out_dir runs/a", "what to export? give one of --to"),
         ("export --out_dir runs/a --to nanogtp", "did you mean nanogpt"),
-        ("export --out_dir runs/a --to hf --weights", "what to export? give --to"),
+        ("export --out_dir runs/a --to hf --weights", "what to export? give one of --to"),
         ("export --out_dir runs/a --to hf --dataset", "--dataset goes with --to nanogpt"),
     ]:
         assert main(line.split()) == 2

@@ -98,7 +98,7 @@ def test_another_numbering_is_refused(gpt2):
 def test_a_folder_that_holds_no_gpt2_is_refused(gpt2, file, content):
     path = Path("theirs") / file
     path.unlink() if content is None else path.write_bytes(content)
-    told = "theirs holds no GPT-2|no tokenizer like GPT-2's|numbers its symbols|what is no token|no checkpoint"
+    told = "theirs holds no GPT-2|no tokenizer like|numbers its symbols|what is no token|no checkpoint|model_type=None"
     with pytest.raises(ng.UserError, match=told):
         started_from("theirs")
     assert not Path("runs").exists()
@@ -209,6 +209,18 @@ def test_what_transformers_lacks_is_refused(text_file):
     with pytest.raises(ng.UserError, match=r"position=rotary, qk_norm=True, ngram=4, activation=relu2; .* --preset"):
         convert.to_huggingface(run, "exported")
     assert not Path("exported").exists()
+
+
+def test_what_has_no_byte_pairs_does_not_come_back(text_file):
+    folder = convert.to_huggingface(ng.train("bottles.txt", **NANOGPTS), "exported")
+    with pytest.raises(ng.UserError, match="its tokens are no byte pairs"):
+        started_from(str(folder))
+
+
+def test_a_pickle_is_no_weights(gpt2):
+    Path("theirs/model.safetensors").rename("theirs/pytorch_model.bin")
+    with pytest.raises(ng.UserError, match=r"or a folder with config.json, model.safetensors and tokenizer.json"):
+        started_from("theirs")
 
 
 def test_what_was_exported_comes_back(text_file):

@@ -99,7 +99,7 @@ def test_a_missing_one_is_told_of_and_stops_nothing(text_file, monkeypatch, caps
     assert main(["train", "--dataset=bottles.txt", *arguments]) == 0
     (warning,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert f"going on without {extra}" in warning
-    assert f"pip install {extra}" in warning
+    assert f"pip install 'nanogpt-lite[{extra}]'" in warning
     assert ng.Run(text_file.parent / "runs/a").metrics[-1]["kind"] == "done"
 
 
