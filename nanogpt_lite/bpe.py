@@ -28,7 +28,8 @@ class BPETokenizer:
     """Ids are the 256 bytes, then what `merges` make ("a b" is one token "ab"), then the `special` texts.
 
     The bytes stand in GPT-2's order, and in `merges` for each its printable character. `name` is that by which it is
-    asked for; without it, gpt2 if the merges are GPT-2's, else bpe-SIZE. `UserError` if `merges` do not follow from
+    asked for; without it, gpt2 if the merges are GPT-2's, else bpe-SIZE. `symbols` are all tokens in the order of
+    their ids, as GPT-2's files write them. `UserError` if `merges` do not follow from
     each other, or if the package `tokenizers` is not there.
     """
 

@@ -29,7 +29,7 @@ def from_nanogpt(path: str | Path, *, meta: str | Path | None = None, out_dir: s
     if wanted and runs.checkpoints_in(Path(wanted)):
         raise UserError(f"{wanted} holds a run already; give another --out_dir")
     begun = nanogpt.read(path / "ckpt.pt" if path.is_dir() else path, Path(meta) if meta else None)
-    folder = runs.claim(wanted, texts.name_of(begun.config.dataset))
+    folder = runs.claim(wanted, begun.config.dataset)
     with runs.hold(folder):
         runs.require_free(wanted, overwrite=False)  # still
         for name in ("best", "last"):

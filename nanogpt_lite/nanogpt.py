@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanogpt_lite import bpe, files, hub, inspection, optim, state
+from nanogpt_lite import bpe, files, hub, inspection, optim, state, texts
 from nanogpt_lite.bpe import BPETokenizer
 from nanogpt_lite.checkpoint import Checkpoint
 from nanogpt_lite.config import NetworkConfig, TrainConfig
@@ -39,7 +39,8 @@ def read(path: Path, meta: Path | None) -> TrainState:
     try:
         shape = {name: content["model_args"][name] for name in SHAPE}
         config = _config_of(content["config"], shape)
-        tokenizer = _tokenizer_of(path, meta or _find_meta(path, config.dataset), config.dataset, shape["vocab_size"])
+        dataset = str(content["config"]["dataset"])
+        tokenizer = _tokenizer_of(path, meta or _find_meta(path, dataset), dataset, shape["vocab_size"])
         _require_all_there(path, content["model"], optimizer["state"])
         saved = Checkpoint(path, _weights_of(content["model"]), {})
         inspection.require_weights(config, tokenizer.vocab_size, saved)
@@ -189,6 +190,7 @@ def _config_of(given: Mapping[str, Any], shape: Mapping[str, Any]) -> TrainConfi
         known["dtype"] = "float32"  # whatever it says: on a CPU nanoGPT computes in nothing else
     if known.get("decay_lr") is False:  # then nanoGPT does not look at min_lr
         known["min_lr"] = known["learning_rate"]
+    known["dataset"] = texts.name_of(str(given["dataset"]))  # there a folder in data, and never a path elsewhere
     network = {name: value for name, value in shape.items() if name != "vocab_size"}
     return TrainConfig.from_dict({**known, **network})
 

@@ -97,7 +97,9 @@ def theirs(text_file):
 def test_a_dataset_is_a_name_and_no_way_out_of_runs(theirs):
     content, *_ = theirs
     saved_as(content, config={**content["config"], "dataset": "../../../bottles"})
-    assert convert.from_nanogpt("out/ckpt.pt", meta="data/bottles/meta.pkl").out_dir == Path("runs/bottles-1")
+    run = convert.from_nanogpt("out/ckpt.pt", meta="data/bottles/meta.pkl")
+    assert run.out_dir == Path("runs/bottles-1")
+    assert checkpoint.load(run.out_dir / "last.safetensors").about["config"]["dataset"] == "bottles"
 
 
 def saved_as(content, **changes):
