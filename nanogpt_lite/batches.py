@@ -1,6 +1,7 @@
 """Tokens to (x, y): the batch of step i is a pure function of (seed, i), so there is no state to save."""
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,7 +16,15 @@ Batch = tuple[Tensor, Tensor]
 TRAIN, VAL = 0, 1  # which stream of random numbers
 
 
-def random_batch(tokens: Ids, *, rows: int, block_size: int, seed: int, step: int, stream: int = TRAIN) -> Batch:
+class Tokens(Protocol):
+    """The ids of a split, shape (tokens,): an array, or a file that is read like one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> Ids: ...
+
+
+def random_batch(tokens: Tokens, *, rows: int, block_size: int, seed: int, step: int, stream: int = TRAIN) -> Batch:
     """The batch of a step: `rows` windows of `block_size` tokens, at places drawn from (seed, stream, step)."""
     # Philox is a counter: any step's numbers are at hand without drawing the ones before (Salmon et al. 2011)
     bits = np.random.Philox(key=seed, counter=[0, 0, stream, step]).random_raw(rows)
@@ -23,7 +32,7 @@ def random_batch(tokens: Ids, *, rows: int, block_size: int, seed: int, step: in
     return _windows(tokens, places, block_size)
 
 
-def random_batches(tokens: Ids, *, rows: int, block_size: int, seed: int, step: int) -> Iterator[Batch]:
+def random_batches(tokens: Tokens, *, rows: int, block_size: int, seed: int, step: int) -> Iterator[Batch]:
     """The training batches from `step` on, without end."""
     while True:
         yield random_batch(tokens, rows=rows, block_size=block_size, seed=seed, step=step)
@@ -36,7 +45,7 @@ def parts(batch: Batch, rows: int) -> Iterator[Batch]:
     return zip(inputs, targets, strict=True)
 
 
-def all_windows(tokens: Ids, *, rows: int, block_size: int) -> Iterator[Batch]:
+def all_windows(tokens: Tokens, *, rows: int, block_size: int) -> Iterator[Batch]:
     """A split from end to end: every token but the first is a target exactly once.
 
     Windows of `block_size` tokens follow each other without overlap, up to `rows` in a batch; what is left
@@ -49,7 +58,7 @@ def all_windows(tokens: Ids, *, rows: int, block_size: int) -> Iterator[Batch]:
         yield _windows(tokens, np.array([whole * block_size]), rest)
 
 
-def check_length(train: Ids, val: Ids, *, block_size: int, sampled_val: bool) -> None:
+def check_length(train: Tokens, val: Tokens, *, block_size: int, sampled_val: bool) -> None:
     """`UserError` if a split is too short for one window (for val: only if windows are drawn from it)."""
     needed = block_size + 1
     short = "train" if len(train) < needed else "val" if sampled_val and len(val) < needed else None
@@ -62,7 +71,7 @@ def check_length(train: Ids, val: Ids, *, block_size: int, sampled_val: bool) ->
         )
 
 
-def _windows(tokens: Ids, places: "np.typing.NDArray[np.int64]", length: int) -> Batch:
-    rows = tokens[places[:, None] + np.arange(length + 1)].astype(np.int64)
-    windows = torch.from_numpy(rows)
+def _windows(tokens: Tokens, places: "np.typing.NDArray[np.int64]", length: int) -> Batch:
+    rows = [tokens[place : place + length + 1] for place in places.tolist()]
+    windows = torch.from_numpy(np.stack(rows).astype(np.int64))
     return windows[:, :-1], windows[:, 1:]

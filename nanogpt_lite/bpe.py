@@ -29,8 +29,9 @@ class BPETokenizer:
 
     The bytes stand in GPT-2's order, and in `merges` for each its printable character. `name` is that by which it is
     asked for; without it, gpt2 if the merges are GPT-2's, else bpe-SIZE. `symbols` are all tokens in the order of
-    their ids, as GPT-2's files write them. `UserError` if `merges` do not follow from
-    each other, or if the package `tokenizers` is not there.
+    their ids, as GPT-2's files write them.
+
+    `UserError` if `merges` do not follow from each other, or if the package `tokenizers` is not there.
     """
 
     def __init__(self, name: str, merges: Sequence[str], special: Sequence[str] = ()) -> None:

@@ -6,6 +6,7 @@ and manifest.json. Where texts come from is the business of `texts`, how they be
 
 import filecmp
 import json
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,8 +29,8 @@ from nanogpt_lite.tokenizer import (
 )
 from nanogpt_lite.vocabulary import from_json, named
 
-Stamps = list[tuple[int, int, int]]
-"""Of each file: which one it is, its length in bytes, and when it was last changed."""
+Stamp = tuple[int, int, int]
+"""Of a file: which one it is, its length in bytes, and when it was last changed."""
 
 DATA_DIR = Path("data")
 OF_A_RUN = "of a run"  # a tokenizer that was not chosen by its name
@@ -38,7 +39,10 @@ READ_AT_ONCE = 2**20  # tokens
 
 @dataclass(frozen=True)
 class Dataset:
-    """A prepared text. `train` and `val` are read-only memory maps of token ids, shape (tokens,)."""
+    """A prepared text. `train` and `val` are read-only memory maps of token ids, shape (tokens,).
+
+    They are for who wants to look at them: a run reads the files (`integrity.guarded`).
+    """
 
     path: Path
     asked: str  # what `prepare` was given: with it a run finds its data again
@@ -46,7 +50,7 @@ class Dataset:
     sha256: str  # of the text, as UTF-8
     train: Ids
     val: Ids
-    stamps: Stamps  # of the two files, from before they were opened
+    stamps: tuple[Stamp, ...]  # of the two files, from before they were opened
 
     @property
     def name(self) -> str:
@@ -59,9 +63,14 @@ class Dataset:
             f"{self.tokenizer.vocab_size} symbols)"
         )
 
+    @property
+    def bins(self) -> tuple[Path, Path]:
+        """The files of `train` and `val`."""
+        return _bins(self.path)
+
     def read(self) -> Iterator[Ids]:
         """All tokens from first to last, in pieces that are read from the files: of a map all pages would stay."""
-        for path in _bins(self.path):
+        for path in self.bins:
             with path.open("rb") as file:
                 while len(ids := np.fromfile(file, self.train.dtype, READ_AT_ONCE)):
                     yield ids
@@ -115,10 +124,9 @@ def prepare(
     return written
 
 
-def stamps_of(folder: Path) -> Stamps:
-    """By what a change of the token files in a prepared folder can be seen without reading them."""
-    found = [path.stat() for path in _bins(folder)]
-    return [(one.st_ino, one.st_size, one.st_mtime_ns) for one in found]
+def stamp(found: os.stat_result) -> Stamp:
+    """By what a change of a file can be seen without reading it."""
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _write(folder: Path, source: Text, text: Survey, tokenizer: Tokenizer, chosen: str, report: Report | None) -> None:
@@ -265,7 +273,7 @@ def _open_existing(folder: Path, asked: str) -> Dataset | None:
         return None
     try:
         dtype = np.dtype({"uint16": "<u2", "uint32": "<u4"}[manifest["dtype"]])
-        stamps = stamps_of(folder)
+        stamps = tuple(stamp(path.stat()) for path in _bins(folder))
         train, val = (np.asarray(np.memmap(path, dtype, mode="r")) for path in _bins(folder))
         whole = [len(train), len(val)] == [manifest["train_tokens"], manifest["val_tokens"]]
         unchanged = _read_json(folder / "manifest.json") == manifest  # nobody began to write in the meantime

@@ -76,9 +76,7 @@ def encode(
                 try:
                     ids = encoders[split].encode(part, what=source.label, start=position, final=not piece)
                 except UserError:
-                    if (
-                        tokenizer.to_json() == CharTokenizer(text.alphabet).to_json()
-                    ):  # it had every character of the text
+                    if tokenizer.to_json() == CharTokenizer(text.alphabet).to_json():  # it had all its characters
                         raise changed from None
                     raise
                 position += len(part)

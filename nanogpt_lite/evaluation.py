@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 
 from nanogpt_lite import batches, ranks, runtime
-from nanogpt_lite.batches import Batch
+from nanogpt_lite.batches import Batch, Tokens
 from nanogpt_lite.model import GPT
 from nanogpt_lite.state import TrainState
-from nanogpt_lite.tokenizer import Ids
 
 EVAL_TOKENS = 4096  # in one batch of an evaluation: enough to keep a processor busy
 
 
-def evaluate(state: TrainState, tokens: Ids, stop: Callable[[], bool] = lambda: False) -> float | None:
+def evaluate(state: TrainState, tokens: Tokens, stop: Callable[[], bool] = lambda: False) -> float | None:
     """The loss on a split in nats per token, as the config asks for it; None if `stop()` became true meanwhile.
 
     With `eval_iters` 0 each token but the first is a target once; else it is nanoGPT's estimate from as many
@@ -41,7 +40,7 @@ def evaluate(state: TrainState, tokens: Ids, stop: Callable[[], bool] = lambda: 
     return mean_loss(state.model, windows, state.device, config.dtype, stop)
 
 
-def split_windows(tokens: Ids, block_size: int) -> Iterator[Batch]:
+def split_windows(tokens: Tokens, block_size: int) -> Iterator[Batch]:
     """A whole split, each target once, in batches of a size to evaluate with."""
     return batches.all_windows(tokens, rows=max(1, EVAL_TOKENS // block_size), block_size=block_size)
 

@@ -1,10 +1,17 @@
 """Whether the tokens on disk are still the text that was prepared: before a run, and while it reads them."""
 
 import hashlib
+import io
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
-from nanogpt_lite.datasets import Dataset, stamps_of
+import numpy as np
+
+from nanogpt_lite.datasets import Dataset, Stamp, stamp
 from nanogpt_lite.download import Report
 from nanogpt_lite.errors import UserError
+from nanogpt_lite.tokenizer import Ids
 
 
 def require_intact(dataset: Dataset, report: Report | None = None) -> None:
@@ -21,26 +28,44 @@ def require_intact(dataset: Dataset, report: Report | None = None) -> None:
         raise _changed(dataset)
 
 
-class Guard:
-    """Sees it when somebody changes the token files in place that a run reads as it goes."""
+class GuardedTokens:
+    """A split of a prepared text as a run reads it, by slices: what it gives are the tokens that were prepared.
 
-    def __init__(self, dataset: Dataset) -> None:
-        self._dataset, self._stamps = dataset, dataset.stamps
+    It reads the file: who reads a memory map of one that was cut off is killed by the system.
+    """
 
-    def require_unchanged(self) -> None:
-        """`UserError` if a file holds other tokens now. Of one that was replaced, a run goes on to read the old one."""
-        try:
-            now = stamps_of(self._dataset.path)
-        except OSError:  # without a name a file is still there for who has it open
+    def __init__(self, dataset: Dataset, file: io.FileIO, tokens: Ids, stamp: Stamp) -> None:
+        self._dataset, self._file, self._length, self._dtype = dataset, file, len(tokens), tokens.dtype
+        self._size, self._stamp = stamp[1], stamp
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, part: slice, /) -> Ids:
+        start, stop, _ = part.indices(self._length)
+        self._file.seek(start * self._dtype.itemsize)
+        found = self._file.read((stop - start) * self._dtype.itemsize)
+        self._require_unchanged()  # after it was read: before, it may change in between
+        return np.frombuffer(found, self._dtype)
+
+    def _require_unchanged(self) -> None:
+        """`UserError` if the file holds other tokens now. Of one that was replaced, a run goes on to read the old."""
+        now = stamp(os.fstat(self._file.fileno()))
+        if now == self._stamp:
             return
-        # a file that was put in its place is none that the run reads
-        ours = [after[0] == opened[0] for opened, after in zip(self._dataset.stamps, now, strict=True)]
-        changed = [n for n, own in enumerate(ours) if own and now[n] != self._stamps[n]]
-        if any(now[n][1] < self._dataset.stamps[n][1] for n in changed):
-            raise _changed(self._dataset)  # not read: the system kills who reads beyond the end
-        if changed:
-            require_intact(self._dataset)
-            self._stamps = now
+        if now[1] != self._size:
+            raise _changed(self._dataset)
+        require_intact(self._dataset)
+        self._stamp = now
+
+
+@contextmanager
+def guarded(dataset: Dataset) -> Iterator[list[GuardedTokens]]:
+    """The two splits of a prepared text, train and val, for a run to read."""
+    with ExitStack() as stack:
+        files = [stack.enter_context(path.open("rb", buffering=0)) for path in dataset.bins]
+        splits = zip(files, (dataset.train, dataset.val), dataset.stamps, strict=True)
+        yield [GuardedTokens(dataset, file, tokens, stamp) for file, tokens, stamp in splits]
 
 
 def _changed(dataset: Dataset) -> UserError:

@@ -110,13 +110,9 @@ def training(
         out_dir = Path(ranks.from_first(str(out_dir)))
         if ranks.is_first():
             ranks.note_begun(str(out_dir))
-        stop, guard = stack.enter_context(runtime.stop_on_signals()), integrity.Guard(data)
-
-        def stop_asked() -> bool:
-            guard.require_unchanged()  # between any two readings of the data
-            return stop.made()
-
-        records = trainer.train(state, data.train, data.val, out_dir=out_dir, stop=stop_asked)
+        stop = stack.enter_context(runtime.stop_on_signals())
+        train_tokens, val_tokens = stack.enter_context(integrity.guarded(data))
+        records = trainer.train(state, train_tokens, val_tokens, out_dir=out_dir, stop=stop.made)
         for record in _with_previews(state, records):
             for sink in sinks:
                 sink.write(record)
@@ -242,7 +238,8 @@ def evaluate(run: RunLike = None, *, dataset: str | None = None, **options: Valu
         integrity.require_intact(data)
         result: dict[str, Any] = {"step": saved.about["step"]}
         stack.enter_context(runtime.use_threads(runtime.resolve_threads(settings.threads)))
-        for split, tokens in (("val", data.val), ("train", data.train)):
+        train_tokens, val_tokens = stack.enter_context(integrity.guarded(data))
+        for split, tokens in (("val", val_tokens), ("train", train_tokens)):
             windows = evaluation.split_windows(tokens, trained_on.block_size)
             result[f"{split}_loss"] = evaluation.mean_loss(model, windows, device, dtype)
             result[f"{split}_tokens"] = len(tokens)

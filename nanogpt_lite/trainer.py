@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from nanogpt_lite import batches, evaluation, optim, ranks, runtime, traces
-from nanogpt_lite.batches import Batch
+from nanogpt_lite.batches import Batch, Tokens
 from nanogpt_lite.checkpoint import SUFFIX
 from nanogpt_lite.metrics import (
     CheckpointRecord,
@@ -26,13 +26,12 @@ from nanogpt_lite.metrics import (
 )
 from nanogpt_lite.state import TrainState, require_finite, save
 from nanogpt_lite.steps import shared, train_step
-from nanogpt_lite.tokenizer import Ids
 
 
 def train(
     state: TrainState,
-    train_tokens: Ids,
-    val_tokens: Ids,
+    train_tokens: Tokens,
+    val_tokens: Tokens,
     *,
     out_dir: Path,
     train_batches: Iterator[Batch] | None = None,

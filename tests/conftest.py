@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
+import hypothesis
 import pytest
 import told
 
@@ -13,7 +14,10 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the slow tests too")
 
 
-def pytest_configure():
+def pytest_configure(config):
+    hypothesis.settings.register_profile("the same each time", derandomize=True)
+    if not config.getoption("--slow"):  # which tries other cases each time
+        hypothesis.settings.load_profile("the same each time")
     told.listen()
 
 

@@ -14,12 +14,13 @@ import time
 from pathlib import Path
 
 import forked_ranks
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
 import nanogpt_lite as ng
-from nanogpt_lite import checkpoint, logs
+from nanogpt_lite import checkpoint, integrity, logs
 
 resource = pytest.importorskip("resource", reason="Windows has no such limits and signals")
 TINY = {"preset": "cpu", "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8, "batch_size": 4, "dropout": 0.1}
@@ -345,6 +346,21 @@ def test_tokens_that_change_under_a_run_end_it_and_what_was_saved_stands(text_fi
     discard()
     assert end_of(train, {"max_iters": end, "lr_decay_iters": 12}) == 0
     assert what_counts()[2] == after[2]
+    figures["data changed under a run"] += 1
+
+
+@pytest.mark.parametrize("change", [in_place, truncated])
+def test_tokens_that_changed_right_before_they_are_read_are_not_used(text_file, change, figures):
+    data = ng.prepare("bottles.txt")
+    path = data.path / "train.bin"
+    with integrity.guarded(data) as (train_tokens, val_tokens):
+        assert np.array_equal(train_tokens[3:40], data.train[3:40])
+        assert np.array_equal(val_tokens[len(val_tokens) - 5 :], data.val[-5:])
+        change(path, flipped(path.read_bytes(), 100))
+        os.utime(path)  # the system's clock may stand still for some milliseconds
+        for part in (slice(3, 40), slice(len(data.train) - 5, None)):
+            with pytest.raises(ng.UserError, match="are not those of the text"):
+                train_tokens[part]
     figures["data changed under a run"] += 1
 
 

@@ -1,7 +1,8 @@
 """The local Modal, driven by the real client: what an app may do, and what a test may do to an app.
 
 Each test writes its app into a folder of its own. Functions that have to wait for the test, or for one another, are
-given a folder of this machine: containers are processes here, so they see it.
+given a folder of this machine: containers are processes here, so they see it. What `test_modal_app` needs anyway is
+slow here.
 """
 
 import signal
@@ -37,6 +38,10 @@ def attempt(path):
     with open(path, "a") as file:
         file.write(".")
     return Path(path).stat().st_size
+
+def say(*words):
+    # in one piece: what containers print is written to the same place at the same time
+    sys.stdout.write(" ".join(map(str, words)) + "\\n")
 """
 
 
@@ -123,13 +128,13 @@ def fail():
 @app.local_entrypoint()
 def main(folder: str):
     call = square.spawn(4)
-    print("results", square.remote(3), call.get(timeout=20), square.local(5), square_of_square.remote(2))
-    print("map", sorted(meet.starmap([(folder, 1, 2), (folder, 2, 1)])))
-    print("generator", list(count.remote_gen(4)))
+    say("results", square.remote(3), call.get(timeout=20), square.local(5), square_of_square.remote(2))
+    say("map", sorted(meet.starmap([(folder, 1, 2), (folder, 2, 1)])))
+    say("generator", list(count.remote_gen(4)))
     try:
         fail.remote()
     except LookupError as error:
-        print("caught", repr(error))
+        say("caught", repr(error))
 """
     )
     (tmp_path / "meeting").mkdir()
@@ -154,6 +159,7 @@ def main(folder: str):
     assert good(service.python(script)) == "script 49\n"
 
 
+@pytest.mark.slow
 def test_options_of_functions_and_their_timeouts(service, write_app, tmp_path):
     app = write_app(
         """
@@ -171,12 +177,12 @@ def sleep(log: str):
 
 @app.local_entrypoint()
 def main(log: str):
-    print("plain", where.remote())
-    print("changed", where.with_options(gpu="H100:8", timeout=60, volumes={"/elsewhere": other}).remote())
+    say("plain", where.remote())
+    say("changed", where.with_options(gpu="H100:8", timeout=60, volumes={"/elsewhere": other}).remote())
     try:
         sleep.remote(log)
     except modal.exception.FunctionTimeoutError as error:
-        print("late", error)
+        say("late", error)
 """
     )
     for name in ("shared", "other"):
@@ -193,6 +199,7 @@ def main(log: str):
     assert any("uv pip install" in command for image in service.images for command in image.dockerfile_commands)
 
 
+@pytest.mark.slow
 def test_failed_attempts_are_retried_and_a_crash_is_one(service, write_app, tmp_path):
     app = write_app(
         """
@@ -216,7 +223,7 @@ def killed():
 def main(folder: str):
     spawned = flaky.spawn(f"{folder}/spawned", True)
     mapped = list(flaky.starmap([(f"{folder}/mapped0", False), (f"{folder}/mapped1", True)]))
-    print("results", mapped, spawned.get(timeout=20), flaky.remote(f"{folder}/remote", False))
+    say("results", mapped, spawned.get(timeout=20), flaky.remote(f"{folder}/remote", False))
     killed.remote()
 """
     )
@@ -372,6 +379,7 @@ def main():
     assert service.count("VolumeCommit") == 2 + 3, "no commits but those of the app"
 
 
+@pytest.mark.slow
 def test_volumes_from_outside(service, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
@@ -423,6 +431,7 @@ except FileNotFoundError:
     assert service.failures == []
 
 
+@pytest.mark.slow
 def test_deployed_classes_and_functions(service, write_app, tmp_path):
     app = write_app(
         """
@@ -512,7 +521,7 @@ def main():
     try:
         look.remote()
     except ModuleNotFoundError as error:
-        print("caught", error)
+        say("caught", error)
     modal.Dict.from_name("x", create_if_missing=True).hydrate()
 """
     )
@@ -537,6 +546,7 @@ def look() -> str:
     assert (tmp_path / "result").read_text() == "yes"
 
 
+@pytest.mark.slow
 def test_nothing_survives_the_end_and_the_report_tells_what_went_on(tmp_path, write_app, capsys):
     app = write_app(
         """
@@ -562,6 +572,7 @@ def sleep():
     assert "--- container of sleep" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_app_that_cannot_be_imported_fails_with_its_own_error(service, write_app):
     app = write_app(
         """

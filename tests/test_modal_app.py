@@ -8,6 +8,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,12 @@ def run(service, *arguments, code=0, **options):
     return done.stdout
 
 
+def together(call, *arguments):
+    """What `call` gives for each of the arguments, two at a time: most of it is waiting for PyTorch to be imported."""
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(call, arguments))
+
+
 def last_of(service, name):
     return (service.volume(STORED) / "runs" / name / "last.safetensors").read_bytes()
 
@@ -88,43 +95,44 @@ def test_the_whole_road_with_the_tutorials_lengths(service, tmp_path, monkeypatc
 
 
 def test_each_step_alone(texts, tmp_path):
-    run(texts, f"{APP}::prepare_data", "--dataset", "python_docs")
+    name, of_train = ["--out-dir", "mine"], (f"{APP}::train", "--dataset=bottles")
+    together(
+        lambda arguments: run(texts, *arguments, env={"NANOGPT_GPU": "T4,L4"}),
+        (f"{APP}::prepare_data", "--dataset", "python_docs"),
+        (*of_train, *name, *FLAGS, "--max-iters=4"),
+    )
     assert (texts.volume(STORED) / "datasets/python_docs/train.bin").is_file()
-    name = ["--out-dir", "mine"]
-    run(texts, f"{APP}::train", "--dataset=bottles", *name, *FLAGS, "--max-iters=4", env={"NANOGPT_GPU": "T4,L4"})
     options = json.loads((texts.volume(STORED) / "runs/mine/config.json").read_text())["config"]
     assert {key: options[key] for key in SMALL} == SMALL
     run(texts, f"{APP}::train", *name, "--max-iters=8", env={"NANOGPT_GPU": "H100"})  # goes on
     steps = [r["step"] for r in ng.Run(texts.volume(STORED) / "runs/mine").metrics if r["kind"] == "done"]
     assert steps == [4, 8]
     assert texts.containers[-1].gpu_type == "H100"
-    evaluated = run(texts, f"{APP}::evaluate")
+    evaluated, sampled = together(
+        lambda arguments: run(texts, *arguments),
+        (f"{APP}::evaluate",),
+        (f"{APP}::sample", *name, "--start", "10 green", "--num-samples=2", "--max-new-tokens=7"),
+    )
     result = ast.literal_eval(next(line for line in evaluated.splitlines() if line.startswith("{")))
     assert result["step"] == 8
-    sampled = run(texts, f"{APP}::sample", *name, "--start", "10 green", "--num-samples=2", "--max-new-tokens=7")
     assert sampled.count("10 green") == 2
 
 
 def test_what_goes_wrong_is_said(texts, tmp_path):
-    run(texts, f"{APP}::train", "--learning-rat=1", code=2)
-    run(texts, f"{APP}::train", "--max-iters=many", code=2)
-    missing = texts.modal("run", f"{APP}::sample", "--out-dir", "nothing")
-    assert missing.returncode == 1
-    assert "there is no checkpoint of a run 'nothing'; train it: modal run" in missing.stdout + missing.stderr
-    outside = texts.modal("run", f"{APP}::sweep", "--out-dir", "../secrets", "--learning-rate=1")
-    assert outside.returncode == 1
-    assert "no plain name" in outside.stdout + outside.stderr
-    for flags, said in (
-        (["--gpu=L4:3"], "64 rows .* cannot be shared equally by 3 ranks"),
-        (["--n-embd=10"], "multiple"),
-    ):
-        early = texts.modal("run", APP, "--dataset=bottles", *flags)
-        assert early.returncode == 1
-        assert re.search(said, " ".join((early.stdout + early.stderr).split()))
+    said = {
+        (f"{APP}::sample", "--out-dir", "nothing"): "there is no checkpoint of a run 'nothing'; train it: modal run",
+        (f"{APP}::sweep", "--out-dir", "../secrets", "--learning-rate=1"): "no plain name",
+        (APP, "--dataset=bottles", "--gpu=L4:3"): "64 rows .* cannot be shared equally by 3 ranks",
+        (APP, "--dataset=bottles", "--n-embd=10"): "multiple",
+        (APP, "--dataset=bottles", "--gpu=T4,L4"): "set NANOGPT_GPU=T4,L4",
+        (f"{APP}::train", "--learning-rat=1"): "No such option",
+        (f"{APP}::train", "--max-iters=many"): "not a valid integer",
+    }
+    ended = together(lambda arguments: texts.modal("run", *arguments), *said)
+    for done, message in zip(ended, said.values(), strict=True):
+        assert re.search(message, " ".join((done.stdout + done.stderr).split()))
+    assert [done.returncode for done in ended] == [1, 1, 1, 1, 1, 2, 2]
     assert not [one for one in texts.containers if one.function == "prepare_data"]
-    order = texts.modal("run", APP, "--dataset=bottles", "--gpu=T4,L4")
-    assert order.returncode == 1
-    assert "set NANOGPT_GPU=T4,L4" in order.stdout + order.stderr
 
 
 def test_help_lists_the_options_in_the_librarys_order():
@@ -142,10 +150,12 @@ def test_readme_is_right_about_commands_and_prices():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     lines = [shlex.split(line) for line in readme.splitlines() if line.startswith("modal run")]
     assert len(lines) == 6
-    for words in lines:  # each with --help, which comes after every flag was understood
-        command = [sys.executable, "-m", *words, "--help"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+
+    def understood(words):
+        command = [sys.executable, "-m", *words, "--help"]  # which comes after every flag was understood
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert [done.stderr for done in together(understood, *lines) if done.returncode] == []
     listed = {
         name.strip(): float(price)
         for names, prices in re.findall(r"^\| ([A-Z][^|]*\d[^|]*) \| ([\d., ]+) \|", readme, re.MULTILINE)
@@ -167,16 +177,20 @@ def test_import_takes_neither_torch_nor_a_network(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "service",
-    [pytest.param(False, id=""), pytest.param(True, id="commits_at_exit", marks=pytest.mark.slow)],
-    indirect=True,
+    ("service", "ends"),
+    [
+        pytest.param(False, 2, id="twice"),
+        pytest.param(False, 4, id="four_times", marks=pytest.mark.slow),
+        pytest.param(True, 4, id="with_commits_at_exit", marks=pytest.mark.slow),
+    ],
+    indirect=["service"],
 )
-def test_preempted_and_killed_at_random_moments_it_ends_with_the_same_file(texts, tmp_path, monkeypatch):
+def test_preempted_and_killed_at_random_moments_it_ends_with_the_same_file(texts, ends, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "work")
     options = {**SMALL, "max_iters": 400, "eval_interval": 10, "dropout": 0.1}
     dice = random.Random()
-    moments = sorted(dice.sample(range(1, 36), 4))  # evaluations
-    killed = dice.randrange(4)
+    moments = sorted(dice.sample(range(1, 36), ends))  # evaluations
+    killed = dice.randrange(ends)
     print("moments", moments, "killed at number", killed)
     client = texts.popen_modal(
         "run", f"{APP}::train", "--dataset=bottles", *[f"--{k.replace('_', '-')}={v}" for k, v in options.items()]
@@ -187,7 +201,7 @@ def test_preempted_and_killed_at_random_moments_it_ends_with_the_same_file(texts
         texts.wait_for(lambda one=container, step=10 * moment: evaluated(one.output) >= step, timeout=60)
         (texts.crash if number == killed else texts.preempt)(container)
     assert client.wait(120) == 0, texts.report()
-    assert len(texts.containers) == 5
+    assert len(texts.containers) == ends + 1
     assert len({container.input_ids[0] for container in texts.containers}) == 1
 
     Path("data").mkdir()
@@ -271,9 +285,9 @@ sampler = modal.Cls.from_name("nanogpt-lite", "Sampler")(run="far")
 print(sampler.sample.remote(start="green", num_samples=2, max_new_tokens=3))
 print("".join(sampler.stream.remote_gen(start="green", max_new_tokens=3)))
 evaluate, train = (modal.Function.from_name("nanogpt-lite", name) for name in ("evaluate", "train"))
-for steps in (2, 4):
-    train.remote(out_dir="far", max_iters=steps)
-    print("at step", evaluate.remote(out_dir="far")["step"])
+print("at step", evaluate.remote(out_dir="far")["step"])
+train.remote(out_dir="far", max_iters=4)
+print("at step", evaluate.remote(out_dir="far")["step"])
 """
     )
     done = texts.python(user, timeout=120)
