@@ -71,7 +71,9 @@ def evaluated(output):
 
 def test_the_whole_road_with_the_tutorials_lengths(service, tmp_path, monkeypatch, capsys):
     (tmp_path / "bottles.txt").write_text(TEXT)
-    printed = run(service, APP, "--dataset", "bottles.txt", "--gpu=L4", *FLAGS, cwd=tmp_path)
+    (tmp_path / ".env").write_text("WANDB_API_KEY=from-file\nHF_TOKEN=from-file\nBANK=mine\n")
+    env = {"HF_TOKEN": "from-environment", "NANOGPT_SECRET": "kept"}
+    printed = run(service, APP, "--dataset", "bottles.txt", "--gpu=L4", *FLAGS, cwd=tmp_path, env=env)
     assert [container.function for container in service.containers] == ["prepare_data", "train", "sample"]
     assert [container.gpu_type for container in service.containers] == ["", "L4", "L4"]
     samples = printed[printed.rindex("--out_dir bottles") :].split("---------------")
@@ -84,6 +86,11 @@ def test_the_whole_road_with_the_tutorials_lengths(service, tmp_path, monkeypatc
     metrics = ng.Run(home / "runs/bottles").metrics
     assert [record["step"] for record in metrics if record["kind"] == "eval"] == [250, 500, 750, 1000]
 
+    # the secrets are those two and the named one
+    own, named = [request for rpc, request in service.calls if rpc == "SecretGetOrCreate"][:2]
+    assert dict(own.env_dict) == {"WANDB_API_KEY": "from-file", "HF_TOKEN": "from-environment"}
+    assert (named.deployment_name, dict(named.env_dict)) == ("kept", {})
+
     # what comes home by the printed command is a run like any other
     (command,) = [line.split("home: ")[1] for line in printed.splitlines() if "bring it home" in line]
     get, sample = (part.split() for part in command.split(" && "))
@@ -94,6 +101,7 @@ def test_the_whole_road_with_the_tutorials_lengths(service, tmp_path, monkeypatc
     assert capsys.readouterr().out.startswith("green")
 
 
+@pytest.mark.slow  # the tests beside it do most of it another way
 def test_each_step_alone(texts, tmp_path):
     name, of_train = ["--out-dir", "mine"], (f"{APP}::train", "--dataset=bottles")
     together(
@@ -227,15 +235,6 @@ def test_several_gpus_are_ranks_that_a_preemption_reaches(texts):
     assert [record["ranks"] for record in started] == [2, 2]
     assert [record["reason"] for record in ended] == ["interrupted", "max_iters"]
     assert started[1]["step"] == ended[0]["step"]
-
-
-def test_secrets_are_those_two_and_the_named_one(texts, tmp_path):
-    (tmp_path / ".env").write_text("WANDB_API_KEY=from-file\nHF_TOKEN=from-file\nBANK=mine\n")
-    env = {"HF_TOKEN": "from-environment", "NANOGPT_SECRET": "kept"}
-    run(texts, f"{APP}::prepare_data", "--dataset=bottles", cwd=tmp_path, env=env)
-    own, named = [request for rpc, request in texts.calls if rpc == "SecretGetOrCreate"][:2]
-    assert dict(own.env_dict) == {"WANDB_API_KEY": "from-file", "HF_TOKEN": "from-environment"}
-    assert (named.deployment_name, dict(named.env_dict)) == ("kept", {})
 
 
 @pytest.mark.slow
