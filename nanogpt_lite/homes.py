@@ -18,6 +18,7 @@ from nanogpt_lite.datasets import DATA_DIR
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.runs import RUNS_DIR
 
+KINDS = {DATA_DIR: "datasets", RUNS_DIR: "runs"}
 OWNERS = "owners"  # in a run's folder on the volume: the calls that trained it, one a line, the last one the owner
 TEXTS = "texts"  # the folder on the volume for texts that were sent up
 
@@ -89,6 +90,8 @@ class OnVolume(Here):
         return str(sent) if dataset == f"{TEXTS}/{sent.name}" else dataset
 
     def bring(self, folder: Path) -> None:
+        if folder.parent not in KINDS:  # as of a run that came from another machine: it has no home
+            return
         self.volume.reload()
         home = self._home(folder)
         if home.is_dir():
@@ -141,7 +144,7 @@ class OnVolume(Here):
         return _by_age(self.root / "runs")
 
     def _home(self, folder: Path) -> Path:
-        kind = {DATA_DIR: "datasets", RUNS_DIR: "runs"}[folder.parent]
+        kind = KINDS[folder.parent]
         return self.root / kind / require_plain(folder.name, kind.removesuffix("s"))
 
 

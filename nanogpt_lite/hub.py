@@ -64,13 +64,14 @@ def _no_tokenizer(path: Path, error: Exception) -> UserError:
 
 
 def fetch(name: str, file: str) -> Path:
-    """A file of one of the models in GPT2, from the hub or from its cache on this machine."""
+    """A file of one of the models in GPT2, which do not change: from the cache on this machine, or from the hub."""
     try:
         import huggingface_hub
     except ImportError:
         raise UserError("GPT-2 comes from the Hugging Face hub: pip install 'nanogpt-lite[hf]'") from None
     try:
-        return Path(huggingface_hub.hf_hub_download(GPT2[name], file))
+        cached = huggingface_hub.try_to_load_from_cache(GPT2[name], file)
+        return Path(cached if isinstance(cached, str) else huggingface_hub.hf_hub_download(GPT2[name], file))
     except Exception as error:  # of the hub's, of the HTTP library that it has at the time, of the system
         reason = re.split(r"\.\s|\n", str(error))[0][:200] or type(error).__name__
         raise WorldError(

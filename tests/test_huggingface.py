@@ -1,6 +1,7 @@
 """GPT-2 from a folder of Hugging Face's, and a folder that transformers loads, against transformers itself."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -123,17 +124,34 @@ def test_another_network_is_refused_by_what_is_other(gpt2, name, value):
         started_from("theirs")
 
 
-def test_without_a_network_gpt2_is_a_fault_of_the_world(text_file, monkeypatch):
+@pytest.fixture
+def cached(text_file, monkeypatch):
+    """The folder where the hub's files of gpt2 are kept, without any, and a hub that is not reached."""
     import huggingface_hub
 
     def unreachable(*_names):
         raise OSError("no route to host")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(text_file.parent / "hub"))
+    model = text_file.parent / "hub/models--openai-community--gpt2"
+    (model / "refs").mkdir(parents=True)
+    (model / "refs/main").write_text("0123abc")
+    return model / "snapshots/0123abc"
+
+
+def test_without_a_network_gpt2_is_a_fault_of_the_world(cached):
     for call in (lambda: started_from("gpt2"), lambda: ng.prepare("bottles.txt", tokenizer="gpt2")):
         with pytest.raises(ng.WorldError, match=r"openai-community/gpt2 cannot be fetched \(no route to host\); check"):
             call()
     assert not list(Path("data").rglob("*.bin"))
+
+
+def test_what_the_hub_gave_before_needs_no_network(gpt2, cached):
+    cached.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "merges.txt"):
+        shutil.copy(Path("theirs") / name, cached)
+    assert started_from("gpt2").metrics[-1]["step"] == TINY["max_iters"]
 
 
 def test_without_the_package_the_extra_is_named(text_file, monkeypatch):
@@ -142,7 +160,7 @@ def test_without_the_package_the_extra_is_named(text_file, monkeypatch):
         started_from("gpt2")
 
 
-def test_gpt2_comes_from_the_hub(gpt2, monkeypatch):
+def test_gpt2_comes_from_the_hub(gpt2, cached, monkeypatch):
     import huggingface_hub
 
     asked = []

@@ -60,6 +60,14 @@ def together(call, *arguments):
         return list(pool.map(call, arguments))
 
 
+def train_here(service, folder, monkeypatch, **options):
+    """A run of this process in `folder`, on the text on the Volume, as seen from there."""
+    monkeypatch.chdir(folder)
+    Path("data").mkdir()
+    Path("data/bottles").symlink_to(service.volume(STORED) / "datasets/bottles")
+    return ng.train("data/bottles", preset="tutorial", **options)
+
+
 def last_of(service, name):
     return (service.volume(STORED) / "runs" / name / "last.safetensors").read_bytes()
 
@@ -194,10 +202,9 @@ def test_import_takes_neither_torch_nor_a_network(tmp_path):
     indirect=["service"],
 )
 def test_preempted_and_killed_at_random_moments_it_ends_with_the_same_file(texts, ends, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path / "work")
-    options = {**SMALL, "max_iters": 400, "eval_interval": 10, "dropout": 0.1}
+    options = {**SMALL, "max_iters": 200, "eval_interval": 10, "dropout": 0.1}
     dice = random.Random()
-    moments = sorted(dice.sample(range(1, 36), ends))  # evaluations
+    moments = sorted(dice.sample(range(1, 18), ends))  # evaluations
     killed = dice.randrange(ends)
     print("moments", moments, "killed at number", killed)
     client = texts.popen_modal(
@@ -212,9 +219,7 @@ def test_preempted_and_killed_at_random_moments_it_ends_with_the_same_file(texts
     assert len(texts.containers) == ends + 1
     assert len({container.input_ids[0] for container in texts.containers}) == 1
 
-    Path("data").mkdir()
-    (Path("data") / "bottles").symlink_to(texts.volume(STORED) / "datasets" / "bottles")
-    undisturbed = ng.train("data/bottles", preset="tutorial", out_dir="runs/bottles", **options)
+    undisturbed = train_here(texts, tmp_path / "work", monkeypatch, out_dir="runs/bottles", **options)
     assert last_of(texts, "bottles") == (undisturbed.out_dir / "last.safetensors").read_bytes()
 
 
@@ -254,7 +259,8 @@ def test_a_sweep_trains_the_grid_and_carries_the_best_one_on(texts):
     assert [container.gpu_type for container in trainings] == ["L4"] * 3
 
 
-def test_in_python_and_deployed(texts, tmp_path):
+@pytest.mark.slow  # it is what the commands do
+def test_in_python(texts, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         f"""
@@ -275,6 +281,9 @@ if __name__ == "__main__":
     assert "remote {'run': 'far'" in done.stdout
     assert (tmp_path / "runs/bottles/last.safetensors").is_file()
 
+
+def test_deployed(texts, tmp_path, monkeypatch):
+    train_here(texts, tmp_path / "work", monkeypatch, out_dir=texts.volume(STORED) / "runs/far", max_iters=2, **SMALL)
     assert texts.modal("deploy", APP).returncode == 0
     user = tmp_path / "user.py"
     user.write_text(

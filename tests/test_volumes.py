@@ -202,6 +202,18 @@ def test_a_run_starts_from_the_weights_of_another(machine):
     assert run.metrics[-1]["step"] == 2
 
 
+def test_a_run_whose_data_is_elsewhere_is_evaluated_where_that_is(machine, tmp_path):
+    machine()
+    data = ng.prepare(machine.text, out_dir=tmp_path / "elsewhere")
+    home = machine()
+    ng.train(data, **TINY, max_iters=2, out_dir=home.root / "runs/far")
+    home.volume.commit()
+    assert volumes.evaluate(home, "far")["step"] == 2
+    shutil.rmtree(data.path)
+    with pytest.raises(ng.UserError, match="there is no dataset, file or folder"):
+        volumes.evaluate(home, "far")
+
+
 def test_a_missing_run_is_told_with_the_ones_there_are(machine):
     home = machine()
     with pytest.raises(ng.UserError, match=r"no checkpoint of a run 'x'; train it: modal run modal_app.py::train"):
