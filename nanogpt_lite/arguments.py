@@ -118,8 +118,10 @@ def _unknown(argument: str, command: Command) -> str:
     known = [*command.texts, *command.switches, *command.kind.names()]
     near = difflib.get_close_matches(name, known, n=1) if argument.startswith("-") else []
     remedy = f"did you mean --{near[0]}?" if near else "--help lists the options"
-    if not argument.startswith("-") and "dataset" in known:
+    if not argument.startswith("-") and "dataset" in command.kind.names():
         remedy = f"did you mean --dataset {argument}? A recipe is chosen by --preset"
+    elif not argument.startswith("-") and "out_dir" in command.texts:
+        remedy = f"did you mean --out_dir {argument}?"
     return f"unknown argument {argument!r}; {remedy}"
 
 

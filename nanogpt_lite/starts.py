@@ -111,7 +111,11 @@ def _begin(wishes: Wishes, stack: ExitStack, console: Console | None) -> Started
     if parent != "scratch":
         other, network, tokenizer = read_weights(parent, int({**wishes.file, **given}.get("block_size", 0)))
         require_same_network(other, given)
-        config = config.replace({name: getattr(network, name) for name in configs.SHAPE_FIELDS})
+        shape = {name: getattr(network, name) for name in configs.SHAPE_FIELDS}
+        of_preset = presets.preset(wishes.preset) if wishes.preset else {}
+        if any(shape.get(name, value) != value for name, value in of_preset.items()) and console:
+            console.note(f"warning: the network is that of {parent}, and not that of --preset {wishes.preset}")
+        config = config.replace(shape)
     if ranks.is_first():
         runs.require_free(config.out_dir, wishes.overwrite)
     data = open_data(config.dataset, tokenizer, console, ready=wishes.dataset)

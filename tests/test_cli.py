@@ -109,6 +109,7 @@ def test_help_explains_every_option_with_unit_and_default_and_imports_no_torch()
         ("trian", r"unknown command 'trian'; did you mean train\?"),
         ("train --nlayer 4", r"unknown argument '--nlayer'; did you mean --n_layer\?"),
         ("train my.txt", r"unknown argument 'my.txt'; did you mean --dataset my.txt\?"),
+        ("sample runs/a", r"unknown argument 'runs/a'; did you mean --out_dir runs/a\?"),
         ("train --n_layer", "Missing value for argument '--n_layer'.*--help"),
         ("train --n_layer x", "n_layer='x' is not possible: it must be a whole number, from 1 to 1000"),
         ("train --bias 2", "bias='2' is not possible: it must be True or False"),
@@ -371,6 +372,11 @@ def test_going_on_says_what_from(text_file, capsys):
     assert "going on with the newest run: runs/bottles-1\n" in told
     assert "has no last checkpoint; going on from best\n" in told
     assert "--preset changes nothing" in told
+    for preset, is_told in (("modern-cpu", True), ("finetune", False)):
+        line = f"train --preset {preset} --init_from runs/bottles-1 --dataset bottles.txt --max_iters 2 --device cpu"
+        assert main(f"{line} --gradient_accumulation_steps 1") == 0
+        told = capsys.readouterr().err
+        assert ("the network is that of runs/bottles-1, and not that of --preset" in told) == is_told
 
 
 SLOWLY = [pytest.param(closed, marks=pytest.mark.slow) for closed in (">&-", ">&- 2>&-", "2> /dev/full")]
