@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from nanogpt_lite.bpe import BPETokenizer
     from nanogpt_lite.config import SampleConfig, TrainConfig
     from nanogpt_lite.convert import export_weights, from_nanogpt, to_huggingface, to_nanogpt
-    from nanogpt_lite.datasets import Dataset, prepare
+    from nanogpt_lite.datasets import prepare
     from nanogpt_lite.errors import Interrupted, UserError, WorldError
+    from nanogpt_lite.inference import evaluate, load, pieces, sample, stream
     from nanogpt_lite.model import GPT, KVCache
-    from nanogpt_lite.pipeline import evaluate, load, pieces, sample, stream, train, training
+    from nanogpt_lite.pipeline import train, training
+    from nanogpt_lite.prepared import Dataset
     from nanogpt_lite.presets import PRESETS
     from nanogpt_lite.runs import Run
     from nanogpt_lite.summaries import summary
@@ -31,10 +33,12 @@ _HOMES = {
     "config": ("SampleConfig", "TrainConfig"),
     "presets": ("PRESETS",),
     "convert": ("export_weights", "from_nanogpt", "to_huggingface", "to_nanogpt"),
-    "datasets": ("Dataset", "prepare"),
+    "datasets": ("prepare",),
+    "prepared": ("Dataset",),
     "errors": ("Interrupted", "UserError", "WorldError"),
+    "inference": ("evaluate", "load", "pieces", "sample", "stream"),
     "model": ("GPT", "KVCache"),
-    "pipeline": ("evaluate", "load", "pieces", "sample", "stream", "train", "training"),
+    "pipeline": ("train", "training"),
     "runs": ("Run",),
     "summaries": ("summary",),
     "tokenizer": ("ByteTokenizer", "CharTokenizer"),

@@ -109,16 +109,16 @@ def _train(given: Given) -> None:
 
 
 def _sample(given: Given) -> None:
-    from nanogpt_lite import pipeline
+    from nanogpt_lite import inference
 
-    print_samples(pipeline.pieces(_chosen_run(given), **given))
+    print_samples(inference.pieces(_chosen_run(given), **given))
 
 
 def _eval(given: Given) -> None:
-    from nanogpt_lite import pipeline
+    from nanogpt_lite import inference
 
     as_json = given.pop("json")
-    result = pipeline.evaluate(_chosen_run(given), **given)
+    result = inference.evaluate(_chosen_run(given), **given)
     if as_json:
         print(json.dumps(result))
     else:

@@ -8,9 +8,9 @@ from contextlib import ExitStack, contextmanager
 
 import numpy as np
 
-from nanogpt_lite.datasets import Dataset, Stamp, stamp
 from nanogpt_lite.download import Report
 from nanogpt_lite.errors import UserError
+from nanogpt_lite.prepared import Dataset, Stamp, stamp
 from nanogpt_lite.tokenizer import Ids
 
 

@@ -25,11 +25,11 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from nanogpt_lite import files, metrics, pipeline, ranks, runtime, starts
 from nanogpt_lite.config import TrainConfig
-from nanogpt_lite.datasets import Dataset
 from nanogpt_lite.errors import Interrupted, UserError, WorldError
 from nanogpt_lite.logs import Console
 from nanogpt_lite.metrics import DoneRecord, Record
 from nanogpt_lite.options import Value
+from nanogpt_lite.prepared import Dataset
 from nanogpt_lite.signatures import with_options
 
 REQUEST, RECORDS, ERROR = "request.json", "records.jsonl", "error.json"

@@ -20,8 +20,8 @@ from typing import Any
 
 from nanogpt_lite import __version__, files, logs, plots
 from nanogpt_lite.checkpoint import SUFFIX
-from nanogpt_lite.datasets import Dataset
 from nanogpt_lite.errors import UserError
+from nanogpt_lite.prepared import Dataset
 from nanogpt_lite.state import TrainState
 from nanogpt_lite.trackers import WANDB_ID
 

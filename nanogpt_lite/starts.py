@@ -14,11 +14,11 @@ from nanogpt_lite import checkpoint as checkpoints
 from nanogpt_lite import config as configs
 from nanogpt_lite.checkpoint import Checkpoint
 from nanogpt_lite.config import NetworkConfig, TrainConfig
-from nanogpt_lite.datasets import Dataset
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.inspection import require_weights
 from nanogpt_lite.logs import Console
 from nanogpt_lite.options import Value, require_known
+from nanogpt_lite.prepared import Dataset
 from nanogpt_lite.runs import Run
 from nanogpt_lite.state import (
     TrainState,

@@ -12,14 +12,15 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from nanogpt_lite import checkpoint, datasets, hub, launcher, pipeline, presets, texts
+from nanogpt_lite import checkpoint, datasets, hub, inference, launcher, pipeline, presets, texts
 from nanogpt_lite.checkpoint import SUFFIX
 from nanogpt_lite.config import SHAPE_FIELDS, DataConfig, TrainConfig
-from nanogpt_lite.datasets import DATA_DIR, Dataset
+from nanogpt_lite.datasets import DATA_DIR
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.homes import Here, require_plain
 from nanogpt_lite.logs import Console
 from nanogpt_lite.metrics import CheckpointRecord, Record
+from nanogpt_lite.prepared import Dataset
 from nanogpt_lite.runs import RUNS_DIR, Run, find_checkpoint
 from nanogpt_lite.state import network_of
 from nanogpt_lite.tokenizer import Tokenizer
@@ -83,10 +84,10 @@ def train(home: Here, *, owner: str, count: int = 1, overwrite: bool = False, **
 
 
 def evaluate(home: Here, name: str = "", **options: Any) -> dict[str, Any]:
-    """What `pipeline.evaluate` returns for a run, the newest one without a name."""
+    """What `inference.evaluate` returns for a run, the newest one without a name."""
     run = find_run(home, name)
     home.bring(run.data_folder)
-    return pipeline.evaluate(run, **options)
+    return inference.evaluate(run, **options)
 
 
 def find_run(home: Here, name: str = "") -> Run:

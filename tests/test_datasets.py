@@ -14,8 +14,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nanogpt_lite import datasets, files, texts
-from nanogpt_lite.datasets import Dataset, prepare
+from nanogpt_lite.datasets import prepare
 from nanogpt_lite.errors import UserError, WorldError
+from nanogpt_lite.prepared import Dataset
 from nanogpt_lite.texts import Text
 from nanogpt_lite.tokenizer import ByteTokenizer, CharTokenizer
 
@@ -391,13 +392,13 @@ print(most() - before)
 
 
 def test_data_that_another_program_changes_meanwhile_is_told_of(text_file, monkeypatch):
-    write = datasets._write
+    write = datasets.write
 
     def disturbed(folder, *arguments):
         write(folder, *arguments)
         (folder / "train.bin").write_bytes(b"")
 
-    monkeypatch.setattr(datasets, "_write", disturbed)
+    monkeypatch.setattr(datasets, "write", disturbed)
     with pytest.raises(WorldError, match="changed while it was written"):
         datasets.prepare("bottles.txt")
 
