@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import hashlib
+import os
 import platform
 import signal
 import threading
@@ -15,6 +16,7 @@ from nanogpt_lite import ranks
 from nanogpt_lite.errors import UserError
 
 MOST_THREADS = 16  # small networks get slower, not faster, with more
+THREADS_EACH = 4  # the most that a processor is given
 BFLOAT16_FROM = 96  # channels, on a CPU
 # glibc's malloc.h: how much of the heap may lie idle, and below which size memory comes from the heap, in bytes
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -69,7 +71,13 @@ def resolve_dtype(name: str, device: torch.device, *, width: int) -> str:
 
 
 def resolve_threads(threads: int) -> int:
-    """The number of CPU threads: what was asked for, or as many as PyTorch would take here (at most MOST_THREADS)."""
+    """The number of CPU threads: what was asked for, or as many as PyTorch would take here (at most MOST_THREADS).
+
+    `UserError` if so many could only wait for each other: where the system refuses a thread, OpenMP ends the process.
+    """
+    processors = os.cpu_count() or 1
+    if threads > max(MOST_THREADS, THREADS_EACH * processors):
+        raise UserError(f"threads={threads} is too much for {processors} processors; give --threads {processors}")
     return threads or min(torch.get_num_threads(), MOST_THREADS)
 
 

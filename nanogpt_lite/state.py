@@ -160,9 +160,8 @@ def _settle(saved: Checkpoint, given: Mapping[str, Value]) -> tuple[TrainConfig,
     if given.get("dtype", "auto") == "auto":
         same = device.type == about["device"]
         settled["dtype"] = before["dtype"] if same else runtime.resolve_dtype("auto", device, width=config.n_embd)
-    if not given.get("threads"):
-        same = ranks.size() == about["ranks"]  # else it was each one's share
-        settled["threads"] = before["threads"] if same else runtime.resolve_threads(0)
+    same = ranks.size() == about["ranks"]  # else the threads were each one's share
+    settled["threads"] = runtime.resolve_threads(int(given.get("threads") or (before["threads"] if same else 0)))
     settled["lr_decay_iters"] = config.lr_decay_iters or config.max_iters
     return config.replace(settled), device
 
