@@ -28,11 +28,14 @@ class Rotary(nn.Module):
     def __init__(self, block_size: int, head_size: int) -> None:
         super().__init__()
         pairs = head_size // 2
-        # the slowest pair turns once in about as many tokens as ten contexts
-        speeds = (10.0 * block_size) ** -(torch.arange(pairs) / pairs)
-        angles = torch.outer(torch.arange(block_size), speeds)  # (block_size, D / 2)
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
+        cos = sin = torch.empty(block_size, pairs)
+        if not cos.is_meta:  # where there are no numbers, arithmetic would only import PyTorch's compiler, for a second
+            # the slowest pair turns once in about as many tokens as ten contexts
+            speeds = (10.0 * block_size) ** -(torch.arange(pairs) / pairs)
+            angles = torch.outer(torch.arange(block_size), speeds)
+            cos, sin = angles.cos(), angles.sin()
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, places: Tensor) -> Turns:
         """The angles at `places` (T,)."""

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from nanogpt_lite.checkpoint import Checkpoint
 from nanogpt_lite.config import NetworkConfig, TrainConfig
@@ -52,12 +53,24 @@ def require_weights(config: NetworkConfig, vocab_size: int, saved: Checkpoint) -
     if config.n_layer > len(found):
         raise other_network(saved)
     try:
-        with torch.device("meta"):  # shapes without numbers
-            fits = fit(GPT(config.part(NetworkConfig), vocab_size), found)
+        fits = fit(shapes(config, vocab_size), found)
     except (RuntimeError, OverflowError, TypeError):  # there is no such shape
         fits = False
     if not fits:
         raise other_network(saved)
+
+
+def shapes(config: NetworkConfig, vocab_size: int) -> GPT:
+    """Such a network without numbers, on PyTorch's device "meta", however large."""
+    with torch.device("meta"), _NothingDrawn():
+        return GPT(config.part(NetworkConfig), vocab_size)
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves `nn.init.normal_` out: on "meta" it would import PyTorch's compiler, for a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return None if func is nn.init.normal_ else func(*args, **(kwargs or {}))
 
 
 def fit(model: GPT, found: Mapping[str, Tensor]) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor
 from nanogpt_lite import bpe, files, hub, inspection, optim, state, texts
 from nanogpt_lite.bpe import BPETokenizer
 from nanogpt_lite.checkpoint import Checkpoint
-from nanogpt_lite.config import NetworkConfig, TrainConfig
+from nanogpt_lite.config import TrainConfig
 from nanogpt_lite.errors import UserError, WorldError
 from nanogpt_lite.model import GPT
 from nanogpt_lite.state import TrainState
@@ -238,8 +238,7 @@ def _fill_slots(begun: TrainState, found: Mapping[int, Mapping[str, Tensor]]) ->
 
 def _optimizer_of(saved: Checkpoint, config: TrainConfig) -> dict[str, Any]:
     """The state of PyTorch's AdamW as nanoGPT makes it: without means if there are none, or if Muon has them."""
-    with torch.device("meta"):
-        model = GPT(config.part(NetworkConfig), saved.tensors["model.transformer.wte.weight"].size(0))
+    model = inspection.shapes(config, saved.tensors["model.transformer.wte.weight"].size(0))
     names = _in_nanogpts_order(model)
     slots = [saved.part(f"optimizer.{name}.") for name in names]
     decayed = sum(parameter.dim() >= 2 for parameter in model.parameters())

@@ -7,13 +7,10 @@ import json
 from collections import Counter
 from typing import Any
 
-import torch
-
 from nanogpt_lite import checkpoint as checkpoints
 from nanogpt_lite import optim, runs
 from nanogpt_lite.config import LoadConfig, NetworkConfig
-from nanogpt_lite.inspection import require_weights
-from nanogpt_lite.model import GPT
+from nanogpt_lite.inspection import require_weights, shapes
 from nanogpt_lite.runs import RunLike
 from nanogpt_lite.state import network_of
 
@@ -37,8 +34,7 @@ def summary(run: RunLike = None, *, checkpoint: str = LoadConfig.checkpoint) -> 
     saved = checkpoints.load(runs.find_checkpoint(run, checkpoint))
     config, tokenizer = network_of(saved)
     require_weights(config, tokenizer.vocab_size, saved)
-    with torch.device("meta"):  # shapes without numbers
-        model = GPT(config.part(NetworkConfig), tokenizer.vocab_size)
+    model = shapes(config, tokenizer.vocab_size)
     parts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         parts[next(part for words, part in PARTS.items() if words in name)] += parameter.numel()

@@ -39,13 +39,15 @@ def test_steps_are_those_of_pytorchs_class(dtype):
     assert all(one.grad is None for one in ours)
 
 
-def test_a_training_does_not_import_pytorchs_compiler(tmp_path):
+def test_no_command_imports_pytorchs_compiler(tmp_path):
     (tmp_path / "my.txt").write_text("all is well that ends well " * 40)
     code = """
 import sys
 from nanogpt_lite import cli
 tiny = "--n_layer 1 --n_embd 16 --block_size 8 --batch_size 2 --max_iters 3 --ngram_rows 9"
 assert cli.main(["train", "--dataset", "my.txt", "--device", "cpu", *tiny.split()]) == 0
+for again in ("sample --device cpu", "info", "train --init_from resume --max_iters 4 --device cpu"):
+    assert cli.main(again.split()) == 0
 assert "torch" in sys.modules
 assert "torch._dynamo" not in sys.modules
 """
