@@ -47,12 +47,17 @@ def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) ->
     about = {**about, "format": FORMAT, "tensors_crc32": {name: _crc32(tensor) for name, tensor in on_cpu.items()}}
     text = files.canonical_json({"about": about, "crc32": zlib.crc32(_text(about))})
     with files.atomic(path) as temporary:
-        try:
-            safetensors.torch.save_file(on_cpu, temporary, metadata={KEY: text})
-        except safetensors.SafetensorError as error:  # how it tells that a disk is full
-            number = re.search(r"os error (\d+)", str(error))
-            why = int(number[1]) if number else errno.EIO
-            raise OSError(why, os.strerror(why), str(path)) from error
+        write_tensors(temporary, on_cpu, {KEY: text})
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a file of safetensors. `OSError` if it cannot be written."""
+    try:
+        safetensors.torch.save_file(tensors, path, metadata=metadata)
+    except safetensors.SafetensorError as error:  # how it tells that a disk is full
+        number = re.search(r"os error (\d+)", str(error))
+        why = int(number[1]) if number else errno.EIO
+        raise OSError(why, os.strerror(why), str(path)) from error
 
 
 def load(path: Path, prefix: str = "") -> Checkpoint:

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from nanogpt_lite import checkpoint as checkpoints
-from nanogpt_lite import datasets, files, huggingface, inspection, nanogpt, plots, runs, state, texts
+from nanogpt_lite import datasets, files, huggingface, inspection, integrity, nanogpt, plots, runs, state, texts
 from nanogpt_lite.checkpoint import SUFFIX, Checkpoint
 from nanogpt_lite.config import LoadConfig, TrainConfig
 from nanogpt_lite.errors import UserError
@@ -57,17 +57,21 @@ def to_nanogpt(
     folder, name = Path(folder), texts.name_of(config.dataset)
     wanted = ["meta.pkl"] if isinstance(tokenizer, CharTokenizer) else []
     wanted += ["train.bin", "val.bin"] if dataset else []
+    paths = [folder / "ckpt.pt", *(folder / "data" / name / file for file in wanted)]
     _require_no_run(folder)
-    _require_free([folder / "ckpt.pt", *(folder / "data" / name / file for file in wanted)], overwrite)
+    _require_free(paths, overwrite)
+    bins: tuple[Path, ...] = ()
     if dataset:
         data = datasets.prepare(config.dataset, tokenizer=tokenizer, sha256=saved.about["dataset_sha256"] or None)
-        for split in ("train.bin", "val.bin"):
-            with files.atomic(folder / "data" / name / split) as temporary:
-                shutil.copyfile(data.path / split, temporary)
-    if isinstance(tokenizer, CharTokenizer):
-        nanogpt.write_meta(tokenizer, folder / "data" / name / "meta.pkl")
-    nanogpt.write(saved, config, tokenizer, name, folder / "ckpt.pt")
-    return folder / "ckpt.pt"
+        integrity.require_intact(data)
+        bins = data.bins
+    with files.atomic_set(*paths) as (main, *others):
+        nanogpt.write(saved, config, tokenizer, name, main)
+        if isinstance(tokenizer, CharTokenizer):
+            nanogpt.write_meta(tokenizer, others.pop(0))
+        for source, target in zip(bins, others, strict=True):
+            shutil.copyfile(source, target)
+    return paths[0]
 
 
 def to_huggingface(
@@ -139,7 +143,9 @@ def _model_card(saved: Checkpoint, config: TrainConfig, drawn: bool) -> str:
     rows = {
         "trained on": f"{config.dataset} (SHA-256 {about['dataset_sha256'] or 'not known'})",
         "steps": about["step"],
-        "lowest val loss": f"{about['best_val_loss']} nats per token, at step {about['best_step']}",
+        "lowest val loss": "none yet"
+        if about["best_val_loss"] is None
+        else f"{about['best_val_loss']} nats per token, at step {about['best_step']}",
         **config.stored(),
     }
     lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", "---", "", "# A small GPT", ""]

@@ -67,14 +67,14 @@ def encode(
     changed = WorldError(f"{source.label} changed while it was read; wait until nobody writes to it, and try again")
     encoders = tokenizer.encoder(), tokenizer.encoder()
     with train.open("wb") as train_file, val.open("wb") as val_file:
-        for piece in itertools.chain(source.pieces(), [""]):
+        for piece, final in itertools.chain(((piece, False) for piece in source.pieces()), [("", True)]):
             data = piece.encode("utf-8")
             digest.update(data)
             octets += len(data)
             cut = min(max(border - position, 0), len(piece))
             for split, (part, file) in enumerate([(piece[:cut], train_file), (piece[cut:], val_file)]):
                 try:
-                    ids = encoders[split].encode(part, what=source.label, start=position, final=not piece)
+                    ids = encoders[split].encode(part, what=source.label, start=position, final=final)
                 except UserError:
                     if tokenizer.to_json() == CharTokenizer(text.alphabet).to_json():  # it had all its characters
                         raise changed from None

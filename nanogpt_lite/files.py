@@ -38,6 +38,17 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def atomic_set(main: Path, *others: Path) -> Iterator[list[Path]]:
+    """Paths beside these to write to, for files that belong together: on an error all stay as they were.
+
+    Who reads the others looks at `main` first: it goes before they are replaced, and comes last.
+    """
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(atomic(path)) for path in (main, *others)]
+        main.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def hold(path: Path) -> Iterator[None]:
     """Hold a folder or file for as long as the `with` block takes. `BlockingIOError` if another block holds it.
 

@@ -45,6 +45,9 @@ def read_tokenizer(folder: Path) -> tuple[list[str], dict[str, int]]:
         before = form["pre_tokenizer"]
         if form.get("normalizer") or before["type"] != "ByteLevel" or before["add_prefix_space"]:
             raise ValueError("it changes a text first, or does not take it apart into bytes")
+        marks = ("continuing_subword_prefix", "end_of_word_suffix")
+        if not before.get("use_regex", True) or any(form["model"].get(mark) for mark in marks):
+            raise ValueError("it does not take a text apart into words, or marks their parts")
         added = {token["content"]: token["id"] for token in form["added_tokens"]}
         return _merges_of(form), {**form["model"]["vocab"], **added}
     except FAULTS as error:

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from nanogpt_lite import bpe, files, hub, vocabulary
+from nanogpt_lite import bpe, checkpoint, files, hub, vocabulary
 from nanogpt_lite.bpe import BPETokenizer
 from nanogpt_lite.checkpoint import Checkpoint
 from nanogpt_lite.config import NetworkConfig, TrainConfig
@@ -47,11 +47,13 @@ def read_gpt2(init_from: str) -> tuple[Checkpoint, NetworkConfig, Tokenizer]:
             f"transformer.{name.removeprefix('transformer.')}": tensor
             for name, tensor in safetensors.torch.load_file(paths["model.safetensors"]).items()
         }
-        rows = found["transformer.wte.weight"].size(0)
+        rows, channels = found["transformer.wte.weight"].shape
+        if channels != network.n_embd:
+            raise ValueError("its token embedding has another width than its config.json says")
         tokenizer = _read_tokenizer(folder, rows) if folder else vocabulary.gpt2()
     except UserError:
         raise
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, safetensors.SafetensorError) as error:
+    except (*hub.FAULTS, safetensors.SafetensorError) as error:
         raise UserError(
             f"{init_from} holds no GPT-2 of Hugging Face ({error!r:.200}); give one of {', '.join(hub.GPT2)}, or a "
             f"folder with {', '.join(names)} and tokenizer.json"
@@ -59,7 +61,7 @@ def read_gpt2(init_from: str) -> tuple[Checkpoint, NetworkConfig, Tokenizer]:
     tensors = {}
     for name, tensor in found.items():
         if not name.endswith((*MASKS, "lm_head.weight")):
-            tensors[f"model.{name}"] = tensor.t() if name.endswith(TURNED) else tensor
+            tensors[f"model.{name}"] = tensor.t() if name.endswith(TURNED) and tensor.dim() == 2 else tensor
     about = {"config": {**network.stored(), "tokenizer": tokenizer.to_json()["type"]}}
     return Checkpoint(paths["model.safetensors"], tensors, about), network, tokenizer
 
@@ -137,18 +139,16 @@ def write(saved: Checkpoint, config: TrainConfig, tokenizer: Tokenizer, folder: 
         "eos_token_id": end,
         **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout),
     }
-    (folder / "config.json").unlink(missing_ok=True)  # without it nothing loads what is not yet whole
-    with files.atomic(folder / "model.safetensors") as temporary:
-        safetensors.torch.save_file(_their_tensors(saved), temporary, metadata={"format": "pt"})
-    with files.atomic(folder / "tokenizer.json") as temporary:
-        temporary.write_text(form, encoding="utf-8")
     about_tokenizer = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "model_max_length": config.block_size,
     }
-    files.write_json(folder / "tokenizer_config.json", about_tokenizer)
-    files.write_json(folder / "config.json", description)
+    with files.atomic_set(*(folder / name for name in FILES)) as (of_network, of_weights, of_tokenizer, about):
+        of_network.write_text(json.dumps(description, indent=2), encoding="utf-8")
+        checkpoint.write_tensors(of_weights, _their_tensors(saved), {"format": "pt"})
+        of_tokenizer.write_text(form, encoding="utf-8")
+        about.write_text(json.dumps(about_tokenizer, indent=2), encoding="utf-8")
 
 
 def _their_tensors(saved: Checkpoint) -> dict[str, Tensor]:

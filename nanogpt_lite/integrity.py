@@ -5,6 +5,7 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import numpy as np
 
@@ -34,8 +35,9 @@ class GuardedTokens:
     It reads the file: who reads a memory map of one that was cut off is killed by the system.
     """
 
-    def __init__(self, dataset: Dataset, file: io.FileIO, tokens: Ids, stamp: Stamp) -> None:
-        self._dataset, self._file, self._length, self._dtype = dataset, file, len(tokens), tokens.dtype
+    def __init__(self, dataset: Dataset, path: Path, file: io.FileIO, tokens: Ids, stamp: Stamp) -> None:
+        self._dataset, self._path, self._file = dataset, path, file
+        self._length, self._dtype = len(tokens), tokens.dtype
         self._size, self._stamp = stamp[1], stamp
 
     def __len__(self) -> int:
@@ -44,16 +46,18 @@ class GuardedTokens:
     def __getitem__(self, part: slice, /) -> Ids:
         start, stop, _ = part.indices(self._length)
         self._file.seek(start * self._dtype.itemsize)
-        found = self._file.read((stop - start) * self._dtype.itemsize)
+        found = self._file.read(max(stop - start, 0) * self._dtype.itemsize)
         self._require_unchanged()  # after it was read: before, it may change in between
         return np.frombuffer(found, self._dtype)
 
     def _require_unchanged(self) -> None:
         """`UserError` if the file holds other tokens now. Of one that was replaced, a run goes on to read the old."""
-        now = stamp(os.fstat(self._file.fileno()))
+        found = os.fstat(self._file.fileno())
+        now = stamp(found)
         if now == self._stamp:
             return
-        if now[1] != self._size:
+        # what is looked at next is the file of that name: it has to be this one
+        if now[1] != self._size or not (self._path.exists() and os.path.samestat(found, self._path.stat())):
             raise _changed(self._dataset)
         require_intact(self._dataset)
         self._stamp = now
@@ -64,8 +68,8 @@ def guarded(dataset: Dataset) -> Iterator[list[GuardedTokens]]:
     """The two splits of a prepared text, train and val, for a run to read."""
     with ExitStack() as stack:
         files = [stack.enter_context(path.open("rb", buffering=0)) for path in dataset.bins]
-        splits = zip(files, (dataset.train, dataset.val), dataset.stamps, strict=True)
-        yield [GuardedTokens(dataset, file, tokens, stamp) for file, tokens, stamp in splits]
+        splits = zip(dataset.bins, files, (dataset.train, dataset.val), dataset.stamps, strict=True)
+        yield [GuardedTokens(dataset, *split) for split in splits]
 
 
 def _changed(dataset: Dataset) -> UserError:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanogpt_lite import bpe, files, hub, inspection, optim, state, texts
+from nanogpt_lite import bpe, hub, inspection, optim, runtime, state, texts
 from nanogpt_lite.bpe import BPETokenizer
 from nanogpt_lite.checkpoint import Checkpoint
 from nanogpt_lite.config import TrainConfig
@@ -25,7 +25,7 @@ from nanogpt_lite.model import GPT
 from nanogpt_lite.state import TrainState
 from nanogpt_lite.tokenizer import CharTokenizer, Tokenizer
 
-SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size")  # of nanoGPT's model_args
+SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "bias")  # of nanoGPT's model_args, beside vocab_size
 NOT_OF_THE_RUN = ("out_dir", "init_from", "device", "compile", "wandb_log", "wandb_project", "wandb_run_name")
 WRAPPERS = ("_orig_mod.", "module.")  # what torch.compile and DistributedDataParallel put before a name
 NO_LOSS = 1e9  # where nanoGPT begins
@@ -38,9 +38,10 @@ def read(path: Path, meta: Path | None) -> TrainState:
     optimizer = content.get("optimizer", {"state": {}})  # some leave it out
     try:
         shape = {name: content["model_args"][name] for name in SHAPE}
+        vocab_size = content["model_args"]["vocab_size"]
         config = _config_of(content["config"], shape)
         dataset = str(content["config"]["dataset"])
-        tokenizer = _tokenizer_of(path, meta or _find_meta(path, dataset), dataset, shape["vocab_size"])
+        tokenizer = _tokenizer_of(path, meta or _find_meta(path, dataset), dataset, vocab_size)
         _require_all_there(path, content["model"], optimizer["state"])
         saved = Checkpoint(path, _weights_of(content["model"]), {})
         inspection.require_weights(config, tokenizer.vocab_size, saved)
@@ -55,35 +56,42 @@ def read(path: Path, meta: Path | None) -> TrainState:
     except (UserError, WorldError):
         raise
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError) as error:
+        if runtime.is_out_of_memory(error):
+            raise
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(f"{path} is no checkpoint of nanoGPT's train.py ({reason:.200}); give its ckpt.pt") from error
     return begun
 
 
 def write(saved: Checkpoint, config: TrainConfig, tokenizer: Tokenizer, dataset: str, path: Path) -> None:
-    """Write a checkpoint as nanoGPT's ckpt.pt, of a run on its data/DATASET."""
+    """Write a checkpoint as nanoGPT's ckpt.pt, of a run on its data/DATASET. `OSError` if it cannot be written."""
     weights = saved.part("model.")
     content = {
         "model": {**weights, "lm_head.weight": weights["transformer.wte.weight"]},
         "optimizer": _optimizer_of(saved, config),
         "model_args": {
-            **{field: getattr(config, field, tokenizer.vocab_size) for field in SHAPE},
-            "dropout": config.dropout,
+            **{name: getattr(config, name) for name in (*SHAPE, "dropout")},
+            "vocab_size": tokenizer.vocab_size,
         },
         "iter_num": saved.about["step"],
         "best_val_loss": NO_LOSS if saved.about["best_val_loss"] is None else saved.about["best_val_loss"],
         "config": {**config.stored(), "dataset": dataset, "device": saved.about["device"]},
     }
-    with files.atomic(path) as temporary:
-        torch.save(content, temporary)
+    try:
+        with path.open("wb") as file:
+            torch.save(content, file)
+    except (OSError, RuntimeError) as error:  # PyTorch's about its archive, whatever the file said
+        why = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(why, OSError):
+            raise
+        raise OSError(why.errno, why.strerror, str(path)) from error
 
 
 def write_meta(tokenizer: CharTokenizer, path: Path) -> None:
     """Write nanoGPT's meta.pkl: plain values alone."""
     itos = dict(enumerate(tokenizer.chars))
     content = {"vocab_size": len(itos), "itos": itos, "stoi": {char: id_ for id_, char in itos.items()}}
-    with files.atomic(path) as temporary:
-        temporary.write_bytes(pickle.dumps(content))
+    path.write_bytes(pickle.dumps(content))
 
 
 def require_known(config: TrainConfig, tokenizer: Tokenizer, path: Path) -> None:
@@ -105,15 +113,20 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     """What nanoGPT's ckpt.pt holds, if that is tensors and plain values."""
     if not path.is_file():
         raise UserError(f"there is no file {path}; give a ckpt.pt of nanoGPT's train.py")
+    path.open("rb").close()  # what may not be read is not damaged
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as parts:
+                if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
+                    raise ValueError("it is compressed, so nobody knows how large it is")  # PyTorch never does that
                 if damaged := parts.testzip():
                     raise ValueError(f"{damaged} in it is damaged")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of PyTorch, about what is refused in the next line
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle can fail in any way
+        if runtime.is_out_of_memory(error):
+            raise
         raise UserError(
             f"{path} cannot be read without executing what it holds: it is damaged, or there is more in it than "
             "tensors and plain values; give a ckpt.pt of nanoGPT's train.py"
@@ -179,20 +192,22 @@ def _find_meta(path: Path, dataset: str) -> Path | None:
     """The meta.pkl of a dataset of nanoGPT's."""
     if ".." in Path(dataset).parts or Path(dataset).is_absolute():
         return None
-    found = (base / "data" / dataset / "meta.pkl" for base in (Path(), path.parent.parent))
+    found = (base / "data" / dataset / "meta.pkl" for base in (Path(), path.resolve().parent.parent))
     return next((meta for meta in found if meta.is_file()), None)
 
 
 def _config_of(given: Mapping[str, Any], shape: Mapping[str, Any]) -> TrainConfig:
     """The options of a run of nanoGPT's."""
     known = {name: value for name, value in given.items() if name in TrainConfig.names() and name not in NOT_OF_THE_RUN}
-    if str(given.get("device", "")).startswith("cpu"):
-        known["dtype"] = "float32"  # whatever it says: on a CPU nanoGPT computes in nothing else
+    if "cuda" not in str(given.get("device", "cuda")):
+        known["dtype"] = "float32"  # whatever it says: elsewhere nanoGPT computes in nothing else
     if known.get("decay_lr") is False:  # then nanoGPT does not look at min_lr
         known["min_lr"] = known["learning_rate"]
+    elif known["min_lr"] > known["learning_rate"]:
+        known["min_lr"] = known["learning_rate"]
+        warnings.warn("its learning rate would rise to min_lr; here it stays as it is", stacklevel=2)
     known["dataset"] = texts.name_of(str(given["dataset"]))  # there a folder in data, and never a path elsewhere
-    network = {name: value for name, value in shape.items() if name != "vocab_size"}
-    return TrainConfig.from_dict({**known, **network})
+    return TrainConfig.from_dict({**known, **shape})
 
 
 def _require_all_there(path: Path, model: Mapping[str, Tensor], state: Mapping[int, Mapping[str, Tensor]]) -> None:
@@ -201,7 +216,7 @@ def _require_all_there(path: Path, model: Mapping[str, Tensor], state: Mapping[i
     tensors = [tensor for name, tensor in model.items() if not name.endswith("lm_head.weight")]
     if sum(tensor.numel() * tensor.element_size() for tensor in (*tensors, *slots)) > path.stat().st_size:
         raise ValueError("its tensors claim more numbers than there are in the file")
-    if not all(tensor.isfinite().all() for tensor in (*tensors, *slots)):
+    if not all(tensor.float().isfinite().all() for tensor in (*tensors, *slots)):  # as we have them
         raise ValueError("some of its numbers are not finite")
 
 

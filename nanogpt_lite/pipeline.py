@@ -8,6 +8,7 @@ import itertools
 import warnings
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -123,10 +124,17 @@ def run(
     prompt = inference.read_prompt(settings.start) if "start" in options else None
     chosen = {**(configs.read_file(config) if config else {}), **options}
     with closing(Console()) as console:
-        if "dataset" not in chosen and chosen.get("init_from") != "resume":
-            for_training["dataset"] = _default_dataset(str(options.get("tokenizer", "auto")), console)
-        records = training(preset=preset, config=config, overwrite=overwrite, console=console, **for_training)
-        first = next(records)
+        start = partial(training, preset=preset, config=config, overwrite=overwrite, console=console)
+        records = start(**for_training)
+        try:
+            first = next(records)
+        except DownloadError as error:
+            if "dataset" in chosen or chosen.get("init_from") == "resume":
+                raise
+            console.close()
+            console.note(f"warning: {error}. Going on with python_docs, the documentation inside Python.")
+            records = start(**{**for_training, "dataset": "python_docs"})
+            first = next(records)
         assert isinstance(first, StartRecord)
         if prompt is not None:
             datasets.prepare(Run(Path(first.out_dir)).data_folder).tokenizer.encode(prompt, what="prompt")
@@ -151,17 +159,6 @@ def watch(records: Iterable[Record], console: Console) -> Run:
 
 def _how_to_go_on(command: str, out_dir: str | Path) -> str:
     return f"the state is saved; go on with: nanogpt-lite {command} --out_dir {out_dir} --init_from resume"
-
-
-def _default_dataset(tokenizer: str, console: Console) -> str:
-    """Shakespeare, or Python's documentation where Shakespeare cannot be fetched."""
-    try:
-        starts.open_data("shakespeare_char", tokenizer, console)
-        return "shakespeare_char"
-    except DownloadError as error:
-        console.close()
-        console.note(f"warning: {error}. Going on with python_docs, the documentation inside Python.")
-        return "python_docs"
 
 
 def _sinks(state: TrainState, data: Dataset, out_dir: Path, console: Console | None) -> list[Sink]:

@@ -57,8 +57,8 @@ class Run:
 
     @property
     def best_val_loss(self) -> float | None:
-        """The lowest loss on the val split so far, in nats per token."""
-        return min((record["val_loss"] for record in self.metrics if record["kind"] == "eval"), default=None)
+        """The lowest loss on the val split so far, in nats per token; None before the first evaluation."""
+        return min((record["best_val_loss"] for record in self.metrics if record["kind"] == "eval"), default=None)
 
     def plot(self) -> Any:
         """A matplotlib Figure of the losses and the learning rate. `UserError` without matplotlib or losses."""

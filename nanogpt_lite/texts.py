@@ -16,6 +16,7 @@ from nanogpt_lite.download import Report
 from nanogpt_lite.errors import UserError
 
 NAMES = ("shakespeare_char", "python_docs")
+OF_THIS_PROGRAM = ("train.bin", "metrics.jsonl", "best.safetensors", "last.safetensors")  # by which a folder is known
 LONGEST_NAME = 1000  # characters; no path or URL of use is longer
 CHUNK = 2**18  # bytes read at a time: pieces that stay in the processor's cache
 SHAKESPEARE = download.Resource(
@@ -126,11 +127,11 @@ def _read_file(path: Path) -> Iterator[str]:
 
 def _files_below(folder: Path) -> Iterator[Path]:
     """All files in a folder and below it, but hidden ones, and what this program wrote there."""
-    prepared = {path.parent for path in folder.rglob("train.bin")}
-    runs = {path.parent for path in folder.rglob("metrics.jsonl")}
-    for path in folder.rglob("*"):
+    found = list(folder.rglob("*"))
+    made = {path.parent for path in found if path.name in OF_THIS_PROGRAM}
+    for path in found:
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if not hidden and path.parent not in prepared | runs:
+        if not hidden and made.isdisjoint(path.parents):
             yield path
 
 

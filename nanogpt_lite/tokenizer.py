@@ -1,6 +1,6 @@
 """Text to token ids and back: one token per character, or one per UTF-8 byte.
 
-Nothing here loops over characters in Python. Reading files and cutting splits is left to `datasets`.
+Neither loops over characters in Python. Reading files and cutting splits is left to `datasets`.
 """
 
 import codecs
@@ -161,7 +161,7 @@ class Utf8Decoder:
         """The text that is complete after `ids`. `final`: nothing follows."""
         if self._table is None:
             return self._decoder.decode(np.asarray(ids, dtype=np.uint8).tobytes(), final)
-        return self._decoder.decode(b"".join([self._table[number] for number in ids]), final)
+        return self._decoder.decode(b"".join(map(self._table.__getitem__, np.asarray(ids).tolist())), final)
 
 
 def id_dtype(vocab_size: int) -> type[np.uint16] | type[np.uint32]:

@@ -6,7 +6,7 @@ from typing import Any
 from nanogpt_lite import bpe, hub
 from nanogpt_lite.bpe import END_OF_TEXT, BPETokenizer
 from nanogpt_lite.config import names_pairs
-from nanogpt_lite.errors import UserError
+from nanogpt_lite.errors import UserError, WorldError
 from nanogpt_lite.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 
 
@@ -22,8 +22,14 @@ def named(name: str, alphabet: str, pieces: Callable[[], Iterable[str]]) -> Toke
 
 
 def gpt2() -> BPETokenizer:
-    """GPT-2's tokenizer, 50,257 symbols. `WorldError` without a network."""
-    return BPETokenizer("gpt2", hub.gpt2_merges(), [END_OF_TEXT])
+    """GPT-2's tokenizer, 50,257 symbols. `WorldError` without a network, or if the hub's file is damaged here."""
+    merges = hub.gpt2_merges()
+    if not bpe.are_gpt2s(merges):
+        raise WorldError(
+            "the merges.txt of GPT-2 that the Hugging Face hub's cache holds are other ones; remove them there: "
+            "hf cache ls, hf cache rm"
+        )
+    return BPETokenizer("gpt2", merges, [END_OF_TEXT])
 
 
 def from_json(form: Any) -> Tokenizer:

@@ -1,6 +1,6 @@
 """nanoGPT's files, in and out: against the same network in transformers, and against a clone of nanoGPT.
 
-`NANOGPT=path/to/clone pytest tests/test_convert.py` runs its own train.py and sample.py too.
+`NANOGPT=path/to/clone pytest tests/test_convert.py --slow` runs its own train.py and sample.py too.
 """
 
 import copy
@@ -9,10 +9,13 @@ import json
 import math
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pytest
@@ -102,6 +105,41 @@ def test_a_dataset_is_a_name_and_no_way_out_of_runs(theirs):
     assert checkpoint.load(run.out_dir / "last.safetensors").about["config"]["dataset"] == "bottles"
 
 
+def test_another_folder_s_characters_are_not_looked_for(theirs):
+    content, *_ = theirs
+    Path("data/bottles").rename("bottles")
+    for dataset in ("../bottles", Path("bottles").absolute()):
+        saved_as(content, config={**content["config"], "dataset": str(dataset)})
+        with pytest.raises(ng.UserError, match=r"there is no data/.*/meta.pkl here"):
+            convert.from_nanogpt("out/ckpt.pt")
+
+
+def test_from_inside_its_folder_the_characters_are_found(theirs, monkeypatch):
+    monkeypatch.chdir("out")
+    assert convert.from_nanogpt("ckpt.pt").out_dir == Path("runs/bottles-1")
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_two_imports_into_one_folder_do_not_mix(theirs, monkeypatch, done):
+    """The other one is done, or at work, between this one's look at the folder and its first file."""
+    claim = runs.claim
+
+    def claimed(*arguments):
+        monkeypatch.setattr(runs, "claim", claim)
+        if done:
+            convert.from_nanogpt("out/ckpt.pt", out_dir="runs/a")
+        folder = claim(*arguments)
+        if not done:
+            other.enter_context(runs.hold(folder))
+        return folder
+
+    monkeypatch.setattr(runs, "claim", claimed)
+    told = "holds a run" if done else "is in use by another training"
+    with ExitStack() as other, pytest.raises(ng.UserError, match=told):
+        convert.from_nanogpt("out/ckpt.pt", out_dir="runs/a")
+    assert len(list(Path("runs/a").iterdir())) == (2 if done else 0)
+
+
 def saved_as(content, **changes):
     torch.save({**content, **changes}, "out/ckpt.pt")
 
@@ -111,6 +149,7 @@ def test_the_text_is_that_of_the_network(theirs, wrapper):
     content, model, _, _ = theirs
     saved_as(content, model={f"{wrapper}{name}": tensor for name, tensor in content["model"].items()})
     run = convert.from_nanogpt("out/ckpt.pt")
+    assert sorted(path.name for path in run.out_dir.iterdir()) == ["best.safetensors", "last.safetensors"]
     loaded, tokenizer = ng.load(run, device="cpu")
     ids = tokenizer.encode("7 green ").tolist()
     with torch.no_grad():
@@ -142,6 +181,15 @@ def test_training_goes_on_where_nanogpt_stopped(theirs):
     steps.train_step(restored, restored.model, batch)
     for name, parameter in restored.model.named_parameters():
         torch.testing.assert_close(parameter, named[name], atol=1e-6, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cuda:1", "float16"), ("mps", "float32"), ("xpu", "float32")])
+def test_it_goes_on_in_the_format_in_which_nanogpt_computed(theirs, device, dtype):
+    """Its train.py takes every device without "cuda" in its name for a CPU, and computes there as it is."""
+    content, *_ = theirs
+    saved_as(content, config={**content["config"], "device": device})
+    saved = checkpoint.load(convert.from_nanogpt("out/ckpt.pt").out_dir / "last.safetensors")
+    assert saved.about["config"]["dtype"] == dtype
 
 
 def test_it_resumes_on_its_text_and_knows_it_from_then_on(theirs):
@@ -177,6 +225,11 @@ def test_what_is_written_is_what_torch_makes(theirs):
         assert all(torch.equal(one[slot], other[slot]) for slot in ("step", "exp_avg", "exp_avg_sq"))
     assert content["model"].keys() == {*named, "lm_head.weight"}
     assert content["model_args"] == {**SHAPE, "dropout": 0.0, "vocab_size": theirs[0]["model_args"]["vocab_size"]}
+    groups = [{name: group[name] for name in ("lr", "betas", "weight_decay")} for group in fresh.param_groups]
+    rate = 0.001 + 0.5 * (1 + np.cos(np.pi * (3 - 2) / (20 - 2))) * (0.01 - 0.001)  # nanoGPT's get_lr(3)
+    assert [group["lr"] for group in groups] == pytest.approx([rate, rate])
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
+    assert [group["betas"] for group in groups] == [(0.8, 0.9)] * 2
     meta = pickle.loads(Path("again/data/bottles/meta.pkl").read_bytes())
     assert meta == pickle.loads(Path("data/bottles/meta.pkl").read_bytes())
 
@@ -214,6 +267,37 @@ def test_nothing_is_executed_on_the_way_in(theirs, figures):
     assert not Path("runs").exists()
 
 
+def test_damaged_data_is_not_exported(text_file):
+    run = ng.train("bottles.txt", **SMALL)
+    path = Path("data/bottles/train.bin")
+    path.write_bytes(path.read_bytes()[:-20] + bytes(20))
+    with pytest.raises(ng.UserError, match="a file is damaged, or was changed"):
+        convert.to_nanogpt(run, "out", dataset=True)
+    assert not Path("out").exists()
+
+
+def test_on_a_full_disk_an_export_leaves_what_was_there(text_file, figures):
+    """In a process that may write 30 kB a file at most."""
+    run = ng.train("bottles.txt", **SMALL)
+    convert.to_nanogpt(run, "there", dataset=True)
+    convert.to_huggingface(run, "there")
+    before = {path: path.read_bytes() for path in Path("there").rglob("*") if path.is_file()}
+    for export in (["--to", "hf"], ["--to", "nanogpt", "--dataset"], ["--weights"]):
+        code = f"""if True:
+            import resource, signal, sys
+            from nanogpt_lite.cli import main
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+            sys.exit(main(["export", "--out_dir", {str(run.out_dir)!r}, "--overwrite", "--path", "there", *{export}]))
+        """
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert re.search(r"there/.*(safetensors|ckpt.pt): File too large; free some space\n$", done.stderr), done.stderr
+        assert "Traceback" not in done.stderr
+        assert {path: path.read_bytes() for path in Path("there").rglob("*") if path.is_file()} == before
+        figures["refused by the system"] += 1
+
+
 NO_CHECKPOINT = "is no checkpoint of nanoGPT's train.py"
 
 
@@ -227,6 +311,7 @@ NO_CHECKPOINT = "is no checkpoint of nanoGPT's train.py"
         ({"optimizer": {"state": {0: {}}}}, NO_CHECKPOINT),
         ({"optimizer": None}, NO_CHECKPOINT),
         ({"model": {"transformer.wpe.weight": torch.tensor(math.nan)}}, "some of its numbers are not finite"),
+        ({"model": {"transformer.wpe.weight": torch.tensor(1e300, dtype=torch.float64)}}, "are not finite"),
         ({"iter_num": "three"}, NO_CHECKPOINT),
         ({"iter_num": math.inf}, NO_CHECKPOINT),
         ({"iter_num": -5}, NO_CHECKPOINT),
@@ -252,6 +337,16 @@ def test_numbers_that_are_not_there_cost_no_memory(theirs):
     saved_as(content, model=wide, model_args={**SHAPE, "n_embd": 3200, "vocab_size": vocab_size})
     with pytest.raises(ng.UserError, match="more numbers than there are in the file"):
         convert.from_nanogpt("out/ckpt.pt")
+    slots = {n: {"exp_avg": torch.zeros(()).expand(10**9)} for n in range(3)}
+    saved_as(content, optimizer={"state": slots})
+    with pytest.raises(ng.UserError, match="more numbers than there are in the file"):
+        convert.from_nanogpt("out/ckpt.pt")
+    with ZipFile("out/ckpt.pt") as stored, ZipFile("out/packed.pt", "w", ZIP_DEFLATED) as packed:
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name))
+    with pytest.raises(ng.UserError, match="cannot be read without") as refused:
+        convert.from_nanogpt("out/packed.pt")
+    assert "it is compressed" in str(refused.value.__cause__)
     Path("data/bottles/meta.pkl").write_bytes(b"\x80\x02}r\xff\xff\xff\xff.")  # the 4,294,967,295th thing to remember
     with pytest.raises(ng.UserError, match="more memory than it can need"):
         convert.from_nanogpt("out/ckpt.pt")
@@ -288,6 +383,24 @@ def test_a_lowest_rate_above_the_rate_is_fine_where_the_rate_stays(theirs):
     saved_as(content, config={**content["config"], "decay_lr": False, "min_lr": 1.0})
     config = state.network_of(checkpoint.load(convert.from_nanogpt("out/ckpt.pt").out_dir / "last.safetensors"))[0]
     assert (config.learning_rate, config.min_lr) == (0.01, 0.01)
+
+
+def test_a_rate_that_would_rise_stays_and_is_told_of(theirs):
+    content, *_ = theirs
+    saved_as(content, config={**content["config"], "min_lr": 1.0})
+    with pytest.warns(UserWarning, match="its learning rate would rise to min_lr; here it stays"):
+        run = convert.from_nanogpt("out/ckpt.pt")
+    config = state.network_of(checkpoint.load(run.out_dir / "last.safetensors"))[0]
+    assert (config.learning_rate, config.min_lr) == (0.01, 0.01)
+
+
+def test_too_little_memory_is_no_damage(theirs, monkeypatch):
+    def refuse(*_args, **_options):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 5 bytes")
+
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        convert.from_nanogpt("out/ckpt.pt")
 
 
 def test_without_a_network_gpt2s_tokens_are_a_fault_of_the_world(theirs, monkeypatch):

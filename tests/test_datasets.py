@@ -391,6 +391,21 @@ print(most() - before)
     assert float(done.stdout) < 60  # MiB; the text as str is about as large, its ids and code points each are
 
 
+def test_a_file_is_no_end_of_a_token(tmp_path):
+    """The tokens of a folder are those of its files as one text."""
+    tokenizers = pytest.importorskip("nanogpt_lite.bpe")
+    pytest.importorskip("tokenizers")
+    (tmp_path / "texts").mkdir()
+    for number in range(8):
+        (tmp_path / "texts" / f"{number}.txt").write_text(f"\n  \n {number} green bottles\n\n" * 9)
+    whole = "\n".join(path.read_text() for path in sorted((tmp_path / "texts").iterdir()))
+    tokenizer = tokenizers.train("bpe-290", [whole], 290)
+    data = prepare(tmp_path / "texts", tokenizer=tokenizer, out_dir=tmp_path / "data")
+    border = int(len(whole) * 0.9)
+    assert data.train.tolist() == tokenizer.encode(whole[:border]).tolist()
+    assert data.val.tolist() == tokenizer.encode(whole[border:]).tolist()
+
+
 def test_data_that_another_program_changes_meanwhile_is_told_of(text_file, monkeypatch):
     write = datasets.write
 

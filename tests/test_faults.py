@@ -364,6 +364,25 @@ def test_tokens_that_changed_right_before_they_are_read_are_not_used(text_file, 
     figures["data changed under a run"] += 1
 
 
+def test_tokens_that_changed_and_were_mended_in_a_new_file_are_not_used(text_file, figures):
+    """What a run has open is the damaged file, whatever has its name by now."""
+    data = ng.prepare("bottles.txt")
+    path = data.path / "train.bin"
+    content = path.read_bytes()
+    with integrity.guarded(data) as (train_tokens, _):
+        assert len(train_tokens[5:3]) == 0
+        in_place(path, flipped(content, 100))
+        os.utime(path)
+        replaced(path, content)
+        for _ in range(2):
+            with pytest.raises(ng.UserError, match="are not those of the text"):
+                train_tokens[3:40]
+        path.unlink()
+        with pytest.raises(ng.UserError, match="are not those of the text"):
+            train_tokens[3:40]
+    figures["data changed under a run"] += 1
+
+
 @pytest.mark.parametrize("change", [replaced, touched])
 def test_tokens_that_only_seem_to_change_do_not_end_a_run(text_file, change, figures):
     path = ng.prepare("bottles.txt").path / "train.bin"

@@ -161,3 +161,32 @@ def test_write_json_reads_back_the_same(tmp_path, value):
     path = tmp_path / "a.json"
     files.write_json(path, value)
     assert json.loads(path.read_text(encoding="utf-8")) == value
+
+
+def test_a_set_is_replaced_at_once_or_not_at_all(tmp_path):
+    paths = [tmp_path / name for name in ("main", "second", "third")]
+    for content in ("old", "new"):
+        with files.atomic_set(*paths) as temporaries:
+            for temporary in temporaries:
+                temporary.write_text(content)
+    assert [path.read_text() for path in paths] == ["new"] * 3
+    with pytest.raises(OSError, match="No space"), files.atomic_set(*paths) as temporaries:
+        temporaries[0].write_text("newer")
+        disk_error(temporaries[1])
+    assert [path.read_text() for path in paths] == ["new"] * 3
+    assert names(tmp_path) == ["main", "second", "third"]
+
+
+def test_while_a_set_is_replaced_its_main_file_is_not_there(tmp_path, monkeypatch):
+    paths = [tmp_path / name for name in ("main", "other")]
+    rename, seen = Path.replace, []
+
+    def watched(self, target):
+        seen.append((target.name, paths[0].exists()))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", watched)
+    for _ in range(2):
+        with files.atomic_set(*paths):
+            pass
+    assert seen == [("other", False), ("main", False)] * 2

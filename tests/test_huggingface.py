@@ -1,12 +1,13 @@
 """GPT-2 from a folder of Hugging Face's, and a folder that transformers loads, against transformers itself."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import nanogpt_lite as ng
 from nanogpt_lite import bpe, convert, volumes
@@ -58,6 +59,36 @@ def test_gpt2_from_a_folder_has_the_logits_of_transformers(gpt2, block_size):
     assert theirs("7 green bottles hanging")["input_ids"][:block_size] == ids
 
 
+def test_the_oldest_files_are_the_same(gpt2):
+    """Those of GPT-2 itself: names without a prefix, and the masks of attention among the weights."""
+    path = Path("theirs/model.safetensors")
+    tensors = {name.removeprefix("transformer."): tensor for name, tensor in load_file(path).items()}
+    assert "wte.weight" in tensors
+    for layer in range(2):
+        tensors[f"h.{layer}.attn.bias"] = torch.ones(1, 1, 32, 32).tril()
+        tensors[f"h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+    save_file(tensors, path)
+    model, tokenizer = ng.load(started_from("theirs"))
+    ids = tokenizer.encode("7 green bottles hanging").tolist()
+    torch.testing.assert_close(logits_of(model, ids), logits_of(gpt2, ids), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("wte.weight", (10**9, 0)),
+        ("wte.weight", (3, 2, 16)),
+        ("h.0.attn.c_attn.weight", (16, 3, 16)),
+        ("wpe.weight", ()),
+    ],
+)
+def test_weights_of_another_shape_are_refused_at_once(gpt2, name, shape):
+    path = Path("theirs/model.safetensors")
+    save_file({**load_file(path), f"transformer.{name}": torch.zeros(shape)}, path)
+    with pytest.raises(ng.UserError, match="holds no GPT-2|do not fit"):
+        started_from("theirs")
+
+
 def test_it_is_finetuned_as_nanogpt_does_and_goes_on(gpt2):
     run = ng.train("bottles.txt", init_from="theirs", out_dir="runs/tuned", **{**TINY, "block_size": 16})
     config = json.loads((run.out_dir / "config.json").read_text())["config"]
@@ -88,14 +119,22 @@ def test_another_numbering_is_refused(gpt2):
     with pytest.raises(ng.UserError, match="numbers its symbols otherwise"):
         started_from("theirs")
     form = json.loads(Path("theirs/tokenizer.json").read_text())
-    for changes in ({"normalizer": {"type": "NFC"}}, {"pre_tokenizer": {"type": "Whitespace"}}):
+    before, pairs = form["pre_tokenizer"], form["model"]
+    for changes in (
+        {"normalizer": {"type": "NFC"}},
+        {"pre_tokenizer": {"type": "Whitespace"}},
+        {"pre_tokenizer": {**before, "add_prefix_space": True}},
+        {"pre_tokenizer": {**before, "use_regex": False}},
+        {"model": {**pairs, "continuing_subword_prefix": "##"}},
+        {"model": {**pairs, "end_of_word_suffix": "</w>"}},
+    ):
         Path("theirs/tokenizer.json").write_text(json.dumps({**form, **changes}))
         with pytest.raises(ng.UserError, match="no tokenizer like GPT-2's"):
             started_from("theirs")
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "merges.txt", "vocab.json"])
-@pytest.mark.parametrize("content", [None, b"", b"{}", b"a b c\n", b"\xff"])
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"a b c\n", b"\xff", b"[" * 100_000])
 def test_a_folder_that_holds_no_gpt2_is_refused(gpt2, file, content):
     path = Path("theirs") / file
     path.unlink() if content is None else path.write_bytes(content)
@@ -147,10 +186,19 @@ def test_without_a_network_gpt2_is_a_fault_of_the_world(cached):
     assert not list(Path("data").rglob("*.bin"))
 
 
-def test_what_the_hub_gave_before_needs_no_network(gpt2, cached):
+def as_gpt2s(monkeypatch):
+    """Let the merges of `theirs` be those of the real one."""
+    merges = [line for line in Path("theirs/merges.txt").read_text(encoding="utf-8").splitlines() if line[0] != "#"]
+    monkeypatch.setattr(bpe, "GPT2_MERGES", hashlib.sha256("\n".join(merges).encode()).hexdigest())
+
+
+def test_what_the_hub_gave_before_needs_no_network(gpt2, cached, monkeypatch):
     cached.mkdir(parents=True)
     for name in ("config.json", "model.safetensors", "merges.txt"):
         shutil.copy(Path("theirs") / name, cached)
+    with pytest.raises(ng.WorldError, match=r"the merges.txt of GPT-2 .* are other ones"):
+        started_from("gpt2")
+    as_gpt2s(monkeypatch)
     assert started_from("gpt2").metrics[-1]["step"] == TINY["max_iters"]
 
 
@@ -170,6 +218,7 @@ def test_gpt2_comes_from_the_hub(gpt2, cached, monkeypatch):
         return str(Path("theirs") / file)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    as_gpt2s(monkeypatch)
     run = started_from("gpt2-medium")
     assert asked == [
         ("openai-community/gpt2-medium", "config.json"),
@@ -200,7 +249,7 @@ def test_gpt2_comes_from_the_hub(gpt2, cached, monkeypatch):
 )
 def test_transformers_loads_what_is_exported(text_file, options):
     text_file.write_text(text_file.read_text() + "ä 天\t🙂  \r\n" * 20, encoding="utf-8")
-    run = ng.train("bottles.txt", **{**NANOGPTS, **options})
+    run = ng.train("bottles.txt", **{**NANOGPTS, "dropout": 0.1, **options})
     folder = convert.to_huggingface(run, "exported")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -216,6 +265,7 @@ def test_transformers_loads_what_is_exported(text_file, options):
     drawn = theirs.generate(torch.tensor([ids]), max_new_tokens=7, do_sample=False, pad_token_id=0)[0].tolist()
     ours = ng.sample((model, tokenizer), start=text, temperature=0.0, max_new_tokens=7, threads=1)[0]
     assert tokenizer.decode(drawn) == ours
+    assert (theirs.config.resid_pdrop, theirs.config.attn_pdrop, theirs.config.embd_pdrop) == (0.1, 0.1, 0.1)
     card = (folder / "README.md").read_text()
     assert json.loads((run.out_dir / "config.json").read_text())["dataset"]["sha256"] in card
     assert (folder / "loss.png").stat().st_size > 1000

@@ -85,6 +85,15 @@ def test_files_of_a_folder_are_joined_in_sorted_order(folder):
     assert texts.find(str(folder)).label == f"{folder / 'a.txt'} and 4 more files"
 
 
+@pytest.mark.parametrize("mark", ["metrics.jsonl", "last.safetensors", "train.bin"])
+def test_what_this_program_wrote_below_a_folder_is_no_text_of_it(folder, mark):
+    before = read(folder)
+    (folder / "runs" / "mine" / "hf").mkdir(parents=True)
+    (folder / "runs" / "mine" / mark).write_bytes(b"\xff")
+    (folder / "runs" / "mine" / "hf" / "loss.png").write_bytes(b"\x89PNG")
+    assert read(folder) == before
+
+
 @pytest.mark.parametrize(
     ("pattern", "joined"),
     [("*.txt", "A\nB\n"), ("**/*.txt", "A\nB\n\nC"), ("[b-z]*", "B\n\nž"), ("sub/*", "C"), ("a.tx?", "A")],
