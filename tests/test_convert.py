@@ -198,6 +198,7 @@ def test_it_resumes_on_its_text_and_knows_it_from_then_on(theirs):
     data = ng.prepare("bottles.txt")
     assert checkpoint.load(Path("runs/taken/last.safetensors")).about["dataset_sha256"] == data.sha256
     assert np.isfinite(ng.evaluate(run, dataset="bottles.txt", device="cpu")["val_loss"])
+    assert min(record["val_loss"] for record in run.metrics if record["kind"] == "eval") > run.best_val_loss == 2.5
 
 
 def test_out_and_in_again_is_the_same(text_file):
