@@ -26,8 +26,8 @@ def gpt2() -> BPETokenizer:
     merges = hub.gpt2_merges()
     if not bpe.are_gpt2s(merges):
         raise WorldError(
-            "the merges.txt of GPT-2 that the Hugging Face hub's cache holds are other ones; remove them there: "
-            "hf cache ls, hf cache rm"
+            "the merges.txt of openai-community/gpt2 in the Hugging Face hub's cache are not GPT-2's; remove them "
+            "from there (hf cache rm), and try again"
         )
     return BPETokenizer("gpt2", merges, [END_OF_TEXT])
 

@@ -196,7 +196,7 @@ def test_what_the_hub_gave_before_needs_no_network(gpt2, cached, monkeypatch):
     cached.mkdir(parents=True)
     for name in ("config.json", "model.safetensors", "merges.txt"):
         shutil.copy(Path("theirs") / name, cached)
-    with pytest.raises(ng.WorldError, match=r"the merges.txt of GPT-2 .* are other ones"):
+    with pytest.raises(ng.WorldError, match=r"the merges.txt of openai-community/gpt2 in .* are not GPT-2"):
         started_from("gpt2")
     as_gpt2s(monkeypatch)
     assert started_from("gpt2").metrics[-1]["step"] == TINY["max_iters"]
