@@ -58,7 +58,7 @@ def to_nanogpt(
     wanted = ["meta.pkl"] if isinstance(tokenizer, CharTokenizer) else []
     wanted += ["train.bin", "val.bin"] if dataset else []
     paths = [folder / "ckpt.pt", *(folder / "data" / name / file for file in wanted)]
-    _require_no_run(folder)
+    _require_folder(folder)
     _require_free(paths, overwrite)
     bins: tuple[Path, ...] = ()
     if dataset:
@@ -84,7 +84,7 @@ def to_huggingface(
     saved, config, tokenizer = _load(run, checkpoint)
     huggingface.require_known(config, saved.path)
     folder, source = Path(folder), Run(saved.path.parent)
-    _require_no_run(folder)
+    _require_folder(folder)
     drawn = find_spec("matplotlib") is not None and any(record["kind"] == "eval" for record in source.metrics)
     _require_free([folder / name for name in (*huggingface.FILES, "README.md", *["loss.png"] * drawn)], overwrite)
     huggingface.write(saved, config, tokenizer, folder)
@@ -124,7 +124,10 @@ def _load(run: RunLike, checkpoint: str, prefix: str = "") -> tuple[Checkpoint, 
     return saved, config, tokenizer
 
 
-def _require_no_run(folder: Path) -> None:
+def _require_folder(folder: Path) -> None:
+    """`UserError` if this is a file, or a folder that holds a run."""
+    if folder.is_file():
+        raise UserError(f"{folder} is a file, and what is exported are several; give a folder (--path)")
     if runs.checkpoints_in(folder):
         raise UserError(f"{folder} holds a run, whose files would be mixed with others; give another place (--path)")
 

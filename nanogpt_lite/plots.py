@@ -46,6 +46,7 @@ def loss_figure(records: Sequence[dict[str, Any]], title: str = "") -> Any:
             textcoords="offset points",
             ha="center",
             color="tab:orange",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},  # the train curve may be there
         )
     losses.set(ylabel="loss (nats per token)", title=title)
     losses.margins(y=0.1)

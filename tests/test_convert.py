@@ -424,6 +424,8 @@ def test_an_export_is_no_run_and_replaces_none(theirs):
     for export in (convert.to_huggingface, convert.to_nanogpt):
         with pytest.raises(ng.UserError, match="runs/a holds a run"):
             export(run, "runs/a", overwrite=True)
+        with pytest.raises(ng.UserError, match="is a file, and what is exported are several; give a folder"):
+            export(run, "out/ckpt.pt", overwrite=True)
     with pytest.raises(ng.UserError, match="is a checkpoint, from which its run goes on"):
         convert.export_weights(run, "runs/a/last.safetensors", overwrite=True)
     Path("elsewhere").mkdir()
