@@ -18,6 +18,7 @@ from nanogpt_lite import arguments, presets
 from nanogpt_lite.arguments import Command, Given
 from nanogpt_lite.config import DataConfig, LoadConfig, RunConfig, SampleConfig, TrainConfig
 from nanogpt_lite.errors import Interrupted, UserError, WorldError
+from nanogpt_lite.files import FULL
 from nanogpt_lite.options import require_known
 
 if TYPE_CHECKING:
@@ -52,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-        return _fail(1, f"{what}; {'free some space' if full else 'check the path and its permissions'}")
+        full = "free some space" if error.errno in FULL else "check the path and its permissions"
+        return _fail(1, f"{what}; {'raise the limit on the size of a file' if error.errno == errno.EFBIG else full}")
     except (MemoryError, RuntimeError) as error:
         from nanogpt_lite.runtime import is_out_of_memory
 
@@ -85,8 +86,9 @@ def parse(argv: Sequence[str]) -> tuple[Command, Given]:
 def _run(given: Given) -> None:
     from nanogpt_lite import pipeline
 
-    _, pieces = pipeline.run(**given)
+    run, pieces = pipeline.run(**given)
     print_samples(pieces)
+    print(f"for more: nanogpt-lite sample --out_dir {run.out_dir}", file=sys.stderr)
 
 
 def _prepare(given: Given) -> None:

@@ -148,7 +148,7 @@ def _model_card(saved: Checkpoint, config: TrainConfig, drawn: bool) -> str:
         "steps": about["step"],
         "lowest val loss": "none yet"
         if about["best_val_loss"] is None
-        else f"{about['best_val_loss']} nats per token, at step {about['best_step']}",
+        else f"{about['best_val_loss']:.4f} nats per token, at step {about['best_step']}",
         **config.stored(),
     }
     lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", "---", "", "# A small GPT", ""]

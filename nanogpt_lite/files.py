@@ -4,11 +4,14 @@ What the files mean is the business of `datasets`, `checkpoint`, `logs` and `plo
 """
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # what a system says when there is no room for a file
 
 
 @contextlib.contextmanager
@@ -30,7 +33,8 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (str(temporary), temporary):
+        unnamed = isinstance(error, OSError) and error.filename is None and error.errno in FULL
+        if isinstance(error, OSError) and (unnamed or error.filename in (str(temporary), temporary)):
             raise OSError(error.errno, error.strerror, str(path)) from error  # the file that people know
         raise
     with contextlib.suppress(OSError):  # some systems cannot flush a folder; the file itself is safe

@@ -48,13 +48,18 @@ class _Lasting:
         self._stream = sys.stderr
 
     def write(self, text: str) -> int:
-        with contextlib.suppress(OSError, ValueError):
-            self._stream.write(text)
+        if self._stream is not None:  # as in programs with windows alone
+            with contextlib.suppress(OSError, ValueError):
+                self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            self._stream.flush()
+        if self._stream is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream is not None and not self._stream.closed and self._stream.isatty()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -67,7 +72,7 @@ class Console:
         self._stream: Any = _Lasting()
         self._told = time.monotonic()  # when there was the last line
         notebook = "ipykernel" in sys.modules
-        interactive = (notebook or sys.stderr.isatty()) if bar is None else bar
+        interactive = (notebook or self._stream.isatty()) if bar is None else bar
         self._interactive, self._silent = interactive and not silent, silent
         self._bar: Any = None
         self._make_bar: Any = terminal_bar
@@ -189,8 +194,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def _is_record(content: dict[str, Any]) -> bool:
     """Whether a JSON object has what is drawn and compared of a record of its kind, in numbers."""
-    needed = {"step": ("loss", "learning_rate"), "eval": ("val_loss",)}.get(str(content.get("kind")), ())
-    numbers = all(type(content.get(name)) in (int, float) for name in needed)
+    needed = {"step": ("loss", "learning_rate"), "eval": ("val_loss", "best_val_loss")}
+    names = needed.get(str(content.get("kind")), ())
+    numbers = all(type(content.get(name)) in (int, float) for name in names)
     return "kind" in content and type(content.get("step")) is int and numbers
 
 
@@ -211,12 +217,12 @@ def _header(record: StartRecord) -> str:
         return f"{record.out_dir} has its {record.max_iters} steps; to go on, give more --max_iters"
     begin = f"from step {record.step} " if record.step else ""
     threads = f"{record.threads} thread{'s' if record.threads > 1 else ''}"
-    of_each = f" on each of {record.ranks} ranks " if record.ranks > 1 else ""
+    of_each = f" on each of {record.ranks} ranks" if record.ranks > 1 else ""
     of_each += " (dropout masks of their own)" if record.ranks > 1 and record.dropout else ""
     return (
         f"training {record.out_dir} {begin}to step {record.max_iters}: {_count(record.parameters)} parameters, "
-        f"{record.tokens_per_step:,} tokens a step, {record.epochs:.1f} epochs; "
-        f"{record.device}, {record.dtype}, {threads}{of_each}"
+        f"{record.vocab_size:,} symbols ({record.tokenizer}), {record.tokens_per_step:,} tokens a step, "
+        f"{record.epochs:.1f} epochs; {record.device}, {record.dtype}, {threads}{of_each}"
     )
 
 
@@ -229,7 +235,8 @@ def _ending(record: DoneRecord) -> str:
         "batches": "there are no more batches",
         "interrupted": "asked to stop",
     }
-    best = f"best val loss {record.best_val_loss:.4f} at step {record.best_step}; " if record.best_val_loss else ""
+    loss = record.best_val_loss
+    best = "" if loss is None else f"best val loss {loss:.4f} at step {record.best_step}; "
     return f"stopped at step {record.step}, {reasons[record.reason]}: {best}{record.seconds:.0f} s of training"
 
 

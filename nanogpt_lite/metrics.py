@@ -54,6 +54,8 @@ class StartRecord(Record):
     kind = "start"
     out_dir: str
     parameters: int
+    tokenizer: str  # its kind: char, byte, gpt2, bpe-SIZE
+    vocab_size: int
     tokens_per_step: int
     epochs: float  # passes over the train split until max_iters
     max_iters: int

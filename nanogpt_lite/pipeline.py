@@ -37,6 +37,7 @@ from nanogpt_lite.runs import Run
 from nanogpt_lite.signatures import with_options
 from nanogpt_lite.state import TrainState
 
+LONG_VAL = 1_000_000  # tokens, which a laptop's evaluation takes ten seconds for
 PREVIEW_TOKENS = 200  # the length of a sample in the middle of training
 
 
@@ -91,6 +92,8 @@ def training(
         with ranks.first_goes_ahead():
             state, data, out_dir = starts.begin_or_go_on(wishes, stack, console)
             sinks = [stack.enter_context(closing(sink)) for sink in _sinks(state, data, out_dir, console)]
+        if console and not state.config.eval_iters and len(data.val) > LONG_VAL:
+            console.note(f"each evaluation reads all {len(data.val):,} val tokens; --eval_iters 200 takes 200 batches")
         out_dir = Path(ranks.from_first(str(out_dir)))
         if ranks.is_first():
             ranks.note_begun(str(out_dir))

@@ -111,7 +111,8 @@ def find_checkpoint(run: RunLike, name: str = "best") -> Path:
         path = max(checkpoints_in(folder), key=lambda found: found.stat().st_mtime, default=path)
     if not path.is_file():
         there = ", ".join(sorted(found.stem for found in folder.glob(f"*{SUFFIX}") if found.is_file()))
-        others = ", ".join(sorted(str(found.parent) for found in RUNS_DIR.glob(f"*/last{SUFFIX}"))[:9])
+        newest = sorted(RUNS_DIR.glob(f"*/last{SUFFIX}"), key=lambda found: found.stat().st_mtime, reverse=True)
+        others = ", ".join(str(found.parent) for found in newest[:9]) + (", …" if len(newest) > 9 else "")
         remedy = f"it has {there}" if there else f"runs with one: {others}" if others else "train one: nanogpt-lite run"
         raise UserError(f"there is no checkpoint {name} in {folder}; {remedy}")
     return path

@@ -180,6 +180,8 @@ def _start_record(state: TrainState, out_dir: Path, train_tokens: int) -> StartR
         step=state.step,
         out_dir=str(out_dir),
         parameters=state.model.num_parameters(),
+        tokenizer=state.tokenizer.to_json()["type"],
+        vocab_size=state.tokenizer.vocab_size,
         tokens_per_step=config.tokens_per_step,
         epochs=config.max_iters * config.tokens_per_step / train_tokens,
         max_iters=config.max_iters,

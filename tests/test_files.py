@@ -118,7 +118,8 @@ def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path):
 def test_an_error_keeps_its_words_and_names_the_file_that_people_know(tmp_path):
     for error, words in [
         (OSError("the reason"), "the reason"),
-        (OSError(28, "full"), "[Errno 28] full"),
+        (OSError(5, "broken"), "[Errno 5] broken"),
+        (OSError(28, "full"), f"[Errno 28] full: '{tmp_path / 'a'}'"),
         (OSError(28, "full", "another"), "[Errno 28] full: 'another'"),
     ]:
         with pytest.raises(OSError, match=".") as caught, files.atomic(tmp_path / "a"):

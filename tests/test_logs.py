@@ -1,7 +1,9 @@
 """What a person sees, on standard error only, and the metrics file, in whole lines."""
 
+import io
 import json
 import os
+import sys
 from typing import Any
 
 import pytest
@@ -22,6 +24,8 @@ START = StartRecord(
     step=0,
     out_dir="runs/a",
     parameters=10_745_088,
+    tokenizer="char",
+    vocab_size=65,
     tokens_per_step=16_384,
     epochs=81.6,
     max_iters=5000,
@@ -251,3 +255,21 @@ def test_where_there_is_no_bar_a_line_comes_now_and_then(capsys, monkeypatch):
     monkeypatch.setattr(logs, "QUIET_FOR", -1)
     console.write(step(20))
     assert capsys.readouterr().err == "step 20: loss 20.3333, 123.46k tokens/s, MFU 25.0%\n"
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_without_standard_error_nothing_is_shown_and_nothing_fails(monkeypatch, closed):
+    stream = io.StringIO() if closed else None
+    if stream:
+        stream.close()
+    monkeypatch.setattr(sys, "stderr", stream)
+    console = Console()
+    for record in (START, step(1), DoneRecord(step=1, reason="max_iters", best_val_loss=None, best_step=0, seconds=1)):
+        console.write(record)
+    console.report("read", 1, 2)
+    console.close()
+
+
+def test_a_loss_of_nothing_is_a_loss(capsys):
+    Console(bar=False).write(DoneRecord(step=7, reason="max_iters", best_val_loss=0.0, best_step=4, seconds=1.0))
+    assert "best val loss 0.0000 at step 4; " in capsys.readouterr().err

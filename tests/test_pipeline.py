@@ -556,3 +556,20 @@ def test_a_folder_that_was_taken_meanwhile_is_left_alone(text_file, monkeypatch)
     with pytest.raises(ng.UserError, match="holds a run already"):
         ng.train("bottles.txt", out_dir="one", **TINY)
     assert Path("one/last.safetensors").read_bytes() == begun[1]
+
+
+def test_a_long_evaluation_is_told_of_before_it_begins(text_file, monkeypatch, capsys):
+    for long, options, told in ((50, {}, True), (50, {"eval_iters": 1}, False), (10**6, {}, False)):
+        monkeypatch.setattr(pipeline, "LONG_VAL", long)
+        ng.train("bottles.txt", **{**TINY, "max_iters": 1, **options})
+        assert ("each evaluation reads all " in capsys.readouterr().err) == told
+
+
+def test_of_many_runs_the_newest_are_named(text_file):
+    for number in range(11):
+        folder = Path(f"runs/r{number}")
+        folder.mkdir(parents=True)
+        (folder / "last.safetensors").touch()
+        os.utime(folder / "last.safetensors", (number, number))
+    with pytest.raises(ng.UserError, match=r"runs with one: runs/r10, runs/r9, .*, runs/r2, …$"):
+        ng.load("nowhere")
