@@ -53,8 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        full = "free some space" if error.errno in FULL else "check the path and its permissions"
-        return _fail(1, f"{what}; {'raise the limit on the size of a file' if error.errno == errno.EFBIG else full}")
+        remedy = "free some space" if error.errno in FULL else "check the path and its permissions"
+        if error.errno == errno.EFBIG:
+            remedy = "raise the limit on the size of a file"
+        return _fail(1, f"{what}; {remedy}")
     except (MemoryError, RuntimeError) as error:
         from nanogpt_lite.runtime import is_out_of_memory
 

@@ -35,10 +35,10 @@ class GuardedTokens:
     It reads the file: who reads a memory map of one that was cut off is killed by the system.
     """
 
-    def __init__(self, dataset: Dataset, path: Path, file: io.FileIO, tokens: Ids, stamp: Stamp) -> None:
-        self._dataset, self._path, self._file = dataset, path, file
+    def __init__(self, dataset: Dataset, file: io.FileIO, tokens: Ids, opened: Stamp) -> None:
+        self._dataset, self._file, self._path = dataset, file, Path(str(file.name))
         self._length, self._dtype = len(tokens), tokens.dtype
-        self._size, self._stamp = stamp[1], stamp
+        self._size, self._stamp = opened[1], opened
 
     def __len__(self) -> int:
         return self._length
@@ -68,7 +68,7 @@ def guarded(dataset: Dataset) -> Iterator[list[GuardedTokens]]:
     """The two splits of a prepared text, train and val, for a run to read."""
     with ExitStack() as stack:
         files = [stack.enter_context(path.open("rb", buffering=0)) for path in dataset.bins]
-        splits = zip(dataset.bins, files, (dataset.train, dataset.val), dataset.stamps, strict=True)
+        splits = zip(files, (dataset.train, dataset.val), dataset.stamps, strict=True)
         yield [GuardedTokens(dataset, *split) for split in splits]
 
 

@@ -59,7 +59,10 @@ class _Lasting:
                 self._stream.flush()
 
     def isatty(self) -> bool:
-        return self._stream is not None and not self._stream.closed and self._stream.isatty()
+        try:
+            return bool(self._stream.isatty())
+        except (ValueError, AttributeError):  # it is closed, or there is none
+            return False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

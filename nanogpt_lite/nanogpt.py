@@ -123,6 +123,7 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
                     raise ValueError(f"{damaged} in it is damaged")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of PyTorch, about what is refused in the next line
+            # nanoGPT has no other format; weights_only admits tensors and plain values, and executes nothing
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle can fail in any way
         if runtime.is_out_of_memory(error):
@@ -201,10 +202,11 @@ def _config_of(given: Mapping[str, Any], shape: Mapping[str, Any]) -> TrainConfi
     known = {name: value for name, value in given.items() if name in TrainConfig.names() and name not in NOT_OF_THE_RUN}
     if "cuda" not in str(given.get("device", "cuda")):
         known["dtype"] = "float32"  # whatever it says: elsewhere nanoGPT computes in nothing else
+    rate = known.get("learning_rate", TrainConfig.learning_rate)
     if known.get("decay_lr") is False:  # then nanoGPT does not look at min_lr
-        known["min_lr"] = known["learning_rate"]
-    elif known["min_lr"] > known["learning_rate"]:
-        known["min_lr"] = known["learning_rate"]
+        known["min_lr"] = rate
+    elif known.get("min_lr", TrainConfig.min_lr) > rate:
+        known["min_lr"] = rate
         warnings.warn("its learning rate would rise to min_lr; here it stays as it is", stacklevel=2)
     known["dataset"] = texts.name_of(str(given["dataset"]))  # there a folder in data, and never a path elsewhere
     return TrainConfig.from_dict({**known, **shape})

@@ -272,6 +272,7 @@ def test_any_checkpoint_of_nanogpt(plain, cases, figures):
         meta.write_bytes(its_meta or contents[1])
         nanogpt.read(path, meta)
 
+    # both were just written here, and are read as nanoGPT reads them
     other = with_other_value(torch.load(path, weights_only=True))
     metas = damaged(contents[1]) | with_other_value(pickle.loads(contents[1])).map(pickle.dumps)
     examples = st.tuples(other | damaged(contents[0]), st.none()) | st.tuples(st.none(), metas)
