@@ -1,5 +1,6 @@
 """What the tests share: when a test is skipped and why, and a small text to train on."""
 
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -8,6 +9,30 @@ import pytest
 import told
 
 TEXT = "".join(f"{n} green bottles hanging on the wall, and if {n % 7} should fall;\n" for n in range(400))
+
+
+TINY = {  # options of a run that takes a moment
+    "device": "cpu",
+    "threads": 1,
+    "block_size": 16,
+    "n_layer": 1,
+    "n_head": 2,
+    "n_embd": 16,
+    "ngram": 1,
+    "dropout": 0.1,
+    "batch_size": 4,
+    "max_iters": 20,
+    "eval_interval": 10,
+    "warmup_iters": 2,
+}
+
+
+def wait_for(condition):
+    """Wait until it holds, for a minute at most: what other processes do, in files or by ending, tells nobody."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it does not come about"
+        time.sleep(0.005)
 
 
 def pytest_addoption(parser):
@@ -50,6 +75,16 @@ def text_file(tmp_path, monkeypatch) -> Path:
     path = tmp_path / "bottles.txt"
     path.write_text(TEXT, encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def trained(text_file, capsys):
+    """A run on bottles.txt, with the options of TINY."""
+    import nanogpt_lite as ng
+
+    run = ng.train("bottles.txt", **TINY)
+    capsys.readouterr()
+    return run
 
 
 FIGURES = pytest.StashKey[Counter[str]]()

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import wait_for
 
 from nanogpt_lite import cli, config
 from nanogpt_lite.config import RunConfig, SampleConfig, TrainConfig
@@ -234,9 +235,8 @@ def last_step(run):
 
 
 def wait_for_step(process, run, step):
-    while last_step(run) < step:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.005)  # between two looks at what the other process has done
+    wait_for(lambda: last_step(run) >= step or process.poll() is not None)
+    assert process.poll() is None, process.stderr.read()
 
 
 @pytest.mark.slow  # test_faults does as much without the command line
@@ -405,7 +405,7 @@ def test_a_lost_terminal_saves_unless_it_does_not_matter(text_file, ignored):
             assert client.poll() is None
         for _ in range(3):  # a shell passes it on, and the system sends its own
             client.send_signal(signal.SIGHUP)
-            time.sleep(0.001)
+            time.sleep(0.001)  # sent at once they would arrive as one
         if ignored:
             while "step" not in client.stderr.readline():  # it goes on
                 assert client.poll() is None

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from conftest import wait_for
 
 import nanogpt_lite as ng
 from nanogpt_lite import checkpoint, integrity, logs
@@ -98,13 +99,6 @@ def started(options):
     (process,) = forked_ranks.Job().start(1, train_and_tell, options)
     wait_for(BEGUN.exists)
     return process
-
-
-def wait_for(what):
-    deadline = time.monotonic() + 60
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)  # a file tells nobody that it was made
 
 
 def end_of(work, *arguments):

@@ -4,11 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from conftest import wait_for
 
 import nanogpt_lite as ng
 from nanogpt_lite import launcher
@@ -109,7 +109,4 @@ for record in launcher.training(2, "bottles.txt", out_dir="runs/killed", max_ite
     process.kill()
     process.wait()
     process.stdout.close()
-    deadline = time.monotonic() + 60
-    while ranks_at_work(text_file.parent):
-        assert time.monotonic() < deadline, "the ranks go on without anybody who reads what they do"
-        time.sleep(0.1)  # nothing tells of the end of processes that are not our children
+    wait_for(lambda: not ranks_at_work(text_file.parent))  # nobody reads any more what they do

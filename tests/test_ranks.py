@@ -5,12 +5,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import forked_ranks
 import pytest
 import torch
+from conftest import wait_for
 
 import nanogpt_lite as ng
 from nanogpt_lite import checkpoint, pipeline, ranks, runtime, trainer
@@ -148,10 +148,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_all(folder):
 
 
 def reached(out_dir, step):
-    deadline = time.monotonic() + 60
-    while not [r for r in records(out_dir, "checkpoint") if r["step"] >= step and r["name"] == "last"]:
-        assert time.monotonic() < deadline, "the ranks do not get on"
-        time.sleep(0.02)  # a file tells nobody that it grew
+    wait_for(lambda: [r for r in records(out_dir, "checkpoint") if r["step"] >= step and r["name"] == "last"])
 
 
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(folder):
