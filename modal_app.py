@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 import modal
 
-from nanogpt_lite import presets, sweeps
-from nanogpt_lite.config import DataConfig, LoadConfig, RunConfig, SampleConfig, TrainConfig
+from nanogpt_lite.cloud import sweeps
+from nanogpt_lite.config import presets
+from nanogpt_lite.config.options import DataConfig, LoadConfig, RunConfig, SampleConfig, TrainConfig
+from nanogpt_lite.config.signatures import with_flags
 from nanogpt_lite.errors import UserError
-from nanogpt_lite.signatures import with_flags
 
 if TYPE_CHECKING:
-    from nanogpt_lite.homes import Here
+    from nanogpt_lite.cloud.storage import LocalStorage
 
 VOLUME = "nanogpt-lite"
 MOUNT = os.environ.get("NANOGPT_MOUNT", "/data")
@@ -100,9 +101,9 @@ on_gpu: dict[str, Any] = {**on_volume, "gpu": one_of_each(GPU)}
 @with_flags(DataConfig, overwrite=bool)
 def prepare_data(dataset: str = DataConfig.dataset, **options: Any) -> str:
     """Write a text as token ids to the Volume, unless it is there: a name, a URL, or a text that was sent up."""
-    from nanogpt_lite import volumes
+    from nanogpt_lite.cloud import jobs
 
-    prepared = str(volumes.prepare(home(), dataset, **options))
+    prepared = str(jobs.prepare_job(home(), dataset, **options))
     print(prepared)
     return prepared
 
@@ -120,10 +121,10 @@ def train(**options: Any) -> dict[str, Any]:
 
     On several GPUs each is a rank, with a share of every step.
     """
-    from nanogpt_lite import volumes
+    from nanogpt_lite.cloud import jobs
 
     with bill():
-        run = volumes.train(home(), owner=modal.current_input_id() or "", count=gpu_count(), **options)
+        run = jobs.train_job(home(), owner=modal.current_input_id() or "", count=gpu_count(), **options)
     name = run.out_dir.name
     if not modal.is_local():
         print(f"bring it home: modal volume get --force {VOLUME} runs/{name} . && nanogpt-lite sample --out_dir {name}")
@@ -135,21 +136,21 @@ def train(**options: Any) -> dict[str, Any]:
 def sample(out_dir: str = "", **options: Any) -> list[str]:
     """Draw text from the run `out_dir` (a name; the newest if there is none), shown as it is made."""
     import nanogpt_lite as ng
-    from nanogpt_lite import volumes
-    from nanogpt_lite.cli import print_samples
+    from nanogpt_lite.cli.main import print_samples
+    from nanogpt_lite.cloud import jobs
 
     with bill():
-        return print_samples(ng.pieces(volumes.find_run(home(), out_dir), **options))
+        return print_samples(ng.pieces(jobs.find_run(home(), out_dir), **options))
 
 
 @app.function(**on_gpu, timeout=DAY)
 @with_flags(LoadConfig, out_dir=str)
 def evaluate(out_dir: str = "", **options: Any) -> dict[str, Any]:
     """The loss of the run `out_dir` (a name; the newest if there is none) over both whole splits of its data."""
-    from nanogpt_lite import volumes
+    from nanogpt_lite.cloud import jobs
 
     with bill():
-        result = volumes.evaluate(home(), out_dir, **options)
+        result = jobs.evaluate_job(home(), out_dir, **options)
     print(json.dumps(result))
     return result
 
@@ -162,11 +163,11 @@ def sweep(sweep_iters: int = 200, gpu: str = "", preset: str = presets.RENTED_GP
     It runs on Modal itself (its containers call others), so that with --detach it needs no laptop to stay on. What
     it found is on the Volume before the best one goes on: started again, it does not try everything anew.
     """
-    from nanogpt_lite import homes
+    from nanogpt_lite.cloud import storage
 
     call = (modal.current_input_id() or "here")[-8:].lower()
-    name = homes.require_plain(f"{texts.pop('out_dir', 'sweep')}-{call}", "run")
-    tried = sweeps.trials(texts, preset=preset, steps=sweep_iters, name=name)
+    name = storage.require_safe_name(f"{texts.pop('out_dir', 'sweep')}-{call}", "run")
+    tried = sweeps.make_trials(texts, preset=preset, steps=sweep_iters, name=name)
     trainer = on(gpu, train)
     found = home().read(f"sweeps/{name}.json")
     if not found:
@@ -176,10 +177,10 @@ def sweep(sweep_iters: int = 200, gpu: str = "", preset: str = presets.RENTED_GP
         found = json.dumps([loss_of(call) for call in calls])
         home().write(f"sweeps/{name}.json", found)
     results = json.loads(found)
-    table = sweeps.table(tried, results)
+    table = sweeps.format_table(tried, results)
     print(table)
     home().write(f"sweeps/{name}.md", table)
-    trainer.remote(**sweeps.best(tried, results).go_on)
+    trainer.remote(**sweeps.best_trial(tried, results).go_on)
     return table
 
 
@@ -197,9 +198,9 @@ class Sampler:
     def load(self) -> None:
         """Load the run once."""
         import nanogpt_lite as ng
-        from nanogpt_lite import volumes
+        from nanogpt_lite.cloud import jobs
 
-        self.loaded = ng.load(volumes.find_run(home(), self.run))
+        self.loaded = ng.load(jobs.find_run(home(), self.run))
 
     @modal.method()
     def sample(self, /, **options: Any) -> list[str]:
@@ -244,13 +245,14 @@ def on(gpu: str, function: modal.Function[..., Any, Any]) -> modal.Function[...,
 
 def send_up(dataset: str) -> str:
     """Put a text of yours (a file, a folder, a glob) on the Volume, as one file; what to call the dataset there."""
-    from nanogpt_lite import homes, texts
+    from nanogpt_lite.cloud import storage
+    from nanogpt_lite.data import sources
 
-    if dataset in texts.NAMES or not any(glob.iglob(str(Path(dataset).expanduser()), recursive=True)):  # noqa: PTH207
+    if dataset in sources.DATASET_NAMES or not any(glob.iglob(str(Path(dataset).expanduser()), recursive=True)):  # noqa: PTH207
         return dataset  # a name or a URL
-    name = f"{homes.TEXTS}/{homes.require_plain(texts.name_of(dataset), 'dataset')}.txt"
+    name = f"{storage.UPLOADS_DIR}/{storage.require_safe_name(sources.dataset_name(dataset), 'dataset')}.txt"
     with TemporaryFile() as file:
-        for piece in texts.find(dataset).pieces():
+        for piece in sources.find_source(dataset).pieces():
             file.write(piece.encode())
         file.seek(0)
         with volume.batch_upload(force=True) as batch:
@@ -271,11 +273,11 @@ def chosen(options: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name in names}
 
 
-def home() -> "Here":
+def home() -> "LocalStorage":
     """Where data and runs are kept: on the Volume, or under `.local()` where they are made."""
-    from nanogpt_lite import homes
+    from nanogpt_lite.cloud import storage
 
-    return homes.Here() if modal.is_local() else homes.OnVolume(Path(MOUNT), volume)
+    return storage.LocalStorage() if modal.is_local() else storage.VolumeStorage(Path(MOUNT), volume)
 
 
 def gpu_count() -> int:

@@ -23,8 +23,8 @@ from typing import Any
 from table import circumstances, exit_status, machine_line, save
 
 import nanogpt_lite as ng
-from nanogpt_lite.metrics import EvalRecord, Record, StepRecord
-from nanogpt_lite.options import Value
+from nanogpt_lite.config.schema import Value
+from nanogpt_lite.tracking.records import EvalRecord, Record, StepRecord
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TIMED_STEPS, WARM_UP = 60, 5

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from arena import COMMAND, README_COMMAND, RECIPE_STEPS, Arena, furnish, require_clone
+from harness import COMMAND, README_COMMAND, RECIPE_STEPS, Harness, require_clone, set_up
 from table import circumstances, exit_status, machine_line, save
 
 import nanogpt_lite as ng
@@ -42,28 +42,28 @@ def measure(clone: Path, out: Path) -> None:
     require_clone(clone)
     report = circumstances(shlex.join(["python", "benchmarks/curves.py", "--nanogpt", "nanoGPT"]), clone)
     with tempfile.TemporaryDirectory(prefix="curves_") as folder:
-        arena = furnish(Path(folder), clone)
+        harness = set_up(Path(folder), clone)
         report["curves"] = {
-            THEIRS: theirs(arena),
-            "nanogpt_lite, the same recipe": ours(arena, "cpu", 100),
-            "nanogpt_lite, modern-cpu": ours(arena, "modern-cpu", 25),
+            THEIRS: theirs(harness),
+            "nanogpt_lite, the same recipe": ours(harness, "cpu", 100),
+            "nanogpt_lite, modern-cpu": ours(harness, "modern-cpu", 25),
         }
     save(report, f"{machine_line(report)}\n", out)
     draw(report["curves"], report["machine"], out.with_name(f"{out.name}.png"))
 
 
-def ours(arena: Arena, preset: str, interval: int) -> Curve:
+def ours(harness: Harness, preset: str, interval: int) -> Curve:
     """The curve of a preset."""
-    out_dir = arena.ours / "runs" / preset
+    out_dir = harness.ours / "runs" / preset
     options = ["--preset", preset, "--device", "cpu", "--eval_interval", str(interval), "--out_dir", str(out_dir)]
-    arena.call(arena.ours, *COMMAND, "train", *options)
+    harness.call(harness.ours, *COMMAND, "train", *options)
     return [(r["seconds"], r["val_loss"]) for r in ng.Run(out_dir).metrics if r["kind"] == "eval"]
 
 
-def theirs(arena: Arena) -> Curve:
+def theirs(harness: Harness) -> Curve:
     """The curve of nanoGPT's recipe. An iteration that begins with an evaluation counts as a usual one."""
     length = [f"--max_iters={RECIPE_STEPS}", f"--lr_decay_iters={RECIPE_STEPS}", f"--eval_interval={THEIR_INTERVAL}"]
-    printed = arena.call(arena.theirs, "train.py", *README_COMMAND, *length).printed
+    printed = harness.call(harness.theirs, "train.py", *README_COMMAND, *length).printed
     times = {int(n): float(ms) for n, ms in re.findall(r"^iter (\d+): loss .*, time ([\d.]+)ms", printed, re.MULTILINE)}
     usual = median(times.values())
     seconds, curve = 0.0, {}

@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median, stdev
 
-from arena import COMMAND, Arena, furnish, networks, require_clone
+from harness import COMMAND, Harness, networks, require_clone, set_up
 from table import Row, circumstances, exit_status, markdown, save
 
 import nanogpt_lite as ng
@@ -99,17 +99,17 @@ def measure(given: argparse.Namespace) -> None:
     """Every row, in turn."""
     require_clone(given.nanogpt)
     with tempfile.TemporaryDirectory(prefix="on_gpu_") as folder:
-        tabulate(furnish(Path(folder), given.nanogpt, device=given.device), given)
+        tabulate(set_up(Path(folder), given.nanogpt, device=given.device), given)
 
 
-def tabulate(arena: Arena, given: argparse.Namespace) -> None:
+def tabulate(harness: Harness, given: argparse.Namespace) -> None:
     """The rows; the table is written after each part, and the last seeds are left out if time is up."""
     deadline = time.monotonic() + given.seconds
     compiled = [] if given.short else ["--compile", "True"]
     lengths = ["--max_iters", "30"] if given.short else []
-    seen = train_theirs(arena, given.short)
+    seen = train_theirs(harness, given.short)
     speed_steps = ["--max_iters", "30" if given.short else str(SPEED_STEPS), "--eval_interval", "10000"]
-    speed, tokens = train_ours(arena, "shakespeare_char", [*compiled, *speed_steps], given.short)
+    speed, tokens = train_ours(harness, "shakespeare_char", [*compiled, *speed_steps], given.short)
     best_step, best = seen.best()
     ours = {SPEED.name: tokens / speed.step}
     theirs = {
@@ -119,10 +119,10 @@ def tabulate(arena: Arena, given: argparse.Namespace) -> None:
         LAST.name: seen.evaluations[-1][1],
         WHOLE.name: seen.evaluations[-1][0] * seen.step,
     }
-    ours[SAMPLING.name], theirs[SAMPLING.name] = sample(arena)
+    ours[SAMPLING.name], theirs[SAMPLING.name] = sample(harness)
     command = ["python", "benchmarks/on_gpu.py", "--nanogpt", "nanoGPT", "--device", given.device]
     report = circumstances(shlex.join([*command, *(["--short"] if given.short else [])]), given.nanogpt)
-    report["machine"]["device"] = ng.Run(arena.ours / "runs" / "shakespeare_char").metrics[0]["device"]
+    report["machine"]["device"] = ng.Run(harness.ours / "runs" / "shakespeare_char").metrics[0]["device"]
     runs: list[Seen] = []
     seeds = 1 if given.short else SEEDS
     while True:
@@ -133,7 +133,7 @@ def tabulate(arena: Arena, given: argparse.Namespace) -> None:
         save(report, markdown(report), given.out)
         if len(runs) == seeds or (runs and time.monotonic() > deadline):
             break
-        runs.append(train_ours(arena, "modern", [*compiled, *lengths, "--seed", str(len(runs))], given.short)[0])
+        runs.append(train_ours(harness, "modern", [*compiled, *lengths, "--seed", str(len(runs))], given.short)[0])
     print(markdown(report), end="")
 
 
@@ -152,12 +152,12 @@ def summary(runs: list[Seen]) -> dict[str, float]:
     }
 
 
-def train_ours(arena: Arena, preset: str, options: list[str], short: bool) -> tuple[Seen, int]:
+def train_ours(harness: Harness, preset: str, options: list[str], short: bool) -> tuple[Seen, int]:
     """A preset's run, and the tokens of its steps."""
-    out_dir = arena.ours / "runs" / preset
-    more = ["--device", arena.device, "--log_interval", "10", "--out_dir", str(out_dir), "--overwrite"]
+    out_dir = harness.ours / "runs" / preset
+    more = ["--device", harness.device, "--log_interval", "10", "--out_dir", str(out_dir), "--overwrite"]
     tiny = SHORT if short else []
-    arena.call(arena.ours, *COMMAND, "train", "--preset", preset, *tiny, *options, *more)
+    harness.call(harness.ours, *COMMAND, "train", "--preset", preset, *tiny, *options, *more)
     records = ng.Run(out_dir).metrics
     clock = [(r["step"], r["seconds"]) for r in records if r["kind"] == "step"]
     steps = [(end - begin) / (last - first) for (first, begin), (last, end) in pairwise(clock)]
@@ -165,9 +165,9 @@ def train_ours(arena: Arena, preset: str, options: list[str], short: bool) -> tu
     return Seen(steps, evaluations), records[0]["tokens_per_step"]
 
 
-def train_theirs(arena: Arena, short: bool) -> Seen:
+def train_theirs(harness: Harness, short: bool) -> Seen:
     """NanoGPT's recipe, with the time at which each line came."""
-    words = ["train.py", "config/train_shakespeare_char.py", f"--device={arena.device}"]
+    words = ["train.py", "config/train_shakespeare_char.py", f"--device={harness.device}"]
     if short:
         words += [
             "--compile=False",
@@ -178,10 +178,10 @@ def train_theirs(arena: Arena, short: bool) -> Seen:
             "--log_interval=2",
         ]
         words += [f"{name}={value}" for name, value in zip(SHORT[::2], SHORT[1::2], strict=True)]
-    environment = {**arena.environment, "PYTHONUNBUFFERED": "1"}
+    environment = {**harness.environment, "PYTHONUNBUFFERED": "1"}
     seen, last = Seen(), (0, 0.0)
     with tempfile.TemporaryFile("w+") as complained:
-        command, there = [sys.executable, *words], arena.theirs
+        command, there = [sys.executable, *words], harness.theirs
         child = subprocess.Popen(
             command, cwd=there, env=environment, stdout=subprocess.PIPE, stderr=complained, text=True
         )
@@ -198,16 +198,18 @@ def train_theirs(arena: Arena, short: bool) -> Seen:
                 last = (number, now)
         if child.wait():
             complained.seek(0)
-            raise ng.WorldError(f"nanoGPT's train.py ended with status {child.returncode}: {complained.read()[-300:]}")
+            raise ng.ExternalError(
+                f"nanoGPT's train.py ended with status {child.returncode}: {complained.read()[-300:]}"
+            )
     return seen
 
 
-def sample(arena: Arena) -> tuple[float, float]:
+def sample(harness: Harness) -> tuple[float, float]:
     """Tokens per second of ten samples, by networks with the same random weights."""
-    ours, theirs = networks(arena)
+    ours, theirs = networks(harness)
     return (
-        arena.probe("sample_ours", ours, "10", "bfloat16", arena.device)["tokens_per_second"],
-        arena.probe("sample_theirs", theirs, "2", arena.device)["tokens_per_second"],
+        harness.probe("sample_ours", ours, "10", "bfloat16", harness.device)["tokens_per_second"],
+        harness.probe("sample_theirs", theirs, "2", harness.device)["tokens_per_second"],
     )
 
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 import nanogpt_lite as ng
-from nanogpt_lite import batches, evaluation
+from nanogpt_lite.data import batching
+from nanogpt_lite.trainer import evaluation
 
 TOKENS = 500  # in a sample
 WARM_UP = 20  # tokens
@@ -79,7 +80,7 @@ def evaluate_theirs(checkpoint: str, split: str) -> dict[str, float | None]:
 def record_theirs(path: str, *arguments: str) -> dict[str, int]:
     """Run nanoGPT's train.py, and save what its network had at first, was given, and gave back while training."""
     initial: dict[str, Tensor] = {}
-    given: list[batches.Batch] = []
+    given: list[batching.Batch] = []
     losses: list[float] = []
     kind = _their_model().GPT
 

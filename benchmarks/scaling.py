@@ -23,14 +23,14 @@ from statistics import median
 from typing import Any
 
 import torch
-from arena import launch
+from harness import launch
 from table import circumstances, exit_status, machine_line, save
 
 import nanogpt_lite as ng
-from nanogpt_lite import runtime
-from nanogpt_lite.config import NetworkConfig, TrainConfig
-from nanogpt_lite.model import GPT
-from nanogpt_lite.options import Value
+from nanogpt_lite.config.options import NetworkConfig, TrainConfig
+from nanogpt_lite.config.schema import Value
+from nanogpt_lite.device import devices
+from nanogpt_lite.model.gpt import GPT
 
 RESULTS = Path(__file__).resolve().parent / "results"
 STEPS, LOGGED, WARM_UP = 45, 5, 2  # steps, those between two lines of the log, the first lines left out
@@ -79,9 +79,9 @@ def measure(given: argparse.Namespace) -> None:
     """Grow one thing at a time, and write the table after each point."""
     words = ["--preset", given.preset, "--device", given.device, "--dtype", given.dtype, "--only", *given.only]
     report = {**circumstances(shlex.join(["python", "benchmarks/scaling.py", *words])), "rows": []}
-    device = runtime.resolve_device(given.device)
-    report["machine"]["device"] = runtime.device_name(device)
-    report["flops_per_second"] = product_rate(device, runtime.DTYPES[given.dtype])
+    device = devices.resolve_device(given.device)
+    report["machine"]["device"] = devices.device_name(device)
+    report["flops_per_second"] = product_rate(device, devices.DTYPES[given.dtype])
     report["bytes_per_second"] = copy_rate(device)
     with tempfile.TemporaryDirectory(prefix="scaling_") as folder:
         data = ng.prepare("shakespeare_char", out_dir=Path(folder) / "data" / "shakespeare_char")
@@ -116,7 +116,7 @@ def train(folder: Path, options: dict[str, Value], ranks: int) -> dict[str, floa
     ]
     several = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}"] if ranks > 1 else []
     command = [sys.executable, *several, "-m", "nanogpt_lite", "train", *words, "--overwrite"]
-    environment = {**os.environ, **({"OMP_NUM_THREADS": str(max(1, runtime.resolve_threads(0) // ranks))})}
+    environment = {**os.environ, **({"OMP_NUM_THREADS": str(max(1, devices.resolve_threads(0) // ranks))})}
     ended = launch(command, folder, environment)
     records = [json.loads(line) for line in (out_dir / "metrics.jsonl").read_text().splitlines()]
     clock = [record["seconds"] for record in records if record["kind"] == "step"][WARM_UP:]
@@ -150,10 +150,10 @@ def _seconds(work: Callable[[], Any], device: torch.device, times: int = 15) -> 
     """The median time of some work, once it is warm."""
     taken = []
     for _ in range(3 + times):
-        runtime.synchronize(device)
+        devices.synchronize(device)
         begun = time.perf_counter()
         work()
-        runtime.synchronize(device)
+        devices.synchronize(device)
         taken.append(time.perf_counter() - begun)
     return median(taken[3:])
 

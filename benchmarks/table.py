@@ -17,7 +17,8 @@ from statistics import median
 from typing import Any
 
 import nanogpt_lite as ng
-from nanogpt_lite import files, runtime
+from nanogpt_lite import files
+from nanogpt_lite.device import devices
 
 Values = Mapping[str, float]
 """What one run of one program gave for each row, by the row's name."""
@@ -74,7 +75,7 @@ def exit_status(work: Callable[[], None]) -> int:
     """Do the work: 0 if it was done, 1 at a fault of the world, 2 at a mistake of the user."""
     try:
         work()
-    except (ng.UserError, ng.WorldError) as error:
+    except (ng.UserError, ng.ExternalError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ng.UserError) else 1
     return 0
@@ -84,7 +85,7 @@ def circumstances(command: str, clone: Path | None = None) -> dict[str, Any]:
     """How, on what and with what it was measured; `clone` is the folder of nanoGPT, if that was."""
     return {
         "command": command,
-        "machine": {"cpu": _cpu_model(), "cores": os.cpu_count(), "threads": runtime.resolve_threads(0)},
+        "machine": {"cpu": _cpu_model(), "cores": os.cpu_count(), "threads": devices.resolve_threads(0)},
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "numpy")},

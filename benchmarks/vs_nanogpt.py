@@ -5,7 +5,7 @@
     python benchmarks/vs_nanogpt.py --nanogpt nanoGPT --parity     # the same weights and batches: the same losses?
 
 Everything runs on the CPU, which nothing else should use meanwhile. The clone is only read. How the programs are
-run is the business of `arena`, what has to happen inside a process of `probe`, the form of the table of `table`.
+run is the business of `harness`, what has to happen inside a process of `probe`, the form of the table of `table`.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from arena import COMMAND, DATA, README_COMMAND, RECIPE_STEPS, Arena, Ended, furnish, networks, require_clone
+from harness import COMMAND, DATA, README_COMMAND, RECIPE_STEPS, Ended, Harness, networks, require_clone, set_up
 from rows import (
     FEWER_SAMPLES,
     FORMATS,
@@ -52,8 +52,9 @@ from rows import (
 from table import Values, circumstances, exit_status, markdown, save
 
 import nanogpt_lite as ng
-from nanogpt_lite import state, trainer
-from nanogpt_lite.metrics import StepRecord
+from nanogpt_lite.tracking.records import StepRecord
+from nanogpt_lite.trainer import loop
+from nanogpt_lite.trainer.state import init_state
 
 OUT = Path(__file__).resolve().parent / "results" / "vs_nanogpt"
 TEXT_SIZE = 100_000_000  # characters, of one byte each
@@ -74,11 +75,11 @@ def compare() -> None:
     """What this call asks for."""
     given = parse_arguments()
     with tempfile.TemporaryDirectory(prefix="vs_nanogpt_") as folder:
-        arena = furnish(Path(folder), given.nanogpt)
+        harness = set_up(Path(folder), given.nanogpt)
         if not given.parity:
-            compare_speed(arena, given)
-        elif not compare_losses(arena):
-            raise ng.WorldError("the losses are not nanoGPT's")
+            compare_speed(harness, given)
+        elif not compare_losses(harness):
+            raise ng.ExternalError("the losses are not nanoGPT's")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -103,7 +104,7 @@ def parse_arguments() -> argparse.Namespace:
     return given
 
 
-def compare_speed(arena: Arena, given: argparse.Namespace) -> None:
+def compare_speed(harness: Harness, given: argparse.Namespace) -> None:
     """Measure what was asked for, program by turns, and write and print the table."""
     asked = {
         "repeats": given.repeats,
@@ -114,13 +115,13 @@ def compare_speed(arena: Arena, given: argparse.Namespace) -> None:
     options = [word for name, value in asked.items() for word in (f"--{name}", str(value))]
     command = shlex.join(["python", "benchmarks/vs_nanogpt.py", "--nanogpt", "nanoGPT", *options])
     report = {**circumstances(command, given.nanogpt), "rows": []}
-    pairs: dict[str, Callable[[Arena], Pair]] = {
+    pairs: dict[str, Callable[[Harness], Pair]] = {
         "prepare": prepare,
         "sample": sample,
         "train": partial(train, max_iters=given.max_iters, sprint=given.sprint),
     }
     for part in given.only:
-        pair = pairs[part](arena)
+        pair = pairs[part](harness)
         runs: tuple[list[Values], list[Values]] = [], []
         for number in range(given.repeats):
             for program, measure, values in zip(("nanogpt_lite", "nanoGPT"), pair, runs, strict=True):
@@ -132,45 +133,45 @@ def compare_speed(arena: Arena, given: argparse.Namespace) -> None:
     print(markdown(report), end="")
 
 
-def prepare(arena: Arena) -> Pair:
+def prepare(harness: Harness) -> Pair:
     """A long text's way to tokens."""
-    ours, theirs = arena.folder / "prepare" / "ours", arena.folder / "prepare" / "theirs"
+    ours, theirs = harness.folder / "prepare" / "ours", harness.folder / "prepare" / "theirs"
     theirs.mkdir(parents=True)
-    shutil.copyfile(arena.theirs / DATA / "prepare.py", theirs / "prepare.py")
-    source, text = theirs / "input.txt", arena.text
+    shutil.copyfile(harness.theirs / DATA / "prepare.py", theirs / "prepare.py")
+    source, text = theirs / "input.txt", harness.text
     source.write_bytes((text * (TEXT_SIZE // len(text) + 1))[:TEXT_SIZE])
 
     def measure_ours() -> Values:
         shutil.rmtree(ours, ignore_errors=True)
         where = ["--dataset", str(source), "--out_dir", str(ours)]
-        return {PREPARE.name: TEXT_SIZE / 1e6 / arena.call(arena.ours, *COMMAND, "prepare", *where).seconds}
+        return {PREPARE.name: TEXT_SIZE / 1e6 / harness.call(harness.ours, *COMMAND, "prepare", *where).seconds}
 
     def measure_theirs() -> Values:
-        seconds = arena.call(theirs, "prepare.py").seconds
+        seconds = harness.call(theirs, "prepare.py").seconds
         for name in ("train.bin", "val.bin"):
             if not filecmp.cmp(ours / name, theirs / name, shallow=False):
-                raise ng.WorldError(f"{name} differs from what nanoGPT's prepare.py writes")
+                raise ng.ExternalError(f"{name} differs from what nanoGPT's prepare.py writes")
             (theirs / name).unlink()
         return {PREPARE.name: TEXT_SIZE / 1e6 / seconds}
 
     return measure_ours, measure_theirs
 
 
-def sample(arena: Arena) -> Pair:
+def sample(harness: Harness) -> Pair:
     """Generation, by networks with the same random weights."""
-    ours, theirs = networks(arena)
+    ours, theirs = networks(harness)
 
     def measure_ours() -> Values:
         values, memory = {}, 0.0
         for name in FORMATS:
             for samples, row in (("1", ONE_SAMPLE[name]), ("10", TEN_SAMPLES[name])):
-                measured = arena.probe("sample_ours", ours, samples, name, "cpu")
+                measured = harness.probe("sample_ours", ours, samples, name, "cpu")
                 values[row.name] = measured["tokens_per_second"]
                 memory = measured["memory"] if name == "float32" else memory
         return {**values, SAMPLING_MEMORY.name: memory}
 
     def measure_theirs() -> Values:
-        one, some = (arena.probe("sample_theirs", theirs, str(samples), "cpu") for samples in (1, FEWER_SAMPLES))
+        one, some = (harness.probe("sample_theirs", theirs, str(samples), "cpu") for samples in (1, FEWER_SAMPLES))
         return {
             **{row.name: one["tokens_per_second"] for row in ONE_SAMPLE.values()},
             **{row.name: some["tokens_per_second"] for row in TEN_SAMPLES.values()},
@@ -180,7 +181,7 @@ def sample(arena: Arena) -> Pair:
     return measure_ours, measure_theirs
 
 
-def train(arena: Arena, *, max_iters: int, sprint: int) -> Pair:
+def train(harness: Harness, *, max_iters: int, sprint: int) -> Pair:
     """NanoGPT's recipe for a CPU from the start of the process to its end, and today's recipe against it."""
     usual = ng.TrainConfig.eval_interval
     interval = max_iters if max_iters % usual else usual  # nanoGPT saves at an evaluation only: one has to come last
@@ -191,13 +192,13 @@ def train(arena: Arena, *, max_iters: int, sprint: int) -> Pair:
 
     def evaluate(run: ng.Run, *options: str) -> float:
         where = ["--out_dir", str(run.out_dir), "--checkpoint", "last", "--device", "cpu", "--json"]
-        found: float = json.loads(arena.call(arena.ours, *COMMAND, "eval", *where, *options).printed)["val_loss"]
+        found: float = json.loads(harness.call(harness.ours, *COMMAND, "eval", *where, *options).printed)["val_loss"]
         return found
 
     def run(name: str, *options: str) -> tuple[Ended, ng.Run]:
-        out_dir = arena.ours / "runs" / name
+        out_dir = harness.ours / "runs" / name
         more = ["--device", "cpu", "--out_dir", str(out_dir), "--overwrite"]
-        return arena.call(arena.ours, *COMMAND, "train", *options, *more), ng.Run(out_dir)
+        return harness.call(harness.ours, *COMMAND, "train", *options, *more), ng.Run(out_dir)
 
     def measure_ours() -> Values:
         ended, exact = run("cpu", "--preset", "cpu", *length)
@@ -222,15 +223,15 @@ def train(arena: Arena, *, max_iters: int, sprint: int) -> Pair:
         }
 
     def measure_theirs() -> Values:
-        out_dir = arena.theirs / "out"
+        out_dir = harness.theirs / "out"
         # without always_save_checkpoint it keeps the weights that its own estimate finds best, not the last ones
         more = [f"--eval_interval={interval}", "--always_save_checkpoint=True", f"--out_dir={out_dir}"]
-        ended = arena.call(arena.theirs, "train.py", *README_COMMAND, *length, *more)
+        ended = harness.call(harness.theirs, "train.py", *README_COMMAND, *length, *more)
         found = re.findall(r"^iter (\d+): loss .*, time ([\d.]+)ms", ended.printed, re.MULTILINE)
         step = median(float(shown) for _, shown in found)
         # the time of an iteration that begins with an evaluation has that in it
         alone = sum(step if int(number) % interval == 0 else float(shown) for number, shown in found) / 1000
-        loss = arena.probe("evaluate_theirs", out_dir / "ckpt.pt", arena.theirs / DATA / "val.bin")["val_loss"]
+        loss = harness.probe("evaluate_theirs", out_dir / "ckpt.pt", harness.theirs / DATA / "val.bin")["val_loss"]
         return {
             **{row.name: ended.seconds for row in (TRAINING, SPRINT_PROCESS, MODERN)},
             **{row.name: step for row in (STEP, STEP_FAST)},
@@ -255,18 +256,22 @@ def last_evaluation(run: ng.Run) -> dict[str, Any]:
     return found
 
 
-def compare_losses(arena: Arena) -> bool:
+def compare_losses(harness: Harness) -> bool:
     """Give nanoGPT's first weights and its batches to our trainer, and print the losses of both: are they equal?"""
-    path = arena.folder / "parity.pt"
+    path = harness.folder / "parity.pt"
     length = [f"--max_iters={PARITY_STEPS - 1}", f"--lr_decay_iters={RECIPE_STEPS}"]  # it takes a step more
-    more = ["--dtype=float32", f"--out_dir={arena.folder / 'out'}"]
-    arena.probe("record_theirs", path, *README_COMMAND, *length, *more)
+    more = ["--dtype=float32", f"--out_dir={harness.folder / 'out'}"]
+    harness.probe("record_theirs", path, *README_COMMAND, *length, *more)
     recorded: dict[str, Any] = torch.load(path, weights_only=True)  # from `probe`; executes nothing
     options = {"device": "cpu", "dtype": "float32", "log_interval": 1, "eval_interval": RECIPE_STEPS}
-    ours = state.start(ng.TrainConfig.from_dict({**ng.PRESETS["cpu"], **options}), arena.dataset.tokenizer)
+    ours = init_state(ng.TrainConfig.from_dict({**ng.PRESETS["cpu"], **options}), harness.dataset.tokenizer)
     ours.model.load_state_dict(recorded["initial"])
-    records = trainer.train(
-        ours, arena.dataset.train, arena.dataset.val, out_dir=arena.folder, train_batches=iter(recorded["batches"])
+    records = loop.train_loop(
+        ours,
+        harness.dataset.train,
+        harness.dataset.val,
+        out_dir=harness.folder,
+        train_batches=iter(recorded["batches"]),
     )
     steps = islice((record for record in records if isinstance(record, StepRecord)), PARITY_STEPS)
     differences = []

@@ -12,44 +12,49 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nanogpt_lite.bpe import BPETokenizer
-    from nanogpt_lite.config import SampleConfig, TrainConfig
-    from nanogpt_lite.convert import export_weights, from_nanogpt, to_huggingface, to_nanogpt
-    from nanogpt_lite.datasets import prepare
-    from nanogpt_lite.errors import Interrupted, UserError, WorldError
-    from nanogpt_lite.inference import evaluate, load, pieces, sample, stream
-    from nanogpt_lite.model import GPT, KVCache
-    from nanogpt_lite.pipeline import train, training
-    from nanogpt_lite.prepared import Dataset
-    from nanogpt_lite.presets import PRESETS
-    from nanogpt_lite.runs import Run
-    from nanogpt_lite.summaries import summary
-    from nanogpt_lite.tokenizer import ByteTokenizer, CharTokenizer
+    from nanogpt_lite.api.inference import evaluate, load, pieces, sample, stream, stream_batch
+    from nanogpt_lite.api.pipeline import train, training
+    from nanogpt_lite.config.options import SampleConfig, TrainConfig
+    from nanogpt_lite.config.presets import PRESETS
+    from nanogpt_lite.data.dataset import Dataset
+    from nanogpt_lite.data.preparation import prepare
+    from nanogpt_lite.errors import ExternalError, Interrupted, UserError, WorldError
+    from nanogpt_lite.interop.conversion import export_weights, from_nanogpt, to_huggingface, to_nanogpt
+    from nanogpt_lite.model.gpt import GPT
+    from nanogpt_lite.model.kv_cache import KVCache
+    from nanogpt_lite.runs.run_folder import Run
+    from nanogpt_lite.runs.run_summary import summary
+    from nanogpt_lite.tokenizers.bpe import BPETokenizer
+    from nanogpt_lite.tokenizers.byte import ByteTokenizer
+    from nanogpt_lite.tokenizers.char import CharTokenizer
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "bpe": ("BPETokenizer",),
-    "config": ("SampleConfig", "TrainConfig"),
-    "presets": ("PRESETS",),
-    "convert": ("export_weights", "from_nanogpt", "to_huggingface", "to_nanogpt"),
-    "datasets": ("prepare",),
-    "prepared": ("Dataset",),
-    "errors": ("Interrupted", "UserError", "WorldError"),
-    "inference": ("evaluate", "load", "pieces", "sample", "stream"),
-    "model": ("GPT", "KVCache"),
-    "pipeline": ("train", "training"),
-    "runs": ("Run",),
-    "summaries": ("summary",),
-    "tokenizer": ("ByteTokenizer", "CharTokenizer"),
+_EXPORTS = {
+    "api.inference": ("evaluate", "load", "pieces", "sample", "stream", "stream_batch"),
+    "api.pipeline": ("train", "training"),
+    "config.options": ("SampleConfig", "TrainConfig"),
+    "config.presets": ("PRESETS",),
+    "data.dataset": ("Dataset",),
+    "data.preparation": ("prepare",),
+    "errors": ("ExternalError", "Interrupted", "UserError", "WorldError"),
+    "interop.conversion": ("export_weights", "from_nanogpt", "to_huggingface", "to_nanogpt"),
+    "model.gpt": ("GPT",),
+    "model.kv_cache": ("KVCache",),
+    "runs.run_folder": ("Run",),
+    "runs.run_summary": ("summary",),
+    "tokenizers.bpe": ("BPETokenizer",),
+    "tokenizers.byte": ("ByteTokenizer",),
+    "tokenizers.char": ("CharTokenizer",),
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-__all__ = [  # noqa: RUF022 (in the order of the road)
+_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
+__all__ = [  # noqa: RUF022 (in the order of the pipeline)
     "prepare",
     "train",
     "training",
     "sample",
     "stream",
+    "stream_batch",
     "pieces",
     "evaluate",
     "load",
@@ -69,15 +74,16 @@ __all__ = [  # noqa: RUF022 (in the order of the road)
     "SampleConfig",
     "PRESETS",
     "UserError",
+    "ExternalError",
     "WorldError",
     "Interrupted",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -3,12 +3,12 @@
 import os
 import sys
 
-from nanogpt_lite.cli import main
+from nanogpt_lite.cli.main import main
 
 if __name__ == "__main__":
     status = main()
     if "WORLD_SIZE" in os.environ:
-        from nanogpt_lite import ranks
+        from nanogpt_lite.device import distributed
 
-        ranks.leave(status)
+        distributed.hard_exit(status)
     sys.exit(status)

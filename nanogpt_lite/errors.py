@@ -10,8 +10,11 @@ class UserError(ValueError):
     """A mistake of the user: a wrong option, an unusable text, a missing file. Exit status 2."""
 
 
-class WorldError(RuntimeError):
-    """A fault of the world: no network, a loss that is not finite, no memory left. Exit status 1."""
+class ExternalError(RuntimeError):
+    """A failure outside the program: no network, a loss that is not finite, no memory left. Exit status 1."""
+
+
+WorldError = ExternalError  # its name in version 0.1
 
 
 class Interrupted(KeyboardInterrupt):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # what a system says when there is no room for a file
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # what a system says when there is no room for a file
 
 
 @contextlib.contextmanager
@@ -26,19 +26,19 @@ def atomic(path: Path) -> Iterator[Path]:
     try:
         temporary.touch()
         mode = temporary.stat().st_mode
-        with hold(temporary):  # so that nobody takes it for a leftover
+        with lock(temporary):  # so that nobody takes it for a leftover
             yield temporary
         temporary.chmod(mode)  # some writers make a file that only its owner can read
-        flush(temporary)
+        sync_to_disk(temporary)
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        unnamed = isinstance(error, OSError) and error.filename is None and error.errno in FULL
+        unnamed = isinstance(error, OSError) and error.filename is None and error.errno in DISK_FULL_ERRNOS
         if isinstance(error, OSError) and (unnamed or error.filename in (str(temporary), temporary)):
             raise OSError(error.errno, error.strerror, str(path)) from error  # the file that people know
         raise
     with contextlib.suppress(OSError):  # some systems cannot flush a folder; the file itself is safe
-        flush(path.parent)
+        sync_to_disk(path.parent)
 
 
 @contextlib.contextmanager
@@ -53,7 +53,7 @@ def atomic_set(main: Path, *others: Path) -> Iterator[list[Path]]:
 
 
 @contextlib.contextmanager
-def hold(path: Path) -> Iterator[None]:
+def lock(path: Path) -> Iterator[None]:
     """Hold a folder or file for as long as the `with` block takes. `BlockingIOError` if another block holds it.
 
     The system lets go of it when a process ends, however that happens. Where it cannot lock folders (Windows, some
@@ -77,7 +77,7 @@ def hold(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def flush(path: Path) -> None:
+def sync_to_disk(path: Path) -> None:
     """Wait until what was written to a file (or the names in a folder) is on disk."""
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
@@ -90,7 +90,7 @@ def remove_leftovers(folder: Path, *names: str) -> None:
     """Remove the temporary files of those names that killed programs left in a folder."""
     for name in names:
         for path in folder.glob(f".{name}.*.tmp"):
-            with contextlib.suppress(OSError), hold(path):  # somebody writes it, or has removed it
+            with contextlib.suppress(OSError), lock(path):  # somebody writes it, or has removed it
                 path.unlink()
 
 

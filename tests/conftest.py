@@ -4,9 +4,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import error_recorder
 import hypothesis
 import pytest
-import told
 
 TEXT = "".join(f"{n} green bottles hanging on the wall, and if {n % 7} should fall;\n" for n in range(400))
 
@@ -43,18 +43,18 @@ def pytest_configure(config):
     hypothesis.settings.register_profile("the same each time", derandomize=True)
     if not config.getoption("--slow"):  # which tries other cases each time
         hypothesis.settings.load_profile("the same each time")
-    told.listen()
+    error_recorder.listen()
 
 
 def pytest_unconfigure():
-    told.forget()
+    error_recorder.forget()
 
 
 def pytest_collection_modifyitems(config, items):
     import torch
 
     skips = []
-    files = {path.name for path in Path(__file__).parent.glob("test_*.py")}
+    files = {path.name for path in Path(__file__).parent.rglob("test_*.py")}
     if files - {item.path.name for item in items} or config.option.keyword or config.option.markexpr:
         skips.append(("whole_suite", pytest.mark.skip(reason="looks at what all other tests have met")))
     items.sort(key=lambda item: "whole_suite" in item.keywords)  # they come last

@@ -11,7 +11,7 @@ from typing import Any
 from torch.distributed import TCPStore
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["nanogpt_lite.pipeline", "torch._dynamo"])  # the slow imports
+_context.set_forkserver_preload(["nanogpt_lite.api.pipeline", "torch._dynamo"])  # the slow imports
 _started: list[BaseProcess] = []
 _jobs: list["Job"] = []
 HUNG = "hung"
@@ -71,10 +71,10 @@ def kill_all() -> None:
 def _be_rank(folder: str, variables: dict[str, str], work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     os.chdir(folder)
     os.environ.update(variables)
-    import told
+    import error_recorder
     import torch
 
-    told.listen()
+    error_recorder.listen()
     torch.set_num_threads(1)
     try:
         work(*arguments)

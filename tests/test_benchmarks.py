@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import nanogpt_lite as ng
-from nanogpt_lite.config import TrainConfig
+from nanogpt_lite.config.options import TrainConfig
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -76,7 +76,7 @@ def test_a_table_shows_what_there_is():
 
 
 def test_memory_is_that_of_the_process_itself(tmp_path):
-    from arena import launch
+    from harness import launch
 
     much = bytearray(200_000_000)  # of this process, which does not count
     small, large = (
@@ -89,9 +89,9 @@ def test_memory_is_that_of_the_process_itself(tmp_path):
 
 
 def test_a_process_that_fails_is_told_with_its_last_lines(tmp_path):
-    from arena import launch
+    from harness import launch
 
-    with pytest.raises(ng.WorldError, match="ended with status 3: .*broken"):
+    with pytest.raises(ng.ExternalError, match="ended with status 3: .*broken"):
         launch([sys.executable, "-c", "import sys; print('broken', file=sys.stderr); sys.exit(3)"], tmp_path, {})
 
 

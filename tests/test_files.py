@@ -60,7 +60,7 @@ def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path, error, old,
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "file"
     path.write_text("old")
-    monkeypatch.setattr(files, "flush", disk_error)
+    monkeypatch.setattr(files, "sync_to_disk", disk_error)
     with pytest.raises(OSError, match="No space left"):
         with files.atomic(path) as temporary:
             temporary.write_text("new")

@@ -1,0 +1,81 @@
+"""Recipes: named values of the options in `config`. Standard library only, as there."""
+
+from nanogpt_lite.config.schema import Value, require_known
+
+# What came after GPT-2; what each part is worth stands in benchmarks/results/ablation_*.md.
+_MODERN: dict[str, Value] = {
+    "position": "rotary",
+    "qk_norm": True,
+    "activation": "relu2",
+    "tied": False,
+    "zero_init": True,
+    "optimizer": "muon",
+    "muon_learning_rate": 0.015,
+    "learning_rate": 0.015,
+    "min_lr": 0.00015,
+    "warmup_iters": 5,
+    "cooldown": 0.9,
+    "beta1": 0.8,
+    "beta2": 0.95,
+    "grad_clip": 0.0,
+}
+
+# Named values of the fields above. The defaults are nanoGPT's config/train_shakespeare_char.py.
+PRESETS: dict[str, dict[str, Value]] = {
+    "shakespeare_char": {},
+    # the table of the Modal tutorial: the same network, a shorter run
+    "tutorial": {"max_iters": 1000, "learning_rate": 1e-3},
+    # nanoGPT's README, "I only have a macbook"; evaluated half as often, since on the whole val split, not a part of it
+    "cpu": {
+        "block_size": 64,
+        "batch_size": 12,
+        "n_layer": 4,
+        "n_head": 4,
+        "n_embd": 128,
+        "dropout": 0.0,
+        "max_iters": 2000,
+        "eval_interval": 500,
+        "dtype": "float32",
+    },
+    # nanoGPT's config/finetune_shakespeare.py: from GPT-2's weights
+    "finetune": {
+        "batch_size": 1,
+        "gradient_accumulation_steps": 32,
+        "dropout": 0.0,
+        "learning_rate": 3e-5,
+        "min_lr": 3e-6,
+        "beta2": 0.95,
+        "decay_lr": False,
+        "max_iters": 20,
+        "eval_interval": 5,
+    },
+    # about as long as `cpu` takes, on two cores that multiply bfloat16 in hardware
+    "modern-cpu": {
+        **_MODERN,
+        "block_size": 128,
+        "batch_size": 32,
+        "n_layer": 3,
+        "n_head": 2,
+        "n_embd": 128,
+        "dropout": 0.0,
+        "ngram": 4,
+        "ngram_dropout": 0.4,
+        "weight_decay": 0.2,
+        "max_iters": 840,
+        "eval_interval": 210,
+    },
+    # the network and the batch of shakespeare_char; no GPU has measured it yet
+    "modern": {
+        **_MODERN,
+        "norm": "rms",
+        "weight_decay": 0.1,
+        "max_iters": 2000,
+    },
+}
+RENTED_GPU_PRESET = "tutorial"  # on Modal, when nobody chose one
+
+
+def preset(name: str) -> dict[str, Value]:
+    """The values of a preset. `UserError` on an unknown name."""
+    require_known([name], PRESETS, "preset")
+    return PRESETS[name]

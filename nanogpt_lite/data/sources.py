@@ -1,0 +1,147 @@
+"""Finds a text and reads it in pieces: a name, a file, a folder, a glob, a URL.
+
+What the text becomes is the business of `datasets`; fetching is left to `download`.
+"""
+
+import codecs
+import difflib
+import glob
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanogpt_lite.data import download
+from nanogpt_lite.data.download import ProgressCallback
+from nanogpt_lite.errors import UserError
+
+DATASET_NAMES = ("shakespeare_char", "python_docs")
+OUTPUT_FILES = ("train.bin", "metrics.jsonl", "best.safetensors", "last.safetensors")  # by which a folder is known
+MAX_NAME_CHARS = 1000  # characters; no path or URL of use is longer
+CHUNK_BYTES = 2**18  # bytes read at a time: pieces that stay in the processor's cache
+SHAKESPEARE = download.Resource(
+    url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+    cache_name="shakespeare_char/input.txt",
+    sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+)
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """A text that can be read again and again, as pieces of any length."""
+
+    name: str
+    label: str
+    pieces: Callable[[], Iterator[str]]
+
+
+def dataset_name(dataset: str) -> str:
+    """The name for a prepared dataset: the given one, or the last part of its path or URL, without an ending."""
+    if dataset.startswith(("http://", "https://")):
+        return _safe_name(Path(download.url_resource(dataset).cache_name).stem)
+    if len(dataset) > MAX_NAME_CHARS or "\n" in dataset:
+        raise UserError(
+            f"the dataset {dataset[:30]!r}… of {len(dataset)} characters is no name; if it is the text itself, write "
+            "it to a file and give the path of that"
+        )
+    path = _local_path(dataset)
+    if path.is_dir():
+        return _safe_name(path.resolve().name)
+    if glob.has_magic(dataset):
+        return _safe_name(next((p.name for p in path.parents if not glob.has_magic(str(p))), ""))
+    return dataset if dataset in DATASET_NAMES else _safe_name(path.stem)
+
+
+def find_source(dataset: str, *, fetch_again: bool = False, report: ProgressCallback | None = None) -> TextSource:
+    """The text that a name, URL, file, folder or glob stands for, fetched if need be. `UserError` if there is none."""
+    name, path = dataset_name(dataset), _local_path(dataset)
+    if dataset == "shakespeare_char":
+        return _file_source(name, [download.fetch(SHAKESPEARE, again=fetch_again, report=report)])
+    if dataset == "python_docs":
+        return TextSource(name, "the language reference inside Python (pydoc_data.topics)", _python_docs)
+    if dataset.startswith(("http://", "https://")):
+        return _file_source(name, [download.fetch(download.url_resource(dataset), fetch_again, report)])
+    if path.is_file():
+        return _file_source(name, [path])
+    if path.is_dir():
+        return _file_source(name, _files_below(path), dataset)
+    if glob.has_magic(dataset):  # Path.glob takes no absolute pattern
+        return _file_source(name, map(Path, glob.iglob(str(path), recursive=True)), dataset)  # noqa: PTH207
+    if path.exists():  # a pipe, a device
+        raise UserError(f"{dataset} is no ordinary file, and a text is read more than once; copy it into one")
+    near = difflib.get_close_matches(dataset, DATASET_NAMES, n=1)
+    remedy = (
+        f"did you mean {near[0]}?" if near else f"give one of {', '.join(DATASET_NAMES)}, or the path or URL of a text"
+    )
+    raise UserError(f"there is no dataset, file or folder {dataset!r}; {remedy}")
+
+
+def _local_path(dataset: str) -> Path:
+    """The path that a dataset may be. `UserError` if it can be none."""
+    try:
+        path = Path(dataset).expanduser()
+        path.stat()
+    except FileNotFoundError:
+        return path
+    except (OSError, RuntimeError, ValueError) as error:  # too long, not permitted, nobody's home, a zero byte
+        raise UserError(f"the dataset {dataset[:60]!r} cannot be read ({error}); give the path of a text") from None
+    return path
+
+
+def _file_source(name: str, found: Iterable[Path], asked: str = "") -> TextSource:
+    paths = sorted(path for path in found if path.is_file())
+    if not paths:
+        raise UserError(f"there are no files to read in {asked!r}; give a folder with text files in it")
+    label = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more files"
+    return TextSource(name, label, lambda: _read_files(paths))
+
+
+def _read_files(paths: Iterable[Path]) -> Iterator[str]:
+    """The files' text, joined by one newline, each without its byte order mark; newlines as they are."""
+    for number, path in enumerate(paths):
+        if number:
+            yield "\n"
+        yield from _read_file(path)
+
+
+def _read_file(path: Path) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset = 0  # of the first byte that is not yet decoded
+    try:
+        with path.open("rb") as file:
+            while True:
+                data = file.read(CHUNK_BYTES)
+                text = decoder.decode(data, final=not data)
+                yield text[1:] if offset == 0 and text.startswith("\ufeff") else text
+                if not data:
+                    return
+                offset = file.tell() - len(decoder.getstate()[0])
+    except UnicodeDecodeError as error:
+        utf16 = offset == 0 and error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        encoding = "utf-16" if utf16 else "latin1"
+        raise UserError(
+            f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {offset + error.start} "
+            f"({error.reason}); convert it, for instance: iconv -f {encoding} -t utf-8 {path} > converted.txt"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from error
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """All files in a folder and below it, but hidden ones, and what this program wrote there."""
+    found = list(folder.rglob("*"))
+    made = {path.parent for path in found if path.name in OUTPUT_FILES}
+    for path in found:
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if not hidden and made.isdisjoint(path.parents):
+            yield path
+
+
+def _python_docs() -> Iterator[str]:
+    from pydoc_data.topics import topics  # half a megabyte: only when asked for
+
+    yield "\n".join(topics[name] for name in sorted(topics))
+
+
+def _safe_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name).strip("._") or "text"

@@ -1,0 +1,69 @@
+"""Pictures of a run, from the records in its metrics file."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nanogpt_lite import files
+from nanogpt_lite.errors import UserError
+
+DPI = 120
+
+
+def loss_figure(records: Sequence[dict[str, Any]], title: str = "") -> Any:
+    """A matplotlib Figure, which a notebook shows: train and val loss over steps, below them the learning rate.
+
+    `UserError` if matplotlib is not installed, or if there is nothing to draw.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("drawing needs matplotlib: pip install 'nanogpt-lite[plot]'") from None
+
+    class Shown(Figure):
+        """A figure that needs no pyplot to be shown, which would keep it in memory for ever."""
+
+        def _repr_png_(self) -> bytes:
+            content = io.BytesIO()
+            self.savefig(content, dpi=DPI, format="png")
+            return content.getvalue()
+
+    steps = [record for record in records if record["kind"] == "step"]
+    evals = [record for record in records if record["kind"] == "eval"]
+    if not steps and not evals:
+        raise UserError("the metrics hold no losses yet; train for at least one log_interval first")
+    figure = Shown(figsize=(8, 6), layout="constrained")
+    losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    losses.plot(*_series(steps, "loss"), color="tab:blue", alpha=0.4, linewidth=1, label="train")
+    losses.plot(*_series(evals, "val_loss"), color="tab:orange", marker="o", markersize=4, label="val")
+    if evals:
+        best = min(evals, key=lambda record: record["val_loss"])
+        losses.annotate(
+            f"{best['val_loss']:.4f}",
+            (best["step"], best["val_loss"]),
+            xytext=(0, 8),
+            textcoords="offset points",
+            ha="center",
+            color="tab:orange",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},  # the train curve may be there
+        )
+    losses.set(ylabel="loss (nats per token)", title=title)
+    losses.margins(y=0.1)
+    losses.legend()
+    losses.grid(alpha=0.3)
+    rates.plot(*_series(steps, "learning_rate"), color="tab:gray")
+    rates.set(xlabel="step", ylabel="learning rate")
+    rates.ticklabel_format(axis="y", scilimits=(-3, 3))
+    rates.grid(alpha=0.3)
+    return figure
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure as PNG, atomically."""
+    with files.atomic(path) as temporary:
+        figure.savefig(temporary, dpi=DPI, format="png")
+
+
+def _series(records: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    return [record["step"] for record in records], [record[key] for record in records]

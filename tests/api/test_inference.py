@@ -1,0 +1,122 @@
+"""What a trained run is for: its network, text from it, its loss; and which checkpoint is meant."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+
+import nanogpt_lite as ng
+from nanogpt_lite.checkpoint import checkpoint_file
+from nanogpt_lite.data import batching
+from nanogpt_lite.runs import run_folder
+
+
+def test_load_gives_the_best_network_and_its_tokenizer(trained):
+    model, tokenizer = ng.load(trained)
+    best = checkpoint_file.read_checkpoint(trained.out_dir / "best.safetensors")
+    assert not model.training
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, best.tensors[f"model.{name}"])
+    assert tokenizer.decode(tokenizer.encode("10 green")) == "10 green"
+    by_path, _ = ng.load("runs/bottles-1/last.safetensors")
+    assert torch.equal(by_path.lm_head.weight, ng.load(trained.out_dir, checkpoint="last")[0].lm_head.weight)
+    assert ng.load(trained, dtype="bfloat16")[0].lm_head.weight.dtype == torch.bfloat16
+
+
+def test_a_loaded_network_draws_the_same_and_stays_as_it_is(trained):
+    loaded = ng.load(trained)
+    before = {name: tensor.clone() for name, tensor in loaded[0].state_dict().items()}
+    for number in (1, 3):
+        options = {"start": "9 green", "num_samples": number, "max_new_tokens": 40}
+        assert ng.sample(loaded, **options) == ng.sample(trained, **options)
+    assert "".join(ng.stream(loaded, start="9", max_new_tokens=9)) == ng.sample(trained, start="9", max_new_tokens=9)[0]
+    after = loaded[0].state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_evaluate_is_the_loss_over_the_whole_of_both_splits(trained):
+    model, _ = ng.load(trained)
+    dataset = ng.prepare("bottles.txt")
+    result = ng.evaluate(trained, threads=1)
+    for split, tokens in (("val", dataset.val), ("train", dataset.train)):
+        windows = batching.all_windows(tokens, rows=1, block_size=16)
+        with torch.inference_mode():
+            total = sum(model(x, y)[1].item() * y.numel() for x, y in windows)
+        assert result[f"{split}_loss"] == pytest.approx(total / (len(tokens) - 1), rel=1e-5)
+    assert result["val_loss"] == pytest.approx(trained.best_val_loss, rel=1e-6)
+    assert result["step"] == 20
+
+
+def test_evaluating_in_a_number_format_keeps_the_weights(text_file):
+    run = ng.train("bottles.txt", **{**TINY, "dtype": "bfloat16"})
+    recorded = [record["val_loss"] for record in run.metrics if record["kind"] == "eval"][-1]
+    for dtype in ("auto", "bfloat16"):
+        assert ng.evaluate(run, checkpoint="last", dtype=dtype, device="cpu", threads=1)["val_loss"] == recorded
+
+
+def test_evaluating_on_another_text_leaves_its_prepared_data_alone(trained, text_file):
+    (text_file.parent / "other.txt").write_text("9 green bottles; " * 50)
+    other = ng.prepare("other.txt")
+    before = (other.path / "train.bin").read_bytes()
+    assert ng.evaluate(trained, dataset="other.txt")["val_tokens"] == len(other.val)
+    assert (other.path / "train.bin").read_bytes() == before
+
+
+def test_a_missing_checkpoint_lists_what_there_is(trained):
+    with pytest.raises(ng.UserError, match="no checkpoint step_000003 in .*it has best, last"):
+        ng.load(trained, checkpoint="step_000003")
+    with pytest.raises(ng.UserError, match="no checkpoint best in nowhere; runs with one: runs/bottles-1"):
+        ng.load("nowhere")
+
+
+def test_last_serves_where_there_is_no_best_yet(trained):
+    (trained.out_dir / "best.safetensors").unlink()
+    assert run_folder.find_checkpoint(trained).name == "last.safetensors"
+
+
+def test_a_text_without_a_newline_has_another_default_prompt(text_file):
+    (text_file.parent / "plain.txt").write_text("abcabc" * 100)
+    run = ng.train("plain.txt", **TINY, sample_interval=10)
+    assert ng.sample(run, max_new_tokens=5)[0][0] == "a"
+    assert len([r for r in ng.train("plain.txt", **TINY, sample_interval=10).metrics if r["kind"] == "sample"]) == 2
+
+
+def test_drawing_leaves_the_global_random_state_alone(trained):
+    before = torch.get_rng_state()
+    ng.sample(trained, max_new_tokens=5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_prompt_from_a_file(trained, text_file):
+    (text_file.parent / "prompt.txt").write_bytes(b"\xef\xbb\xbf10 green\n")
+    assert ng.sample(trained, start="FILE:prompt.txt", max_new_tokens=3)[0].startswith("10 green\n")
+    with pytest.raises(ng.UserError, match=r"prompt file 'nix\.txt' cannot be read"):
+        ng.sample(trained, start="FILE:nix.txt")
+    (text_file.parent / "empty.txt").write_text("")
+    with pytest.raises(ng.UserError, match="empty"):
+        ng.sample(trained, start="FILE:empty.txt")
+
+
+def test_a_prompt_outside_the_vocabulary_is_an_error(trained):
+    with pytest.raises(ng.UserError, match=r"prompt has 'é' \(U\+00E9\) at position 3.*byte"):
+        ng.sample(trained, start="10 é")
+
+
+def test_8_bits_serve_for_drawing_and_evaluating(trained):
+    exact, rounded = (ng.evaluate(trained, int8=int8, dtype="float32")["val_loss"] for int8 in (False, True))
+    assert exact != rounded
+    assert rounded == pytest.approx(exact, abs=0.01)
+    assert len(ng.sample(trained, start="9", max_new_tokens=20, int8=True)[0]) == 21
+
+
+def test_of_many_runs_the_newest_are_named(text_file):
+    for number in range(11):
+        folder = Path(f"runs/r{number}")
+        folder.mkdir(parents=True)
+        (folder / "last.safetensors").touch()
+        os.utime(folder / "last.safetensors", (number, number))
+    with pytest.raises(ng.UserError, match=r"runs with one: runs/r10, runs/r9, .*, runs/r2, …$"):
+        ng.load("nowhere")

@@ -1,0 +1,325 @@
+"""Every option has a help, a default and a rule; names and values are read strictly."""
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanogpt_lite.config import options, presets
+from nanogpt_lite.config.options import (
+    LoadConfig,
+    NetworkConfig,
+    RunConfig,
+    SampleConfig,
+    TrainConfig,
+    read_config_file,
+)
+from nanogpt_lite.config.presets import PRESETS
+from nanogpt_lite.config.schema import ANY, Options, parse_values
+from nanogpt_lite.errors import UserError
+
+KINDS = [kind for kind in vars(options).values() if isinstance(kind, type) and issubclass(kind, Options)]
+FIELDS = {field.name: field for kind in KINDS for field in dataclasses.fields(kind)}
+FREE = {"min_lr": 0, "n_head": 1}  # with these no rule about two options at once is in the way
+WRONG_TYPES: dict[type, list[object]] = {
+    int: [True, 1.0, "1", None, math.nan],
+    float: [True, "1", None, math.nan, math.inf, -math.inf],
+    bool: [1, 0, 0.0, "True", None],
+    str: [1, True, None, b"cpu", ["cpu"]],
+}
+EDGES: dict[str, tuple[list[Any], list[Any]]] = {  # name: (the last values that are possible, the first that are not)
+    "seed": ([0, 2**63 - 1], [-1, 2**63]),
+    "threads": ([0], [-1]),
+    "block_size": ([1], [0]),
+    "n_layer": ([1], [0, -1]),
+    "n_head": ([1], [0]),
+    "n_embd": ([1], [0]),
+    "ngram_dropout": ([0, 0.99], [-0.1, 1]),
+    "dropout": ([0, math.nextafter(1, 0)], [1, -1e-9]),
+    "max_iters": ([1], [0]),
+    "batch_size": ([1], [0]),
+    "gradient_accumulation_steps": ([1], [0]),
+    "learning_rate": ([5e-324], [0, -1e-3]),
+    "min_lr": ([0], [-1e-9]),
+    "warmup_iters": ([0], [-1]),
+    "lr_decay_iters": ([0], [-1]),
+    "weight_decay": ([0], [-0.1]),
+    "beta1": ([0, math.nextafter(1, 0)], [1, -0.1]),
+    "beta2": ([0, math.nextafter(1, 0)], [1, -0.1]),
+    "grad_clip": ([0], [-1]),
+    "eval_interval": ([1], [0]),
+    "eval_iters": ([0], [-1]),
+    "log_interval": ([1], [0]),
+    "sample_interval": ([0], [-1]),
+    "keep_every": ([0], [-1]),
+    "patience": ([0], [-1]),
+    "target_loss": ([0], [-0.1]),
+    "max_seconds": ([0], [-1]),
+    "num_samples": ([1], [0]),
+    "max_new_tokens": ([1], [0]),
+    "temperature": ([0], [-0.1]),
+    "top_k": ([0], [-1]),
+    "top_p": ([0, 1], [-0.1, 1.1]),
+    "min_p": ([0, 1], [-0.1, 1.1]),
+    "device": (["cpu", "cuda:1"], [""]),
+    "dtype": (["auto", "float32", "bfloat16", "float16"], ["", "fp16", "Float32"]),
+    "tokenizer": (["auto", "char", "byte"], ["bpe"]),
+    "dataset": (["x"], [""]),
+    "wandb_project": (["x"], [""]),
+    "optimizer": (["adamw", "muon"], ["sgd"]),
+    "muon_learning_rate": ([0.1], [0]),
+    "muon_momentum": ([0, 0.99], [-0.1, 1]),
+    "cooldown": ([0, 1], [-0.1, 1.1]),
+    "position": (["learned", "rotary"], ["rope"]),
+    "norm": (["layer", "rms"], ["none"]),
+    "activation": (["gelu", "relu2"], ["relu"]),
+    "ngram": ([1], [0]),
+    "ngram_rows": ([1], [0]),
+    "init_from": (["x"], [""]),
+    "checkpoint": (["x"], [""]),
+    "start": (["\n"], [""]),
+}
+
+
+def refused(name: str, value: object) -> str:
+    with pytest.raises(UserError) as caught:
+        RunConfig.from_dict({**FREE, name: value})
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("field", FIELDS.values(), ids=FIELDS)
+def test_a_field_is_complete(field):
+    assert field.type in (int, float, bool, str)
+    assert type(field.default) is field.type
+    assert field.metadata["help"].strip()
+    assert field.metadata["help"].isascii()
+    assert isinstance(field.metadata["stored"], bool)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_defaults_pass_their_own_checks(kind):
+    defaults = kind()
+    assert kind.from_dict(dataclasses.asdict(defaults)) == defaults
+    assert kind.names() == list(dataclasses.asdict(defaults))
+
+
+@pytest.mark.parametrize("field", FIELDS.values(), ids=FIELDS)
+def test_wrong_types_are_refused(field):
+    words = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}[field.type]
+    for value in WRONG_TYPES[field.type]:
+        message = refused(field.name, value)
+        assert message.startswith(f"{field.name}={value!r} ")
+        assert f"must be {words}" in message
+        assert message.endswith(field.metadata["help"])
+
+
+def test_every_rule_is_tried_at_its_edges():
+    assert set(EDGES) == {name for name, field in FIELDS.items() if field.metadata["rule"] is not ANY}
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_rules_at_their_edges(name):
+    possible, impossible = EDGES[name]
+    for value in possible:
+        assert getattr(RunConfig.from_dict({**FREE, name: value}), name) == value
+        assert parse_values(RunConfig, {name: str(value)}) == {name: value}
+    for value in impossible:
+        assert f"{name}={value!r} is not possible" in refused(name, value)
+        with pytest.raises(UserError, match=f"^{name}="):
+            parse_values(RunConfig, {name: str(value)})
+
+
+@pytest.mark.parametrize("value", [1, 1.0])
+def test_a_whole_number_serves_for_a_float(value):
+    assert TrainConfig(learning_rate=value).learning_rate == 1
+    assert parse_values(TrainConfig, {"learning_rate": str(value)}) == {"learning_rate": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("n_layers", "did you mean n_layer?"),
+        ("batchsize", "did you mean batch_size?"),
+        ("lr_decay_iter", "did you mean lr_decay_iters?"),
+        ("xyzzy", "there are "),
+    ],
+)
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda name: TrainConfig.from_dict({"max_iters": 1, name: 4}),
+        lambda name: TrainConfig().replace({name: 4}),
+        lambda name: parse_values(TrainConfig, {name: "4"}),
+    ],
+    ids=["from_dict", "replace", "parse"],
+)
+def test_an_unknown_name_is_refused_with_the_nearest(read, name, remedy):
+    with pytest.raises(UserError, match=f"unknown option '{name}'") as caught:
+        read(name)
+    assert remedy in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("True", True), ("true", True), ("TRUE", True), ("1", True), ("False", False), ("false", False), ("0", False)],
+)
+def test_texts_of_truth(text, value):
+    assert parse_values(TrainConfig, {"compile": text})["compile"] is value
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *[("compile", text) for text in ("", "yes", "2", "None", "T", "1.0")],
+        *[("n_layer", text) for text in ("", "1.5", "1e3", "four", "0x10", "nan")],
+        *[("dropout", text) for text in ("", "a", "0,1", "1/2")],
+    ],
+)
+def test_texts_that_are_no_value_are_refused(name, text):
+    with pytest.raises(UserError) as caught:
+        parse_values(TrainConfig, {name: text})
+    assert str(caught.value).startswith(f"{name}={text!r} is not possible")
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999"])
+def test_texts_of_no_finite_number_are_refused(text):
+    with pytest.raises(UserError, match="learning_rate="):
+        parse_values(TrainConfig, {"learning_rate": text})
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**63 - 1), st.floats(0, 1, exclude_max=True), st.text(min_size=1))
+def test_python_s_own_text_of_a_value_is_read_back(whole, number, text):
+    texts = {"seed": str(whole), "dropout": repr(number), "start": text}
+    assert parse_values(RunConfig, texts) == {"seed": whole, "dropout": number, "start": text}
+
+
+def test_every_default_is_read_back_from_its_text():
+    read = parse_values(RunConfig, {field.name: str(field.default) for field in dataclasses.fields(RunConfig)})
+    assert RunConfig.from_dict(read) == RunConfig()
+    assert {name: type(value) for name, value in read.items()} == {
+        f.name: f.type for f in dataclasses.fields(RunConfig)
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        (
+            "cpu",  # nanoGPT's README, "I only have a macbook"
+            {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "batch_size": 12, "max_iters": 2000}
+            | {"dropout": 0.0},
+        ),
+        (
+            "shakespeare_char",  # config/train_shakespeare_char.py, and train.py for what that leaves out
+            {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "batch_size": 64, "dropout": 0.2}
+            | {"max_iters": 5000, "learning_rate": 1e-3, "min_lr": 1e-4, "warmup_iters": 100, "beta2": 0.99}
+            | {"eval_interval": 250, "log_interval": 10, "gradient_accumulation_steps": 1}
+            | {"beta1": 0.9, "weight_decay": 0.1, "grad_clip": 1.0, "decay_lr": True, "bias": False},
+        ),
+        ("tutorial", {"n_layer": 6, "n_embd": 384, "max_iters": 1000, "learning_rate": 1e-3}),
+    ],
+)
+def test_presets_have_the_published_values(name, published):
+    values = dataclasses.asdict(TrainConfig.from_dict(presets.preset(name)))
+    assert {key: values[key] for key in published} == published
+
+
+def test_presets_are_valid_and_strict():
+    for name in PRESETS:
+        assert TrainConfig.from_dict(presets.preset(name)).eval_iters == 0  # the full val split
+    with pytest.raises(UserError, match="unknown preset 'cpuu'; did you mean cpu"):
+        presets.preset("cpuu")
+
+
+@settings(deadline=None)
+@given(st.integers(1, 300), st.integers(1, 300))
+def test_width_is_a_multiple_of_the_heads(n_embd, n_head):
+    if n_embd % n_head == 0:
+        NetworkConfig(n_embd=n_embd, n_head=n_head)
+        return
+    with pytest.raises(UserError, match=f"n_embd={n_embd} is not a multiple of n_head={n_head}") as caught:
+        NetworkConfig(n_embd=n_embd, n_head=n_head)
+    tried = int(str(caught.value).rsplit("=", 1)[1])
+    assert tried == min(width for width in range(n_embd, n_embd + n_head) if width % n_head == 0)
+
+
+def test_a_context_that_no_memory_holds_is_refused():
+    NetworkConfig(block_size=2**17, n_embd=1024, n_head=1)
+    with pytest.raises(UserError, match="too large together: .* try block_size=2048"):
+        NetworkConfig(block_size=2**20, n_embd=2**16, n_head=1, position="rotary")
+    NetworkConfig(block_size=2048, n_embd=2**16, n_head=1)
+
+
+def test_the_rate_does_not_rise():
+    with pytest.raises(UserError, match=r"min_lr=0\.0001 is above learning_rate=5e-05") as caught:
+        TrainConfig(learning_rate=5e-5)
+    assert "5e-06" in str(caught.value)
+    assert TrainConfig(learning_rate=5e-5, decay_lr=False).min_lr == 1e-4  # where it plays no part
+    assert TrainConfig(learning_rate=1e-4).min_lr == 1e-4
+
+
+def test_parts_and_copies():
+    whole = RunConfig(n_layer=2, top_k=7, device="cpu", max_seconds=3)
+    assert whole.part(TrainConfig) == TrainConfig(n_layer=2, device="cpu", max_seconds=3)
+    assert whole.part(SampleConfig) == SampleConfig(top_k=7, device="cpu")
+    assert whole.replace({"n_layer": 3}) == RunConfig(n_layer=3, top_k=7, device="cpu", max_seconds=3)
+    with pytest.raises(UserError, match="n_layer=0"):
+        whole.replace({"n_layer": 0})
+    trackers = {"tensorboard", "wandb_log", "wandb_project", "wandb_run_name"}
+    assert set(TrainConfig.names()) - set(TrainConfig().stored()) == {
+        "out_dir",
+        "device",
+        "max_seconds",
+        "trace",
+        *trackers,
+    }
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        whole.n_layer = 4  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("form", [{"n_layer": 2}, {"config": {"n_layer": 2}, "versions": {"torch": "2.9"}}])
+def test_read_file(tmp_path, form):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(form), encoding="utf-8")
+    assert read_config_file(path) == read_config_file(str(path)) == {"n_layer": 2}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"n_layer = 2", b"[1]", b"null", b'"text"', b'{"config": [1]}', b"\xff\xfe{}", b"[" * 100_000],
+)
+def test_a_file_that_holds_no_options_is_refused(tmp_path, content):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="JSON object") as caught:
+        read_config_file(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["missing.json", "."])
+def test_a_missing_file_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match="cannot be read"):
+        read_config_file(tmp_path / name)
+
+
+def test_nanogpt_s_names_are_all_there():
+    train = """dataset out_dir max_iters eval_interval eval_iters log_interval batch_size block_size
+        gradient_accumulation_steps n_layer n_head n_embd dropout bias learning_rate min_lr warmup_iters
+        lr_decay_iters decay_lr weight_decay beta1 beta2 grad_clip device dtype compile seed init_from"""
+    sample = "start num_samples max_new_tokens temperature top_k seed device dtype"
+    assert set(train.split()) <= set(TrainConfig.names())
+    assert set(sample.split()) <= set(SampleConfig.names())
+    assert {"device", "dtype", "checkpoint"} <= set(LoadConfig.names())
+
+
+@pytest.mark.parametrize(("n_embd", "n_head"), [(6, 2), (15, 3), (1, 1)])
+def test_rotary_positions_need_heads_of_an_even_size(n_embd, n_head):
+    NetworkConfig(n_embd=n_embd, n_head=n_head)
+    with pytest.raises(UserError, match=f"heads of an odd size.* try n_embd={2 * n_embd}"):
+        NetworkConfig(n_embd=n_embd, n_head=n_head, position="rotary")
+    NetworkConfig(n_embd=2 * n_embd, n_head=n_head, position="rotary")

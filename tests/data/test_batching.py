@@ -1,0 +1,171 @@
+"""Batches are a pure function of (seed, step), their windows lie in the text, and an evaluation covers all of it."""
+
+import hashlib
+import itertools
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from nanogpt_lite.data.batching import (
+    TRAIN_STREAM,
+    VAL_STREAM,
+    all_windows,
+    random_batch,
+    random_batches,
+    require_length,
+)
+from nanogpt_lite.errors import UserError
+from nanogpt_lite.tokenizers.base import Ids
+
+TOKENS = np.random.default_rng(0).integers(0, 60_000, 1000).astype(np.uint16)
+
+
+def zeros(length: int) -> Ids:
+    return np.zeros(length, dtype=np.uint16)
+
+
+def number_in(text: str, pattern: str) -> int:
+    found = re.search(pattern, text)
+    assert found
+    return int(found[1])
+
+
+def test_a_batch_does_not_depend_on_where_one_begins():
+    settings_ = {"rows": 5, "block_size": 8, "seed": 3}
+    for start in (0, 1, 7, 1000):
+        for number, (x, y) in enumerate(itertools.islice(random_batches(TOKENS, step=start, **settings_), 4)):
+            again_x, again_y = random_batch(TOKENS, step=start + number, **settings_)
+            assert torch.equal(x, again_x)
+            assert torch.equal(y, again_y)
+
+
+def test_a_batch_does_not_depend_on_other_random_numbers():
+    np.random.seed(5)
+    torch.manual_seed(5)
+    numpy_state, torch_state = str(np.random.get_state()), torch.get_rng_state()
+    one = random_batch(TOKENS, rows=4, block_size=8, seed=1, step=2)
+    assert str(np.random.get_state()) == numpy_state
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    torch.manual_seed(6)
+    assert torch.equal(one[0], random_batch(TOKENS, rows=4, block_size=8, seed=1, step=2)[0])
+
+
+def test_another_process_has_the_same_batch():
+    code = """
+import numpy, hashlib
+from nanogpt_lite.data.batching import random_batch
+x, y = random_batch(numpy.arange(5000, dtype="uint16"), rows=64, block_size=32, seed=2**63 - 1, step=12345)
+print(hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    x, y = random_batch(np.arange(5000, dtype="uint16"), rows=64, block_size=32, seed=2**63 - 1, step=12345)
+    assert done.stdout.strip() == hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest()
+
+
+@settings(deadline=None)
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 40), st.integers(0, 2**63 - 1), st.integers(0, 10**9))
+def test_rows_are_windows_of_the_text_and_targets_the_tokens_after(rows, block_size, longer, seed, step):
+    tokens = np.random.default_rng(1).permutation(1000).astype(np.uint16)[: block_size + longer]
+    x, y = random_batch(tokens, rows=rows, block_size=block_size, seed=seed, step=step)
+    assert x.shape == y.shape == (rows, block_size)
+    assert x.dtype == y.dtype == torch.int64
+    for inputs, targets in zip(x.numpy(), y.numpy(), strict=True):
+        first = tokens.tolist().index(inputs[0])  # they are all different
+        assert inputs.tolist() == tokens[first : first + block_size].tolist()
+        assert targets.tolist() == tokens[first + 1 : first + 1 + block_size].tolist()
+
+
+def test_the_smallest_text_has_one_place():
+    x, y = random_batch(np.arange(9), rows=50, block_size=8, seed=0, step=0)
+    assert x.tolist() == [list(range(8))] * 50
+    assert y.tolist() == [list(range(1, 9))] * 50
+
+
+@pytest.mark.parametrize(("seed", "stream"), [(0, TRAIN_STREAM), (1337, VAL_STREAM), (2**63 - 1, TRAIN_STREAM)])
+def test_places_are_uniform_over_the_whole_range(seed, stream):
+    """Chi-square over all places, and over the places of neighbours: in a row of rows, and in a row of steps."""
+    places, rows, steps, block_size = 8, 40, 100, 5
+    tokens = np.arange(places + block_size)  # the last window ends with the last token
+    drawn = np.array(
+        [
+            random_batch(tokens, rows=rows, block_size=block_size, seed=seed, step=step, stream=stream)[0][:, 0].numpy()
+            for step in range(steps)
+        ]
+    )
+    pairs = {"rows": places * drawn[:, :-1] + drawn[:, 1:], "steps": places * drawn[:-1] + drawn[1:]}
+    for values, cells, limit in [(drawn, 8, 24.3), (pairs["rows"], 64, 103.4), (pairs["steps"], 64, 103.4)]:
+        counts = np.bincount(values.ravel(), minlength=cells)
+        assert len(counts) == cells
+        expected = values.size / cells
+        assert ((counts - expected) ** 2 / expected).sum() < limit  # p = 0.001 for cells - 1 degrees of freedom
+
+
+def test_another_seed_step_or_stream_gives_another_batch():
+    def first_of(**changed: int) -> tuple[int, ...]:
+        values = {"seed": 0, "step": 0, "stream": TRAIN_STREAM, **changed}
+        return tuple(random_batch(np.arange(10**6), rows=8, block_size=4, **values)[0][:, 0].tolist())
+
+    batches = [
+        *[first_of(step=step) for step in range(50)],
+        *[first_of(seed=seed) for seed in range(1, 50)],
+        *[first_of(stream=VAL_STREAM, step=step) for step in range(50)],
+    ]
+    assert len(set(batches)) == len(batches)
+    places = [place for batch in batches for place in batch]
+    assert len(set(places)) > 0.99 * len(places)  # nor do they share rows
+
+
+@settings(deadline=None)
+@example(2, 1, 1)
+@example(2, 64, 12)
+@example(65, 64, 12)
+@example(66, 64, 12)
+@given(st.integers(2, 200), st.integers(1, 70), st.integers(1, 9))
+def test_all_windows_cover_each_target_once(length, block_size, rows):
+    tokens = TOKENS[:length]
+    inputs, targets = [], []
+    batches = list(all_windows(tokens, rows=rows, block_size=block_size))
+    for number, (x, y) in enumerate(batches):
+        assert x.shape == y.shape
+        assert x.dtype == y.dtype == torch.int64
+        assert 1 <= x.shape[0] <= rows
+        assert x.shape[1] == block_size or number == len(batches) - 1
+        assert x.shape[1] <= block_size
+        inputs += x.flatten().tolist()
+        targets += y.flatten().tolist()
+    assert inputs == tokens[:-1].tolist()
+    assert targets == tokens[1:].tolist()
+    whole, rest = divmod(length - 1, block_size)
+    assert len(batches) == -(-whole // rows) + (rest > 0)  # as few as there can be
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 16, 256])
+@pytest.mark.parametrize("short", ["train", "val"])
+def test_a_split_holds_at_least_one_window(block_size, short):
+    enough, few = zeros(block_size + 1), zeros(block_size)
+    require_length(enough, enough, block_size=block_size, sampled_val=True)
+    require_length(enough, few, block_size=block_size, sampled_val=False)  # a full evaluation takes shorter windows
+    train, val = (few, enough) if short == "train" else (enough, few)
+    with pytest.raises(UserError) as caught:
+        require_length(train, val, block_size=block_size, sampled_val=True)
+    message = str(caught.value)
+    assert f"its {short} split has {block_size} tokens, one block needs {block_size + 1}" in message
+    # the text that it asks for is long enough
+    length = number_in(message, r"about (\d+) tokens")
+    border = int(0.9 * length)
+    if short == "train":
+        require_length(zeros(border), enough, block_size=block_size, sampled_val=True)
+    else:
+        require_length(enough, zeros(length - border), block_size=block_size, sampled_val=True)
+    # and so is this one for the block_size that it offers
+    offered = number_in(message, r"at most (\d+)$")
+    if block_size > 1:
+        require_length(train, val, block_size=offered, sampled_val=True)
+        with pytest.raises(UserError):
+            require_length(train, val, block_size=offered + 1, sampled_val=True)

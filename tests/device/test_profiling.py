@@ -1,0 +1,58 @@
+"""The trace names what a step does; nothing is written where none was asked for."""
+
+import json
+
+import pytest
+import torch
+
+from nanogpt_lite.cli import main
+from nanogpt_lite.device import distributed, profiling
+
+TINY = [
+    "--n_layer",
+    "1",
+    "--n_head",
+    "2",
+    "--n_embd",
+    "16",
+    "--block_size",
+    "8",
+    "--batch_size",
+    "2",
+    "--device",
+    "cpu",
+]
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_few_steps_are_written(tmp_path, monkeypatch, asked):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.txt").write_text("all is well that ends well\n" * 40)
+    trace = ["--trace", "look"] if asked else []
+    assert main.main(["train", "--dataset", "my.txt", "--max_iters", "12", "--eval_interval", "12", *TINY, *trace]) == 0
+    if not asked:
+        assert not (tmp_path / "look").exists()
+        return
+    events = json.loads((tmp_path / "look" / "trace.json").read_text())["traceEvents"]
+    names = [event["name"] for event in events if "name" in event]
+    assert sum(name.startswith("ProfilerStep#") for name in names) >= profiling.TRACED_STEPS
+    assert "aten::mm" in names
+    assert "aten::_fused_adamw_" in names
+
+
+def test_a_run_of_too_few_steps_is_told_of(tmp_path):
+    with (
+        pytest.warns(UserWarning, match=r"no .*trace.json: it takes 8 steps"),
+        profiling.trace_steps(str(tmp_path), torch.device("cpu")) as step_is_done,
+    ):
+        step_is_done()
+
+
+def test_each_rank_writes_a_file_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    with profiling.trace_steps(str(tmp_path), torch.device("cpu")) as step_is_done:
+        for _ in range(profiling.SKIPPED_STEPS + profiling.TRACED_STEPS + 1):
+            torch.ones(3) + 1
+            step_is_done()
+    assert [path.name for path in tmp_path.iterdir()] == ["trace-1.json"]

@@ -1,0 +1,305 @@
+"""GPT-2 from a folder of Hugging Face's, and a folder that transformers loads, against transformers itself."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import nanogpt_lite as ng
+from nanogpt_lite.cloud import jobs
+from nanogpt_lite.cloud.storage import LocalStorage
+from nanogpt_lite.interop import conversion
+from nanogpt_lite.tokenizers import bpe
+from nanogpt_lite.tokenizers.bpe import END_OF_TEXT
+
+transformers = pytest.importorskip("transformers")
+tokenizers = pytest.importorskip("tokenizers")
+TINY = {"device": "cpu", "threads": 1, "max_iters": 4, "eval_interval": 2, "batch_size": 4, "warmup_iters": 1}
+SHAPE = {"block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 16}
+NANOGPTS = {**TINY, **SHAPE, "preset": "cpu", "dropout": 0.0}
+
+
+@pytest.fixture
+def gpt2(text_file):
+    """A small GPT-2 with random weights, as transformers and its tokenizers write it."""
+    torch.manual_seed(0)
+    merges = bpe.train_bpe("bpe-300", [text_file.read_text()], 300).to_json()["merges"]
+    symbols = [*dict.fromkeys([*bpe.printable_bytes(), *(merge.replace(" ", "") for merge in merges)]), END_OF_TEXT]
+    form = transformers.GPT2Config(vocab_size=len(symbols), n_positions=32, n_embd=16, n_layer=2, n_head=2)
+    model = transformers.GPT2LMHeadModel(form).eval()
+    for parameter in model.parameters():  # biases and gains too
+        torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained("theirs")
+    Path("theirs/merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+    Path("theirs/vocab.json").write_text(json.dumps({symbol: number for number, symbol in enumerate(symbols)}))
+    return model
+
+
+def logits_of(model, ids):
+    with torch.no_grad():
+        return model(torch.tensor([ids]))[0] if isinstance(model, ng.GPT) else model(torch.tensor([ids])).logits
+
+
+def started_from(init_from, **options):
+    """A run from these weights, whose learning rate is too small to change them."""
+    still = {"learning_rate": 1e-12, "decay_lr": False, "weight_decay": 0.0}
+    return ng.train("bottles.txt", init_from=init_from, **{**TINY, **still, **options})
+
+
+@pytest.mark.parametrize("block_size", [32, 8])
+def test_gpt2_from_a_folder_has_the_logits_of_transformers(gpt2, block_size):
+    run = started_from("theirs", **({"block_size": block_size} if block_size < 32 else {}))
+    model, tokenizer = ng.load(run)
+    assert model.config.block_size == block_size
+    ids = tokenizer.encode("7 green bottles hanging")[:block_size].tolist()
+    torch.testing.assert_close(logits_of(model, ids), logits_of(gpt2, ids), atol=1e-5, rtol=1e-5)
+    theirs = transformers.AutoTokenizer.from_pretrained("theirs")
+    assert theirs("7 green bottles hanging")["input_ids"][:block_size] == ids
+
+
+def test_the_oldest_files_are_the_same(gpt2):
+    """Those of GPT-2 itself: names without a prefix, and the masks of attention among the weights."""
+    path = Path("theirs/model.safetensors")
+    tensors = {name.removeprefix("transformer."): tensor for name, tensor in load_file(path).items()}
+    assert "wte.weight" in tensors
+    for layer in range(2):
+        tensors[f"h.{layer}.attn.bias"] = torch.ones(1, 1, 32, 32).tril()
+        tensors[f"h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+    save_file(tensors, path)
+    model, tokenizer = ng.load(started_from("theirs"))
+    ids = tokenizer.encode("7 green bottles hanging").tolist()
+    torch.testing.assert_close(logits_of(model, ids), logits_of(gpt2, ids), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("wte.weight", (10**9, 0)),
+        ("wte.weight", (3, 2, 16)),
+        ("h.0.attn.c_attn.weight", (16, 3, 16)),
+        ("wpe.weight", ()),
+    ],
+)
+def test_weights_of_another_shape_are_refused_at_once(gpt2, name, shape):
+    path = Path("theirs/model.safetensors")
+    save_file({**load_file(path), f"transformer.{name}": torch.zeros(shape)}, path)
+    with pytest.raises(ng.UserError, match="holds no GPT-2|do not fit"):
+        started_from("theirs")
+
+
+def test_it_is_finetuned_as_nanogpt_does_and_goes_on(gpt2):
+    run = ng.train("bottles.txt", init_from="theirs", out_dir="runs/tuned", **{**TINY, "block_size": 16})
+    config = json.loads((run.out_dir / "config.json").read_text())["config"]
+    assert (config["learning_rate"], config["decay_lr"], config["gradient_accumulation_steps"]) == (3e-5, False, 32)
+    assert (config["tokenizer"], config["activation"], config["bias"]) == ("bpe-301", "gelu_tanh", True)
+    assert (config["beta2"], config["dropout"], config["batch_size"]) == (0.95, 0.0, 4)
+    assert ng.prepare("bottles.txt", tokenizer="bpe-301").tokenizer.to_json()["special"] == []  # made of this text
+    losses = [record["val_loss"] for record in run.metrics if record["kind"] == "eval"]
+    assert losses[-1] < losses[0]
+    ng.train(out_dir="runs/tuned", init_from="resume", max_iters=6)
+    assert ng.prepare("bottles.txt").tokenizer.to_json()["type"] == "char"  # GPT-2's tokens are chosen for no other run
+    assert "green" in "".join(ng.sample(run, start="7 green", max_new_tokens=5, device="cpu"))
+
+
+def test_a_config_repeats_a_cropped_run(gpt2):
+    first = started_from("theirs", block_size=16)
+    assert ng.load(ng.train(config=str(first.out_dir / "config.json"), device="cpu"))[0].config.block_size == 16
+
+
+def test_another_numbering_is_refused(gpt2):
+    """Most tokenizers that people train have their special texts first."""
+    text = Path("bottles.txt").read_text()
+    made = tokenizers.ByteLevelBPETokenizer()
+    made.train_from_iterator([text], vocab_size=301, special_tokens=[END_OF_TEXT])
+    for name in ("merges.txt", "vocab.json"):
+        Path("theirs", name).unlink()
+    made.save("theirs/tokenizer.json")
+    with pytest.raises(ng.UserError, match="numbers its symbols otherwise"):
+        started_from("theirs")
+    form = json.loads(Path("theirs/tokenizer.json").read_text())
+    before, pairs = form["pre_tokenizer"], form["model"]
+    for changes in (
+        {"normalizer": {"type": "NFC"}},
+        {"pre_tokenizer": {"type": "Whitespace"}},
+        {"pre_tokenizer": {**before, "add_prefix_space": True}},
+        {"pre_tokenizer": {**before, "use_regex": False}},
+        {"model": {**pairs, "continuing_subword_prefix": "##"}},
+        {"model": {**pairs, "end_of_word_suffix": "</w>"}},
+    ):
+        Path("theirs/tokenizer.json").write_text(json.dumps({**form, **changes}))
+        with pytest.raises(ng.UserError, match="no tokenizer like GPT-2's"):
+            started_from("theirs")
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "merges.txt", "vocab.json"])
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"a b c\n", b"\xff", b"[" * 100_000])
+def test_a_folder_that_holds_no_gpt2_is_refused(gpt2, file, content):
+    path = Path("theirs") / file
+    path.unlink() if content is None else path.write_bytes(content)
+    told = "theirs holds no GPT-2|no tokenizer like|numbers its symbols|what is no token|no checkpoint|model_type=None"
+    with pytest.raises(ng.UserError, match=told):
+        started_from("theirs")
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model_type", "llama"),
+        ("activation_function", "silu"),
+        ("layer_norm_epsilon", 1e-6),
+        ("n_inner", 50),
+        ("scale_attn_by_inverse_layer_idx", True),
+        ("scale_attn_weights", False),
+        ("tie_word_embeddings", False),
+    ],
+)
+def test_another_network_is_refused_by_what_is_other(gpt2, name, value):
+    path = Path("theirs/config.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    with pytest.raises(ng.UserError, match=f"no network with {name}={value!r}"):
+        started_from("theirs")
+
+
+@pytest.fixture
+def cached(text_file, monkeypatch):
+    """The folder where the hub's files of gpt2 are kept, without any, and a hub that is not reached."""
+    import huggingface_hub
+
+    def unreachable(*_names):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(text_file.parent / "hub"))
+    model = text_file.parent / "hub/models--openai-community--gpt2"
+    (model / "refs").mkdir(parents=True)
+    (model / "refs/main").write_text("0123abc")
+    return model / "snapshots/0123abc"
+
+
+def test_without_a_network_gpt2_is_a_fault_of_the_world(cached):
+    for call in (lambda: started_from("gpt2"), lambda: ng.prepare("bottles.txt", tokenizer="gpt2")):
+        with pytest.raises(
+            ng.ExternalError, match=r"openai-community/gpt2 cannot be fetched \(no route to host\); check"
+        ):
+            call()
+    assert not list(Path("data").rglob("*.bin"))
+
+
+def as_gpt2s(monkeypatch):
+    """Let the merges of `theirs` be those of the real one."""
+    merges = [line for line in Path("theirs/merges.txt").read_text(encoding="utf-8").splitlines() if line[0] != "#"]
+    monkeypatch.setattr(bpe, "GPT2_MERGES_SHA256", hashlib.sha256("\n".join(merges).encode()).hexdigest())
+
+
+def test_what_the_hub_gave_before_needs_no_network(gpt2, cached, monkeypatch):
+    cached.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "merges.txt"):
+        shutil.copy(Path("theirs") / name, cached)
+    with pytest.raises(ng.ExternalError, match=r"the merges.txt of openai-community/gpt2 in .* are not GPT-2"):
+        started_from("gpt2")
+    as_gpt2s(monkeypatch)
+    assert started_from("gpt2").metrics[-1]["step"] == TINY["max_iters"]
+
+
+def test_without_the_package_the_extra_is_named(text_file, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    with pytest.raises(ng.UserError, match=r"pip install 'nanogpt-lite\[hf\]'"):
+        started_from("gpt2")
+
+
+def test_gpt2_comes_from_the_hub(gpt2, cached, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def download(repository, file):
+        asked.append((repository, file))
+        return str(Path("theirs") / file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    as_gpt2s(monkeypatch)
+    run = started_from("gpt2-medium")
+    assert asked == [
+        ("openai-community/gpt2-medium", "config.json"),
+        ("openai-community/gpt2-medium", "model.safetensors"),
+        ("openai-community/gpt2", "merges.txt"),
+    ]
+    model, tokenizer = ng.load(run)
+    ids = tokenizer.encode("7 green").tolist()
+    torch.testing.assert_close(logits_of(model, ids), logits_of(gpt2, ids), atol=1e-5, rtol=1e-5)
+    # as on Modal, where the data has a folder of its own, and a call that is started again goes on
+    options = {**TINY, "owner": "a call", "init_from": "gpt2-medium", "dataset": "bottles.txt", "block_size": 16}
+    run = jobs.train_job(LocalStorage(), out_dir="tuned", **options)
+    assert run.data_folder == Path("data/bottles-for-gpt2-medium")
+    assert json.loads((run.out_dir / "config.json").read_text())["config"]["learning_rate"] == 3e-5
+    assert jobs.train_job(LocalStorage(), out_dir="tuned", **{**options, "max_iters": 6}).metrics[-1]["step"] == 6
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bias": True},
+        {"tied": False},
+        {"tokenizer": "byte"},
+        {"tokenizer": "bpe-300"},
+        {"activation": "gelu_tanh", "optimizer": "muon"},
+    ],
+)
+def test_transformers_loads_what_is_exported(text_file, options):
+    text_file.write_text(text_file.read_text() + "ä 天\t🙂  \r\n" * 20, encoding="utf-8")
+    run = ng.train("bottles.txt", **{**NANOGPTS, "dropout": 0.1, **options})
+    folder = conversion.to_huggingface(run, "exported")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = ng.load(run, device="cpu")
+    prompt = "9 green  ä天\t🙂\n"
+    ids = tokenizer.encode(prompt).tolist()
+    assert their_tokenizer(prompt)["input_ids"] == ids
+    assert their_tokenizer.decode(ids) == prompt
+    ids = tokenizer.encode("9 green").tolist()[:9]
+    torch.testing.assert_close(logits_of(model, ids), logits_of(theirs, ids), atol=1e-5, rtol=1e-5)
+    text = tokenizer.decode(ids)
+    assert tokenizer.encode(text).tolist() == ids
+    drawn = theirs.generate(torch.tensor([ids]), max_new_tokens=7, do_sample=False, pad_token_id=0)[0].tolist()
+    ours = ng.sample((model, tokenizer), start=text, temperature=0.0, max_new_tokens=7, threads=1)[0]
+    assert tokenizer.decode(drawn) == ours
+    assert (theirs.config.resid_pdrop, theirs.config.attn_pdrop, theirs.config.embd_pdrop) == (0.1, 0.1, 0.1)
+    card = (folder / "README.md").read_text()
+    assert json.loads((run.out_dir / "config.json").read_text())["dataset"]["sha256"] in card
+    assert (folder / "loss.png").stat().st_size > 1000
+    assert "![loss curves](loss.png)" in card
+
+
+def test_what_transformers_lacks_is_refused(text_file):
+    run = ng.train("bottles.txt", preset="modern-cpu", **TINY, **SHAPE)
+    with pytest.raises(ng.UserError, match=r"position=rotary, qk_norm=True, ngram=4, activation=relu2; .* --preset"):
+        conversion.to_huggingface(run, "exported")
+    assert not Path("exported").exists()
+
+
+def test_what_has_no_byte_pairs_does_not_come_back(text_file):
+    folder = conversion.to_huggingface(ng.train("bottles.txt", **NANOGPTS), "exported")
+    with pytest.raises(ng.UserError, match="its tokens are no byte pairs"):
+        started_from(str(folder))
+
+
+def test_a_pickle_is_no_weights(gpt2):
+    Path("theirs/model.safetensors").rename("theirs/pytorch_model.bin")
+    with pytest.raises(ng.UserError, match=r"or a folder with config.json, model.safetensors and tokenizer.json"):
+        started_from("theirs")
+
+
+def test_what_was_exported_comes_back(text_file):
+    run = ng.train("bottles.txt", **{**NANOGPTS, "bias": True, "tokenizer": "bpe-300"})
+    folder = conversion.to_huggingface(run, "exported")
+    back = started_from(str(folder))
+    before, after = (load_file(conversion.export_weights(one)) for one in (run, back))
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        torch.testing.assert_close(tensor, after[name], atol=1e-6, rtol=0)

@@ -1,0 +1,89 @@
+"""What `info` says of a run, against numbers counted another way."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import nanogpt_lite as ng
+from nanogpt_lite.checkpoint import checkpoint_file
+from nanogpt_lite.cli.main import main
+from nanogpt_lite.runs import run_summary
+from nanogpt_lite.runs.run_summary import summary
+
+SMALL = {"device": "cpu", "threads": 1, "block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 16, "batch_size": 4}
+SMALL |= {"max_iters": 6, "eval_interval": 3, "warmup_iters": 1}
+
+
+@pytest.mark.parametrize("options", [{"preset": "cpu", "bias": True}, {"preset": "modern-cpu"}])
+def test_the_numbers_are_those_of_the_network(text_file, options):
+    run = ng.train("bottles.txt", **{**SMALL, **options})
+    content = summary(run)
+    model, tokenizer = ng.load(run)
+    assert content["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert content["parameters"] == sum(content["parameters_by_part"].values())
+    attention = sum(p.numel() for block in model.transformer.h for p in block.attn.parameters())
+    mlp = sum(p.numel() for block in model.transformer.h for p in block.mlp.parameters())
+    assert (content["parameters_by_part"]["attention"], content["parameters_by_part"]["MLP"]) == (attention, mlp)
+    modern = options["preset"] == "modern-cpu"
+    looked_up = ("token embedding", "n-gram embedding") if modern else ("position embedding",)
+    idle = sum(content["parameters_by_part"][part] for part in looked_up)
+    assert content["flops_per_token"] == 6 * (content["parameters"] - idle) + 12 * 2 * 16 * 16  # PaLM, appendix B
+    assert content["flops_so_far"] == content["flops_per_token"] * content["tokens_seen"]
+    evaluations = [record for record in run.metrics if record["kind"] == "eval"]
+    assert content["best_step"] == min(evaluations, key=lambda record: record["val_loss"])["step"]
+    assert content["tokens_seen"] == content["step"] * 4 * 16
+    saved = checkpoint_file.read_checkpoint(Path(run.out_dir) / "best.safetensors")
+    assert content["bytes_of_weights"] == sum(t.nbytes for t in saved.part("model.").values())
+    assert content["bytes_of_training"] == content["bytes_of_weights"] + sum(t.nbytes for t in saved.tensors.values())
+    cache = ng.KVCache(model, 1)
+    assert content["bytes_of_cache_per_token"] == (cache.keys.nbytes + cache.values.nbytes) / 16
+    assert content["best_val_loss"] == run.best_val_loss
+    assert content["vocab_size"] == tokenizer.vocab_size
+    assert content["dataset_sha256"] == ng.prepare("bottles.txt").sha256
+    assert content["versions"]["torch"] == version("torch")
+
+
+def test_the_memory_of_training_is_that_of_the_run_for_weights_alone_too(text_file):
+    run = ng.train("bottles.txt", **SMALL, preset="modern-cpu")
+    ng.export_weights(run)
+    assert summary(run, checkpoint="weights")["bytes_of_training"] == summary(run)["bytes_of_training"]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(999, "999"), (999.6, "1k"), (999_999, "1M"), (12_345, "12.3k"), (0, "0")]
+)
+def test_counts_are_rounded_before_their_unit_is_chosen(number, words):
+    assert run_summary._count(number) == words
+
+
+def test_the_command_line(text_file, capsys):
+    run = ng.train("bottles.txt", **SMALL, preset="cpu")
+    capsys.readouterr()
+    assert main(["info", "--out_dir", str(run.out_dir), "--json", "--checkpoint", "last"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(summary(run, checkpoint="last")))
+    (run.out_dir / "config.json").write_text("{")
+    assert main(["info"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in shown] == [
+        "run",
+        "network",
+        "parameters",
+        "FLOPs",
+        "memory",
+        "data",
+        "best loss",
+        "step",
+        "trained with",
+    ]
+    assert f"{run.best_val_loss:.4f}" in shown[6]
+    assert shown[1].split(": ")[1].strip() == "block_size 16, n_layer 2, n_head 2, n_embd 16, dropout 0.0"
+    main(
+        ["train", "--dataset", "bottles.txt", "--preset", "modern-cpu", "--n_layer=1", "--max_iters=1", "--device=cpu"]
+    )
+    capsys.readouterr()
+    main(["info"])
+    assert "n_layer 1, " in (network := capsys.readouterr().out.splitlines()[1])
+    assert "position rotary, qk_norm True, activation relu2, tied False, zero_init True, ngram 4" in network
+    assert main(["info", "--out_dir", "nowhere"]) == 2

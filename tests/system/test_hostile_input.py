@@ -1,0 +1,470 @@
+"""Files and command lines that somebody made to do harm, or that are nonsense: an error of the user, nothing executed.
+
+Every case is tried in bounded memory. `pytest --slow` tries many more of them; its last lines say how many.
+"""
+
+import contextlib
+import copy
+import importlib
+import json
+import pickle
+import re
+import struct
+import sys
+from pathlib import Path
+
+import forked_ranks
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import nanogpt_lite as ng
+from nanogpt_lite.api import pipeline, setup
+from nanogpt_lite.checkpoint import checkpoint_file
+from nanogpt_lite.cli import main
+from nanogpt_lite.config.options import RunConfig, TrainConfig, read_config_file
+from nanogpt_lite.data import preparation, verification
+from nanogpt_lite.device import memory
+from nanogpt_lite.interop import conversion, nanogpt
+from nanogpt_lite.tokenizers.registry import tokenizer_from_json
+from nanogpt_lite.tracking import metrics_file
+
+TINY = {"preset": "modern-cpu", "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8, "ngram": 2, "batch_size": 4}
+TINY |= {"max_iters": 3, "eval_interval": 2, "warmup_iters": 1, "threads": 1, "device": "cpu"}
+OUT = Path("runs/bottles-1")
+EXECUTED = Path("executed")  # what a pickle leaves behind if anybody loads it
+ROOM = 2 * 2**30  # bytes of memory, beyond what the process has, before it is refused more
+
+few_and_many = pytest.mark.parametrize("cases", [1, pytest.param(25, marks=pytest.mark.slow)])
+UNUSUAL = st.sampled_from([0, -1, 2**31, 2**63, 10**30, 1e308, "", "\0", "\ud800", "é" * 300, [], {}, None, True])
+ANY_JSON = st.recursive(
+    UNUSUAL | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (Path.touch, (EXECUTED.absolute(),))
+
+
+@pytest.fixture
+def trained(text_file):
+    return ng.train("bottles.txt", **TINY)
+
+
+@pytest.fixture(autouse=True)
+def bounded():
+    """A process that would take very much memory is refused it, instead of taking it from all others."""
+    if sys.platform != "linux":
+        yield
+        return
+    resource = importlib.import_module("resource")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    (used,) = (line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmSize" in line)
+    resource.setrlimit(resource.RLIMIT_AS, (int(used) * 1024 + ROOM, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def try_cases(number, strategy, case, figures, what):
+    """Call `case` with so many examples; nothing but an error of the user may come of one."""
+    tried, told, refused = [], [], []
+
+    @settings(max_examples=number, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(strategy)
+    def attempt(example):
+        tried.append(1)
+        try:
+            case(example)
+        except (ng.UserError, ng.ExternalError) as error:
+            told.append(str(error))
+        except (MemoryError, RuntimeError) as error:
+            if not memory.is_out_of_memory(error):
+                raise
+            refused.append(example)
+
+    attempt()
+    assert not refused, "more memory was asked for than anybody needs"
+    assert not EXECUTED.exists()
+    assert max((message.count("\n") for message in told), default=0) <= 1
+    figures[f"inputs fuzzed: {what}"] += len(tried)
+
+
+@st.composite
+def damaged(draw, content):
+    """Bytes with something changed, missing, twice, or put in."""
+    begin = draw(st.integers(0, len(content)))
+    end = min(begin + draw(st.sampled_from([0, 1, 2, 8, 100])), len(content))
+    other = draw(st.binary(max_size=12) | st.just(content[begin:end] * 2) | st.just(pickle.dumps(Bomb())))
+    return content[:begin] + other + content[end:]
+
+
+@st.composite
+def with_other_value(draw, form):
+    """A JSON value in which one part, at any depth, is another one, is missing, or has another name."""
+    changed = place = copy.deepcopy(form)
+    while True:
+        key = draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+        inner = place[key]
+        if not (isinstance(inner, dict | list) and inner) or draw(st.integers(0, 3)) == 0:
+            break
+        place = inner
+    how = draw(st.sampled_from(["value", "value", "value", "missing", "name"]))
+    if how == "value":
+        place[key] = draw(ANY_JSON)
+    else:
+        value = place.pop(key)
+        if how == "name" and isinstance(place, dict):
+            place[draw(st.text(max_size=9))] = value
+    return changed
+
+
+def go_on(path):
+    """All that reads a checkpoint."""
+    checkpoint_file.read_checkpoint(path)
+    with contextlib.suppress(ng.UserError):
+        ng.load(path, device="cpu")
+    with contextlib.suppress(ng.UserError):
+        "".join(ng.stream(path, max_new_tokens=2, device="cpu"))
+    with contextlib.suppress(ng.UserError):
+        ng.evaluate(path, device="cpu")
+    quick = {"max_iters": 4, "eval_iters": 1, "compile": False}
+    ng.train(out_dir=path.parent, init_from="resume", **quick)
+
+
+@few_and_many
+def test_damaged_checkpoints(trained, cases, figures):
+    path = OUT / "last.safetensors"
+    content = path.read_bytes()
+
+    def case(example):
+        path.write_bytes(example)
+        if example != content:
+            checkpoint_file.read_checkpoint(path)
+            raise AssertionError("it was not noticed")
+
+    try_cases(200 * cases, st.binary(max_size=200) | damaged(content), case, figures, "checkpoint files")
+
+
+@few_and_many
+def test_checkpoints_that_are_whole_and_say_nonsense(trained, cases, figures):
+    path = OUT / "last.safetensors"
+    saved = checkpoint_file.read_checkpoint(path)
+
+    def case(about):
+        checkpoint_file.write_checkpoint(path, saved.tensors, about)
+        go_on(path)
+
+    described = with_other_value(saved.about).filter(lambda about: isinstance(about, dict))
+    try_cases(40 * cases, described, case, figures, "descriptions in checkpoints")
+
+
+@few_and_many
+def test_checkpoints_with_other_tensors(trained, cases, figures):
+    path = OUT / "last.safetensors"
+    saved = checkpoint_file.read_checkpoint(path)
+    names = sorted(saved.tensors)
+
+    def case(example):
+        name, other, whose = example
+        tensors = {**saved.tensors, other: saved.tensors[whose].clone()}
+        tensors.pop(name, None)
+        checkpoint_file.write_checkpoint(path, tensors, saved.about)
+        go_on(path)
+
+    any_name = st.sampled_from(names)
+    try_cases(40 * cases, st.tuples(any_name, any_name, any_name), case, figures, "tensors in checkpoints")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "tokenizer.json", "train.bin", "val.bin"])
+@few_and_many
+def test_damaged_data(text_file, cases, figures, name):
+    dataset = ng.prepare("bottles.txt")
+    path = dataset.path / name
+    content = path.read_bytes()
+    examples = st.binary(max_size=200) | damaged(content)
+    if name.endswith(".json"):
+        examples |= with_other_value(json.loads(content)).map(lambda form: json.dumps(form).encode())
+
+    def case(example):
+        path.write_bytes(example)
+        try:
+            opened = preparation.prepare(dataset.path)
+            verification.verify_checksum(opened)
+            assert opened.tokenizer.decode(opened.train).startswith("0 green bottles")
+        finally:
+            path.write_bytes(content)
+
+    try_cases(50 * cases, examples, case, figures, "prepared data")
+
+
+@few_and_many
+def test_any_bytes_as_a_text(text_file, cases, figures):
+    def case(example):
+        Path("any.txt").write_bytes(example)
+        dataset = ng.prepare("any.txt", tokenizer="byte" if len(example) % 2 else "char")
+        assert dataset.tokenizer.decode(dataset.train) + dataset.tokenizer.decode(dataset.val)
+
+    texts = st.binary(min_size=9, max_size=60) | st.text(min_size=9, max_size=60).map(
+        lambda text: text.encode("utf-8", "surrogatepass")
+    )
+    try_cases(100 * cases, texts, case, figures, "texts")
+
+
+@few_and_many
+def test_any_metrics(text_file, cases, figures):
+    path = Path("metrics.jsonl")
+    lines = ANY_JSON.map(json.dumps) | st.text(max_size=30) | st.just('{"kind": "eval", "step": 3, "val_loss": 1.5')
+
+    def case(example):
+        path.write_bytes("\n".join(example).encode("utf-8", "surrogatepass"))
+        assert all(isinstance(record["step"], int) for record in metrics_file.read_metrics(path))
+        metrics_file.MetricsFile(path, keep_until=2).close()
+        assert all(record["step"] <= 2 for record in metrics_file.read_metrics(path))
+
+    try_cases(100 * cases, st.lists(lines, max_size=5), case, figures, "metrics files")
+
+
+@few_and_many
+def test_any_config_file_and_any_tokenizer(trained, cases, figures):
+    path = OUT / "config.json"
+    content = path.read_bytes()
+
+    def case(example):
+        path.write_bytes(example)
+        options = read_config_file(path)
+        TrainConfig.from_dict(options)
+
+    forms = with_other_value(json.loads(content)).map(lambda form: json.dumps(form).encode())
+    try_cases(100 * cases, st.binary(max_size=99) | damaged(content) | forms, case, figures, "config files")
+    form = {"type": "char", "chars": "abc"}
+    pairs = {"type": "bpe-260", "merges": ["a b", "ab c", "c c"], "special": ["<end>"]}
+    forms = ANY_JSON | with_other_value(form) | with_other_value(pairs)
+    try_cases(100 * cases, forms, tokenizer_from_json, figures, "tokenizers")
+
+
+@pytest.fixture
+def plain(text_file):
+    """A run with a network that nanoGPT and transformers have too."""
+    options = {name: value for name, value in TINY.items() if name != "ngram"}
+    return ng.train("bottles.txt", **options | {"preset": "cpu"})
+
+
+@few_and_many
+def test_any_checkpoint_of_nanogpt(plain, cases, figures):
+    path, meta = conversion.to_nanogpt(plain, "theirs"), Path("theirs/data/bottles/meta.pkl")
+    contents = path.read_bytes(), meta.read_bytes()
+
+    def case(example):
+        content, its_meta = example
+        if isinstance(content, dict):
+            torch.save(content, path)
+        else:
+            path.write_bytes(content or contents[0])
+        meta.write_bytes(its_meta or contents[1])
+        nanogpt.read_nanogpt(path, meta)
+
+    # both were just written here, and are read as nanoGPT reads them
+    other = with_other_value(torch.load(path, weights_only=True))
+    metas = damaged(contents[1]) | with_other_value(pickle.loads(contents[1])).map(pickle.dumps)
+    examples = st.tuples(other | damaged(contents[0]), st.none()) | st.tuples(st.none(), metas)
+    try_cases(80 * cases, examples, case, figures, "checkpoints of nanoGPT")
+
+
+@few_and_many
+def test_any_folder_of_hugging_face(text_file, cases, figures):
+    pairs = ng.train("bottles.txt", **TINY | {"preset": "cpu", "ngram": 1, "tokenizer": "bpe-260"})
+    folder = conversion.to_huggingface(pairs, "theirs")
+    contents = {name: (folder / name).read_bytes() for name in ("config.json", "tokenizer.json", "model.safetensors")}
+
+    def case(example):
+        for name, content in {**contents, **example}.items():
+            (folder / name).write_bytes(content)
+        setup.read_initial_weights("theirs", 4)
+
+    forms = [
+        with_other_value(json.loads(contents[n])).map(lambda form: json.dumps(form).encode())
+        for n in contents
+        if "json" in n
+    ]
+    bytes_of = [damaged(content) for content in contents.values()]
+    parts = zip([*contents, "config.json", "tokenizer.json"], [*bytes_of, *forms], strict=True)
+    try_cases(
+        80 * cases,
+        st.one_of(st.tuples(st.just(n), c) for n, c in parts).map(lambda pair: dict([pair])),
+        case,
+        figures,
+        "folders of Hugging Face",
+    )
+
+
+WORDS = st.sampled_from([*main.COMMANDS, *(f"--{name}" for name in RunConfig.names()), "--json", "--overwrite"])
+VALUES = st.sampled_from(
+    ["3", "0", "-1", "1e9", "nan", "inf", "true", "cpu", "bottles.txt", "FILE:x", "runs", "", "\0"]
+)
+
+
+@few_and_many
+def test_any_command_line(trained, cases, figures, monkeypatch, capsys):
+    def only_check(kind):
+        def check(**given):
+            switches = {"preset", "config", "overwrite", "console"}
+            kind.from_dict({name: value for name, value in given.items() if name not in switches})
+            raise ng.UserError("so far it is right, and no test needs more")
+
+        return check
+
+    def offline(*_args, **_options):
+        raise ng.ExternalError("no network in this test")
+
+    monkeypatch.setattr(pipeline, "train", only_check(TrainConfig))
+    monkeypatch.setattr(pipeline, "run", only_check(RunConfig))
+    monkeypatch.setattr("nanogpt_lite.data.download.fetch", offline)
+
+    def case(argv):
+        try:
+            status = main.main(argv)
+        except SystemExit as ended:
+            status = ended.code
+        assert status in (0, 1, 2), argv
+        assert "Traceback" not in capsys.readouterr().err
+
+    words = st.lists(WORDS | VALUES | st.text(max_size=12), max_size=6)
+    named = st.tuples(st.sampled_from(sorted(main.COMMANDS)), words).map(lambda parts: [parts[0], *parts[1]])
+    try_cases(60 * cases, words | named, case, figures, "command lines")
+
+
+@pytest.mark.parametrize("name", ["last.safetensors", "best.safetensors"])
+def test_a_pickle_as_a_checkpoint_is_refused_and_not_executed(trained, name, figures):
+    for content in (pickle.dumps(Bomb()), pickle.dumps({"model": Bomb()}, protocol=0)):
+        (OUT / name).write_bytes(content)
+        with pytest.raises(ng.UserError, match="damaged"):
+            ng.load(OUT, checkpoint=Path(name).stem)
+    torch.save({"model": Bomb()}, OUT / name)
+    with pytest.raises(ng.UserError, match="damaged"):
+        ng.train(out_dir=OUT, init_from="resume" if name.startswith("last") else str(OUT / name))
+    assert not EXECUTED.exists()
+    figures["pickles refused"] += 3
+
+
+@pytest.mark.parametrize("name", ["train.bin", "tokenizer.json", "manifest.json", "meta.pkl"])
+def test_a_pickle_among_the_data_is_not_executed(text_file, name, figures):
+    dataset = ng.prepare("bottles.txt")
+    (dataset.path / name).write_bytes(pickle.dumps(Bomb()))
+    with contextlib.suppress(ng.UserError):
+        ng.train(ng.prepare("bottles.txt"), **TINY)
+    with contextlib.suppress(ng.UserError):
+        ng.train(ng.prepare(dataset.path), **TINY)
+    assert not EXECUTED.exists()
+    figures["pickles refused"] += 1
+
+
+def test_a_text_that_is_a_pickle_is_text_or_refused(text_file, figures):
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        Path("text.pkl").write_bytes(pickle.dumps(Bomb(), protocol) * 9)
+        with contextlib.suppress(ng.UserError):
+            ng.prepare("text.pkl")
+        figures["pickles refused"] += 1
+    assert not EXECUTED.exists()
+
+
+@pytest.mark.parametrize("claimed", [2**50, 2**63, 2**64 - 1, 100 * 2**20])
+def test_a_header_that_claims_a_petabyte_costs_nothing(tmp_path, claimed):
+    path = tmp_path / "last.safetensors"
+    path.write_bytes(struct.pack("<Q", claimed) + b"{}")
+    with pytest.raises(ng.UserError, match="damaged"):
+        checkpoint_file.read_checkpoint(path)
+    huge = {"a": {"dtype": "F32", "shape": [2**48], "data_offsets": [0, 2**50]}, "__metadata__": {"nanogpt_lite": "{}"}}
+    header = json.dumps(huge).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(ng.UserError, match="damaged"):
+        checkpoint_file.read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n_layer": 10**9},
+        {"n_embd": 10**9},
+        {"n_embd": 2**62},
+        {"n_head": 10**9},
+        {"block_size": 10**15},
+        {"ngram": 10**6},
+        {"ngram_rows": 2**40},
+        {"threads": 10**9},
+        {"seed": 10**40},
+        {"batch_size": 10**18},
+    ],
+)
+def test_a_network_that_nobody_could_hold_is_refused_before_it_is_made(trained, options):
+    path = OUT / "last.safetensors"
+    saved = checkpoint_file.read_checkpoint(path)
+    checkpoint_file.write_checkpoint(
+        path, saved.tensors, {**saved.about, "config": {**saved.about["config"], **options}}
+    )
+    for call in (
+        lambda: ng.train(out_dir=OUT, init_from="resume", max_iters=4),
+        lambda: ng.load(path),
+        lambda: ng.train("bottles.txt", init_from=str(path), **{**TINY, "out_dir": "runs/new"}),
+    ):
+        with pytest.raises(ng.UserError):
+            call()
+
+
+def test_a_vocabulary_that_nobody_needs_is_refused(trained):
+    path = OUT / "last.safetensors"
+    saved = checkpoint_file.read_checkpoint(path)
+    chars = "".join(map(chr, range(0x20, 0xD000)))
+    checkpoint_file.write_checkpoint(
+        path, saved.tensors, {**saved.about, "tokenizer": {"type": "char", "chars": chars}}
+    )
+    with pytest.raises(ng.UserError, match="do not fit"):
+        ng.load(path)
+
+
+@pytest.mark.parametrize("opening", ["[", '{"a":'])
+def test_json_of_any_depth_is_an_error(trained, opening):
+    deep = (opening * 100_000).encode()
+    for path in (Path("data/bottles/manifest.json"), Path("data/bottles/tokenizer.json"), OUT / "config.json"):
+        before = path.read_bytes()
+        path.write_bytes(deep)
+        with pytest.raises(ng.UserError):
+            read_config_file(path) if path.parent == OUT else ng.prepare("data/bottles")
+        path.write_bytes(before)
+    (OUT / "metrics.jsonl").write_bytes(deep)
+    assert metrics_file.read_metrics(OUT / "metrics.jsonl") == []
+
+
+@pytest.mark.parametrize("id_", [65535, 60])
+def test_ids_beyond_the_vocabulary_are_an_error(text_file, id_):
+    dataset = ng.prepare("bottles.txt")
+    content = bytearray((dataset.path / "train.bin").read_bytes())
+    content[100:102] = struct.pack("<H", id_)
+    (dataset.path / "train.bin").write_bytes(content)
+    with pytest.raises(ng.UserError, match="not those of the text that was prepared"):
+        ng.train(dataset, **TINY)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a process has such a limit")
+def test_the_limit_of_memory_is_one(trained):
+    """Without it the cases above would show nothing."""
+    with pytest.raises((MemoryError, RuntimeError)) as caught:
+        bytearray(2 * ROOM)
+    assert memory.is_out_of_memory(caught.value)
+    forked_ranks.kill_all()
+
+
+def test_the_largest_context_that_is_permitted_takes_no_memory_before_it_is_needed(text_file, tmp_path):
+    options = {**TINY, "n_layer": 100, "n_embd": 2, "n_head": 1, "ngram": 1}
+    ng.train("bottles.txt", **options, eval_iters=1)
+    saved = checkpoint_file.read_checkpoint(OUT / "last.safetensors")
+    saved.about["config"]["block_size"] = 2**20
+    path = tmp_path / "large.safetensors"
+    checkpoint_file.write_checkpoint(path, saved.tensors, saved.about)
+    before = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+    assert ng.sample(path, max_new_tokens=2, device="cpu")
+    after = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+    assert after - before < 100_000

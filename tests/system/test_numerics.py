@@ -1,0 +1,83 @@
+"""How near each number format comes to the same training in 64 bits: what README promises, for every recipe.
+
+The same weights, batches and steps; dropout is off, since its masks depend on the format.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import nanogpt_lite as ng
+from nanogpt_lite.config.options import TrainConfig
+from nanogpt_lite.tracking.records import EvalRecord
+from nanogpt_lite.trainer import loop
+from nanogpt_lite.trainer.state import init_state
+
+STEPS = 50
+PLAIN = {"dropout": 0.0, "ngram_dropout": 0.0, "max_iters": STEPS, "eval_interval": STEPS}
+SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 32, "batch_size": 8, "threads": 1, "warmup_iters": 5}
+NANOGPTS = {"float32": 1e-5, "bfloat16": 1e-3, "float16": 5e-4}  # nats per token
+MODERN = {"float32": 3e-4, "bfloat16": 1e-2, "float16": 5e-3}
+TOLERANCE = {
+    "cpu": NANOGPTS,
+    "shakespeare_char": NANOGPTS,
+    "tutorial": NANOGPTS,
+    "modern-cpu": MODERN,
+    "modern": MODERN,
+}
+QUICK = ("cpu", "modern-cpu")
+RECIPES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TOLERANCE]
+FORMATS = ["float32", "bfloat16", pytest.param("float16", marks=pytest.mark.slow)]  # which a CPU is slow in
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def val_loss(data, options, dtype, device, out_dir):
+    bits64 = dtype == "float64"
+    options = {**options, "device": device, "dtype": "float32" if bits64 else dtype}
+    begun = init_state(TrainConfig.from_dict(options), data.tokenizer)
+    if bits64:
+        begun.model.double()
+        begun.optimizer.products = torch.float64  # of Muon
+    records = loop.train_loop(begun, data.train, data.val, out_dir=out_dir)
+    (last,) = (record for record in records if isinstance(record, EvalRecord))
+    return last.val_loss
+
+
+@pytest.fixture(scope="module")
+def exact():
+    """The losses in 64 bits, each computed once."""
+    return {}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_loss_is_that_of_64_bits_within_what_is_promised(text_file, tmp_path, exact, recipe, dtype, device):
+    data, options = ng.prepare("bottles.txt"), {**ng.PRESETS[recipe], **PLAIN, **SMALL}
+    if recipe not in exact:
+        exact[recipe] = val_loss(data, options, "float64", "cpu", tmp_path)
+    got = val_loss(data, options, dtype, device, tmp_path)
+    assert got == pytest.approx(exact[recipe], abs=TOLERANCE[recipe][dtype])
+    assert exact[recipe] < 3.2  # it has learned something: at the beginning it is the logarithm of the vocabulary
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["cpu", "modern-cpu"])
+def test_at_full_size_it_is_no_further_away(text_file, tmp_path, recipe):
+    preset, data = ng.PRESETS[recipe], ng.prepare("python_docs")
+    options = {**preset, **PLAIN, "lr_decay_iters": preset["max_iters"], "eval_iters": 20}
+    exact = val_loss(data, options, "float64", "cpu", tmp_path)
+    for dtype in ("float32", "bfloat16"):  # float16 is slow on a CPU
+        assert val_loss(data, options, dtype, "cpu", tmp_path) == pytest.approx(exact, abs=TOLERANCE[recipe][dtype])
+
+
+def test_readme_promises_what_is_tested():
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| (`.*`) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", readme, re.MULTILINE)
+    promised = {
+        name: [float(number) for number in row] for names, *row in table for name in re.findall("`(.*?)`", names)
+    }
+    assert promised == {name: list(formats.values()) for name, formats in TOLERANCE.items()}
+    assert TOLERANCE.keys() == ng.PRESETS.keys() - {"finetune"}  # whose network is GPT-2's

@@ -1,0 +1,147 @@
+"""Byte pairs against the algorithm written out, and against GPT-2's tokenizer in transformers."""
+
+import itertools
+import json
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanogpt_lite.errors import UserError
+from nanogpt_lite.tokenizers import bpe
+from nanogpt_lite.tokenizers.bpe import END_OF_TEXT, BPETokenizer
+from nanogpt_lite.tokenizers.registry import tokenizer_from_json
+
+TEXT = "".join(f"{n} green bottles hanging on the wall, and if {n % 7} shouldn't fall;\n\n" for n in range(300))
+WORDS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+")  # of ASCII
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return bpe.train_bpe("bpe-400", [TEXT], 400)
+
+
+def pairs_joined(tokenizer, text):
+    """GPT-2's algorithm: in each word, the pair with the earliest merge is joined, until there is none."""
+    form = tokenizer.to_json()
+    octets = bpe.printable_bytes()
+    ranks = {tuple(merge.split(" ")): number for number, merge in enumerate(form["merges"])}
+    symbols = list(dict.fromkeys([*octets, *("".join(pair) for pair in ranks)]))
+    char_of = {octet: char for char, octet in octets.items()}
+    ids = []
+    for word in WORDS.findall(text):
+        parts = [char_of[octet] for octet in word.encode()]
+        while len(parts) > 1:
+            rank, place = min((ranks.get(pair, 10**9), n) for n, pair in enumerate(itertools.pairwise(parts)))
+            if rank == 10**9:
+                break
+            parts[place : place + 2] = ["".join(parts[place : place + 2])]
+        ids += [symbols.index(part) for part in parts]
+    return ids
+
+
+def test_ids_are_those_of_the_algorithm(trained):
+    assert trained.vocab_size == 400
+    for text in (TEXT[:2000], "  two  spaces\t\n\n  x", "they're 100% it's", "new words: zebra?!"):
+        assert trained.encode(text).tolist() == pairs_joined(trained, text)
+        assert trained.decode(trained.encode(text)) == text
+
+
+@given(st.text(max_size=200), st.lists(st.integers(1, 40), min_size=1))
+@settings(deadline=None)
+def test_a_text_in_pieces_has_the_ids_of_the_whole(trained, text, lengths):
+    text = TEXT[:150] + text.encode("utf-8", "replace").decode() + TEXT[:150]
+    encoder, ids, begin = trained.encoder(), [], 0
+    while begin < len(text):
+        length = lengths[begin % len(lengths)]
+        ids += encoder.encode(text[begin : begin + length]).tolist()
+        begin += length
+    ids += encoder.encode("", final=True).tolist()
+    assert ids == trained.encode(text).tolist()
+    decoder = trained.decoder()
+    assert "".join(decoder.decode([id_]) for id_ in ids) + decoder.decode([], final=True) == text
+
+
+@given(st.text(st.characters() | st.sampled_from("\n\r\t \x85\xa0\u3000\x1c\ufeff\u0301'a1."), max_size=300))
+@settings(deadline=None)
+def test_short_parts_have_the_ids_of_the_whole(trained, text):
+    """However short the parts are that the library gets at a time, against the library on all at once."""
+    whole = BPETokenizer("", trained.to_json()["merges"], [END_OF_TEXT])
+    text = "".join(piece + END_OF_TEXT for piece in (text[:100], text[100:])).encode("utf-8", "replace").decode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bpe, "CHUNK_CHARS", 7)
+        assert whole.encode(text).tolist() == whole.of_the_library().encode(text).ids
+
+
+@pytest.mark.parametrize("text", ["ab" * 300_000, "".join(map(str, range(100_000)))])
+def test_a_text_without_a_space_keeps_nobody_waiting(text):
+    """As one word, the library would be busy with it for hours."""
+    made = bpe.train_bpe("bpe-300", [text], 300)
+    assert made.decode(made.encode(text)) == text
+    assert len(made.encode(text)) < 0.7 * len(text)
+
+
+def test_training_does_not_depend_on_the_pieces(trained):
+    pieces = [TEXT[begin : begin + 37] for begin in range(0, len(TEXT), 37)]
+    assert bpe.train_bpe("bpe-400", pieces, 400).to_json() == trained.to_json()
+
+
+def test_a_text_without_spaces_is_cut_all_the_same(trained, monkeypatch):
+    monkeypatch.setattr(bpe, "MAX_HELD_CHARS", 1000)
+    encoder = trained.encoder()
+    ids = [id_ for _ in range(50) for id_ in encoder.encode("天地玄黃" * 10)]
+    assert len(ids) > 500
+    ids += encoder.encode("", final=True).tolist()
+    assert trained.decode(ids) == "天地玄黃" * 500
+
+
+def test_it_is_gpt2s_tokenizer_in_transformers(trained, tmp_path):
+    from transformers import GPT2TokenizerFast
+
+    form = trained.to_json()
+    ours = BPETokenizer("gpt2", form["merges"], [END_OF_TEXT])
+    symbols = [*dict.fromkeys([*bpe.printable_bytes(), *(m.replace(" ", "") for m in form["merges"])]), END_OF_TEXT]
+    (tmp_path / "vocab.json").write_text(json.dumps({symbol: number for number, symbol in enumerate(symbols)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(form["merges"]) + "\n")
+    theirs = GPT2TokenizerFast.from_pretrained(tmp_path)
+    for text in (TEXT[:500], "Ünïcödé 天地 🙂\r\n\t x", f"end{END_OF_TEXT}begin"):
+        assert ours.encode(text).tolist() == theirs(text)["input_ids"]
+        assert ours.decode(ours.encode(text)) == text
+
+
+def test_its_form_makes_the_same_one(trained):
+    again = tokenizer_from_json(json.loads(json.dumps(trained.to_json())))
+    assert again.to_json() == trained.to_json()
+    assert again.encode(TEXT).tolist() == trained.encode(TEXT).tolist()
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"merges": ["a"]},
+        {"merges": ["a b c"]},
+        {"merges": ["ab c"]},
+        {"merges": ["a b"], "special": ["ab"]},
+        {"merges": [], "special": ["", "x"]},
+        {"merges": [], "special": ["<x>", "<x>"]},
+        {"merges": [], "special": ["<x y>"]},
+        {"merges": [], "special": ["\ud800"]},
+        {"merges": [["a", "b"]]},
+        {"merges": "a b"},
+        {"type": "bpe", "merges": []},
+    ],
+)
+def test_what_makes_no_tokenizer_is_refused(form):
+    with pytest.raises(UserError, match="prepare the data again"):
+        tokenizer_from_json({"type": "bpe-300", "special": [], **form})
+
+
+def test_lone_surrogates_become_question_marks(trained):
+    assert trained.decode(trained.encode("a\ud800b")) == "a?b"
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
+    with pytest.raises(UserError, match=r"pip install 'nanogpt-lite\[hf\]'"):
+        bpe.train_bpe("bpe-300", [TEXT], 300)

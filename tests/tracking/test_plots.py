@@ -1,0 +1,99 @@
+"""A figure holds exactly the data of the records, and its file appears whole or not at all."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanogpt_lite.errors import UserError
+from nanogpt_lite.tracking import plots
+
+RECORDS = [
+    {"kind": "start", "step": 0, "max_iters": 6},
+    {"kind": "eval", "step": 0, "train_loss": 4.2, "val_loss": 4.3},
+    {"kind": "step", "step": 2, "loss": 3.1, "learning_rate": 1e-3},
+    {"kind": "step", "step": 4, "loss": 2.2, "learning_rate": 5e-4},
+    {"kind": "sample", "step": 4, "text": "a"},
+    {"kind": "eval", "step": 4, "train_loss": 2.5, "val_loss": 2.4},
+    {"kind": "checkpoint", "step": 4, "name": "last", "path": "x"},
+    {"kind": "step", "step": 6, "loss": 1.9, "learning_rate": 1e-4},
+    {"kind": "eval", "step": 6, "train_loss": 2.0, "val_loss": 2.6},
+    {"kind": "done", "step": 6, "reason": "max_iters"},
+]
+
+
+def only(*kinds: str) -> list[dict[str, Any]]:
+    return [record for record in RECORDS if record["kind"] in kinds]
+
+
+def data(line) -> list[tuple[float, float]]:
+    return list(zip(line.get_xdata(), line.get_ydata(), strict=True))
+
+
+def test_lines_hold_the_data_of_the_records():
+    losses, rates = plots.loss_figure(RECORDS, title="runs/a").axes
+    assert {line.get_label(): data(line) for line in losses.lines} == {
+        "train": [(2, 3.1), (4, 2.2), (6, 1.9)],
+        "val": [(0, 4.3), (4, 2.4), (6, 2.6)],
+    }
+    assert [data(line) for line in rates.lines] == [[(2, 1e-3), (4, 5e-4), (6, 1e-4)]]
+    (best,) = losses.texts
+    assert (best.get_text(), best.xy) == ("2.4000", (4, 2.4))
+    assert losses.get_title() == "runs/a"
+    assert "nats per token" in losses.get_ylabel()
+
+
+@pytest.mark.parametrize(("kind", "points"), [("step", [3, 0, 3]), ("eval", [0, 3, 0])])
+def test_either_kind_of_loss_is_enough(kind, points):
+    losses, rates = plots.loss_figure(only("start", kind)).axes
+    assert [len(line.get_xdata()) for line in [*losses.lines, *rates.lines]] == points
+
+
+@pytest.mark.parametrize("records", [[], only("start", "sample", "checkpoint", "done")])
+def test_without_losses_there_is_nothing_to_draw(records):
+    with pytest.raises(UserError, match="no losses yet"):
+        plots.loss_figure(records)
+
+
+def test_without_matplotlib_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match=r"pip install 'nanogpt-lite\[plot\]'"):
+        plots.loss_figure(RECORDS)
+
+
+def test_a_png_is_written(tmp_path):
+    path = tmp_path / "loss.png"
+    plots.save_figure(plots.loss_figure(RECORDS), path)
+    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert path.read_bytes().endswith(b"IEND\xaeB`\x82")
+    assert [file.name for file in tmp_path.iterdir()] == ["loss.png"]
+
+
+def test_a_picture_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "loss.png"
+    path.write_bytes(b"old")
+    figure = plots.loss_figure(RECORDS)
+
+    def savefig(self, path: Path, **_: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "full")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
+    with pytest.raises(OSError, match="full"):
+        plots.save_figure(figure, path)
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["loss.png"]
+
+
+def test_no_display_and_no_global_state_are_needed():
+    """pyplot would choose a window system, and keep every figure alive."""
+    code = "import sys, nanogpt_lite.tracking.plots as p; p.loss_figure([{'kind': 'eval', 'step': 1, 'val_loss': 2.0}])"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; print('matplotlib.pyplot' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "False\n"

@@ -1,0 +1,136 @@
+"""Trackers get the numbers of the records; one that fails or is missing stops nothing."""
+
+import json
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import nanogpt_lite as ng
+from nanogpt_lite.cli.main import main
+from nanogpt_lite.tracking.records import SampleRecord
+from nanogpt_lite.tracking.trackers import BestEffortSink
+
+SMALL = {"preset": "cpu", "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8, "batch_size": 2, "threads": 1}
+SMALL |= {"eval_interval": 4, "log_interval": 2, "out_dir": "runs/a"}
+
+
+def numbers(run, kind, key):
+    return [(record["step"], pytest.approx(record[key])) for record in run.metrics if record["kind"] == kind]
+
+
+def test_tensorboard_shows_each_number_once_also_after_going_on(text_file):
+    ng.train("bottles.txt", max_iters=6, tensorboard=True, sample_interval=4, **SMALL)
+    options = {**SMALL, "out_dir": "runs/b", "max_iters": 12, "keep_every": 4}
+    run = ng.train("bottles.txt", **options, tensorboard=True)
+    # as after a kill: the steps after the fourth are done again
+    (run.out_dir / "step_000004.safetensors").replace(run.out_dir / "last.safetensors")
+    ng.train(out_dir="runs/b", init_from="resume", tensorboard=True)
+    events = EventAccumulator("runs/b").Reload()
+    drawn = {
+        "train/loss": ("step", "loss"),
+        "train/learning_rate": ("step", "learning_rate"),
+        "train/grad_norm": ("step", "grad_norm"),
+        "train/tokens_per_second": ("step", "tokens_per_second"),
+        "val/loss": ("eval", "val_loss"),
+        "val/best_loss": ("eval", "best_val_loss"),
+    }
+    assert set(events.Tags()["scalars"]) == set(drawn)
+    for tag, (kind, key) in drawn.items():
+        assert [(event.step, event.value) for event in events.Scalars(tag)] == numbers(run, kind, key)
+    assert EventAccumulator("runs/a").Reload().Tags()["tensors"] == ["sample/text_summary"]
+
+
+class FakeRun:
+    def __init__(self, **arguments):
+        self.arguments, self.logged, self.finished = arguments, [], False
+
+    def define_metric(self, name, step_metric):
+        assert (name, step_metric) == ("*", "step")
+
+    def log(self, numbers):
+        self.logged.append(numbers)
+
+    def finish(self):
+        self.finished = True
+
+
+def test_wandb_gets_the_numbers_and_goes_on_with_the_same_run(text_file, monkeypatch):
+    runs = []
+    fake = SimpleNamespace(init=lambda **arguments: runs.append(FakeRun(**arguments)) or runs[-1], Settings=dict)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    options = {"wandb_log": True, "wandb_project": "bottles"}
+    run = ng.train("bottles.txt", max_iters=4, sample_interval=4, **options, **SMALL)
+    ng.train(out_dir="runs/a", init_from="resume", max_iters=8, **options)
+    ng.train("bottles.txt", max_iters=4, wandb_run_name="b", overwrite=True, **options, **SMALL)
+    first, second, third = runs
+    assert (first.arguments["project"], first.arguments["name"], third.arguments["name"]) == ("bottles", "a", "b")
+    assert first.arguments["config"]["n_embd"] == 8
+    assert first.arguments["resume"] == "allow"
+    assert first.arguments["settings"]["init_timeout"] <= 30
+    assert first.arguments["id"] == second.arguments["id"] != third.arguments["id"]
+    assert all(one.finished for one in runs)
+    logged = [(one["step"], one["val/loss"]) for one in third.logged if "val/loss" in one]
+    assert logged == numbers(run, "eval", "val_loss")
+    assert [(one["step"], len(one["sample"])) for one in first.logged if "sample" in one] == [(4, 200)]
+
+
+@pytest.mark.slow
+def test_wandb_itself_offline(text_file, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    ng.train("bottles.txt", max_iters=4, wandb_log=True, **SMALL)
+    (written,) = text_file.parent.glob("runs/a/wandb/offline-run-*/*.wandb")
+    deadline = time.monotonic() + 30
+    while b"val/loss" not in written.read_bytes():
+        assert time.monotonic() < deadline, "nothing was written"
+        time.sleep(0.05)  # a process of W&B's writes it, and may not be done when `finish` returns
+
+
+@pytest.mark.parametrize(
+    ("missing", "option", "extra"),
+    [("wandb", "wandb_log", "wandb"), ("torch.utils.tensorboard", "tensorboard", "tensorboard")],
+)
+def test_a_missing_one_is_told_of_and_stops_nothing(text_file, monkeypatch, capsys, missing, option, extra):
+    monkeypatch.setitem(sys.modules, missing, None)
+    arguments = [f"--{name}={value}" for name, value in {**SMALL, option: True, "max_iters": 4}.items()]
+    assert main(["train", "--dataset=bottles.txt", *arguments]) == 0
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert f"going on without {extra}" in warning
+    assert f"pip install 'nanogpt-lite[{extra}]'" in warning
+    assert ng.Run(text_file.parent / "runs/a").metrics[-1]["kind"] == "done"
+
+
+@pytest.mark.parametrize("failing", ["make", "write", "close"])
+def test_one_that_fails_is_told_of_once(failing):
+    told = []
+
+    class Sink:
+        def write(self, record):
+            if failing == "write":
+                raise OSError("no\nspace")
+
+        def close(self):
+            if failing == "close":
+                raise OSError("no\nspace")
+
+    def make():
+        if failing == "make":
+            raise OSError("no\nspace")
+        return Sink()
+
+    sink = BestEffortSink("tracker", make, told.append)
+    for step in range(3):
+        sink.write(SampleRecord(step=step, text="a"))
+    sink.close()
+    assert told == ["warning: going on without tracker (OSError: no space)"]
+
+
+def test_they_belong_to_one_call(text_file):
+    ng.train("bottles.txt", max_iters=4, tensorboard=True, **SMALL)
+    assert json.loads((text_file.parent / "runs/a/config.json").read_text())["config"]["tensorboard"] is True
+    before = sorted(text_file.parent.glob("runs/a/events*"))
+    ng.train(out_dir="runs/a", init_from="resume", max_iters=8)
+    assert sorted(text_file.parent.glob("runs/a/events*")) == before
