@@ -126,7 +126,7 @@ def train(folder: Path, options: dict[str, Value], ranks: int) -> dict[str, floa
 
 def floor(config: TrainConfig, vocab_size: int, ranks: int, report: dict[str, Any]) -> float:
     """The milliseconds that a step takes at least: ranks share the products, and each has an optimizer of its own."""
-    model = GPT(config.part(NetworkConfig), vocab_size)
+    model = GPT(config.subset(NetworkConfig), vocab_size)
     products = config.tokens_per_step * model.flops_per_token() / report["flops_per_second"]
     seconds: float = products + ranks * model.num_parameters() * ADAMW_BYTES / report["bytes_per_second"]
     return 1000 * seconds

@@ -94,18 +94,18 @@ def evaluate(run: RunLike = None, *, dataset: str | None = None, **options: Valu
     trained_on = read_config(saved, {})
     dtype = settings.dtype
     if dtype == "auto":
-        same = saved.about["device"] == device.type
+        same = saved.metadata["device"] == device.type
         dtype = trained_on.dtype if same else devices.resolve_dtype("auto", device, width=trained_on.n_embd)
     with ExitStack() as stack:
         if dataset is None:
             data = preparation.prepare(
-                trained_on.dataset, tokenizer=tokenizer, sha256=saved.about["dataset_sha256"] or None
+                trained_on.dataset, tokenizer=tokenizer, sha256=saved.metadata["dataset_sha256"] or None
             )
         else:  # in a place of its own: data/NAME may be prepared with another tokenizer
             folder = stack.enter_context(TemporaryDirectory())
             data = preparation.prepare(dataset, tokenizer=tokenizer, out_dir=folder)
         verification.verify_checksum(data)
-        result: dict[str, Any] = {"step": saved.about["step"]}
+        result: dict[str, Any] = {"step": saved.metadata["step"]}
         stack.enter_context(devices.use_threads(devices.resolve_threads(settings.threads)))
         train_tokens, val_tokens = stack.enter_context(verification.open_verified(data))
         for split, tokens in (("val", val_tokens), ("train", train_tokens)):
@@ -120,7 +120,7 @@ def _load_model(run: RunLike, settings: LoadConfig) -> tuple[GPT, Tokenizer, Che
     config, tokenizer = read_network(saved)
     validate_weights(config, tokenizer.vocab_size, saved)
     with seeding.seeded(torch.device("cpu")):  # its first weights are drawn, and at once replaced
-        model = GPT(config.part(NetworkConfig), tokenizer.vocab_size)
+        model = GPT(config.subset(NetworkConfig), tokenizer.vocab_size)
     load_weights(model, saved)
     dtype = "float32" if settings.dtype == "auto" else settings.dtype
     model.to(devices.resolve_device(settings.device), devices.DTYPES[dtype])

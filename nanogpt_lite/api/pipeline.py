@@ -94,7 +94,7 @@ def training(
             distributed.save_attempt_dir(str(out_dir))
         stop = stack.enter_context(signals.stop_on_signals())
         train_tokens, val_tokens = stack.enter_context(verification.open_verified(data))
-        records = loop.train_loop(state, train_tokens, val_tokens, out_dir=out_dir, stop=stop.made)
+        records = loop.train_loop(state, train_tokens, val_tokens, out_dir=out_dir, stop=stop.requested)
         for record in _with_previews(state, records):
             for sink in sinks:
                 sink.write(record)

@@ -60,7 +60,7 @@ def read_request(
     """What a call with these arguments asks for. `UserError` if the file `config` cannot be read."""
     given = paths_to_str(options)
     if dataset is not None:
-        given["dataset"] = dataset.asked if isinstance(dataset, Dataset) else str(dataset)
+        given["dataset"] = dataset.source if isinstance(dataset, Dataset) else str(dataset)
     in_file = read_config_file(config) if config else {}
     return TrainRequest(given, in_file, preset, dataset if isinstance(dataset, Dataset) else None, overwrite)
 
@@ -141,7 +141,7 @@ def read_initial_weights(init_from: str, block_size: int) -> tuple[Checkpoint, N
     validate_weights(network, tokenizer.vocab_size, other)
     if 0 < block_size < network.block_size:
         network = network.replace({"block_size": block_size})
-        other.about["config"]["block_size"] = block_size
+        other.metadata["config"]["block_size"] = block_size
         if "model.transformer.wpe.weight" in other.tensors:
             other.tensors["model.transformer.wpe.weight"] = other.tensors["model.transformer.wpe.weight"][:block_size]
     return other, network, tokenizer
@@ -173,8 +173,8 @@ def _resume(wishes: TrainRequest, stack: ExitStack, console: Console | None) -> 
         )
     before = read_config(saved, {})
     changed = [name for name in REPRODUCIBILITY_FIELDS if getattr(before, name) != getattr(state.config, name)]
-    changed += ["device"] if saved.about["device"] != state.device.type else []
-    changed += ["the number of ranks"] if saved.about["ranks"] != distributed.world_size() else []
+    changed += ["device"] if saved.metadata["device"] != state.device.type else []
+    changed += ["the number of ranks"] if saved.metadata["ranks"] != distributed.world_size() else []
     if changed and console:
         console.note(
             f"warning: {', '.join(changed)} changed, so the run goes on but no longer bit for bit as it would have"

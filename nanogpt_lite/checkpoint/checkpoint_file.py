@@ -34,9 +34,9 @@ class Checkpoint:
 
     path: Path
     tensors: dict[str, Tensor]
-    about: dict[str, Any]
+    metadata: dict[str, Any]
 
-    def part(self, prefix: str) -> dict[str, Tensor]:
+    def with_prefix(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names begin with `prefix`, without it."""
         return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
 

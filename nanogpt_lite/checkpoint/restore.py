@@ -24,7 +24,7 @@ from nanogpt_lite.tokenizers.registry import tokenizer_from_json
 def read_config(saved: Checkpoint, given: Mapping[str, Value]) -> TrainConfig:
     """The config in a checkpoint with the options in `given`. `UserError` if they ask for another network."""
     require_same_network(saved, given)
-    stored = saved.about["config"]
+    stored = saved.metadata["config"]
     kept = {"init_from": stored["init_from"], "tokenizer": stored["tokenizer"]}
     return TrainConfig.from_dict({**stored, **given, **kept})
 
@@ -32,15 +32,15 @@ def read_config(saved: Checkpoint, given: Mapping[str, Value]) -> TrainConfig:
 def read_network(saved: Checkpoint) -> tuple[TrainConfig, Tokenizer]:
     """The config and the tokenizer in a checkpoint. `UserError` if it lacks one of them."""
     try:
-        validate_metadata(saved.about)
-        return read_config(saved, {}), tokenizer_from_json(saved.about["tokenizer"])
+        validate_metadata(saved.metadata)
+        return read_config(saved, {}), tokenizer_from_json(saved.metadata["tokenizer"])
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{saved.path} does not describe its network ({error}); use another checkpoint") from error
 
 
 def require_same_network(saved: Checkpoint, given: Mapping[str, Value]) -> None:
     """`UserError` if an option in `given` asks for another network than the checkpoint has."""
-    stored = {**TrainConfig().stored(), **saved.about["config"]}  # an older checkpoint has fewer options
+    stored = {**TrainConfig().stored(), **saved.metadata["config"]}  # an older checkpoint has fewer options
     other = [
         f"{name}={given[name]} (the checkpoint has {stored[name]})"
         for name in (*SHAPE_FIELDS, "tokenizer")
@@ -55,7 +55,7 @@ def require_same_network(saved: Checkpoint, given: Mapping[str, Value]) -> None:
 
 def load_weights(model: GPT, saved: Checkpoint) -> None:
     """Copy a checkpoint's weights into a model. `UserError` unless each has its name and shape there."""
-    found = saved.part("model.")
+    found = saved.with_prefix("model.")
     if not shapes_match(model, found):
         raise wrong_weights_error(saved)
     with torch.no_grad():

@@ -49,7 +49,7 @@ def validate_weights(config: NetworkConfig, vocab_size: int, saved: Checkpoint) 
 
     To be asked before that network is made, which a hostile file could describe as endlessly large.
     """
-    found = saved.part("model.")
+    found = saved.with_prefix("model.")
     if config.n_layer > len(found):
         raise wrong_weights_error(saved)
     try:
@@ -63,7 +63,7 @@ def validate_weights(config: NetworkConfig, vocab_size: int, saved: Checkpoint) 
 def meta_model(config: NetworkConfig, vocab_size: int) -> GPT:
     """Such a network without numbers, on PyTorch's device "meta", however large."""
     with torch.device("meta"), _SkipNormalInit():
-        return GPT(config.part(NetworkConfig), vocab_size)
+        return GPT(config.subset(NetworkConfig), vocab_size)
 
 
 class _SkipNormalInit(TorchFunctionMode):

@@ -48,14 +48,14 @@ def train_on_ranks(count: int, dataset: Dataset | str, **options: Value | Path) 
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
         given = setup.paths_to_str(options)
-        asked = dataset.asked if isinstance(dataset, Dataset) else dataset
+        asked = dataset.source if isinstance(dataset, Dataset) else dataset
         files.write_json(folder / REQUEST, {"dataset": asked, **given})
         written = stack.enter_context((folder / RECORDS).open("w+b"))
         stop = stack.enter_context(signals.stop_on_signals())
         launched = stack.enter_context(_start_launcher(count, folder))
         record, ended = None, False
         while not ended:
-            if stop.made():
+            if stop.requested():
                 launched.stop()
             ended = launched.process.poll() is not None  # and what it wrote before that is read once more
             for record in _new_records(written):

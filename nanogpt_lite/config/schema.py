@@ -88,7 +88,7 @@ class Options:
         """The same config with some values replaced, checked like `from_dict`."""
         return type(self).from_dict({**dataclasses.asdict(self), **values})
 
-    def part(self, kind: "type[AnyOptions]") -> "AnyOptions":
+    def subset(self, kind: "type[AnyOptions]") -> "AnyOptions":
         """The options of this config that config class `kind` has."""
         return kind(**{name: getattr(self, name) for name in kind.names()})
 

@@ -39,7 +39,7 @@ class Dataset:
     """
 
     path: Path
-    asked: str  # what `prepare` was given: with it a run finds its data again
+    source: str  # what `prepare` was given: with it a run finds its data again
     tokenizer: Tokenizer
     sha256: str  # of the text, as UTF-8
     train: Ids

@@ -73,7 +73,7 @@ def open_verified(dataset: Dataset) -> Iterator[list[VerifiedTokens]]:
 
 
 def _changed_error(dataset: Dataset) -> UserError:
-    text = "…" if dataset.asked == str(dataset.path) else dataset.asked
+    text = "…" if dataset.source == str(dataset.path) else dataset.source
     return UserError(
         f"the tokens in {dataset.path} are not those of the text that was prepared there: a file is damaged, or was "
         f"changed; prepare the text again: nanogpt-lite prepare --dataset {text} --out_dir {dataset.path} --overwrite"

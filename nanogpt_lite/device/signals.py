@@ -12,7 +12,7 @@ class StopRequest:
 
     signum: int | None = None
 
-    def made(self) -> bool:
+    def requested(self) -> bool:
         """Whether somebody asked."""
         return self.signum is not None
 
@@ -27,7 +27,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     request = StopRequest()
 
     def note(signum: int, frame: Any) -> None:
-        if request.made() and signum == signal.SIGINT:
+        if request.requested() and signum == signal.SIGINT:
             raise KeyboardInterrupt
         request.signum = request.signum or signum  # a lost terminal sends more than one
 

@@ -69,7 +69,7 @@ def to_nanogpt(
     _require_no_files(paths, overwrite)
     bins: tuple[Path, ...] = ()
     if dataset:
-        data = preparation.prepare(config.dataset, tokenizer=tokenizer, sha256=saved.about["dataset_sha256"] or None)
+        data = preparation.prepare(config.dataset, tokenizer=tokenizer, sha256=saved.metadata["dataset_sha256"] or None)
         verification.verify_checksum(data)
         bins = data.bins
     with files.atomic_set(*paths) as (main, *others):
@@ -119,7 +119,7 @@ def export_weights(
     if target in run_folder.checkpoints_in(target.parent):
         raise UserError(f"{target} is a checkpoint, from which its run goes on; give another place (--path)")
     _require_no_files([target], overwrite)
-    checkpoint_file.write_checkpoint(target, saved.tensors, saved.about)
+    checkpoint_file.write_checkpoint(target, saved.tensors, saved.metadata)
     return target
 
 
@@ -149,7 +149,7 @@ def _require_no_files(paths: Iterable[Path], overwrite: bool) -> None:
 
 def _model_card(saved: Checkpoint, config: TrainConfig, drawn: bool) -> str:
     """What the network is, in Markdown."""
-    about = saved.about
+    about = saved.metadata
     rows = {
         "trained on": f"{config.dataset} (SHA-256 {about['dataset_sha256'] or 'not known'})",
         "steps": about["step"],

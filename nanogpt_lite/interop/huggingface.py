@@ -159,11 +159,11 @@ def write_hf(saved: Checkpoint, config: TrainConfig, tokenizer: Tokenizer, folde
 def _convert_tensors(saved: Checkpoint) -> dict[str, Tensor]:
     """The weights under Hugging Face's names: matrices turned, and zeros where a layer has no bias."""
     tensors = {}
-    for name, tensor in saved.part("model.").items():
+    for name, tensor in saved.with_prefix("model.").items():
         tensors[name] = tensor.t().contiguous() if name.endswith(TRANSPOSED) else tensor
         if name.endswith((*TRANSPOSED, "ln_1.weight", "ln_2.weight", "ln_f.weight")):
             tensors.setdefault(name.removesuffix("weight") + "bias", torch.zeros(tensor.size(0)))
-    biases = {name: tensor for name, tensor in saved.part("model.").items() if name.endswith(".bias")}
+    biases = {name: tensor for name, tensor in saved.with_prefix("model.").items() if name.endswith(".bias")}
     return {**tensors, **biases}
 
 

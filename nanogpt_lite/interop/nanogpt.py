@@ -75,7 +75,7 @@ def read_nanogpt(path: Path, meta: Path | None) -> TrainState:
 
 def write_nanogpt(saved: Checkpoint, config: TrainConfig, tokenizer: Tokenizer, dataset: str, path: Path) -> None:
     """Write a checkpoint as nanoGPT's ckpt.pt, of a run on its data/DATASET. `OSError` if it cannot be written."""
-    weights = saved.part("model.")
+    weights = saved.with_prefix("model.")
     content = {
         "model": {**weights, "lm_head.weight": weights["transformer.wte.weight"]},
         "optimizer": _convert_optimizer(saved, config),
@@ -83,9 +83,9 @@ def write_nanogpt(saved: Checkpoint, config: TrainConfig, tokenizer: Tokenizer, 
             **{name: getattr(config, name) for name in (*MODEL_ARGS, "dropout")},
             "vocab_size": tokenizer.vocab_size,
         },
-        "iter_num": saved.about["step"],
-        "best_val_loss": INITIAL_LOSS if saved.about["best_val_loss"] is None else saved.about["best_val_loss"],
-        "config": {**config.stored(), "dataset": dataset, "device": saved.about["device"]},
+        "iter_num": saved.metadata["step"],
+        "best_val_loss": INITIAL_LOSS if saved.metadata["best_val_loss"] is None else saved.metadata["best_val_loss"],
+        "config": {**config.stored(), "dataset": dataset, "device": saved.metadata["device"]},
     }
     try:
         with path.open("wb") as file:
@@ -269,13 +269,13 @@ def _convert_optimizer(saved: Checkpoint, config: TrainConfig) -> dict[str, Any]
     """The state of PyTorch's AdamW as nanoGPT makes it: without means if there are none, or if Muon has them."""
     model = validation.meta_model(config, saved.tensors["model.transformer.wte.weight"].size(0))
     names = _nanogpt_parameter_order(model)
-    slots = [saved.part(f"optimizer.{name}.") for name in names]
+    slots = [saved.with_prefix(f"optimizer.{name}.") for name in names]
     decayed = sum(parameter.dim() >= 2 for parameter in model.parameters())
     stand_ins = [torch.empty(0) for _ in names]
     groups = [
         {"params": stand_ins[:decayed], "weight_decay": config.weight_decay},
         {"params": stand_ins[decayed:], "weight_decay": 0.0},
     ]
-    rate = learning_rate(saved.about["step"], config)
+    rate = learning_rate(saved.metadata["step"], config)
     form = torch.optim.AdamW(groups, lr=rate, betas=(config.beta1, config.beta2)).state_dict()
     return {**form, "state": dict(enumerate(slots)) if all(slots) and config.optimizer == "adamw" else {}}

@@ -42,7 +42,7 @@ def summary(run: RunLike = None, *, checkpoint: str = LoadConfig.checkpoint) -> 
     weights = 4 * model.num_parameters()
     kept = build.optimizer_state_shapes(build.make_optimizer(model, config)).values()
     slots = 4 * sum(shape.numel() for each in kept for shape in each.values())
-    about = saved.about
+    about = saved.metadata
     return {
         "run": str(saved.path.parent),
         "checkpoint": saved.path.name,

@@ -169,7 +169,7 @@ def _record_eval(state: TrainState, val_loss: float) -> EvalRecord:
     assert state.best_val_loss is not None
     return EvalRecord(
         step=state.step,
-        train_loss=state.since_eval.take(),
+        train_loss=state.since_eval.pop(),
         val_loss=val_loss,
         best_val_loss=state.best_val_loss,
         is_best=is_best,
@@ -203,7 +203,7 @@ def _step_record(state: TrainState, clock: _StepTimer) -> StepRecord:
     of_each = tokens_per_second / distributed.world_size()
     return StepRecord(
         step=state.step,
-        loss=state.since_log.take(),
+        loss=state.since_log.pop(),
         learning_rate=learning_rate(state.step - 1, config),
         grad_norm=state.grad_norm.item() if state.grad_norm.isfinite() else None,
         tokens_per_second=tokens_per_second,

@@ -43,7 +43,7 @@ class RunningMean:
         self.total += value
         self.count += 1
 
-    def take(self) -> float:
+    def pop(self) -> float:
         """The mean of what came in since the last time."""
         mean = self.total.item() / max(self.count, 1)
         self.total.zero_()
@@ -76,7 +76,7 @@ class TrainState:
     def __post_init__(self) -> None:
         config, device = self.config, self.device
         with seeding.seeded(torch.device("cpu"), config.seed):  # on the CPU: the same weights for every device
-            self.model = GPT(config.part(NetworkConfig), self.tokenizer.vocab_size).to(device)
+            self.model = GPT(config.subset(NetworkConfig), self.tokenizer.vocab_size).to(device)
         self.optimizer = build.make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
         self.micro_batch = config.batch_size
@@ -129,7 +129,7 @@ def restore_state(saved: Checkpoint, given: Mapping[str, Value]) -> TrainState:
     `UserError` if an option in `given` asks for another network than the checkpoint has, or if the file does not
     hold a whole state.
     """
-    about = saved.about
+    about = saved.metadata
     try:
         validate_metadata(about)
         config, device = _resolve_auto(saved, given)
@@ -162,7 +162,7 @@ def restore_state(saved: Checkpoint, given: Mapping[str, Value]) -> TrainState:
 
 def _resolve_auto(saved: Checkpoint, given: Mapping[str, Value]) -> tuple[TrainConfig, torch.device]:
     """What a run that goes on leaves to the machine: as before, unless that was for another one."""
-    about, config = saved.about, read_config(saved, given)
+    about, config = saved.metadata, read_config(saved, given)
     device = devices.resolve_device(config.device)
     before, settled = about["config"], dict[str, Value]()
     if given.get("dtype", "auto") == "auto":
@@ -187,9 +187,9 @@ def require_finite(state: TrainState, loss: Tensor) -> None:
 
 def _load_optimizer_state(state: TrainState, saved: Checkpoint) -> None:
     """Give the optimizer its means. `UserError` if they are another optimizer's."""
-    shapes, begun = build.optimizer_state_shapes(state.optimizer), saved.part("optimizer.")
+    shapes, begun = build.optimizer_state_shapes(state.optimizer), saved.with_prefix("optimizer.")
     for key, parameter in state.model.named_parameters():
-        slots = saved.part(f"optimizer.{key}.")
+        slots = saved.with_prefix(f"optimizer.{key}.")
         numbers = all(value.dtype == torch.float32 for value in slots.values())
         if begun and not (numbers and {slot: value.shape for slot, value in slots.items()} == shapes[parameter]):
             raise UserError(

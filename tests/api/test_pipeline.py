@@ -16,6 +16,7 @@ from conftest import TINY
 import nanogpt_lite as ng
 from nanogpt_lite.api import pipeline, setup
 from nanogpt_lite.checkpoint import checkpoint_file
+from nanogpt_lite.checkpoint.checkpoint_file import read_checkpoint
 from nanogpt_lite.config.options import TrainConfig
 from nanogpt_lite.data import download
 from nanogpt_lite.device import devices
@@ -68,7 +69,7 @@ def test_precedence_is_preset_file_given(text_file):
 
 def test_a_resumed_run_takes_its_options_from_the_checkpoint(trained):
     ng.train(out_dir=trained.out_dir, init_from="resume", max_iters=30, learning_rate=2e-3, preset="tutorial")
-    about = checkpoint_file.read_checkpoint(trained.out_dir / "last.safetensors").about
+    about = read_checkpoint(trained.out_dir / "last.safetensors").metadata
     assert about["step"] == 30
     assert about["config"]["n_embd"] == 16
     assert about["config"]["learning_rate"] == 2e-3
@@ -105,11 +106,9 @@ def test_a_run_can_begin_with_the_weights_of_another(trained, text_file):
     second = ng.train(
         "other.txt", init_from=str(trained.out_dir), preset="cpu", learning_rate=1e-9, min_lr=0.0, max_iters=1
     )
-    about = checkpoint_file.read_checkpoint(second.out_dir / "last.safetensors").about
+    about = read_checkpoint(second.out_dir / "last.safetensors").metadata
     assert about["config"]["n_embd"] == 16
-    assert (
-        about["tokenizer"] == checkpoint_file.read_checkpoint(trained.out_dir / "best.safetensors").about["tokenizer"]
-    )
+    assert about["tokenizer"] == read_checkpoint(trained.out_dir / "best.safetensors").metadata["tokenizer"]
     for one, other in zip(ng.load(trained)[0].parameters(), ng.load(second)[0].parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
     ng.train(out_dir=second.out_dir, init_from="resume", max_iters=3)  # the first run is no longer needed for that
@@ -205,7 +204,9 @@ def test_prepared_data_serves_when_the_text_is_gone(trained, text_file):
 
 def test_a_prepared_dataset_is_remembered_by_what_was_asked_for(text_file):
     run = ng.train(ng.prepare("bottles.txt"), **{**TINY, "max_iters": 2})
-    assert checkpoint_file.read_checkpoint(run.out_dir / "last.safetensors").about["config"]["dataset"] == "bottles.txt"
+    assert (
+        checkpoint_file.read_checkpoint(run.out_dir / "last.safetensors").metadata["config"]["dataset"] == "bottles.txt"
+    )
     dataset = ng.prepare("bottles.txt")
     text_file.write_text("another text altogether\n" * 50)
     ng.prepare("bottles.txt")
@@ -325,7 +326,7 @@ def test_other_scripts_train_and_sample(text_file, text, tokenizer):
 
 def test_samples_in_training_do_not_change_it(text_file):
     plain, sampled = (ng.train("bottles.txt", **TINY, sample_interval=n, log_interval=3) for n in (0, 4))
-    options = [checkpoint_file.read_checkpoint(run.out_dir / "last.safetensors") for run in (plain, sampled)]
+    options = [read_checkpoint(run.out_dir / "last.safetensors") for run in (plain, sampled)]
     assert all(torch.equal(options[0].tensors[name], options[1].tensors[name]) for name in options[0].tensors)
     texts = [record["text"] for record in sampled.metrics if record["kind"] == "sample"]
     assert [len(text) for text in texts] == [pipeline.PREVIEW_TOKENS] * 5
@@ -339,7 +340,7 @@ def test_an_interrupt_saves_and_is_raised(text_file, capsys):
                 os.kill(os.getpid(), signal.SIGTERM)
     assert caught.value.signum == signal.SIGTERM
     assert "--init_from resume" in str(caught.value)
-    assert checkpoint_file.read_checkpoint(run_folder.find_checkpoint("runs/bottles-1", "last")).about["step"] == 13
+    assert read_checkpoint(run_folder.find_checkpoint("runs/bottles-1", "last")).metadata["step"] == 13
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 

@@ -13,6 +13,7 @@ import torch
 
 from nanogpt_lite import files
 from nanogpt_lite.checkpoint import checkpoint_file
+from nanogpt_lite.checkpoint.checkpoint_file import read_checkpoint
 from nanogpt_lite.errors import UserError
 
 TENSORS = {f"t{n}": torch.randn(3, n + 1) for n in range(5)} | {"step": torch.tensor(3.0)}
@@ -21,11 +22,11 @@ ABOUT = {"step": 3, "loss": 0.1 + 0.2, "config": {"z": 1, "a": "é\n"}, "best": 
 
 def test_what_is_saved_is_loaded(tmp_path):
     checkpoint_file.write_checkpoint(tmp_path / "a.safetensors", TENSORS, ABOUT)
-    saved = checkpoint_file.read_checkpoint(tmp_path / "a.safetensors")
-    assert saved.about == ABOUT
+    saved = read_checkpoint(tmp_path / "a.safetensors")
+    assert saved.metadata == ABOUT
     assert saved.tensors.keys() == TENSORS.keys()
     assert all(torch.equal(saved.tensors[name], tensor) for name, tensor in TENSORS.items())
-    assert checkpoint_file.read_checkpoint(tmp_path / "a.safetensors", prefix="t").part("t").keys() == set("01234")
+    assert read_checkpoint(tmp_path / "a.safetensors", prefix="t").with_prefix("t").keys() == set("01234")
 
 
 def test_others_can_read_it(tmp_path):
@@ -95,7 +96,7 @@ def test_a_file_that_does_not_fit_leaves_the_old_one(tmp_path):
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("refused:")
     assert "last.safetensors" in done.stdout
-    assert checkpoint_file.read_checkpoint(tmp_path / "last.safetensors").about == {"step": 1}
+    assert read_checkpoint(tmp_path / "last.safetensors").metadata == {"step": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["last.safetensors"]
 
 
@@ -131,7 +132,7 @@ def test_every_truncation_is_an_error(tmp_path):
     for length in range(0, len(whole), 7):
         path.write_bytes(whole[:length])
         with pytest.raises(UserError, match="damaged"):
-            checkpoint_file.read_checkpoint(path)
+            read_checkpoint(path)
 
 
 def test_a_missing_one_is_an_error(tmp_path):

@@ -283,7 +283,7 @@ def test_a_signal_finishes_the_step_saves_and_ends_with_its_status(text_file, si
     assert "nanogpt-lite train --out_dir runs/a --init_from resume" in errors
     from nanogpt_lite.checkpoint import checkpoint_file
 
-    step = checkpoint_file.read_checkpoint(Path("runs/a/last.safetensors")).about["step"]
+    step = checkpoint_file.read_checkpoint(Path("runs/a/last.safetensors")).metadata["step"]
     assert step >= 5
     assert read("runs/a")[-1] == {**read("runs/a")[-1], "kind": "done", "reason": "interrupted", "step": step}
 

@@ -265,8 +265,8 @@ def test_the_rate_does_not_rise():
 
 def test_parts_and_copies():
     whole = RunConfig(n_layer=2, top_k=7, device="cpu", max_seconds=3)
-    assert whole.part(TrainConfig) == TrainConfig(n_layer=2, device="cpu", max_seconds=3)
-    assert whole.part(SampleConfig) == SampleConfig(top_k=7, device="cpu")
+    assert whole.subset(TrainConfig) == TrainConfig(n_layer=2, device="cpu", max_seconds=3)
+    assert whole.subset(SampleConfig) == SampleConfig(top_k=7, device="cpu")
     assert whole.replace({"n_layer": 3}) == RunConfig(n_layer=3, top_k=7, device="cpu", max_seconds=3)
     with pytest.raises(UserError, match="n_layer=0"):
         whole.replace({"n_layer": 0})

@@ -54,7 +54,7 @@ class Server:
 
     def __init__(self) -> None:
         self.plan: list[Answer] = []
-        self.asked: list[str] = []
+        self.source: list[str] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):

@@ -121,9 +121,9 @@ def test_seeded_numbers_depend_on_the_parts_alone():
 def test_the_first_signal_asks_to_stop_and_the_second_interrupts(signum):
     before = signal.getsignal(signum)
     with signals.stop_on_signals() as stop:
-        assert not stop.made()
+        assert not stop.requested()
         os.kill(os.getpid(), signum)
-        assert stop.made()
+        assert stop.requested()
         assert stop.signum == signum
         os.kill(os.getpid(), signal.SIGTERM)  # from somebody who has no patience; a person presses Ctrl-C
         assert stop.signum == signum
@@ -137,7 +137,7 @@ def test_signals_are_left_alone_outside_the_main_thread():
 
     def elsewhere():
         with signals.stop_on_signals() as stop:
-            seen.append(stop.made())
+            seen.append(stop.requested())
 
     thread = threading.Thread(target=elsewhere)
     thread.start()

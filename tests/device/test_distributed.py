@@ -167,7 +167,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(folder):
     (done,) = records("runs/shared", "done")
     assert done["reason"] == "interrupted"
     saved = checkpoint_file.read_checkpoint(Path("runs/shared/last.safetensors"))
-    assert saved.about["step"] == done["step"]
+    assert saved.metadata["step"] == done["step"]
     train({"out_dir": "runs/shared", "init_from": "resume", "max_iters": done["step"] + 3})
 
 
@@ -177,7 +177,7 @@ def test_when_one_is_killed_the_other_ends_and_the_checkpoint_is_whole(folder):
     processes[0].kill()
     assert forked_ranks.statuses(processes) == [-signal.SIGKILL, 1]
     assert "the ranks have lost each other" in Path("rank1.error").read_text()
-    assert checkpoint_file.read_checkpoint(Path("runs/shared/last.safetensors")).about["step"] >= 4
+    assert checkpoint_file.read_checkpoint(Path("runs/shared/last.safetensors")).metadata["step"] >= 4
 
 
 def test_started_anew_they_go_on_with_what_they_began(folder):
@@ -187,7 +187,7 @@ def test_started_anew_they_go_on_with_what_they_began(folder):
     reached("runs/bottles-1", 4)
     processes[1].kill()
     assert forked_ranks.statuses(processes) == [1, -signal.SIGKILL]
-    last = checkpoint_file.read_checkpoint(Path("runs/bottles-1/last.safetensors")).about["step"]
+    last = checkpoint_file.read_checkpoint(Path("runs/bottles-1/last.safetensors")).metadata["step"]
     assert job.run(2, train, {**options, "max_iters": last + 3}) == [0, 0]
     assert [record["step"] for record in records("runs/bottles-1", "start")] == [0, last]
     assert not Path("runs/bottles-2").exists()

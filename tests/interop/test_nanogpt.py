@@ -23,6 +23,7 @@ import torch
 
 import nanogpt_lite as ng
 from nanogpt_lite.checkpoint import checkpoint_file
+from nanogpt_lite.checkpoint.checkpoint_file import read_checkpoint
 from nanogpt_lite.checkpoint.restore import read_network
 from nanogpt_lite.cli.main import main
 from nanogpt_lite.data import batching
@@ -109,7 +110,7 @@ def test_a_dataset_is_a_name_and_no_way_out_of_runs(theirs):
     saved_as(content, config={**content["config"], "dataset": "../../../bottles"})
     run = conversion.from_nanogpt("out/ckpt.pt", meta="data/bottles/meta.pkl")
     assert run.out_dir == Path("runs/bottles-1")
-    assert checkpoint_file.read_checkpoint(run.out_dir / "last.safetensors").about["config"]["dataset"] == "bottles"
+    assert read_checkpoint(run.out_dir / "last.safetensors").metadata["config"]["dataset"] == "bottles"
 
 
 def test_another_folder_s_characters_are_not_looked_for(theirs):
@@ -172,7 +173,7 @@ def test_training_goes_on_where_nanogpt_stopped(theirs):
     """The next step, from the same gradient: the same weights, by AdamW's means, its count and the learning rate."""
     _, _, named, optimizer = theirs
     run = conversion.from_nanogpt("out/ckpt.pt")
-    saved = checkpoint_file.read_checkpoint(run.out_dir / "last.safetensors")
+    saved = read_checkpoint(run.out_dir / "last.safetensors")
     restored = restore_state(saved, {"grad_clip": 0.0})
     assert (restored.step, restored.best_val_loss, restored.config.dtype) == (STEPS, 2.5, "float32")
     assert restored.config.eval_iters == 3
@@ -195,15 +196,17 @@ def test_it_goes_on_in_the_format_in_which_nanogpt_computed(theirs, device, dtyp
     """Its train.py takes every device without "cuda" in its name for a CPU, and computes there as it is."""
     content, *_ = theirs
     saved_as(content, config={**content["config"], "device": device})
-    saved = checkpoint_file.read_checkpoint(conversion.from_nanogpt("out/ckpt.pt").out_dir / "last.safetensors")
-    assert saved.about["config"]["dtype"] == dtype
+    saved = read_checkpoint(conversion.from_nanogpt("out/ckpt.pt").out_dir / "last.safetensors")
+    assert saved.metadata["config"]["dtype"] == dtype
 
 
 def test_it_resumes_on_its_text_and_knows_it_from_then_on(theirs):
     run = conversion.from_nanogpt("out/ckpt.pt", out_dir="runs/taken")
     ng.train("bottles.txt", out_dir=run.out_dir, init_from="resume", max_iters=6, device="cpu", threads=1)
     data = ng.prepare("bottles.txt")
-    assert checkpoint_file.read_checkpoint(Path("runs/taken/last.safetensors")).about["dataset_sha256"] == data.sha256
+    assert (
+        checkpoint_file.read_checkpoint(Path("runs/taken/last.safetensors")).metadata["dataset_sha256"] == data.sha256
+    )
     assert np.isfinite(ng.evaluate(run, dataset="bottles.txt", device="cpu")["val_loss"])
     assert min(record["val_loss"] for record in run.metrics if record["kind"] == "eval") > run.best_val_loss == 2.5
 
@@ -212,12 +215,12 @@ def test_out_and_in_again_is_the_same(text_file):
     run = ng.train("bottles.txt", **SMALL, dropout=0.1)
     path = conversion.to_nanogpt(run, "out", checkpoint="last", dataset=True)
     back = conversion.from_nanogpt(path, out_dir="runs/back", meta="out/data/bottles/meta.pkl")
-    before, after = (checkpoint_file.read_checkpoint(one.out_dir / "last.safetensors") for one in (run, back))
+    before, after = (read_checkpoint(one.out_dir / "last.safetensors") for one in (run, back))
     assert before.tensors.keys() == after.tensors.keys()
     assert all(torch.equal(tensor, after.tensors[name]) for name, tensor in before.tensors.items())
-    kept = {name: value for name, value in before.about["config"].items() if name not in ("threads", "dataset")}
-    assert {name: after.about["config"][name] for name in kept} == kept
-    assert after.about["device"] == before.about["device"] == "cpu"  # else another number format goes on
+    kept = {name: value for name, value in before.metadata["config"].items() if name not in ("threads", "dataset")}
+    assert {name: after.metadata["config"][name] for name in kept} == kept
+    assert after.metadata["device"] == before.metadata["device"] == "cpu"  # else another number format goes on
     for split in ("train", "val"):
         assert Path(f"out/data/bottles/{split}.bin").read_bytes() == Path(f"data/bottles/{split}.bin").read_bytes()
 
@@ -382,7 +385,7 @@ def test_an_output_of_its_own_is_no_nanogpts(theirs):
 def test_no_loss_is_none_in_both_directions(theirs, loss):
     saved_as(theirs[0], best_val_loss=loss)
     run = conversion.from_nanogpt("out/ckpt.pt")
-    assert checkpoint_file.read_checkpoint(run.out_dir / "last.safetensors").about["best_val_loss"] is None
+    assert read_checkpoint(run.out_dir / "last.safetensors").metadata["best_val_loss"] is None
     content = torch.load(conversion.to_nanogpt(run, "again"), weights_only=True)
     assert content["best_val_loss"] == 1e9  # with which nanoGPT begins
 
@@ -402,7 +405,7 @@ def test_a_rate_that_would_rise_stays_and_is_told_of(theirs):
     saved_as(content, config={**content["config"], "min_lr": 1.0})
     with pytest.warns(UserWarning, match="its learning rate would rise to min_lr; here it stays"):
         run = conversion.from_nanogpt("out/ckpt.pt")
-    config = read_network(checkpoint_file.read_checkpoint(run.out_dir / "last.safetensors"))[0]
+    config = read_network(read_checkpoint(run.out_dir / "last.safetensors"))[0]
     assert (config.learning_rate, config.min_lr) == (0.01, 0.01)
 
 
@@ -529,7 +532,7 @@ def test_weights_alone_load_and_sample(text_file):
     assert path.stat().st_size < 0.45 * (run.out_dir / "best.safetensors").stat().st_size
     options = {"start": "7 green", "max_new_tokens": 20, "device": "cpu"}
     assert ng.sample(path, **options) == ng.sample(run, **options) == ng.sample(run, checkpoint="weights", **options)
-    assert not [name for name in checkpoint_file.read_checkpoint(path).tensors if name.startswith("optimizer")]
+    assert not [name for name in read_checkpoint(path).tensors if name.startswith("optimizer")]
 
 
 def test_the_command_line(theirs, capsys):

@@ -57,7 +57,7 @@ def test_steps_equal_adamw_written_out():
         n_layer=1, n_head=1, n_embd=8, block_size=4, bias=True, weight_decay=0.3, beta1=0.8, beta2=0.95
     )
     torch.manual_seed(0)
-    model = GPT(config.part(NetworkConfig), 7).double()
+    model = GPT(config.subset(NetworkConfig), 7).double()
     optimizer = build.make_optimizer(model, config)
     expected = {name: p.detach().clone() for name, p in model.named_parameters()}
     means = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in expected.items()}
@@ -78,7 +78,7 @@ def test_steps_equal_adamw_written_out():
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_what_the_optimizer_will_keep_is_known_before_its_first_step(optimizer):
     config = TrainConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, dropout=0.0, optimizer=optimizer)
-    model = GPT(config.part(NetworkConfig), 11)
+    model = GPT(config.subset(NetworkConfig), 11)
     made = build.make_optimizer(model, config)
     reserved = sorted(tuple(tensor.shape) for tensor in build.reserve_optimizer_state(made))
     for parameter in model.parameters():

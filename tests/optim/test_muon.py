@@ -17,7 +17,7 @@ CONFIG = TrainConfig(
 
 def network():
     torch.manual_seed(0)
-    return GPT(CONFIG.part(NetworkConfig), 11)
+    return GPT(CONFIG.subset(NetworkConfig), 11)
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 24, 8), (2, 8, 32)])

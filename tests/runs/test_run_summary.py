@@ -35,7 +35,7 @@ def test_the_numbers_are_those_of_the_network(text_file, options):
     assert content["best_step"] == min(evaluations, key=lambda record: record["val_loss"])["step"]
     assert content["tokens_seen"] == content["step"] * 4 * 16
     saved = checkpoint_file.read_checkpoint(Path(run.out_dir) / "best.safetensors")
-    assert content["bytes_of_weights"] == sum(t.nbytes for t in saved.part("model.").values())
+    assert content["bytes_of_weights"] == sum(t.nbytes for t in saved.with_prefix("model.").values())
     assert content["bytes_of_training"] == content["bytes_of_weights"] + sum(t.nbytes for t in saved.tensors.values())
     cache = ng.KVCache(model, 1)
     assert content["bytes_of_cache_per_token"] == (cache.keys.nbytes + cache.values.nbytes) / 16

@@ -158,7 +158,7 @@ def test_checkpoints_that_are_whole_and_say_nonsense(trained, cases, figures):
         checkpoint_file.write_checkpoint(path, saved.tensors, about)
         go_on(path)
 
-    described = with_other_value(saved.about).filter(lambda about: isinstance(about, dict))
+    described = with_other_value(saved.metadata).filter(lambda about: isinstance(about, dict))
     try_cases(40 * cases, described, case, figures, "descriptions in checkpoints")
 
 
@@ -172,7 +172,7 @@ def test_checkpoints_with_other_tensors(trained, cases, figures):
         name, other, whose = example
         tensors = {**saved.tensors, other: saved.tensors[whose].clone()}
         tensors.pop(name, None)
-        checkpoint_file.write_checkpoint(path, tensors, saved.about)
+        checkpoint_file.write_checkpoint(path, tensors, saved.metadata)
         go_on(path)
 
     any_name = st.sampled_from(names)
@@ -403,7 +403,7 @@ def test_a_network_that_nobody_could_hold_is_refused_before_it_is_made(trained, 
     path = OUT / "last.safetensors"
     saved = checkpoint_file.read_checkpoint(path)
     checkpoint_file.write_checkpoint(
-        path, saved.tensors, {**saved.about, "config": {**saved.about["config"], **options}}
+        path, saved.tensors, {**saved.metadata, "config": {**saved.metadata["config"], **options}}
     )
     for call in (
         lambda: ng.train(out_dir=OUT, init_from="resume", max_iters=4),
@@ -419,7 +419,7 @@ def test_a_vocabulary_that_nobody_needs_is_refused(trained):
     saved = checkpoint_file.read_checkpoint(path)
     chars = "".join(map(chr, range(0x20, 0xD000)))
     checkpoint_file.write_checkpoint(
-        path, saved.tensors, {**saved.about, "tokenizer": {"type": "char", "chars": chars}}
+        path, saved.tensors, {**saved.metadata, "tokenizer": {"type": "char", "chars": chars}}
     )
     with pytest.raises(ng.UserError, match="do not fit"):
         ng.load(path)
@@ -461,9 +461,9 @@ def test_the_largest_context_that_is_permitted_takes_no_memory_before_it_is_need
     options = {**TINY, "n_layer": 100, "n_embd": 2, "n_head": 1, "ngram": 1}
     ng.train("bottles.txt", **options, eval_iters=1)
     saved = checkpoint_file.read_checkpoint(OUT / "last.safetensors")
-    saved.about["config"]["block_size"] = 2**20
+    saved.metadata["config"]["block_size"] = 2**20
     path = tmp_path / "large.safetensors"
-    checkpoint_file.write_checkpoint(path, saved.tensors, saved.about)
+    checkpoint_file.write_checkpoint(path, saved.tensors, saved.metadata)
     before = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
     assert ng.sample(path, max_new_tokens=2, device="cpu")
     after = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])

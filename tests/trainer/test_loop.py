@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from nanogpt_lite.checkpoint import checkpoint_file
+from nanogpt_lite.checkpoint.checkpoint_file import read_checkpoint
 from nanogpt_lite.checkpoint.restore import load_weights, read_config
 from nanogpt_lite.config.options import TrainConfig
 from nanogpt_lite.data import batching
@@ -101,7 +102,7 @@ def test_evaluation_does_not_touch_training(tmp_path):
     _, often = run(tmp_path / "often", dataclasses.replace(config, eval_interval=1, eval_iters=2))
     assert [r.loss for r in of(StepRecord, rarely)] == [r.loss for r in of(StepRecord, often)]
     weights = [
-        checkpoint_file.read_checkpoint(tmp_path / name / "last.safetensors").part("model.")
+        checkpoint_file.read_checkpoint(tmp_path / name / "last.safetensors").with_prefix("model.")
         for name in ("rarely", "often")
     ]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -138,7 +139,7 @@ def test_a_checkpoint_is_on_disk_when_its_record_comes(tmp_path):
     for record in loop.train_loop(init_state(SMALL, TOKENIZER), TRAIN, VAL, out_dir=tmp_path):
         if isinstance(record, CheckpointRecord):
             names.append((record.name, record.step))
-            assert checkpoint_file.read_checkpoint(tmp_path / f"{record.name}.safetensors").about["step"] == record.step
+            assert read_checkpoint(tmp_path / f"{record.name}.safetensors").metadata["step"] == record.step
     assert names == [("best", 5), ("last", 5), ("best", 10), ("last", 10), ("best", 12), ("last", 12)]
 
 
@@ -149,8 +150,8 @@ def test_best_is_the_lowest_loss_ever_and_a_worse_one_never_replaces_it(tmp_path
     evals = of(EvalRecord, records)
     assert [e.is_best for e in evals] == [True, True, False, False, True, False]
     assert [e.best_val_loss for e in evals] == [3.0, 2.0, 2.0, 2.0, 1.5, 1.5]
-    assert checkpoint_file.read_checkpoint(tmp_path / "best.safetensors").about["step"] == 5
-    assert checkpoint_file.read_checkpoint(tmp_path / "last.safetensors").about["best_step"] == 5
+    assert read_checkpoint(tmp_path / "best.safetensors").metadata["step"] == 5
+    assert read_checkpoint(tmp_path / "last.safetensors").metadata["best_step"] == 5
     assert (records[-1].best_val_loss, records[-1].best_step) == (1.5, 5)
 
 
@@ -161,7 +162,7 @@ def test_numbered_checkpoints_are_kept(tmp_path):
         "last.safetensors",
         *[f"step_{n:06d}.safetensors" for n in (4, 8, 12)],
     ]
-    assert checkpoint_file.read_checkpoint(tmp_path / "step_000004.safetensors").about["step"] == 4
+    assert read_checkpoint(tmp_path / "step_000004.safetensors").metadata["step"] == 4
 
 
 @pytest.mark.parametrize(
@@ -185,13 +186,13 @@ def test_max_seconds_ends_with_an_evaluation(tmp_path, monkeypatch):
     _, records = run(tmp_path, changed(max_seconds=35, eval_interval=1000))
     assert (records[-1].reason, records[-1].step) == ("max_seconds", 3)
     assert [r.step for r in of(EvalRecord, records)] == [3]
-    assert checkpoint_file.read_checkpoint(tmp_path / "best.safetensors").about["step"] == 3
+    assert read_checkpoint(tmp_path / "best.safetensors").metadata["step"] == 3
 
 
 def test_a_finished_run_does_nothing_more(tmp_path):
     run(tmp_path)
     before = (tmp_path / "last.safetensors").stat().st_mtime_ns
-    state = restore_state(checkpoint_file.read_checkpoint(tmp_path / "last.safetensors"), {})
+    state = restore_state(read_checkpoint(tmp_path / "last.safetensors"), {})
     _, records = run(tmp_path, state=state)
     assert [type(r) for r in records] == [StartRecord, DoneRecord]
     assert (tmp_path / "last.safetensors").stat().st_mtime_ns == before
@@ -216,7 +217,7 @@ def test_going_on_gives_the_same_file_and_the_same_losses(tmp_path, dtype, optio
         pieces += [r for r in records if isinstance(r, StepRecord | EvalRecord)]
         if records[-1].reason != "interrupted":
             break
-        state = restore_state(checkpoint_file.read_checkpoint(tmp_path / "pieces" / "last.safetensors"), {})
+        state = restore_state(read_checkpoint(tmp_path / "pieces" / "last.safetensors"), {})
     for name in ("last", "best"):
         files = [(tmp_path / folder / f"{name}.safetensors").read_bytes() for folder in ("straight", "pieces")]
         assert files[0] == files[1]
@@ -236,7 +237,7 @@ def test_a_stop_during_an_evaluation_loses_nothing(tmp_path):
     _, records = run(tmp_path / "cut", state=state, stop=lambda: next(answers))
     assert (records[-1].reason, records[-1].step) == ("interrupted", 5)
     assert not of(EvalRecord, records)
-    state = restore_state(checkpoint_file.read_checkpoint(tmp_path / "cut" / "last.safetensors"), {})
+    state = restore_state(read_checkpoint(tmp_path / "cut" / "last.safetensors"), {})
     _, rest = run(tmp_path / "cut", state=state)
     assert [(e.step, e.val_loss) for e in of(EvalRecord, rest)] == [
         (e.step, e.val_loss) for e in of(EvalRecord, straight)
@@ -245,8 +246,8 @@ def test_a_stop_during_an_evaluation_loses_nothing(tmp_path):
 
 def test_extending_a_run_keeps_its_schedule(tmp_path):
     run(tmp_path)
-    saved = checkpoint_file.read_checkpoint(tmp_path / "last.safetensors")
-    assert saved.about["config"]["lr_decay_iters"] == 12
+    saved = read_checkpoint(tmp_path / "last.safetensors")
+    assert saved.metadata["config"]["lr_decay_iters"] == 12
     state, records = run(tmp_path, state=restore_state(saved, {"max_iters": 15}))
     assert records[-1].step == 15
     assert state.config.lr_decay_iters == 12
@@ -271,8 +272,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     with pytest.raises(ExternalError, match=r"not finite by step [78]; .*--init_from resume.*--learning_rate"):
         run(tmp_path, state=state)
     for name in ("last", "best"):
-        good = checkpoint_file.read_checkpoint(tmp_path / f"{name}.safetensors")
-        assert good.about["step"] == 4
+        good = read_checkpoint(tmp_path / f"{name}.safetensors")
+        assert good.metadata["step"] == 4
         assert all(tensor.isfinite().all() for tensor in good.tensors.values())
 
 
@@ -282,7 +283,7 @@ def test_a_val_loss_that_is_not_finite_is_no_evaluation(tmp_path, monkeypatch, b
     monkeypatch.setattr(evaluation, "val_loss", lambda *_: next(losses))
     with pytest.raises(ExternalError, match="not finite by step 10"):
         run(tmp_path)
-    assert checkpoint_file.read_checkpoint(tmp_path / "last.safetensors").about["step"] == 5
+    assert read_checkpoint(tmp_path / "last.safetensors").metadata["step"] == 5
 
 
 def test_an_interrupted_run_with_a_broken_loss_is_not_saved(tmp_path):
@@ -315,7 +316,7 @@ def test_batches_may_come_from_elsewhere(tmp_path):
 
 def test_restoring_another_network_names_the_fields(tmp_path):
     run(tmp_path)
-    saved = checkpoint_file.read_checkpoint(tmp_path / "last.safetensors")
+    saved = read_checkpoint(tmp_path / "last.safetensors")
     with pytest.raises(UserError, match=r"n_layer=3 \(the checkpoint has 2\), bias=False \(the checkpoint has True\)"):
         restore_state(saved, {"n_layer": 3, "bias": False, "learning_rate": 1e-4})
     with pytest.raises(UserError, match="tokenizer=byte"):
@@ -328,13 +329,13 @@ def test_restoring_another_network_names_the_fields(tmp_path):
 
 def test_restoring_settles_what_is_left_to_the_machine(tmp_path):
     run(tmp_path, changed(dtype="bfloat16"))
-    saved = checkpoint_file.read_checkpoint(tmp_path / "last.safetensors")
+    saved = read_checkpoint(tmp_path / "last.safetensors")
     config = restore_state(saved, {"dtype": "auto", "threads": 0, "lr_decay_iters": 0, "max_iters": 20}).config
     assert (config.dtype, config.threads, config.lr_decay_iters) == ("bfloat16", 1, 20)
     assert restore_state(saved, {"dtype": "float32", "threads": 2}).config.dtype == "float32"
-    saved.about["device"] = "cuda"  # where bfloat16 was chosen for it
+    saved.metadata["device"] = "cuda"  # where bfloat16 was chosen for it
     assert restore_state(saved, {}).config.dtype == "float32"
-    saved.about["ranks"] = 2  # each with a thread of its own
+    saved.metadata["ranks"] = 2  # each with a thread of its own
     assert restore_state(saved, {}).config.threads == devices.resolve_threads(0) != 1
     assert restore_state(saved, {"threads": 1}).config.threads == 1
 
@@ -352,11 +353,13 @@ def test_restoring_settles_what_is_left_to_the_machine(tmp_path):
 )
 def test_a_loss_scaler_that_would_stop_all_learning_is_refused(tmp_path, scaler):
     run(tmp_path, changed(dtype="float16"))
-    saved = checkpoint_file.read_checkpoint(tmp_path / "last.safetensors")
-    before = dict(saved.about["scaler"])
-    saved.about["scaler"].update({"growth_factor": 0.5, "growth_interval": 0})  # what no run changes, none takes over
+    saved = read_checkpoint(tmp_path / "last.safetensors")
+    before = dict(saved.metadata["scaler"])
+    saved.metadata["scaler"].update(
+        {"growth_factor": 0.5, "growth_interval": 0}
+    )  # what no run changes, none takes over
     assert restore_state(saved, {}).scaler.state_dict() == before
-    saved.about["scaler"].update(scaler)
+    saved.metadata["scaler"].update(scaler)
     with pytest.raises(UserError, match="its loss scaler has no numbers"):
         restore_state(saved, {})
 
@@ -365,14 +368,14 @@ def test_weights_of_another_shape_are_refused(tmp_path):
     run(tmp_path)
     other = init_state(changed(n_embd=32), TOKENIZER).model
     with pytest.raises(UserError, match="do not fit"):
-        load_weights(other, checkpoint_file.read_checkpoint(tmp_path / "last.safetensors"))
+        load_weights(other, read_checkpoint(tmp_path / "last.safetensors"))
 
 
 @pytest.mark.parametrize("missing", ["tokenizer", "since_eval", "config", "step", "device"])
 def test_a_checkpoint_that_lacks_something_is_an_error(tmp_path, missing):
     run(tmp_path)
-    saved = checkpoint_file.read_checkpoint(tmp_path / "last.safetensors")
-    del saved.about[missing]
+    saved = read_checkpoint(tmp_path / "last.safetensors")
+    del saved.metadata[missing]
     with pytest.raises(UserError, match=f"whole training state.*{missing}"):
         restore_state(saved, {})
 
@@ -401,6 +404,6 @@ def test_on_a_gpu_a_resumed_run_goes_on(tmp_path):
     state = init_state(config, TOKENIZER)
     stops = itertools.count()
     run(tmp_path, state=state, stop=lambda: next(stops) > 4)
-    state = restore_state(checkpoint_file.read_checkpoint(tmp_path / "last.safetensors"), {"device": "cuda"})
+    state = restore_state(read_checkpoint(tmp_path / "last.safetensors"), {"device": "cuda"})
     _, records = run(tmp_path, state=state)
     assert records[-1].step == 12

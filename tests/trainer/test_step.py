@@ -180,7 +180,7 @@ def test_ranks_agree_on_the_micro_batch_that_fits_all(text_file):
     assert forked_ranks.run(2, train_with_little_memory, {"out_dir": "runs/scarce"}, 2) == [0, 0]
     test_distributed.train({"out_dir": "runs/alone"})
     test_distributed.require_same_losses("runs/scarce", "runs/alone")
-    assert checkpoint_file.read_checkpoint(Path("runs/scarce/last.safetensors")).about["micro_batch"] == 2
+    assert checkpoint_file.read_checkpoint(Path("runs/scarce/last.safetensors")).metadata["micro_batch"] == 2
     assert [(r["step"], r["rows"]) for r in test_distributed.records("runs/scarce", "micro_batch")] == [(1, 2)]
 
 
@@ -213,7 +213,7 @@ def test_steps_equal_the_same_written_out(tmp_path):
         for group in adamw.param_groups:
             group["lr"] = learning_rate(step, state.config)
         adamw.step()
-        assert state.since_log.take() == pytest.approx(loss.item(), rel=1e-5)
+        assert state.since_log.pop() == pytest.approx(loss.item(), rel=1e-5)
         assert state.grad_norm.item() == pytest.approx(norm, rel=1e-4)
     assert state.step == 6
     for (name, ours), theirs in zip(state.model.named_parameters(), twin.parameters(), strict=True):
@@ -265,9 +265,9 @@ def test_one_batch_can_be_learned_by_heart():
     random = torch.randint(8, (4, 9), generator=torch.Generator().manual_seed(0))
     for _ in range(150):
         train_step(state, state.model, (random[:, :-1], random[:, 1:]))
-    state.since_log.take()
+    state.since_log.pop()
     train_step(state, state.model, (random[:, :-1], random[:, 1:]))
-    assert state.since_log.take() < 0.4 < math.log(8)  # the first tokens of the rows cannot be known
+    assert state.since_log.pop() < 0.4 < math.log(8)  # the first tokens of the rows cannot be known
 
 
 def test_float16_leaves_out_steps_whose_gradient_overflows():

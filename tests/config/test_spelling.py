@@ -1,0 +1,22 @@
+"""Options in messages, respelled for the command line and for Modal."""
+
+import pytest
+
+from nanogpt_lite.config.spelling import for_command_line, for_modal
+
+
+@pytest.mark.parametrize(
+    ("message", "command_line", "modal"),
+    [
+        ("give another `out_dir`", "give another --out_dir", "give another --out-dir"),
+        ("go on (`init_from='resume'`)", "go on (--init_from resume)", "go on (--init-from resume)"),
+        ("give `dataset='my text.txt'`", "give --dataset 'my text.txt'", "give --dataset 'my text.txt'"),
+        ("replace it: `overwrite=True`", "replace it: --overwrite", "replace it: --overwrite"),
+        ("use `compile=False`", "use --compile False", "use --no-compile"),
+        ("try `n_embd=64`", "try --n_embd 64", "try --n-embd 64"),
+        ("no option here: `Ab c`, n_embd=64", "no option here: `Ab c`, n_embd=64", "no option here: `Ab c`, n_embd=64"),
+    ],
+)
+def test_options_are_respelled(message, command_line, modal):
+    assert for_command_line(message) == command_line
+    assert for_modal(message) == modal
