@@ -99,7 +99,7 @@ def _choose_tokenizer(
     wanted = DataConfig(tokenizer=wanted).tokenizer  # which judges it
     if wanted == "auto":
         wanted = existing.tokenizer.to_json()["type"] if existing else "char"
-    return make_tokenizer(wanted, text.alphabet, pieces)
+    return make_tokenizer(wanted, charset=text.alphabet, read_chunks=pieces)
 
 
 def _same_tokenizer(one: Tokenizer, other: Tokenizer) -> bool:

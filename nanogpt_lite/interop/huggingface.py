@@ -23,7 +23,7 @@ from nanogpt_lite.tokenizers.base import Tokenizer
 from nanogpt_lite.tokenizers.bpe import BPETokenizer
 from nanogpt_lite.tokenizers.byte import ByteTokenizer
 from nanogpt_lite.tokenizers.char import CharTokenizer
-from nanogpt_lite.tokenizers.registry import gpt2_tokenizer
+from nanogpt_lite.tokenizers.registry import load_gpt2_tokenizer
 
 SPECIAL_TOKEN = re.compile(r"<.+>|\[[A-Z]+\]")
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -55,7 +55,7 @@ def read_gpt2(init_from: str) -> tuple[Checkpoint, NetworkConfig, Tokenizer]:
         rows, channels = found["transformer.wte.weight"].shape
         if channels != network.n_embd:
             raise ValueError("its token embedding has another width than its config.json says")
-        tokenizer = _read_tokenizer(folder, rows) if folder else gpt2_tokenizer()
+        tokenizer = _read_tokenizer(folder, rows) if folder else load_gpt2_tokenizer()
     except UserError:
         raise
     except (*gpt2.PARSE_ERRORS, safetensors.SafetensorError) as error:
@@ -74,12 +74,12 @@ def read_gpt2(init_from: str) -> tuple[Checkpoint, NetworkConfig, Tokenizer]:
 def _read_tokenizer(folder: Path, rows: int) -> BPETokenizer:
     """The tokenizer in a folder, for a network with so many rows. `UserError` if it numbers otherwise than GPT-2's."""
     merges, ids = gpt2.read_tokenizer(folder)
-    pairs = BPETokenizer("", merges).symbols
+    pairs = BPETokenizer("", merges).tokens
     special = sorted(ids.keys() - set(pairs), key=lambda symbol: ids[symbol])
     unused = [f"<|unused{number}|>" for number in range(len(pairs) + len(special), rows)]
     tokenizer = BPETokenizer("", merges, [*special, *unused])
     plain = [symbol for symbol in special if not SPECIAL_TOKEN.fullmatch(symbol)]  # nothing that the merges make
-    if plain or {symbol: id_ for id_, symbol in enumerate(tokenizer.symbols) if symbol not in unused} != ids:
+    if plain or {symbol: id_ for id_, symbol in enumerate(tokenizer.tokens) if symbol not in unused} != ids:
         raise UserError(
             f"the tokenizer in {folder} numbers its symbols otherwise than GPT-2's, whose bytes come first, then what "
             "its merges make, then special texts; give a GPT-2 whose tokenizer does"
@@ -171,10 +171,10 @@ def _tokenizer_json(tokenizer: Tokenizer) -> str:
     """A tokenizer.json: the same ids for the same text."""
     library = bpe.import_tokenizers()
     if isinstance(tokenizer, BPETokenizer):
-        made = tokenizer.of_the_library()
+        made = tokenizer.to_hf_tokenizer()
         made.decoder = library.decoders.ByteLevel()
     elif isinstance(tokenizer, ByteTokenizer):
-        vocabulary = bpe.printable_bytes()
+        vocabulary = bpe.unicode_to_bytes()
         made = library.Tokenizer(library.models.BPE(vocab=vocabulary, merges=[]))
         made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
         made.decoder = library.decoders.ByteLevel()

@@ -160,7 +160,7 @@ def _find_tokenizer(path: Path, meta: Path | None, dataset: str, vocab_size: Any
         tokenizer = _read_meta(meta)
     elif vocab_size in (GPT2_VOCAB_SIZE, PADDED_VOCAB_SIZE):
         unused = [f"<|unused{number}|>" for number in range(GPT2_VOCAB_SIZE, vocab_size)]
-        merges = gpt2.read_merges(meta) if meta else gpt2.gpt2_merges()
+        merges = gpt2.read_merges(meta) if meta else gpt2.fetch_gpt2_merges()
         if not bpe.is_gpt2_merges(merges):
             raise UserError(f"{meta or 'the hub'} has other merges than GPT-2's tokenizer; give its merges.txt: --meta")
         tokenizer = BPETokenizer("gpt2", merges, [bpe.END_OF_TEXT, *unused])

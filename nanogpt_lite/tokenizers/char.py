@@ -1,20 +1,21 @@
-"""Text to token ids and back: one token per character, or one per UTF-8 byte.
-
-Neither loops over characters in Python. Reading files and cutting splits is left to `datasets`.
-"""
+"""The character tokenizer: one token per Unicode code point. It uses NumPy tables: no Python loop over characters."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from nanogpt_lite.errors import UserError
-from nanogpt_lite.tokenizers.base import Ids, TextDecoder, TextEncoder, id_dtype
+from nanogpt_lite.tokenizers.base import Ids, IncrementalDecoder, IncrementalEncoder, TokenizerJson, id_dtype
+
+NOT_IN_TABLE = 255  # entry of the ASCII table: an unknown character, or an id of 255 or more
 
 
 class CharTokenizer:
-    """One token per character (Unicode code point); `chars` are all of them, in the order of their ids."""
+    """One token per character (Unicode code point). The id of a character is its position in `chars`.
+
+    `UserError` if `chars` is empty, or has a character twice.
+    """
 
     def __init__(self, chars: str) -> None:
         points = code_points(chars)
@@ -23,15 +24,16 @@ class CharTokenizer:
         if len(np.unique(points)) < len(points):
             raise UserError("a character tokenizer has the same character twice; prepare the data again")
         self._points = points
-        # id of every code point up to the largest one here, -1 where there is none
+        # the id of each code point up to the largest in the vocabulary, or -1
         self._ids = np.full(int(points.max()) + 1, -1, dtype=np.int32)
         self._ids[points] = np.arange(len(points), dtype=np.int32)
-        # the same for ASCII text, as bytes.translate wants it: ten times faster. 255: look it up the other way
-        self._ascii_ids = bytes(255 if i < 0 else min(i, 255) for i in [*self._ids[:128].tolist(), *[-1] * 256][:256])
+        # the same for ASCII text, as a table for bytes.translate: ten times faster
+        ascii_ids = [NOT_IN_TABLE if i < 0 else min(i, NOT_IN_TABLE) for i in self._ids[:128].tolist()]
+        self._ascii_ids = bytes(ascii_ids + [NOT_IN_TABLE] * (256 - len(ascii_ids)))
 
     @property
     def vocab_size(self) -> int:
-        """How many different characters there are."""
+        """The number of characters in the vocabulary."""
         return len(self._points)
 
     @property
@@ -39,48 +41,48 @@ class CharTokenizer:
         """All characters, in the order of their ids."""
         return _from_code_points(self._points)
 
-    def encode(self, text: str, what: str = "text", start: int = 0, final: bool = False) -> Ids:
-        """`text` as ids, shape (characters,), uint16 (uint32 above 65,536 characters).
+    def encode(self, text: str, *, what: str = "text", start: int = 0, final: bool = False) -> Ids:
+        """The ids of `text`, shape (characters,), uint16 (uint32 for more than 65,536 characters).
 
-        `UserError` on a character outside the vocabulary: it names the character and its position.
+        `UserError` on a character outside the vocabulary. The message gives the character and its position.
         """
         if text.isascii():
-            octets = text.encode("ascii").translate(self._ascii_ids)
-            if 255 not in octets:
-                return np.frombuffer(octets, dtype=np.uint8).astype(id_dtype(self.vocab_size))
+            ascii_ids = text.encode("ascii").translate(self._ascii_ids)
+            if NOT_IN_TABLE not in ascii_ids:
+                return np.frombuffer(ascii_ids, dtype=np.uint8).astype(id_dtype(self.vocab_size))
         points = code_points(text)
-        inside = points < len(self._ids)
-        ids = self._ids[np.where(inside, points, 0)]
-        unknown = ~inside | (ids < 0)
+        in_table = points < len(self._ids)
+        ids = self._ids[np.where(in_table, points, 0)]
+        unknown = ~in_table | (ids < 0)
         if unknown.any():
             position = int(unknown.argmax())
             char = chr(points[position])
             raise UserError(
                 f"{what} has {char!r} (U+{ord(char):04X}) at position {start + position}, which is not among the "
-                f"{self.vocab_size} characters of this tokenizer; leave it out, or train with tokenizer=byte, "
-                "which takes any text"
+                f"{self.vocab_size} characters of this tokenizer; remove it, or train with `tokenizer='byte'`, "
+                "which encodes any text"
             )
         return ids.astype(id_dtype(self.vocab_size))
 
-    def encoder(self) -> TextEncoder:
-        """An encoder for a text that arrives in pieces."""
+    def encoder(self) -> IncrementalEncoder:
+        """This tokenizer: each character is one token, so there is no state."""
         return self
 
-    def decode(self, ids: Sequence[int] | Ids, final: bool = False) -> str:
-        """The text of `ids`. A character is one id, so this serves ids that arrive one by one too."""
+    def decode(self, ids: Sequence[int] | Ids, *, final: bool = False) -> str:
+        """The text of `ids`, shape (tokens,)."""
         return _from_code_points(self._points[np.asarray(ids, dtype=np.int64)])
 
-    def decoder(self) -> TextDecoder:
-        """A decoder for ids that arrive one after the other."""
+    def decoder(self) -> IncrementalDecoder:
+        """This tokenizer: each id is one character, so there is no state."""
         return self
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> TokenizerJson:
         """`{"type": "char", "chars": …}`."""
         return {"type": "char", "chars": self.chars}
 
 
 def code_points(text: str) -> npt.NDArray[np.uint32]:
-    """The Unicode code points of `text`, shape (characters,)."""
+    """The Unicode code points of `text`, shape (characters,). Lone surrogates are allowed."""
     return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
 
 

@@ -1,4 +1,7 @@
-"""What the Hugging Face hub has of GPT-2, or a folder of its files: fetched by `huggingface_hub`, nothing executed."""
+"""GPT-2's merges, and the tokenizer files of models that are like GPT-2.
+
+See `bpe` for the tokenizer made from them, and `hub` for the download.
+"""
 
 import json
 from pathlib import Path
@@ -7,23 +10,17 @@ from typing import Any
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.tokenizers.hub import fetch_gpt2_file
 
-PARSE_ERRORS = (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    RecursionError,
-)  # of a file that is another
+# what reading a JSON file of an unexpected form can raise
+PARSE_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
-def gpt2_merges() -> list[str]:
-    """The merges of GPT-2's tokenizer, in their order. `ExternalError` without a network."""
+def fetch_gpt2_merges() -> list[str]:
+    """The merges of GPT-2's tokenizer, in order. `ExternalError` if they are not cached and cannot be downloaded."""
     return read_merges(fetch_gpt2_file("gpt2", "merges.txt"))
 
 
 def read_merges(path: Path) -> list[str]:
-    """The merges in a merges.txt, or in a tokenizer.json of byte pairs. `UserError` if there are none."""
+    """The merges in a merges.txt, or in a tokenizer.json of a BPE tokenizer. `UserError` if it holds none."""
     try:
         if path.suffix == ".json":
             return _parse_merges(json.loads(path.read_text(encoding="utf-8")))
@@ -34,35 +31,40 @@ def read_merges(path: Path) -> list[str]:
 
 
 def read_tokenizer(folder: Path) -> tuple[list[str], dict[str, int]]:
-    """The merges and the id of each symbol, from a tokenizer.json, or from a merges.txt and a vocab.json.
+    """The merges, and the id of each token, from tokenizer.json, or else from merges.txt and vocab.json.
 
-    `UserError` if there are none, or if texts are not taken apart as GPT-2 does it.
+    `UserError` if the files are missing, or if the tokenizer does not split texts as GPT-2's does.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
         path = folder / "vocab.json"
         merges = read_merges(folder / "merges.txt")
     try:
-        form = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
         if path.name == "vocab.json":
-            return merges, dict(form)
-        if form["model"]["type"] != "BPE":
-            raise ValueError("its tokens are no byte pairs")
-        before = form["pre_tokenizer"]
-        if form.get("normalizer") or before["type"] != "ByteLevel" or before["add_prefix_space"]:
-            raise ValueError("it changes a text first, or does not take it apart into bytes")
-        marks = ("continuing_subword_prefix", "end_of_word_suffix")
-        if not before.get("use_regex", True) or any(form["model"].get(mark) for mark in marks):
-            raise ValueError("it does not take a text apart into words, or marks their parts")
-        added = {token["content"]: token["id"] for token in form["added_tokens"]}
-        return _parse_merges(form), {**form["model"]["vocab"], **added}
+            return merges, dict(content)
+        _require_like_gpt2(content)
+        added = {token["content"]: token["id"] for token in content["added_tokens"]}
+        return _parse_merges(content), {**content["model"]["vocab"], **added}
     except PARSE_ERRORS as error:
         raise _not_gpt2_tokenizer(path, error) from error
 
 
-def _parse_merges(form: Any) -> list[str]:
-    found = form["model"]["merges"]
-    return [" ".join(merge) if isinstance(merge, list) else str(merge) for merge in found]
+def _require_like_gpt2(content: dict[str, Any]) -> None:
+    """`ValueError` unless a tokenizer.json describes byte-level BPE that splits texts as GPT-2's does."""
+    if content["model"]["type"] != "BPE":
+        raise ValueError("its model is not BPE")
+    pre_tokenizer = content["pre_tokenizer"]
+    if content.get("normalizer") or pre_tokenizer["type"] != "ByteLevel" or pre_tokenizer["add_prefix_space"]:
+        raise ValueError("it has a normalizer, adds a prefix space, or is not byte-level")
+    affixes = ("continuing_subword_prefix", "end_of_word_suffix")
+    if not pre_tokenizer.get("use_regex", True) or any(content["model"].get(affix) for affix in affixes):
+        raise ValueError("it does not split a text into words, or it marks subwords with a prefix or suffix")
+
+
+def _parse_merges(content: Any) -> list[str]:
+    merges = content["model"]["merges"]
+    return [" ".join(merge) if isinstance(merge, list) else str(merge) for merge in merges]
 
 
 def _not_gpt2_tokenizer(path: Path, error: Exception) -> UserError:

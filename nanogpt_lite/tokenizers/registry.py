@@ -1,7 +1,7 @@
-"""Which tokenizer: from its JSON form, or by its name, for a text."""
+"""Makes a tokenizer from its name, for a text, or from its JSON form."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TypeGuard
 
 from nanogpt_lite.config.options import is_bpe_name
 from nanogpt_lite.errors import ExternalError, UserError
@@ -12,42 +12,48 @@ from nanogpt_lite.tokenizers.byte import ByteTokenizer
 from nanogpt_lite.tokenizers.char import CharTokenizer
 
 
-def make_tokenizer(name: str, alphabet: str, pieces: Callable[[], Iterable[str]]) -> Tokenizer:
-    """The tokenizer of that name for a text with these characters. `ExternalError` if GPT-2's cannot be fetched."""
+def make_tokenizer(name: str, *, charset: str, read_chunks: Callable[[], Iterable[str]]) -> Tokenizer:
+    """The tokenizer of that name for a text: char, byte, gpt2 or bpe-SIZE.
+
+    `charset`: all characters of the text, for char. `read_chunks`: reads the text in chunks, to train bpe-SIZE.
+    `ExternalError` if GPT-2's merges cannot be downloaded.
+    """
     if name == "byte":
         return ByteTokenizer()
     if name == "gpt2":
-        return gpt2_tokenizer()
+        return load_gpt2_tokenizer()
     if name.startswith("bpe-"):
-        return bpe.train_bpe(name, pieces(), int(name.removeprefix("bpe-")))
-    return CharTokenizer(alphabet)
+        return bpe.train_bpe(name, read_chunks(), int(name.removeprefix("bpe-")))
+    return CharTokenizer(charset)
 
 
-def gpt2_tokenizer() -> BPETokenizer:
-    """GPT-2's tokenizer, 50,257 symbols. `ExternalError` without a network, or if the hub's file is damaged here."""
-    merges = gpt2.gpt2_merges()
+def load_gpt2_tokenizer() -> BPETokenizer:
+    """GPT-2's tokenizer, 50,257 tokens. `ExternalError` without a network, or if the hub's cached file is damaged."""
+    merges = gpt2.fetch_gpt2_merges()
     if not bpe.is_gpt2_merges(merges):
         raise ExternalError(
-            "the merges.txt of openai-community/gpt2 in the Hugging Face hub's cache are not GPT-2's; remove them "
-            "from there (hf cache rm), and try again"
+            "merges.txt of openai-community/gpt2 in the Hugging Face hub's cache is not GPT-2's; remove it from the "
+            "cache (hf cache rm), then try again"
         )
     return BPETokenizer("gpt2", merges, [END_OF_TEXT])
 
 
-def tokenizer_from_json(form: Any) -> Tokenizer:
-    """The tokenizer of a JSON form. `UserError` if it is none."""
-    match form:
+def tokenizer_from_json(content: object) -> Tokenizer:
+    """The tokenizer of a JSON form, see `Tokenizer.to_json`. `UserError` if it is not valid."""
+    match content:
         case {"type": "byte"}:
             return ByteTokenizer()
         case {"type": "char", "chars": str(chars)} if chars:
             return CharTokenizer(chars)
-        case {"type": str(name), "merges": [*merges], "special": [*special]} if _is_bpe_json(name, *merges, *special):
+        case {"type": str(name), "merges": [*merges], "special": [*special]} if (
+            is_bpe_name(name) and _is_str_list(merges) and _is_str_list(special)
+        ):
             return BPETokenizer(name, merges, special)
     raise UserError(
-        f"not a tokenizer: {str(form)[:60]!r}; it must be "
-        '{"type": "char", "chars": "…"}, {"type": "byte"} or byte pairs: prepare the data again'
+        f'invalid tokenizer {str(content)[:60]!r}: must be {{"type": "byte"}}, {{"type": "char", "chars": "…"}}, or '
+        '{"type": "bpe-SIZE", "merges": […], "special": […]}; prepare the data again'
     )
 
 
-def _is_bpe_json(name: Any, *parts: Any) -> bool:
-    return is_bpe_name(name) and all(isinstance(part, str) for part in parts)
+def _is_str_list(items: list[object]) -> TypeGuard[list[str]]:
+    return all(isinstance(item, str) for item in items)

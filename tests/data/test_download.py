@@ -54,7 +54,7 @@ class Server:
 
     def __init__(self) -> None:
         self.plan: list[Answer] = []
-        self.source: list[str] = []
+        self.asked: list[str] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):

@@ -28,7 +28,7 @@ def gpt2(text_file):
     """A small GPT-2 with random weights, as transformers and its tokenizers write it."""
     torch.manual_seed(0)
     merges = bpe.train_bpe("bpe-300", [text_file.read_text()], 300).to_json()["merges"]
-    symbols = [*dict.fromkeys([*bpe.printable_bytes(), *(merge.replace(" ", "") for merge in merges)]), END_OF_TEXT]
+    symbols = [*dict.fromkeys([*bpe.unicode_to_bytes(), *(merge.replace(" ", "") for merge in merges)]), END_OF_TEXT]
     form = transformers.GPT2Config(vocab_size=len(symbols), n_positions=32, n_embd=16, n_layer=2, n_head=2)
     model = transformers.GPT2LMHeadModel(form).eval()
     for parameter in model.parameters():  # biases and gains too
@@ -140,7 +140,7 @@ def test_another_numbering_is_refused(gpt2):
 def test_a_folder_that_holds_no_gpt2_is_refused(gpt2, file, content):
     path = Path("theirs") / file
     path.unlink() if content is None else path.write_bytes(content)
-    told = "theirs holds no GPT-2|no tokenizer like|numbers its symbols|what is no token|no checkpoint|model_type=None"
+    told = "theirs holds no GPT-2|no tokenizer like|numbers its symbols|invalid BPE merge|no checkpoint|model_type=None"
     with pytest.raises(ng.UserError, match=told):
         started_from("theirs")
     assert not Path("runs").exists()
@@ -200,7 +200,7 @@ def test_what_the_hub_gave_before_needs_no_network(gpt2, cached, monkeypatch):
     cached.mkdir(parents=True)
     for name in ("config.json", "model.safetensors", "merges.txt"):
         shutil.copy(Path("theirs") / name, cached)
-    with pytest.raises(ng.ExternalError, match=r"the merges.txt of openai-community/gpt2 in .* are not GPT-2"):
+    with pytest.raises(ng.ExternalError, match=r"merges.txt of openai-community/gpt2 in .* is not GPT-2"):
         started_from("gpt2")
     as_gpt2s(monkeypatch)
     assert started_from("gpt2").metrics[-1]["step"] == TINY["max_iters"]
@@ -285,7 +285,7 @@ def test_what_transformers_lacks_is_refused(text_file):
 
 def test_what_has_no_byte_pairs_does_not_come_back(text_file):
     folder = conversion.to_huggingface(ng.train("bottles.txt", **NANOGPTS), "exported")
-    with pytest.raises(ng.UserError, match="its tokens are no byte pairs"):
+    with pytest.raises(ng.UserError, match="its model is not BPE"):
         started_from(str(folder))
 
 

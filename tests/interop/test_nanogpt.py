@@ -425,7 +425,7 @@ def test_without_a_network_gpt2s_tokens_are_a_fault_of_the_world(theirs, monkeyp
     content, *_ = theirs
     Path("data/bottles/meta.pkl").unlink()
     saved_as(content, model_args={**content["model_args"], "vocab_size": 50257})
-    monkeypatch.setattr(gpt2, "gpt2_merges", unreachable)
+    monkeypatch.setattr(gpt2, "fetch_gpt2_merges", unreachable)
     with pytest.raises(ng.ExternalError, match="no route"):
         conversion.from_nanogpt("out/ckpt.pt")
 
@@ -448,7 +448,7 @@ def test_an_export_is_no_run_and_replaces_none(theirs):
 
 def gpt2_merges():
     """As many as GPT-2 has: every pair of two bytes, as far as they go."""
-    octets = list(bpe.printable_bytes())
+    octets = list(bpe.unicode_to_bytes())
     return [f"{one} {other}" for one in octets for other in octets][:50000]
 
 
@@ -471,7 +471,7 @@ def test_without_characters_the_tokens_are_those_of_gpt2(theirs, monkeypatch, si
     assert model.transformer.wte.weight.shape == (size, 16)
     assert tokenizer.vocab_size == size
     assert tokenizer.encode("<|endoftext|>").tolist() == [50256]
-    monkeypatch.setattr(gpt2, "gpt2_merges", gpt2_merges)
+    monkeypatch.setattr(gpt2, "fetch_gpt2_merges", gpt2_merges)
     assert ng.load(conversion.from_nanogpt("out/ckpt.pt"))[1].to_json() == tokenizer.to_json()
     back = torch.load(conversion.to_nanogpt(run, "again"), weights_only=True)
     assert back["model_args"] == args

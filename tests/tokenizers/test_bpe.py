@@ -25,7 +25,7 @@ def trained():
 def pairs_joined(tokenizer, text):
     """GPT-2's algorithm: in each word, the pair with the earliest merge is joined, until there is none."""
     form = tokenizer.to_json()
-    octets = bpe.printable_bytes()
+    octets = bpe.unicode_to_bytes()
     ranks = {tuple(merge.split(" ")): number for number, merge in enumerate(form["merges"])}
     symbols = list(dict.fromkeys([*octets, *("".join(pair) for pair in ranks)]))
     char_of = {octet: char for char, octet in octets.items()}
@@ -71,7 +71,7 @@ def test_short_parts_have_the_ids_of_the_whole(trained, text):
     text = "".join(piece + END_OF_TEXT for piece in (text[:100], text[100:])).encode("utf-8", "replace").decode()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bpe, "CHUNK_CHARS", 7)
-        assert whole.encode(text).tolist() == whole.of_the_library().encode(text).ids
+        assert whole.encode(text).tolist() == whole.to_hf_tokenizer().encode(text).ids
 
 
 @pytest.mark.parametrize("text", ["ab" * 300_000, "".join(map(str, range(100_000)))])
@@ -88,7 +88,7 @@ def test_training_does_not_depend_on_the_pieces(trained):
 
 
 def test_a_text_without_spaces_is_cut_all_the_same(trained, monkeypatch):
-    monkeypatch.setattr(bpe, "MAX_HELD_CHARS", 1000)
+    monkeypatch.setattr(bpe, "MAX_PENDING_CHARS", 1000)
     encoder = trained.encoder()
     ids = [id_ for _ in range(50) for id_ in encoder.encode("天地玄黃" * 10)]
     assert len(ids) > 500
@@ -101,7 +101,7 @@ def test_it_is_gpt2s_tokenizer_in_transformers(trained, tmp_path):
 
     form = trained.to_json()
     ours = BPETokenizer("gpt2", form["merges"], [END_OF_TEXT])
-    symbols = [*dict.fromkeys([*bpe.printable_bytes(), *(m.replace(" ", "") for m in form["merges"])]), END_OF_TEXT]
+    symbols = [*dict.fromkeys([*bpe.unicode_to_bytes(), *(m.replace(" ", "") for m in form["merges"])]), END_OF_TEXT]
     (tmp_path / "vocab.json").write_text(json.dumps({symbol: number for number, symbol in enumerate(symbols)}))
     (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(form["merges"]) + "\n")
     theirs = GPT2TokenizerFast.from_pretrained(tmp_path)

@@ -99,7 +99,7 @@ def test_an_unknown_character_is_named(chars, text):
         message = str(caught.value)
         assert message.startswith(f"prompt has {char!r} (U+{ord(char):04X}) at position {start + position}, ")
         assert f"{len(set(chars))} characters" in message
-        assert "tokenizer=byte" in message
+        assert "`tokenizer='byte'`" in message
 
 
 def test_an_unknown_character_next_to_the_255th():
