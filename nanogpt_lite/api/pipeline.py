@@ -54,7 +54,7 @@ def train(
     `UserError`: a mistake in the options or the data. `WorldError`: the data cannot be fetched, or the loss is no
     longer finite. `Interrupted` (a KeyboardInterrupt): Ctrl-C or SIGTERM, after the state has been saved.
     """
-    with closing(Console(silent=not distributed.is_main_process())) as console:
+    with closing(Console(silent=not distributed.launched_as_main_process())) as console:
         return show_records(
             training(dataset, preset=preset, config=config, overwrite=overwrite, console=console, **options), console
         )
@@ -82,16 +82,16 @@ def training(
     """
     wishes = setup.read_request(dataset, preset, config, overwrite, options)
     with ExitStack() as stack:
-        stack.enter_context(distributed.process_group())
-        wishes = setup.request_for_restart(wishes, distributed.load_attempt_dir())
-        with distributed.main_process_first():
-            state, data, out_dir = setup.start_or_resume(wishes, stack, console)
+        group = stack.enter_context(distributed.process_group())
+        wishes = setup.request_for_restart(wishes, group.load_attempt_dir())
+        with group.main_process_first():
+            state, data, out_dir = setup.start_or_resume(wishes, group, stack, console)
             sinks = [stack.enter_context(closing(sink)) for sink in _make_sinks(state, data, out_dir, console)]
         if console and not state.config.eval_iters and len(data.val) > LONG_VAL_TOKENS:
             console.note(f"each evaluation reads all {len(data.val):,} val tokens; --eval_iters 200 takes 200 batches")
-        out_dir = Path(distributed.broadcast(str(out_dir)))
-        if distributed.is_main_process():
-            distributed.save_attempt_dir(str(out_dir))
+        out_dir = Path(group.broadcast(str(out_dir)))
+        if group.is_main_process:
+            group.save_attempt_dir(str(out_dir))
         stop = stack.enter_context(signals.stop_on_signals())
         train_tokens, val_tokens = stack.enter_context(verification.open_verified(data))
         records = loop.train_loop(state, train_tokens, val_tokens, out_dir=out_dir, stop=stop.requested)
@@ -99,7 +99,7 @@ def training(
             for sink in sinks:
                 sink.write(record)
             yield record
-        signum = int(*distributed.all_reduce_max(stop.signum or 0))
+        signum = int(*group.all_reduce_max(stop.signum or 0))
     if signum:
         raise Interrupted(signum, _resume_hint("train", out_dir))
 
@@ -161,7 +161,7 @@ def _resume_hint(command: str, out_dir: str | Path) -> str:
 
 def _make_sinks(state: TrainState, data: Dataset, out_dir: Path, console: Console | None) -> list[Sink]:
     """Where the first rank writes what happens."""
-    if not distributed.is_main_process():
+    if not state.group.is_main_process:
         return []
     metrics = MetricsFile(out_dir / "metrics.jsonl", keep_until=state.step if state.step else -1)
     if loop.stop_reason(state):

@@ -18,7 +18,8 @@ from nanogpt_lite.config.options import SHAPE_FIELDS, NetworkConfig, TrainConfig
 from nanogpt_lite.config.schema import Value, require_known
 from nanogpt_lite.data import batching, preparation, verification
 from nanogpt_lite.data.dataset import Dataset
-from nanogpt_lite.device import devices, distributed
+from nanogpt_lite.device import devices
+from nanogpt_lite.device.distributed import SINGLE_PROCESS, ProcessGroup
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.interop import huggingface
 from nanogpt_lite.runs import run_folder
@@ -80,27 +81,27 @@ def request_for_restart(wishes: TrainRequest, begun: str) -> TrainRequest:
     return dataclasses.replace(wishes, given={**in_folder, "init_from": "resume"}, preset=None)
 
 
-def start_or_resume(wishes: TrainRequest, stack: ExitStack, console: Console | None) -> RunContext:
+def start_or_resume(wishes: TrainRequest, group: ProcessGroup, stack: ExitStack, console: Console | None) -> RunContext:
     """The run that was asked for, ready to train. Its folder is held until `stack` is closed.
 
     `UserError` if options, data, folder and checkpoint do not go together.
     """
     resume = {**wishes.file, **wishes.given}.get("init_from") == "resume"
-    return _resume(wishes, stack, console) if resume else _start(wishes, stack, console)
+    return _resume(wishes, group, stack, console) if resume else _start(wishes, group, stack, console)
 
 
-def default_preset(device: str) -> str:
+def default_preset(device: str, group: ProcessGroup = SINGLE_PROCESS) -> str:
     """The preset for a device when nobody chose one."""
-    return "modern-cpu" if devices.resolve_device(device).type == "cpu" else "modern"
+    return "modern-cpu" if devices.resolve_device(device, group).type == "cpu" else "modern"
 
 
-def _start(wishes: TrainRequest, stack: ExitStack, console: Console | None) -> RunContext:
+def _start(wishes: TrainRequest, group: ProcessGroup, stack: ExitStack, console: Console | None) -> RunContext:
     """A new run, from scratch or from another run's weights."""
     given, preset = wishes.given, wishes.preset
     parent = str({**wishes.file, **given}.get("init_from", "scratch"))
     if not (preset or wishes.file):
         of_gpt2 = parent != "scratch" and huggingface.is_gpt2(parent)
-        preset = "finetune" if of_gpt2 else default_preset(str(given.get("device", "auto")))
+        preset = "finetune" if of_gpt2 else default_preset(str(given.get("device", "auto")), group)
     config = TrainConfig.from_dict({**(presets.preset(preset) if preset else {}), **wishes.file, **given})
     other = None
     tokenizer: str | Tokenizer = config.tokenizer
@@ -112,15 +113,15 @@ def _start(wishes: TrainRequest, stack: ExitStack, console: Console | None) -> R
         if any(shape.get(name, value) != value for name, value in of_preset.items()) and console:
             console.note(f"warning: the network is that of {parent}, and not that of --preset {wishes.preset}")
         config = config.replace(shape)
-    if distributed.is_main_process():
+    if group.is_main_process:
         run_folder.require_no_run(config.out_dir, wishes.overwrite)
-    data = open_data(config.dataset, tokenizer, console, ready=wishes.dataset)
+    data = open_data(config.dataset, tokenizer, group, console, ready=wishes.dataset)
     batching.require_length(data.train, data.val, block_size=config.block_size, sampled_val=config.eval_iters > 0)
-    state = init_state(config, data.tokenizer, dataset_sha256=data.sha256)
-    config.require_equal_shares(distributed.world_size())
+    state = init_state(config, data.tokenizer, dataset_sha256=data.sha256, group=group)
+    config.require_equal_shares(group.world_size)
     if other:
         load_weights(state.model, other)
-    if not distributed.is_main_process():
+    if not group.is_main_process:
         return state, data, Path()
     out_dir = run_folder.create_run_dir(config.out_dir, data.name)
     stack.enter_context(run_folder.lock_run(out_dir))
@@ -147,12 +148,12 @@ def read_initial_weights(init_from: str, block_size: int) -> tuple[Checkpoint, N
     return other, network, tokenizer
 
 
-def _resume(wishes: TrainRequest, stack: ExitStack, console: Console | None) -> RunContext:
+def _resume(wishes: TrainRequest, group: ProcessGroup, stack: ExitStack, console: Console | None) -> RunContext:
     """A run that goes on from its last checkpoint."""
     # the checkpoint comes before preset and file, but it does not know what belongs to one call
     of_one_call = {name: value for name, value in wishes.file.items() if name not in TrainConfig().stored()}
     given = {**of_one_call, **wishes.given}
-    if distributed.world_size() > 1 and not given.get("out_dir"):
+    if group.world_size > 1 and not given.get("out_dir"):
         raise UserError("several ranks go on with a run that is named; give --out_dir")
     out_dir = Path(str(given["out_dir"])) if given.get("out_dir") else run_folder.newest_run().out_dir
     checkpoint = run_folder.find_checkpoint(out_dir, "last")
@@ -162,11 +163,11 @@ def _resume(wishes: TrainRequest, stack: ExitStack, console: Console | None) -> 
         console.note(f"warning: {out_dir} has no last checkpoint; going on from {checkpoint.stem}")
     if console and wishes.preset:
         console.note("warning: a run goes on with its own options; --preset changes nothing (give the options instead)")
-    if distributed.is_main_process():
+    if group.is_main_process:
         stack.enter_context(run_folder.lock_run(out_dir))
     saved = checkpoint_file.read_checkpoint(checkpoint)
-    state = restore_state(saved, given)
-    state.config.require_equal_shares(distributed.world_size())
+    state = restore_state(saved, given, group=group)
+    state.config.require_equal_shares(group.world_size)
     if "max_iters" in given and state.config.max_iters < state.step:
         raise UserError(
             f"{out_dir} is at step {state.step}, beyond max_iters={state.config.max_iters}; give more, or leave it out"
@@ -174,14 +175,19 @@ def _resume(wishes: TrainRequest, stack: ExitStack, console: Console | None) -> 
     before = read_config(saved, {})
     changed = [name for name in REPRODUCIBILITY_FIELDS if getattr(before, name) != getattr(state.config, name)]
     changed += ["device"] if saved.metadata["device"] != state.device.type else []
-    changed += ["the number of ranks"] if saved.metadata["ranks"] != distributed.world_size() else []
+    changed += ["the number of ranks"] if saved.metadata["ranks"] != group.world_size else []
     if changed and console:
         console.note(
             f"warning: {', '.join(changed)} changed, so the run goes on but no longer bit for bit as it would have"
         )
     try:
         data = open_data(
-            state.config.dataset, state.tokenizer, console, ready=wishes.dataset, sha256=state.dataset_sha256 or None
+            state.config.dataset,
+            state.tokenizer,
+            group,
+            console,
+            ready=wishes.dataset,
+            sha256=state.dataset_sha256 or None,
         )
     except UserError as error:
         raise UserError(
@@ -199,7 +205,8 @@ def _resume(wishes: TrainRequest, stack: ExitStack, console: Console | None) -> 
 def open_data(
     dataset: str,
     tokenizer: str | Tokenizer,
-    console: Console | None = None,
+    group: ProcessGroup,
+    console: Console | None,
     *,
     ready: Dataset | None = None,
     sha256: str | None = None,
@@ -210,7 +217,7 @@ def open_data(
         data = preparation.prepare(ready.path, tokenizer=tokenizer, sha256=sha256 or ready.sha256)
     else:
         data = preparation.prepare(dataset, tokenizer=tokenizer, sha256=sha256, report=report)
-    if distributed.is_main_process():
+    if group.is_main_process:
         verification.verify_checksum(data, report)
     if console:
         console.close()

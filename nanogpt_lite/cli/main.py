@@ -110,7 +110,7 @@ def _train(given: Given) -> None:
     from nanogpt_lite.device import distributed
 
     run = pipeline.train(**given)
-    if distributed.is_main_process():
+    if distributed.launched_as_main_process():
         print(run.out_dir)
 
 

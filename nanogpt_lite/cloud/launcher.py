@@ -160,13 +160,13 @@ def run_rank(folder: Path) -> None:
     try:
         with (folder / RECORDS).open("ab", buffering=0) as written:
             for record in pipeline.training(
-                console=Console(bar=False, silent=not distributed.is_main_process()), **request
+                console=Console(bar=False, silent=not distributed.launched_as_main_process()), **request
             ):
-                if distributed.is_main_process():
+                if distributed.launched_as_main_process():
                     written.write(json.dumps(record.to_json()).encode() + b"\n")
     except (UserError, ExternalError) as error:
         content = {"kind": type(error).__name__, "message": str(error)}
-        files.write_json(folder / f"{distributed.rank():04}.{ERROR}", content)
+        files.write_json(folder / f"{distributed.launched_rank():04}.{ERROR}", content)
         status = 1
     except Interrupted as interrupted:
         status = 128 + interrupted.signum

@@ -1,4 +1,7 @@
-"""What the machine offers: device, number format, threads, seeds, signals. Differences between devices end here."""
+"""Memory: keep what is freed for the next step, give it back to the system, recognise out-of-memory errors.
+
+When training needs less memory, `trainer.step` takes fewer rows at a time.
+"""
 
 import contextlib
 import ctypes
@@ -7,26 +10,27 @@ from collections.abc import Iterator
 
 import torch
 
-# glibc's malloc.h: how much of the heap may lie idle, and below which size memory comes from the heap, in bytes
+# Parameters of mallopt(3), from glibc's malloc.h: the free bytes at the end of the heap above which the heap shrinks,
+# and the size in bytes from which a block is a memory map of its own instead of a part of the heap.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-MAX_HEAP_BLOCK, MIN_MMAP_BLOCK = 32 * 2**20, 2**17  # glibc takes no more; its own at first
-# What PyTorch says when memory is used up; the last one is oneDNN's.
-OOM_MESSAGES = (
+MAX_HEAP_BLOCK = 32 * 2**20  # bytes; the largest M_MMAP_THRESHOLD that glibc accepts on 64-bit systems
+MIN_MMAP_BLOCK = 2**17  # bytes; glibc's initial M_MMAP_THRESHOLD
+OOM_MESSAGES = (  # parts of PyTorch's messages when memory is used up
     "can't allocate memory",
     "not enough memory",
     "out of memory",
     "_ALLOC_FAILED",
-    "could not create a primitive",
+    "could not create a primitive",  # from oneDNN
 )
 
 
 @contextlib.contextmanager
 def retain_heap() -> Iterator[None]:
-    """Let the C library keep what is freed for what is asked for next, instead of giving it back to the system.
+    """Let the C library keep freed memory for the next allocation, instead of giving it back to the system.
 
-    Otherwise each step gets thousands of its pages anew, each filled with zeros first. Only glibc is known to need it,
-    and only what it keeps is given back at the end: the sizes from which memory does not come from the heap, and from
-    which the heap shrinks, stay where glibc itself would have raised them to at most.
+    Otherwise each step gets thousands of new pages from the system, which fills each with zeros. Only glibc is known to
+    need this. At the end, free memory is given back. M_MMAP_THRESHOLD and M_TRIM_THRESHOLD are not reset: they stay at
+    the highest values that glibc would have chosen by itself.
     """
     libc = _glibc()
     if libc is None:
@@ -42,10 +46,10 @@ def retain_heap() -> Iterator[None]:
 
 
 def free_memory(device: torch.device) -> None:
-    """Give back what PyTorch and the C library keep of a device's memory for later use.
+    """Give back the free memory that PyTorch and the C library hold for the device.
 
-    From then on what is large comes from outside the C library's heap, and goes back at once when it is freed: a heap
-    only shrinks from its end, where something small may lie.
+    On the CPU, from then on, large blocks are memory maps, which go back to the system as soon as they are freed. The
+    heap can only shrink from its end, and a small block there prevents that.
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -56,11 +60,11 @@ def free_memory(device: torch.device) -> None:
         libc.malloc_trim(0)
 
 
-def _glibc() -> ctypes.CDLL | None:
-    """The C library, where it is GNU's."""
-    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that the memory of the CPU or the GPU is used up."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in OOM_MESSAGES)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(part in str(error) for part in OOM_MESSAGES)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """The C library if it is glibc, else None."""
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None

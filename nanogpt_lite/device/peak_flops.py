@@ -1,12 +1,9 @@
-"""The records that a run emits, as it goes, and the rates in them.
-
-Where they are written is the business of `logs`; who emits them, of `trainer` and `pipeline`.
-"""
+"""Peak floating-point rates of GPUs, and how much of the peak a training uses (MFU)."""
 
 import re
 
-# Dense 16-bit matrix products with 32-bit sums, in FLOP/s, from the makers' data sheets. The first name whose
-# words stand in the device's name counts, so the longer ones come first.
+# FLOP/s of dense 16-bit matrix products with 32-bit accumulation, from the vendors' data sheets. The first name that is
+# part of the device's name counts, so longer names come first.
 PEAK_FLOPS = (
     ("B300", 2.25e15),
     ("B200", 2.25e15),
@@ -33,7 +30,12 @@ PEAK_FLOPS = (
 
 
 def mfu(tokens_per_second: float, flops_per_token: float, device: str, dtype: str) -> float | None:
-    """Model FLOPs utilization, 0 to 1 (PaLM, appendix B): None where the peak of `device` in `dtype` is not known."""
-    known = (peak for name, peak in PEAK_FLOPS if re.search(rf"\b{name}\b", device) and "Laptop" not in device)
-    peak = next(known, None)
-    return tokens_per_second * flops_per_token / peak if peak and dtype in ("bfloat16", "float16") else None
+    """Model FLOPs utilization, 0 to 1 (PaLM, appendix B).
+
+    `device` is PyTorch's name of the GPU. None if its peak is not in the table, or if `dtype` has more than 16 bits.
+    """
+    if dtype not in ("bfloat16", "float16") or "Laptop" in device:
+        return None
+    peaks = (peak for name, peak in PEAK_FLOPS if re.search(rf"\b{name}\b", device))
+    peak = next(peaks, None)
+    return None if peak is None else tokens_per_second * flops_per_token / peak

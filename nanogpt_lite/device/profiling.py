@@ -1,4 +1,4 @@
-"""A look inside a few steps: PyTorch's profiler, written for https://ui.perfetto.dev or chrome://tracing."""
+"""PyTorch's profiler over a few training steps, as a file for https://ui.perfetto.dev or chrome://tracing."""
 
 import contextlib
 import warnings
@@ -8,31 +8,36 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from nanogpt_lite.device import distributed
+from nanogpt_lite.device.distributed import SINGLE_PROCESS, ProcessGroup
 
-SKIPPED_STEPS = 3  # steps: the first ones allocate, compile and fill caches
-TRACED_STEPS = 5  # that are written
+SKIPPED_STEPS = 3  # the first steps allocate, compile and fill caches
+TRACED_STEPS = 5
 
 
 @contextlib.contextmanager
-def trace_steps(folder: str, device: torch.device) -> Iterator[Callable[[], None]]:
-    """What to call after each step, so that some of them end up in `folder`/trace.json; nothing without a folder.
+def trace_steps(
+    folder: str, device: torch.device, group: ProcessGroup = SINGLE_PROCESS
+) -> Iterator[Callable[[], None]]:
+    """Trace `TRACED_STEPS` steps into `folder`/trace.json: call what it yields after each step. "" traces nothing.
 
-    Each rank writes a file of its own. `OSError` if the folder cannot be made.
+    Of several ranks each writes its own file, trace-RANK.json. `OSError` if the folder cannot be created.
     """
     if not folder:
         yield lambda: None
         return
-    name = "trace.json" if distributed.world_size() == 1 else f"trace-{distributed.rank()}.json"
+    name = "trace.json" if group.world_size == 1 else f"trace-{group.rank}.json"
     path = Path(folder) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     with profile(
         activities=activities,
         schedule=schedule(wait=SKIPPED_STEPS - 1, warmup=1, active=TRACED_STEPS, repeat=1),
-        on_trace_ready=lambda done: done.export_chrome_trace(str(path)),
+        on_trace_ready=lambda traced: traced.export_chrome_trace(str(path)),
         record_shapes=True,
     ) as profiler:
         yield profiler.step
     if not path.exists():
-        warnings.warn(f"no {path}: it takes {SKIPPED_STEPS + TRACED_STEPS} steps, and there were fewer", stacklevel=2)
+        warnings.warn(
+            f"{path} was not written: a trace takes {SKIPPED_STEPS + TRACED_STEPS} steps, and there were fewer",
+            stacklevel=2,
+        )

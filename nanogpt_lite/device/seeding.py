@@ -1,4 +1,7 @@
-"""What the machine offers: device, number format, threads, seeds, signals. Differences between devices end here."""
+"""Random numbers as a function of integers such as (seed, step, micro-batch), independent of PyTorch's global state.
+
+Which integers those are is decided by the caller. The random numbers of batches are NumPy's (`data.batching`).
+"""
 
 import contextlib
 import hashlib
@@ -9,10 +12,10 @@ import torch
 
 @contextlib.contextmanager
 def seeded(device: torch.device, *parts: int) -> Iterator[None]:
-    """PyTorch's random numbers as a function of `parts` alone; its state outside is as before."""
+    """Seed PyTorch's generators of the CPU and of `device` with `parts`; restore their state at the end."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     devices = [device] if device.type == "cuda" else []
-    mps_state = torch.mps.get_rng_state() if device.type == "mps" else None
+    mps_state = torch.mps.get_rng_state() if device.type == "mps" else None  # fork_rng leaves MPS alone
     try:
         with torch.random.fork_rng(devices):
             _seed(int.from_bytes(digest[:8], "little") >> 1, device)
@@ -23,7 +26,7 @@ def seeded(device: torch.device, *parts: int) -> Iterator[None]:
 
 
 def _seed(number: int, device: torch.device) -> None:
-    """Seed the generators that may be drawn from: `torch.manual_seed` goes through all that PyTorch knows of."""
+    """Seed the two generators only: `torch.manual_seed` would seed those of all devices, which takes longer."""
     torch.default_generator.manual_seed(number)
     if device.type == "cuda":
         with torch.cuda.device(device):

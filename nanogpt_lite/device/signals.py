@@ -1,48 +1,48 @@
-"""What the machine offers: device, number format, threads, seeds, signals. Differences between devices end here."""
+"""Signals that ask the program to stop, as a flag that the training loop reads between two steps."""
 
 import contextlib
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any
+from types import FrameType
 
 
 class StopRequest:
-    """Whether somebody asked to stop: `signum` is the signal, or None."""
+    """Whether a signal has asked the program to stop: `signum` is its number, or None."""
 
     signum: int | None = None
 
     def requested(self) -> bool:
-        """Whether somebody asked."""
+        """Whether a signal has been received."""
         return self.signum is not None
 
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn the first SIGINT, SIGTERM or SIGHUP (a lost terminal) into a request to stop; after it, SIGINT interrupts.
+    """Record the first SIGINT, SIGTERM or SIGHUP (a closed terminal) as a request; after it, SIGINT interrupts.
 
-    Signals can be received in the main thread only; elsewhere the request is never made. A SIGHUP that is ignored, as
-    under nohup, stays so.
+    Python handles signals in the main thread only: in another thread there is never a request. A SIGHUP that is
+    ignored, as under nohup, stays ignored.
     """
     request = StopRequest()
 
-    def note(signum: int, frame: Any) -> None:
+    def handle(signum: int, frame: FrameType | None) -> None:
         if request.requested() and signum == signal.SIGINT:
             raise KeyboardInterrupt
-        request.signum = request.signum or signum  # a lost terminal sends more than one
+        request.signum = request.signum or signum  # a closed terminal sends more than one signal
 
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    numbers = [signal.SIGINT, signal.SIGTERM]
+    signums = [signal.SIGINT, signal.SIGTERM]
     hangup = getattr(signal, "SIGHUP", None)  # Windows has none
     if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
-        numbers.append(hangup)
-    before = {number: signal.signal(number, note) for number in numbers}
+        signums.append(hangup)
+    handlers = {signum: signal.signal(signum, handle) for signum in signums}
     try:
         yield request
     finally:
         if hangup is not None and request.signum == hangup:
-            before[hangup] = signal.SIG_IGN  # a second one must not cut short what is said at the end
-        for number, handler in before.items():
-            signal.signal(number, handler)
+            handlers[hangup] = signal.SIG_IGN  # a second SIGHUP must not end the process before its last message
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)

@@ -19,6 +19,7 @@ from nanogpt_lite.tracking.records import (
     SampleRecord,
     StartRecord,
     StepRecord,
+    StopReason,
 )
 
 SILENT_SECONDS = 30  # seconds without a line, where there is no bar
@@ -152,12 +153,12 @@ def _header(record: StartRecord) -> str:
 
 def _footer(record: DoneRecord) -> str:
     reasons = {
-        "max_iters": "all steps are done",
-        "max_seconds": "max_seconds are over",
-        "target_loss": "target_loss is reached",
-        "patience": "no new best for `patience` evaluations",
-        "batches": "there are no more batches",
-        "interrupted": "asked to stop",
+        StopReason.MAX_ITERS: "all steps are done",
+        StopReason.MAX_SECONDS: "max_seconds are over",
+        StopReason.TARGET_LOSS: "target_loss is reached",
+        StopReason.PATIENCE: "no new best for `patience` evaluations",
+        StopReason.BATCHES: "there are no more batches",
+        StopReason.INTERRUPTED: "asked to stop",
     }
     loss = record.best_val_loss
     best = "" if loss is None else f"best val loss {loss:.4f} at step {record.best_step}; "

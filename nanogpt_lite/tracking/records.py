@@ -5,6 +5,7 @@ Everything for people goes to standard error; results, which `cli` prints, go to
 
 import dataclasses
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, ClassVar, Protocol
 
 
@@ -89,12 +90,23 @@ class SampleRecord(Record):
     text: str
 
 
+class StopReason(StrEnum):
+    """Why a training ended. The values are what a record holds as JSON."""
+
+    MAX_ITERS = "max_iters"
+    MAX_SECONDS = "max_seconds"
+    TARGET_LOSS = "target_loss"
+    PATIENCE = "patience"
+    BATCHES = "batches"  # the iterator of batches that the caller gave is used up
+    INTERRUPTED = "interrupted"
+
+
 @dataclass(frozen=True, kw_only=True)
 class DoneRecord(Record):
-    """Training ended. `reason`: max_iters, max_seconds, target_loss, patience, batches or interrupted."""
+    """Training ended."""
 
     kind = "done"
-    reason: str
+    reason: StopReason
     best_val_loss: float | None
     best_step: int
     seconds: float
@@ -113,4 +125,7 @@ class Sink(Protocol):
 def record_from_json(content: dict[str, Any]) -> Record:
     """The record that `to_json` made a JSON object of."""
     kinds = {kind.kind: kind for kind in Record.__subclasses__()}
-    return kinds[content["kind"]](**{name: value for name, value in content.items() if name != "kind"})
+    fields = {name: value for name, value in content.items() if name != "kind"}
+    if "reason" in fields:
+        fields["reason"] = StopReason(fields["reason"])
+    return kinds[content["kind"]](**fields)

@@ -1,20 +1,21 @@
-"""The loop: a generator of records.
+"""The training loop, a generator of records: steps, evaluations, checkpoints, and when to stop.
 
-Between two records the state is whole, so whoever iterates may stop, draw a sample or copy the run's folder
-there. Where records are written is left to `logs`, what a run's folder is called to `runs`. Of several `ranks` each
-goes through all of this, with a share of the rows.
+Between two records the state is consistent, so the caller may stop, generate text or copy the run's folder there. Every
+rank runs the whole loop with its share of the rows; only the main process writes. How records are shown and written is
+in `tracking`, the folder of a run in `runs`.
 """
 
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from nanogpt_lite.checkpoint.checkpoint_file import SUFFIX
 from nanogpt_lite.data import batching
 from nanogpt_lite.data.batching import Batch, Tokens
-from nanogpt_lite.device import devices, distributed, memory, profiling
+from nanogpt_lite.device import devices, memory, profiling
 from nanogpt_lite.device.peak_flops import mfu
 from nanogpt_lite.optim.schedule import learning_rate
 from nanogpt_lite.tracking.records import (
@@ -25,6 +26,7 @@ from nanogpt_lite.tracking.records import (
     Record,
     StartRecord,
     StepRecord,
+    StopReason,
 )
 from nanogpt_lite.trainer import evaluation
 from nanogpt_lite.trainer.state import TrainState, require_finite, save_state
@@ -40,74 +42,40 @@ def train_loop(
     train_batches: Iterator[Batch] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Record]:
-    """Train until the config says that it is enough or `stop()` is true; records come out as things happen.
+    """Train until there is a reason to stop (see `StopReason`), and yield a record of each event when it has happened.
 
     `train_tokens` and `val_tokens` are the splits, shape (tokens,). `train_batches` replaces random batches of the
-    first: from step `state.step` on, each with `batch_size * gradient_accumulation_steps` rows. Checkpoints are
-    written to `out_dir`; one is on disk, whole, when its record comes out.
+    train split: from step `state.step` on, each with `batch_size * gradient_accumulation_steps` rows. `stop()` is
+    called before each step and during evaluations. Checkpoints are written to `out_dir`; a checkpoint is completely on
+    disk when its record comes out.
 
-    `UserError` if a split is too short. `WorldError` if the loss is no longer finite: the last checkpoint is from
+    `UserError` if a split is too short. `ExternalError` if the loss is no longer finite: the last checkpoint is from
     before that. `OSError` if a checkpoint cannot be written.
     """
-    config, model = state.config, state.model
+    config = state.config
     batching.require_length(train_tokens, val_tokens, block_size=config.block_size, sampled_val=config.eval_iters > 0)
     train_batches = train_batches or batching.random_batches(
         train_tokens, rows=config.rows_per_step, block_size=config.block_size, seed=config.seed, step=state.step
     )
-    saved = state.step if state.step else None
     with (
         devices.use_threads(config.threads),
         memory.retain_heap(),
-        profiling.trace_steps(config.trace, state.device) as step_is_done,
+        profiling.trace_steps(config.trace, state.device, state.group) as profiler_step,
     ):
         yield _start_record(state, out_dir, len(train_tokens))
-        micro_batch = state.micro_batch
-        forward = torch.compile(model) if config.compile else model
-        if not stop_reason(state):
-            forward = wrap_and_probe(state, forward)
-        clock = _StepTimer(state)
-        begun = time.monotonic()
-        while True:
-            stopped, seconds = distributed.all_reduce_max(stop(), time.monotonic() - begun)
-            reason = "interrupted" if stopped else stop_reason(state, seconds)
-            if _is_eval_due(state, reason):
-                clock.stop()
-                val_loss = evaluation.val_loss(state, val_tokens, stop)
-                if val_loss is not None:
-                    record = _record_eval(state, val_loss)
-                    yield record
-                    for name in ["best", "last"] if record.is_best else ["last"]:
-                        yield _save_checkpoint(state, out_dir, name)
-                    saved = state.step
-                continue  # it may have been the last evaluation, or cut short by a request to stop
-            if reason:
-                break
-            clock.start()
-            batch = next(train_batches, None)
-            if batch is None:
-                reason = "batches"
-                break
-            train_step(state, forward, batch)
-            step_is_done()
-            if state.micro_batch < micro_batch:
-                micro_batch = state.micro_batch
-                yield MicroBatchRecord(step=state.step, rows=micro_batch)
-            if is_due(config.log_interval, state.step) or is_due(config.sample_interval, state.step):
-                clock.stop()
-                yield _step_record(state, clock)
-            if is_due(config.keep_every, state.step):
-                clock.stop()
-                yield _save_checkpoint(state, out_dir, f"step_{state.step:06d}")
-        clock.stop()
-        if saved != state.step:
-            yield _save_checkpoint(state, out_dir, "last")
-        yield DoneRecord(
-            step=state.step,
-            reason=reason,
-            best_val_loss=state.best_val_loss,
-            best_step=state.best_step,
-            seconds=state.seconds,
-        )
+        yield from _run_steps(state, train_batches, val_tokens, out_dir, stop, profiler_step)
+
+
+def stop_reason(state: TrainState, seconds: float = 0.0) -> StopReason | None:
+    """Why a run in this state does not train any further, `seconds` after the start of this call; None if it does."""
+    config, best = state.config, state.best_val_loss
+    if state.step >= config.max_iters:
+        return StopReason.MAX_ITERS
+    if config.target_loss and best is not None and best <= config.target_loss:
+        return StopReason.TARGET_LOSS
+    if config.patience and state.evals_since_best >= config.patience:
+        return StopReason.PATIENCE
+    return StopReason.MAX_SECONDS if config.max_seconds and seconds >= config.max_seconds else None
 
 
 def is_due(interval: int, step: int) -> bool:
@@ -115,8 +83,95 @@ def is_due(interval: int, step: int) -> bool:
     return interval > 0 and step % interval == 0
 
 
+def _run_steps(
+    state: TrainState,
+    train_batches: Iterator[Batch],
+    val_tokens: Tokens,
+    out_dir: Path,
+    stop: Callable[[], bool],
+    profiler_step: Callable[[], None],
+) -> Iterator[Record]:
+    """Steps and evaluations until there is a reason to stop, then the last checkpoint."""
+    first_step, micro_batch = state.step, state.micro_batch
+    forward = _prepare_network(state)
+    timer, started = _StepTimer(state), time.monotonic()
+    while True:
+        reason = _agree_on_stop_reason(state, stop(), time.monotonic() - started)
+        if _is_eval_due(state, reason):
+            timer.stop()
+            yield from _evaluate_and_save(state, val_tokens, out_dir, stop)
+            continue  # the evaluation may be a reason to stop, or it was cut short by a request to stop
+        if reason:
+            break
+        timer.start()
+        batch = next(train_batches, None)
+        if batch is None:
+            reason = StopReason.BATCHES
+            break
+        train_step(state, forward, batch)
+        profiler_step()
+        if state.micro_batch < micro_batch:
+            micro_batch = state.micro_batch
+            yield MicroBatchRecord(step=state.step, rows=micro_batch)
+        yield from _log_and_keep(state, timer, out_dir)
+    timer.stop()
+    if state.step == 0 or state.step not in (first_step, state.evaluated):  # else `last` is of this step already
+        yield _save_checkpoint(state, out_dir, "last")
+    yield DoneRecord(
+        step=state.step,
+        reason=reason,
+        best_val_loss=state.best_val_loss,
+        best_step=state.best_step,
+        seconds=state.seconds,
+    )
+
+
+def _prepare_network(state: TrainState) -> Callable[..., Any]:
+    """The network to call in a step: compiled, and shared with the other ranks."""
+    forward: Callable[..., Any] = torch.compile(state.model) if state.config.compile else state.model
+    return forward if stop_reason(state) else wrap_and_probe(state, forward)  # a finished run takes no step
+
+
+def _agree_on_stop_reason(state: TrainState, stopped: bool, seconds: float) -> StopReason | None:
+    """The same reason on all ranks: a request to stop on any of them, or the longest time."""
+    stopped_on_any, max_seconds = state.group.all_reduce_max(stopped, seconds)
+    return StopReason.INTERRUPTED if stopped_on_any else stop_reason(state, max_seconds)
+
+
+def _is_eval_due(state: TrainState, reason: StopReason | None) -> bool:
+    """At each interval and at the end, at most once at a step; not after a request to stop, which should be quick."""
+    if reason is StopReason.INTERRUPTED or state.step <= state.evaluated:
+        return False
+    return reason is not None or is_due(state.config.eval_interval, state.step)
+
+
+def _evaluate_and_save(
+    state: TrainState, val_tokens: Tokens, out_dir: Path, stop: Callable[[], bool]
+) -> Iterator[Record]:
+    """An evaluation and the checkpoints after it; nothing if `stop()` became true meanwhile."""
+    val_loss = evaluation.val_loss(state, val_tokens, stop=stop)
+    if val_loss is None:
+        return
+    record = _record_eval(state, val_loss)
+    yield record
+    if record.is_best:
+        yield _save_checkpoint(state, out_dir, "best")
+    yield _save_checkpoint(state, out_dir, "last")
+
+
+def _log_and_keep(state: TrainState, timer: "_StepTimer", out_dir: Path) -> Iterator[Record]:
+    """What is due after a step: a record of the last steps, and a numbered checkpoint."""
+    config = state.config
+    if is_due(config.log_interval, state.step) or is_due(config.sample_interval, state.step):
+        timer.stop()
+        yield _step_record(state, timer)
+    if is_due(config.keep_every, state.step):
+        timer.stop()
+        yield _save_checkpoint(state, out_dir, f"step_{state.step:06d}")
+
+
 class _StepTimer:
-    """Adds up in `state.seconds` the time between `start` and `stop`; calling either twice does no harm."""
+    """Adds the time between `start` and `stop` to `state.seconds`. A second call of either has no effect."""
 
     def __init__(self, state: TrainState) -> None:
         self.state = state
@@ -133,33 +188,15 @@ class _StepTimer:
             self.state.seconds += time.perf_counter() - self.running_since
             self.running_since = None
 
-    def steps_per_second(self) -> float:
-        """The rate since it was last asked for."""
+    def pop_steps_per_second(self) -> float:
+        """The rate since the previous call; 0 if no time has passed."""
         steps, seconds = self.state.step - self.logged_step, self.state.seconds - self.logged_seconds
         self.logged_step, self.logged_seconds = self.state.step, self.state.seconds
         return steps / seconds if seconds else 0.0
 
 
-def stop_reason(state: TrainState, seconds: float = 0.0) -> str:
-    """Why the run is at its end after `seconds` of this call, or an empty text."""
-    config, best = state.config, state.best_val_loss
-    if state.step >= config.max_iters:
-        return "max_iters"
-    if config.target_loss and best is not None and best <= config.target_loss:
-        return "target_loss"
-    if config.patience and state.evals_since_best >= config.patience:
-        return "patience"
-    return "max_seconds" if config.max_seconds and seconds >= config.max_seconds else ""
-
-
-def _is_eval_due(state: TrainState, reason: str) -> bool:
-    """At each interval and at the end of a budget; not when somebody waits for the program to stop."""
-    new_steps = state.step > state.evaluated
-    return new_steps and reason != "interrupted" and (bool(reason) or is_due(state.config.eval_interval, state.step))
-
-
 def _record_eval(state: TrainState, val_loss: float) -> EvalRecord:
-    """Note the result of an evaluation in the state."""
+    """Update the state with the result of an evaluation. `ExternalError` if it is not finite."""
     require_finite(state, torch.tensor(val_loss))
     is_best = state.best_val_loss is None or val_loss < state.best_val_loss
     if is_best:
@@ -191,30 +228,30 @@ def _start_record(state: TrainState, out_dir: Path, train_tokens: int) -> StartR
         device=devices.device_name(state.device),
         dtype=config.dtype,
         threads=config.threads,
-        ranks=distributed.world_size(),
+        ranks=state.group.world_size,
         dropout=bool(config.dropout or config.ngram_dropout),
     )
 
 
-def _step_record(state: TrainState, clock: _StepTimer) -> StepRecord:
+def _step_record(state: TrainState, timer: _StepTimer) -> StepRecord:
     require_finite(state, state.since_log.total)
     config = state.config
-    tokens_per_second = clock.steps_per_second() * config.tokens_per_step
-    of_each = tokens_per_second / distributed.world_size()
+    tokens_per_second = timer.pop_steps_per_second() * config.tokens_per_step
+    per_rank = tokens_per_second / state.group.world_size
     return StepRecord(
         step=state.step,
         loss=state.since_log.pop(),
         learning_rate=learning_rate(state.step - 1, config),
         grad_norm=state.grad_norm.item() if state.grad_norm.isfinite() else None,
         tokens_per_second=tokens_per_second,
-        mfu=mfu(of_each, state.model.flops_per_token(), devices.device_name(state.device), config.dtype),
+        mfu=mfu(per_rank, state.model.flops_per_token(), devices.device_name(state.device), config.dtype),
         seconds=state.seconds,
     )
 
 
 def _save_checkpoint(state: TrainState, out_dir: Path, name: str) -> CheckpointRecord:
     path = out_dir / f"{name}{SUFFIX}"
-    with distributed.main_process_first():
-        if distributed.is_main_process():
+    with state.group.main_process_first():
+        if state.group.is_main_process:
             save_state(state, path)
     return CheckpointRecord(step=state.step, name=name, path=str(path))

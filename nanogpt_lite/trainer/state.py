@@ -22,7 +22,8 @@ from nanogpt_lite.checkpoint.validation import (
 )
 from nanogpt_lite.config.options import NetworkConfig, TrainConfig
 from nanogpt_lite.config.schema import Value
-from nanogpt_lite.device import devices, distributed, seeding
+from nanogpt_lite.device import devices, seeding
+from nanogpt_lite.device.distributed import SINGLE_PROCESS, ProcessGroup
 from nanogpt_lite.errors import ExternalError, UserError
 from nanogpt_lite.model.gpt import GPT
 from nanogpt_lite.optim import build
@@ -59,6 +60,7 @@ class TrainState:
     tokenizer: Tokenizer
     dataset_sha256: str  # of the text; empty if the batches come from elsewhere
     device: torch.device
+    group: ProcessGroup = SINGLE_PROCESS  # no part of a checkpoint
     step: int = 0
     evaluated: int = 0  # the step of the last evaluation
     best_val_loss: float | None = None
@@ -84,16 +86,18 @@ class TrainState:
         self.since_log, self.since_eval = RunningMean(device), RunningMean(device)
 
 
-def init_state(config: TrainConfig, tokenizer: Tokenizer, *, dataset_sha256: str = "") -> TrainState:
+def init_state(
+    config: TrainConfig, tokenizer: Tokenizer, *, dataset_sha256: str = "", group: ProcessGroup = SINGLE_PROCESS
+) -> TrainState:
     """A new run. What `config` leaves to the machine (dtype, threads) and to other options is settled here."""
-    device = devices.resolve_device(config.device)
+    device = devices.resolve_device(config.device, group)
     settled: dict[str, Value] = {
         "dtype": devices.resolve_dtype(config.dtype, device, width=config.n_embd),
         "threads": devices.resolve_threads(config.threads),
         "tokenizer": tokenizer.to_json()["type"],
         "lr_decay_iters": config.lr_decay_iters or config.max_iters,
     }
-    return TrainState(config.replace(settled), tokenizer, dataset_sha256, device)
+    return TrainState(config.replace(settled), tokenizer, dataset_sha256, device, group)
 
 
 def save_state(state: TrainState, path: Path) -> None:
@@ -111,7 +115,7 @@ def state_metadata(state: TrainState) -> dict[str, Any]:
     return {
         "config": state.config.stored(),
         "device": state.device.type,
-        "ranks": distributed.world_size(),
+        "ranks": state.group.world_size,
         "tokenizer": state.tokenizer.to_json(),
         "dataset_sha256": state.dataset_sha256,
         "scaler": state.scaler.state_dict(),
@@ -123,7 +127,7 @@ def state_metadata(state: TrainState) -> dict[str, Any]:
     }
 
 
-def restore_state(saved: Checkpoint, given: Mapping[str, Value]) -> TrainState:
+def restore_state(saved: Checkpoint, given: Mapping[str, Value], *, group: ProcessGroup = SINGLE_PROCESS) -> TrainState:
     """The state in a checkpoint, to go on with; options in `given` replace stored ones.
 
     `UserError` if an option in `given` asks for another network than the checkpoint has, or if the file does not
@@ -132,10 +136,10 @@ def restore_state(saved: Checkpoint, given: Mapping[str, Value]) -> TrainState:
     about = saved.metadata
     try:
         validate_metadata(about)
-        config, device = _resolve_auto(saved, given)
+        config, device = _resolve_auto(saved, given, group)
         tokenizer = tokenizer_from_json(about["tokenizer"])
         validate_weights(config, tokenizer.vocab_size, saved)
-        state = TrainState(config, tokenizer, str(about["dataset_sha256"]), device)
+        state = TrainState(config, tokenizer, str(about["dataset_sha256"]), device, group)
         load_weights(state.model, saved)
         _load_optimizer_state(state, saved)
         if about["scaler"]:
@@ -160,15 +164,17 @@ def restore_state(saved: Checkpoint, given: Mapping[str, Value]) -> TrainState:
     return state
 
 
-def _resolve_auto(saved: Checkpoint, given: Mapping[str, Value]) -> tuple[TrainConfig, torch.device]:
+def _resolve_auto(
+    saved: Checkpoint, given: Mapping[str, Value], group: ProcessGroup
+) -> tuple[TrainConfig, torch.device]:
     """What a run that goes on leaves to the machine: as before, unless that was for another one."""
     about, config = saved.metadata, read_config(saved, given)
-    device = devices.resolve_device(config.device)
+    device = devices.resolve_device(config.device, group)
     before, settled = about["config"], dict[str, Value]()
     if given.get("dtype", "auto") == "auto":
         same = device.type == about["device"]
         settled["dtype"] = before["dtype"] if same else devices.resolve_dtype("auto", device, width=config.n_embd)
-    same = distributed.world_size() == about["ranks"]  # else the threads were each one's share
+    same = group.world_size == about["ranks"]  # else the threads were each one's share
     settled["threads"] = devices.resolve_threads(int(given.get("threads") or (before["threads"] if same else 0)))
     settled["lr_decay_iters"] = config.lr_decay_iters or config.max_iters
     return config.replace(settled), device

@@ -1,6 +1,7 @@
-"""One optimizer step: the rows of a batch through the network in micro-batches, and what they add up to.
+"""One optimizer step: forward and backward pass in micro-batches, gradient clipping, the optimizer's update.
 
-Of several `ranks` each takes a share of the rows. When to take a step is the business of `trainer`.
+When memory is not enough for a micro-batch, it is halved. Of several ranks each takes a share of the rows. When a step
+is taken is decided in `loop`; the optimizers are in `optim`.
 """
 
 import math
@@ -20,20 +21,20 @@ from nanogpt_lite.trainer.state import TrainState
 
 
 def train_step(state: TrainState, forward: Callable[..., Any], batch: Batch) -> None:
-    """One optimizer step on a batch of (rows, T) inputs and targets, of which each rank takes an equal share.
+    """One optimizer step on inputs and targets of shape (rows, T), of which each rank takes an equal share.
 
-    A share goes through the network in micro-batches of at most `state.micro_batch` rows, of fewer once memory does
-    not suffice for them: with the same result, but for the masks of dropout. PyTorch's error if it does not for one.
+    A share goes through the network in micro-batches of at most `state.micro_batch` rows. If memory is not enough, they
+    become smaller: the result is the same, except for dropout masks. PyTorch's error if one row is too much.
     """
     config = state.config
     assert len(batch[0]) == config.rows_per_step, f"a step takes {config.rows_per_step} rows"
-    inputs, targets = (half[distributed.rank_slice(config.rows_per_step)] for half in batch)
+    inputs, targets = (half[state.group.rank_slice(config.rows_per_step)] for half in batch)
     build.set_learning_rates(state.optimizer, state.step, config)
-    if not state.model.training:  # to ask takes no time, to set it walks through all modules
+    if not state.model.training:  # the test is free, while train() visits every module
         state.model.train()
     while (step_loss := _backward_micro_batches(state, forward, inputs, targets)) is None:
         _halve_micro_batch(state)
-    optimizer = cast(torch.optim.Optimizer, state.optimizer)  # as far as the scaler knows
+    optimizer = cast(torch.optim.Optimizer, state.optimizer)  # GradScaler only needs its param_groups and step()
     state.scaler.unscale_(optimizer)
     gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
     state.grad_norm = torch.nn.utils.get_total_norm(gradients)
@@ -42,43 +43,48 @@ def train_step(state: TrainState, forward: Callable[..., Any], batch: Batch) -> 
     state.scaler.step(optimizer)
     state.scaler.update()
     state.optimizer.zero_grad()
-    step_loss = distributed.all_reduce_mean(step_loss)
+    step_loss = state.group.all_reduce_mean(step_loss)
     state.since_log.add(step_loss)
     state.since_eval.add(step_loss)
     state.step += 1
 
 
 def wrap_and_probe(state: TrainState, network: Callable[..., Any]) -> Callable[..., Any]:
-    """The network, with gradients that several ranks share. `ExternalError` if a single row does not fit."""
-    forward = distributed.wrap_ddp(network, state.device)
-    if distributed.world_size() > 1:
-        # Which micro-batch fits, the ranks find out while none waits for another one. What the optimizer keeps is
-        # there after its first step, and takes its place now.
-        kept = [] if state.step else build.reserve_optimizer_state(state.optimizer)
-        while any(distributed.all_reduce_max(not _probe_memory(state, forward, alone=True))):
-            if _micro_batch_rows(state) == 1:
-                raise ExternalError("out of memory with a single row on one of the ranks; give a smaller --block_size")
-            _halve_micro_batch(state)
-        del kept
-        # PyTorch orders the gradients in its buffers anew after the first step, and so the sums over the ranks. With
-        # a step that does not count, a run that goes on adds up as it would have without the interruption.
-        _probe_memory(state, forward, alone=False)
+    """The network in DistributedDataParallel, after finding a micro-batch that fits on all ranks; no change for one.
+
+    `ExternalError` if a single row is too much for the memory of a rank.
+    """
+    forward = state.group.wrap_ddp(network, state.device)
+    if state.group.world_size == 1:
+        return forward
+    # In a step, ranks wait for each other, and none can repeat a pass alone. So memory is probed before the first step,
+    # with the optimizer's state reserved, which is otherwise allocated at the end of the first step.
+    reserved = [] if state.step else build.reserve_optimizer_state(state.optimizer)
+    while any(state.group.all_reduce_max(not _probe_memory(state, forward))):
+        if _micro_batch_rows(state) == 1:
+            raise ExternalError("out of memory with a single row on one of the ranks; give a smaller `block_size`")
+        _halve_micro_batch(state)
+    del reserved
+    # DistributedDataParallel rebuilds its gradient buckets after the first backward pass, which changes the order of
+    # sums over ranks. This pass, without an update, comes before all steps: so a resumed run adds in the same order.
+    _backward_zeros(state, forward)
+    state.optimizer.zero_grad()
     return forward
 
 
 def _backward_micro_batches(
     state: TrainState, forward: Callable[..., Any], inputs: Tensor, targets: Tensor
 ) -> Tensor | None:
-    """The loss of this rank's rows, whose gradients are there then; None if memory did not suffice."""
+    """The mean loss of this rank's rows, after accumulating its gradients; None if memory was not enough."""
     config, device = state.config, state.device
-    parts = list(batching.split_batch((inputs, targets), state.micro_batch))
+    micro_batches = list(batching.split_batch((inputs, targets), state.micro_batch))
     step_loss = torch.zeros((), device=device)
     try:
-        for number, (x, y) in enumerate(parts):
-            masks = (config.seed, state.step, distributed.rank() * len(parts) + number)
+        for number, (x, y) in enumerate(micro_batches):
+            mask_seed = (config.seed, state.step, state.group.rank * len(micro_batches) + number)
             with (
-                seeding.seeded(device, *masks) if config.dropout or config.ngram_dropout else nullcontext(),
-                distributed.no_sync(forward) if number + 1 < len(parts) else nullcontext(),
+                seeding.seeded(device, *mask_seed) if config.dropout or config.ngram_dropout else nullcontext(),
+                distributed.no_sync(forward) if number + 1 < len(micro_batches) else nullcontext(),
             ):
                 with devices.autocast(device, config.dtype):
                     loss = forward(devices.to_device(x, device), devices.to_device(y, device))[1]
@@ -86,40 +92,45 @@ def _backward_micro_batches(
                 state.scaler.scale(loss).backward()
             step_loss += loss.detach()
     except (MemoryError, RuntimeError) as error:
-        # other ranks may be waiting for this one in the middle of the same step: they cannot begin it again
-        if distributed.world_size() > 1 or _micro_batch_rows(state) == 1 or not memory.is_out_of_memory(error):
+        # with several ranks, others may wait in the middle of this step, so it cannot be repeated
+        if state.group.world_size > 1 or _micro_batch_rows(state) == 1 or not memory.is_out_of_memory(error):
             raise
         return None
     return step_loss
 
 
-def _probe_memory(state: TrainState, forward: Callable[..., Any], *, alone: bool) -> bool:
-    """Whether memory suffices for micro-batches, in passes that do not count; `alone`: without the other ranks.
+def _probe_memory(state: TrainState, forward: Callable[..., Any]) -> bool:
+    """Whether memory is enough for a micro-batch, without waiting for other ranks and without an update.
 
-    `alone` it takes two, as many steps do: in the second the gradients of the first are there.
+    Two passes, like a step of several micro-batches: in the second the gradients of the first take memory too.
     """
-    x = torch.zeros(_micro_batch_rows(state), state.config.block_size, dtype=torch.int64, device=state.device)
     try:
-        for _ in range(2 if alone else 1):
-            with distributed.no_sync(forward) if alone else nullcontext():
-                with seeding.seeded(state.device), devices.autocast(state.device, state.config.dtype):
-                    loss = forward(x, x)[1]
-                loss.backward()
+        for _ in range(2):
+            with distributed.no_sync(forward):
+                _backward_zeros(state, forward)
     except (MemoryError, RuntimeError) as error:
-        if not alone or not memory.is_out_of_memory(error):
+        if not memory.is_out_of_memory(error):
             raise
         return False
     state.optimizer.zero_grad()
     return True
 
 
+def _backward_zeros(state: TrainState, forward: Callable[..., Any]) -> None:
+    """Accumulate the gradients of one micro-batch of zeros."""
+    x = torch.zeros(_micro_batch_rows(state), state.config.block_size, dtype=torch.int64, device=state.device)
+    with seeding.seeded(state.device), devices.autocast(state.device, state.config.dtype):
+        loss = forward(x, x)[1]
+    loss.backward()
+
+
 def _halve_micro_batch(state: TrainState) -> None:
-    """Let fewer rows through the network at a time, after a pass that memory did not suffice for."""
-    state.optimizer.zero_grad()  # a part of them may be there
+    """Take half as many rows at a time, after memory was not enough."""
+    state.optimizer.zero_grad()  # the failed pass may have left some gradients
     state.micro_batch = math.ceil(_micro_batch_rows(state) / 2)
     memory.free_memory(state.device)
 
 
 def _micro_batch_rows(state: TrainState) -> int:
-    """How many rows of a rank's share go through the network at a time, at most."""
-    return min(state.micro_batch, state.config.rows_per_step // distributed.world_size())
+    """The largest number of rows that go through the network at a time: not more than a rank's share."""
+    return min(state.micro_batch, state.config.rows_per_step // state.group.world_size)

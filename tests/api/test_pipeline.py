@@ -375,7 +375,7 @@ def test_functions_show_their_options():
 
 def test_the_preset_fits_the_device(monkeypatch):
     assert setup.default_preset("cpu") == "modern-cpu"
-    monkeypatch.setattr(devices, "resolve_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(devices, "resolve_device", lambda name, group: torch.device("cuda"))
     assert setup.default_preset("auto") == "modern"
 
 

@@ -61,7 +61,7 @@ def test_as_many_threads_as_there_are_but_not_more_than_help(monkeypatch, there,
 def test_more_threads_than_processors_can_use_are_refused(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     assert [devices.resolve_threads(number) for number in (1, 16)] == [1, 16]
-    with pytest.raises(UserError, match="threads=17 is too much for 2 processors; give --threads 2"):
+    with pytest.raises(UserError, match="threads=17 is too much for 2 processors; give `threads=2`"):
         devices.resolve_threads(17)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     assert devices.resolve_threads(256) == 256

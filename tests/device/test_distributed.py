@@ -1,4 +1,4 @@
-"""Several ranks train what one process trains; whatever happens to one of them, all end, and nothing is lost."""
+"""Several ranks train the same as one process; when one of them fails, all end, and the last checkpoint stays."""
 
 import os
 import signal
@@ -11,36 +11,15 @@ import forked_ranks
 import pytest
 import torch
 from conftest import wait_for
+from rank_training import SMALL, losses, records, require_same_losses, train
 
 import nanogpt_lite as ng
 from nanogpt_lite.checkpoint import checkpoint_file
 from nanogpt_lite.cli.main import main
 from nanogpt_lite.device import devices, distributed
+from nanogpt_lite.device.distributed import ProcessGroup
 from nanogpt_lite.tracking import metrics_file
 from nanogpt_lite.trainer import loop
-
-SMALL = {"preset": "cpu", "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8, "batch_size": 8, "threads": 1}
-SMALL |= {"max_iters": 12, "eval_interval": 4, "log_interval": 1, "warmup_iters": 2, "learning_rate": 0.01}
-
-
-def train(options):
-    ng.train("bottles.txt", **{**SMALL, **options})
-
-
-def records(out_dir, kind):
-    return [record for record in ng.Run(Path(out_dir)).metrics if record["kind"] == kind]
-
-
-def losses(out_dir):
-    steps = {record["step"]: record["loss"] for record in records(out_dir, "step")}
-    return steps, {record["step"]: (record["train_loss"], record["val_loss"]) for record in records(out_dir, "eval")}
-
-
-def require_same_losses(out_dir, expected, tolerance=1e-5):  # the design promises 1e-4
-    for got, wanted in zip(losses(out_dir), losses(expected), strict=True):
-        assert sorted(got) == sorted(wanted)
-        for step, value in wanted.items():
-            assert got[step] == pytest.approx(value, abs=tolerance), step
 
 
 @pytest.fixture
@@ -143,7 +122,7 @@ def train_on_a_full_disk(options):
     def no_space(given, path):
         raise OSError(28, "No space left on device", str(path))
 
-    if distributed.rank() == 0:
+    if distributed.launched_as_main_process():
         loop.save_state = no_space
     train(options)
 
@@ -230,26 +209,24 @@ def test_a_number_of_ranks_without_the_others_is_told_of(folder, monkeypatch):
 
 @pytest.fixture
 def third_of_four(monkeypatch):
-    """Rank 2 of 4 on one machine with as many GPUs, for what does not need the others."""
-    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    """The group as rank 2 of 4 sees it, on a machine with 4 GPUs; without the other ranks."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "empty", lambda *shape, device: None)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    monkeypatch.setenv("LOCAL_RANK", "2")
+    return ProcessGroup(rank=2, world_size=4, local_rank=2, local_world_size=4)
 
 
 @pytest.mark.parametrize(("asked", "got"), [("auto", "cuda:2"), ("cuda", "cuda:2"), ("cpu", "cpu")])
 def test_each_rank_has_a_gpu_of_its_own(third_of_four, asked, got):
-    assert str(devices.resolve_device(asked)) == got
+    assert str(devices.resolve_device(asked, third_of_four)) == got
 
 
 def test_too_few_gpus_and_one_for_all_are_refused(third_of_four, monkeypatch):
-    with pytest.raises(ng.UserError, match="one GPU for all ranks; give --device cuda"):
-        devices.resolve_device("cuda:0")
+    with pytest.raises(ng.UserError, match="one GPU for all ranks; give `device='cuda'`"):
+        devices.resolve_device("cuda:0", third_of_four)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ng.UserError, match="4 ranks were started on a machine with 1 GPUs"):
-        devices.resolve_device("auto")
+        devices.resolve_device("auto", third_of_four)
 
 
 def test_a_number_alone_makes_no_rank(folder, monkeypatch):

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from nanogpt_lite.cli import main
-from nanogpt_lite.device import distributed, profiling
+from nanogpt_lite.device import profiling
+from nanogpt_lite.device.distributed import ProcessGroup
 
 TINY = [
     "--n_layer",
@@ -42,16 +43,15 @@ def test_a_few_steps_are_written(tmp_path, monkeypatch, asked):
 
 def test_a_run_of_too_few_steps_is_told_of(tmp_path):
     with (
-        pytest.warns(UserWarning, match=r"no .*trace.json: it takes 8 steps"),
+        pytest.warns(UserWarning, match=r"trace.json was not written: a trace takes 8 steps"),
         profiling.trace_steps(str(tmp_path), torch.device("cpu")) as step_is_done,
     ):
         step_is_done()
 
 
-def test_each_rank_writes_a_file_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(distributed, "rank", lambda: 1)
-    with profiling.trace_steps(str(tmp_path), torch.device("cpu")) as step_is_done:
+def test_each_rank_writes_a_file_of_its_own(tmp_path):
+    group = ProcessGroup(rank=1, world_size=2)
+    with profiling.trace_steps(str(tmp_path), torch.device("cpu"), group) as step_is_done:
         for _ in range(profiling.SKIPPED_STEPS + profiling.TRACED_STEPS + 1):
             torch.ones(3) + 1
             step_is_done()

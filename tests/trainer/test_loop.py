@@ -7,70 +7,29 @@ import math
 import numpy as np
 import pytest
 import torch
+from tiny_training import SMALL, TOKENIZER, TRAIN, VAL, records_of, small_config, train
 from torch.nn import functional as F
 
 from nanogpt_lite.checkpoint import checkpoint_file
 from nanogpt_lite.checkpoint.checkpoint_file import read_checkpoint
 from nanogpt_lite.checkpoint.restore import load_weights, read_config
-from nanogpt_lite.config.options import TrainConfig
 from nanogpt_lite.data import batching
 from nanogpt_lite.device import devices
 from nanogpt_lite.errors import ExternalError, UserError
 from nanogpt_lite.optim.schedule import learning_rate
-from nanogpt_lite.tokenizers.char import CharTokenizer
 from nanogpt_lite.tracking.records import CheckpointRecord, DoneRecord, EvalRecord, StartRecord, StepRecord
 from nanogpt_lite.trainer import evaluation, loop
 from nanogpt_lite.trainer.state import init_state, restore_state, save_state
 
-TOKENIZER = CharTokenizer("abcdefgh")
-SMALL = TrainConfig(
-    device="cpu",
-    dtype="float32",
-    threads=1,
-    block_size=8,
-    n_layer=2,
-    n_head=2,
-    n_embd=16,
-    bias=True,
-    dropout=0.0,
-    batch_size=4,
-    max_iters=12,
-    warmup_iters=3,
-    eval_interval=5,
-    log_interval=2,
-)
-
-
-def text(length, seed=0):
-    """Ids with something to learn: each is mostly the one before plus one."""
-    noise = np.random.default_rng(seed).integers(0, 8, length)
-    return ((np.arange(length) + (noise == 0) * noise[::-1]) % 8).astype(np.uint16)
-
-
-TRAIN, VAL = text(1000), text(203, seed=1)
-
-
-def run(tmp_path, config=SMALL, state=None, **options):
-    state = state or init_state(config, TOKENIZER)
-    return state, list(loop.train_loop(state, TRAIN, VAL, out_dir=tmp_path, **options))
-
-
-def changed(**values):
-    return dataclasses.replace(SMALL, **values)
-
-
-def of(kind, records):
-    return [record for record in records if isinstance(record, kind)]
-
 
 @pytest.mark.parametrize("parts", [2, 4])
 def test_micro_batches_give_the_losses_of_the_whole_batch(tmp_path, parts):
-    _, whole = run(tmp_path / "whole", changed(batch_size=8))
-    _, split = run(tmp_path / "split", changed(batch_size=8 // parts, gradient_accumulation_steps=parts))
-    for one, other in zip(of(EvalRecord, whole), of(EvalRecord, split), strict=True):
+    _, whole = train(tmp_path / "whole", small_config(batch_size=8))
+    _, split = train(tmp_path / "split", small_config(batch_size=8 // parts, gradient_accumulation_steps=parts))
+    for one, other in zip(records_of(EvalRecord, whole), records_of(EvalRecord, split), strict=True):
         assert other.val_loss == pytest.approx(one.val_loss, abs=1e-4)
         assert other.train_loss == pytest.approx(one.train_loss, abs=1e-4)
-    assert of(StartRecord, whole)[0].tokens_per_step == of(StartRecord, split)[0].tokens_per_step == 64
+    assert records_of(StartRecord, whole)[0].tokens_per_step == records_of(StartRecord, split)[0].tokens_per_step == 64
 
 
 def test_evaluation_covers_each_target_once(tmp_path):
@@ -85,7 +44,7 @@ def test_evaluation_covers_each_target_once(tmp_path):
 
 
 def test_estimated_evaluation_is_deterministic_and_of_the_asked_number_of_batches(tmp_path):
-    state = init_state(changed(eval_iters=3), TOKENIZER)
+    state = init_state(small_config(eval_iters=3), TOKENIZER)
     model = state.model.eval()
     windows = [
         batching.random_batch(VAL, rows=4, block_size=8, seed=1337, step=n, stream=batching.VAL_STREAM)
@@ -97,10 +56,10 @@ def test_estimated_evaluation_is_deterministic_and_of_the_asked_number_of_batche
 
 
 def test_evaluation_does_not_touch_training(tmp_path):
-    config = changed(dropout=0.3)
-    _, rarely = run(tmp_path / "rarely", dataclasses.replace(config, eval_interval=100))
-    _, often = run(tmp_path / "often", dataclasses.replace(config, eval_interval=1, eval_iters=2))
-    assert [r.loss for r in of(StepRecord, rarely)] == [r.loss for r in of(StepRecord, often)]
+    config = small_config(dropout=0.3)
+    _, rarely = train(tmp_path / "rarely", dataclasses.replace(config, eval_interval=100))
+    _, often = train(tmp_path / "often", dataclasses.replace(config, eval_interval=1, eval_iters=2))
+    assert [r.loss for r in records_of(StepRecord, rarely)] == [r.loss for r in records_of(StepRecord, often)]
     weights = [
         checkpoint_file.read_checkpoint(tmp_path / name / "last.safetensors").with_prefix("model.")
         for name in ("rarely", "often")
@@ -110,25 +69,25 @@ def test_evaluation_does_not_touch_training(tmp_path):
 
 def test_training_does_not_touch_the_global_random_state(tmp_path):
     before = torch.get_rng_state()
-    run(tmp_path, changed(dropout=0.5))
+    train(tmp_path, small_config(dropout=0.5))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_records_come_in_order_and_say_what_happened(tmp_path):
-    state, records = run(tmp_path)
+    state, records = train(tmp_path)
     shape = [(type(r).kind, r.step) for r in records if not isinstance(r, CheckpointRecord)]
     assert shape == [
         *[("start", 0), ("step", 2), ("step", 4), ("eval", 5), ("step", 6), ("step", 8)],
         *[("step", 10), ("eval", 10), ("step", 12), ("eval", 12), ("done", 12)],
     ]
-    losses = [record.loss for record in of(StepRecord, records)]
-    evals = of(EvalRecord, records)
+    losses = [record.loss for record in records_of(StepRecord, records)]
+    evals = records_of(EvalRecord, records)
     # both are means of the same twelve losses: over pairs of steps, and over 5, 5 and 2 steps
     assert sum(losses) * 2 == pytest.approx(sum(e.train_loss * n for e, n in zip(evals, (5, 5, 2), strict=True)))
-    assert [r.learning_rate for r in of(StepRecord, records)] == [
+    assert [r.learning_rate for r in records_of(StepRecord, records)] == [
         learning_rate(n - 1, state.config) for n in range(2, 13, 2)
     ]
-    begin = of(StartRecord, records)[0]
+    begin = records_of(StartRecord, records)[0]
     assert (begin.tokens_per_step, begin.max_iters, begin.threads, begin.dtype) == (32, 12, 1, "float32")
     assert begin.epochs == pytest.approx(12 * 32 / 1000)
     assert begin.parameters == sum(p.numel() for p in state.model.parameters())
@@ -145,9 +104,9 @@ def test_a_checkpoint_is_on_disk_when_its_record_comes(tmp_path):
 
 def test_best_is_the_lowest_loss_ever_and_a_worse_one_never_replaces_it(tmp_path, monkeypatch):
     losses = iter([3.0, 2.0, 2.5, 2.0, 1.5, 9.0])
-    monkeypatch.setattr(evaluation, "val_loss", lambda *_: next(losses))
-    _, records = run(tmp_path, changed(max_iters=6, eval_interval=1))
-    evals = of(EvalRecord, records)
+    monkeypatch.setattr(evaluation, "val_loss", lambda *_, **__: next(losses))
+    _, records = train(tmp_path, small_config(max_iters=6, eval_interval=1))
+    evals = records_of(EvalRecord, records)
     assert [e.is_best for e in evals] == [True, True, False, False, True, False]
     assert [e.best_val_loss for e in evals] == [3.0, 2.0, 2.0, 2.0, 1.5, 1.5]
     assert read_checkpoint(tmp_path / "best.safetensors").metadata["step"] == 5
@@ -156,7 +115,7 @@ def test_best_is_the_lowest_loss_ever_and_a_worse_one_never_replaces_it(tmp_path
 
 
 def test_numbered_checkpoints_are_kept(tmp_path):
-    run(tmp_path, changed(keep_every=4))
+    train(tmp_path, small_config(keep_every=4))
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "best.safetensors",
         "last.safetensors",
@@ -175,25 +134,25 @@ def test_numbered_checkpoints_are_kept(tmp_path):
 )
 def test_budgets_end_a_run(tmp_path, monkeypatch, options, losses, reason, steps):
     given = iter(losses)
-    monkeypatch.setattr(evaluation, "val_loss", lambda *_: next(given))
-    _, records = run(tmp_path, changed(eval_interval=1, **options))
+    monkeypatch.setattr(evaluation, "val_loss", lambda *_, **__: next(given))
+    _, records = train(tmp_path, small_config(eval_interval=1, **options))
     assert (records[-1].reason, records[-1].step) == (reason, steps)
 
 
 def test_max_seconds_ends_with_an_evaluation(tmp_path, monkeypatch):
     clock = itertools.count(100.0, 10.0)  # each look at the clock is ten seconds later
     monkeypatch.setattr(loop.time, "monotonic", lambda: next(clock))
-    _, records = run(tmp_path, changed(max_seconds=35, eval_interval=1000))
+    _, records = train(tmp_path, small_config(max_seconds=35, eval_interval=1000))
     assert (records[-1].reason, records[-1].step) == ("max_seconds", 3)
-    assert [r.step for r in of(EvalRecord, records)] == [3]
+    assert [r.step for r in records_of(EvalRecord, records)] == [3]
     assert read_checkpoint(tmp_path / "best.safetensors").metadata["step"] == 3
 
 
 def test_a_finished_run_does_nothing_more(tmp_path):
-    run(tmp_path)
+    train(tmp_path)
     before = (tmp_path / "last.safetensors").stat().st_mtime_ns
     state = restore_state(read_checkpoint(tmp_path / "last.safetensors"), {})
-    _, records = run(tmp_path, state=state)
+    _, records = train(tmp_path, state=state)
     assert [type(r) for r in records] == [StartRecord, DoneRecord]
     assert (tmp_path / "last.safetensors").stat().st_mtime_ns == before
 
@@ -208,12 +167,12 @@ LATER |= {"zero_init": True, "ngram_dropout": 0.3, "optimizer": "muon", "cooldow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_going_on_gives_the_same_file_and_the_same_losses(tmp_path, dtype, options):
     """Stopped every few steps, before evaluations, after them and between them, and taken up from the file."""
-    config = changed(dtype=dtype, **options)
-    _, straight = run(tmp_path / "straight", config)
+    config = small_config(dtype=dtype, **options)
+    _, straight = train(tmp_path / "straight", config)
     state, pieces = init_state(config, TOKENIZER), []
     while True:
         stops = itertools.count()
-        _, records = run(tmp_path / "pieces", state=state, stop=lambda counter=stops: next(counter) > 3)
+        _, records = train(tmp_path / "pieces", state=state, stop=lambda counter=stops: next(counter) > 3)
         pieces += [r for r in records if isinstance(r, StepRecord | EvalRecord)]
         if records[-1].reason != "interrupted":
             break
@@ -231,24 +190,24 @@ def told(records):
 
 
 def test_a_stop_during_an_evaluation_loses_nothing(tmp_path):
-    _, straight = run(tmp_path / "straight")
+    _, straight = train(tmp_path / "straight")
     state = init_state(SMALL, TOKENIZER)
     answers = itertools.chain([False] * 6, itertools.repeat(True))  # asked before each step, then in the evaluation
-    _, records = run(tmp_path / "cut", state=state, stop=lambda: next(answers))
+    _, records = train(tmp_path / "cut", state=state, stop=lambda: next(answers))
     assert (records[-1].reason, records[-1].step) == ("interrupted", 5)
-    assert not of(EvalRecord, records)
+    assert not records_of(EvalRecord, records)
     state = restore_state(read_checkpoint(tmp_path / "cut" / "last.safetensors"), {})
-    _, rest = run(tmp_path / "cut", state=state)
-    assert [(e.step, e.val_loss) for e in of(EvalRecord, rest)] == [
-        (e.step, e.val_loss) for e in of(EvalRecord, straight)
+    _, rest = train(tmp_path / "cut", state=state)
+    assert [(e.step, e.val_loss) for e in records_of(EvalRecord, rest)] == [
+        (e.step, e.val_loss) for e in records_of(EvalRecord, straight)
     ]
 
 
 def test_extending_a_run_keeps_its_schedule(tmp_path):
-    run(tmp_path)
+    train(tmp_path)
     saved = read_checkpoint(tmp_path / "last.safetensors")
     assert saved.metadata["config"]["lr_decay_iters"] == 12
-    state, records = run(tmp_path, state=restore_state(saved, {"max_iters": 15}))
+    state, records = train(tmp_path, state=restore_state(saved, {"max_iters": 15}))
     assert records[-1].step == 15
     assert state.config.lr_decay_iters == 12
     assert learning_rate(13, state.config) == state.config.min_lr
@@ -256,7 +215,7 @@ def test_extending_a_run_keeps_its_schedule(tmp_path):
 
 @pytest.mark.parametrize("where", ["loss", "gradient", "evaluation"])
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, where):
-    state = init_state(changed(log_interval=1 if where != "evaluation" else 1000, eval_interval=4), TOKENIZER)
+    state = init_state(small_config(log_interval=1 if where != "evaluation" else 1000, eval_interval=4), TOKENIZER)
     step = loop.train_step
 
     def failing(state, forward, batch):
@@ -270,7 +229,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
 
     monkeypatch.setattr(loop, "train_step", failing)
     with pytest.raises(ExternalError, match=r"not finite by step [78]; .*--init_from resume.*--learning_rate"):
-        run(tmp_path, state=state)
+        train(tmp_path, state=state)
     for name in ("last", "best"):
         good = read_checkpoint(tmp_path / f"{name}.safetensors")
         assert good.metadata["step"] == 4
@@ -280,9 +239,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
 def test_a_val_loss_that_is_not_finite_is_no_evaluation(tmp_path, monkeypatch, broken):
     losses = iter([3.0, broken])
-    monkeypatch.setattr(evaluation, "val_loss", lambda *_: next(losses))
+    monkeypatch.setattr(evaluation, "val_loss", lambda *_, **__: next(losses))
     with pytest.raises(ExternalError, match="not finite by step 10"):
-        run(tmp_path)
+        train(tmp_path)
     assert read_checkpoint(tmp_path / "last.safetensors").metadata["step"] == 5
 
 
@@ -296,7 +255,7 @@ def test_an_interrupted_run_with_a_broken_loss_is_not_saved(tmp_path):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.02), ("float16", 0.003)])
 def test_number_formats_train_to_nearly_the_same_loss(tmp_path, dtype, tolerance):
-    exact, rough = (run(tmp_path / d, changed(dtype=d, max_iters=60))[1][-1] for d in ("float32", dtype))
+    exact, rough = (train(tmp_path / d, small_config(dtype=d, max_iters=60))[1][-1] for d in ("float32", dtype))
     assert rough.best_val_loss == pytest.approx(exact.best_val_loss, abs=tolerance)
     assert exact.best_val_loss < 1.9 < math.log(8)
 
@@ -308,14 +267,14 @@ def test_a_text_shorter_than_a_block_is_an_error(tmp_path):
 
 def test_batches_may_come_from_elsewhere(tmp_path):
     """The default batches, handed in, give the default run."""
-    _, expected = run(tmp_path / "a")
+    _, expected = train(tmp_path / "a")
     given = batching.random_batches(TRAIN, rows=4, block_size=8, seed=1337, step=0)
-    _, got = run(tmp_path / "b", train_batches=given)
-    assert [r.loss for r in of(StepRecord, got)] == [r.loss for r in of(StepRecord, expected)]
+    _, got = train(tmp_path / "b", train_batches=given)
+    assert [r.loss for r in records_of(StepRecord, got)] == [r.loss for r in records_of(StepRecord, expected)]
 
 
 def test_restoring_another_network_names_the_fields(tmp_path):
-    run(tmp_path)
+    train(tmp_path)
     saved = read_checkpoint(tmp_path / "last.safetensors")
     with pytest.raises(UserError, match=r"n_layer=3 \(the checkpoint has 2\), bias=False \(the checkpoint has True\)"):
         restore_state(saved, {"n_layer": 3, "bias": False, "learning_rate": 1e-4})
@@ -328,7 +287,7 @@ def test_restoring_another_network_names_the_fields(tmp_path):
 
 
 def test_restoring_settles_what_is_left_to_the_machine(tmp_path):
-    run(tmp_path, changed(dtype="bfloat16"))
+    train(tmp_path, small_config(dtype="bfloat16"))
     saved = read_checkpoint(tmp_path / "last.safetensors")
     config = restore_state(saved, {"dtype": "auto", "threads": 0, "lr_decay_iters": 0, "max_iters": 20}).config
     assert (config.dtype, config.threads, config.lr_decay_iters) == ("bfloat16", 1, 20)
@@ -352,7 +311,7 @@ def test_restoring_settles_what_is_left_to_the_machine(tmp_path):
     ],
 )
 def test_a_loss_scaler_that_would_stop_all_learning_is_refused(tmp_path, scaler):
-    run(tmp_path, changed(dtype="float16"))
+    train(tmp_path, small_config(dtype="float16"))
     saved = read_checkpoint(tmp_path / "last.safetensors")
     before = dict(saved.metadata["scaler"])
     saved.metadata["scaler"].update(
@@ -365,15 +324,15 @@ def test_a_loss_scaler_that_would_stop_all_learning_is_refused(tmp_path, scaler)
 
 
 def test_weights_of_another_shape_are_refused(tmp_path):
-    run(tmp_path)
-    other = init_state(changed(n_embd=32), TOKENIZER).model
+    train(tmp_path)
+    other = init_state(small_config(n_embd=32), TOKENIZER).model
     with pytest.raises(UserError, match="do not fit"):
         load_weights(other, read_checkpoint(tmp_path / "last.safetensors"))
 
 
 @pytest.mark.parametrize("missing", ["tokenizer", "since_eval", "config", "step", "device"])
 def test_a_checkpoint_that_lacks_something_is_an_error(tmp_path, missing):
-    run(tmp_path)
+    train(tmp_path)
     saved = read_checkpoint(tmp_path / "last.safetensors")
     del saved.metadata[missing]
     with pytest.raises(UserError, match=f"whole training state.*{missing}"):
@@ -384,26 +343,26 @@ def test_a_checkpoint_that_lacks_something_is_an_error(tmp_path, missing):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's compiler uses what PyTorch deprecates
 @pytest.mark.parametrize("options", [{}, {**LATER, "ngram_dropout": 0.0}], ids=["nanoGPT", "later"])
 def test_a_compiled_network_trains_the_same(tmp_path, options):
-    _, plain = run(tmp_path / "plain", changed(**options))
-    _, compiled = run(tmp_path / "compiled", changed(compile=True, **options))
-    for one, other in zip(of(EvalRecord, plain), of(EvalRecord, compiled), strict=True):
+    _, plain = train(tmp_path / "plain", small_config(**options))
+    _, compiled = train(tmp_path / "compiled", small_config(compile=True, **options))
+    for one, other in zip(records_of(EvalRecord, plain), records_of(EvalRecord, compiled), strict=True):
         assert other.val_loss == pytest.approx(one.val_loss, abs=1e-4)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_gpu_trains_to_the_losses_of_the_cpu(tmp_path, dtype):
-    _, cpu = run(tmp_path / "cpu", changed(max_iters=60))
-    _, gpu = run(tmp_path / "gpu", changed(max_iters=60, device="cuda", dtype=dtype))
-    assert of(EvalRecord, gpu)[-1].val_loss == pytest.approx(of(EvalRecord, cpu)[-1].val_loss, abs=0.03)
+    _, cpu = train(tmp_path / "cpu", small_config(max_iters=60))
+    _, gpu = train(tmp_path / "gpu", small_config(max_iters=60, device="cuda", dtype=dtype))
+    assert records_of(EvalRecord, gpu)[-1].val_loss == pytest.approx(records_of(EvalRecord, cpu)[-1].val_loss, abs=0.03)
 
 
 @pytest.mark.gpu
 def test_on_a_gpu_a_resumed_run_goes_on(tmp_path):
-    config = changed(device="cuda", dtype="bfloat16", dropout=0.2)
+    config = small_config(device="cuda", dtype="bfloat16", dropout=0.2)
     state = init_state(config, TOKENIZER)
     stops = itertools.count()
-    run(tmp_path, state=state, stop=lambda: next(stops) > 4)
+    train(tmp_path, state=state, stop=lambda: next(stops) > 4)
     state = restore_state(read_checkpoint(tmp_path / "last.safetensors"), {"device": "cuda"})
-    _, records = run(tmp_path, state=state)
+    _, records = train(tmp_path, state=state)
     assert records[-1].step == 12

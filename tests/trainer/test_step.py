@@ -8,8 +8,9 @@ from pathlib import Path
 
 import forked_ranks
 import pytest
+import rank_training
 import torch
-from test_loop import SMALL, TOKENIZER, TRAIN, VAL, changed, of
+from tiny_training import SMALL, TOKENIZER, TRAIN, VAL, records_of, small_config
 from torch.nn import functional as F
 
 from nanogpt_lite.checkpoint import checkpoint_file
@@ -60,21 +61,21 @@ def train_scarcely(tmp_path, monkeypatch, config, most, when, state=None):
 @pytest.mark.parametrize("when", ["forward", "backward"])
 @pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}, {"dtype": "bfloat16"}])
 def test_without_memory_micro_batches_get_smaller_and_the_losses_stay(tmp_path, monkeypatch, when, options):
-    config = changed(batch_size=7, log_interval=1, **options)
+    config = small_config(batch_size=7, log_interval=1, **options)
     plain = list(loop.train_loop(init_state(config, TOKENIZER), TRAIN, VAL, out_dir=tmp_path))
     state, scarce = train_scarcely(tmp_path, monkeypatch, config, 3, when)
-    assert [(record.step, record.rows) for record in of(MicroBatchRecord, scarce)] == [(1, 2)]  # 7, 4, 2
+    assert [(record.step, record.rows) for record in records_of(MicroBatchRecord, scarce)] == [(1, 2)]  # 7, 4, 2
     assert state.micro_batch == 2
     assert state.step == config.max_iters
     tolerance = 1e-5 if config.dtype == "float32" else 2e-3
     for kind, names in ((StepRecord, ["loss", "grad_norm"]), (EvalRecord, ["train_loss", "val_loss"])):
-        for expected, got in zip(of(kind, plain), of(kind, scarce), strict=True):
+        for expected, got in zip(records_of(kind, plain), records_of(kind, scarce), strict=True):
             for name in names:
                 assert getattr(got, name) == pytest.approx(getattr(expected, name), abs=tolerance, rel=tolerance)
 
 
 def test_memory_that_runs_out_in_the_middle_of_a_run_loses_no_step(tmp_path, monkeypatch):
-    config = changed(log_interval=1)
+    config = small_config(log_interval=1)
     state = init_state(config, TOKENIZER)
     plain = list(loop.train_loop(init_state(config, TOKENIZER), TRAIN, VAL, out_dir=tmp_path))
     scarce = Scarce(state.model, 100, "backward")
@@ -83,22 +84,22 @@ def test_memory_that_runs_out_in_the_middle_of_a_run_loses_no_step(tmp_path, mon
     for record in loop.train_loop(state, TRAIN, VAL, out_dir=tmp_path):
         records.append(record)
         scarce.most = 100 if state.step < 6 else 1
-    assert [(record.step, record.rows) for record in of(MicroBatchRecord, records)] == [(7, 1)]
-    assert [r.step for r in of(StepRecord, records)] == list(range(1, 13))
-    for expected, got in zip(of(StepRecord, plain), of(StepRecord, records), strict=True):
+    assert [(record.step, record.rows) for record in records_of(MicroBatchRecord, records)] == [(7, 1)]
+    assert [r.step for r in records_of(StepRecord, records)] == list(range(1, 13))
+    for expected, got in zip(records_of(StepRecord, plain), records_of(StepRecord, records), strict=True):
         assert got.loss == pytest.approx(expected.loss, abs=1e-5)
 
 
 def test_a_resumed_run_keeps_the_smaller_micro_batches_and_so_every_bit(tmp_path, monkeypatch):
-    config = changed(dropout=0.2)
+    config = small_config(dropout=0.2)
     train_scarcely(tmp_path / "whole", monkeypatch, config, 2, "forward")
-    half = changed(dropout=0.2, max_iters=5, lr_decay_iters=12)
+    half = small_config(dropout=0.2, max_iters=5, lr_decay_iters=12)
     train_scarcely(tmp_path / "halves", monkeypatch, half, 2, "forward")
     saved = checkpoint_file.read_checkpoint(tmp_path / "halves" / "last.safetensors")
     state = restore_state(saved, {"max_iters": 12})
     assert state.micro_batch == 2
     _, records = train_scarcely(tmp_path / "halves", monkeypatch, None, 4, "forward", state)  # there is more memory now
-    assert not of(MicroBatchRecord, records)
+    assert not records_of(MicroBatchRecord, records)
     files = [(tmp_path / name / "last.safetensors").read_bytes() for name in ("whole", "halves")]
     assert files[0] == files[1]
     assert restore_state(saved, {"batch_size": 4}).micro_batch == 2
@@ -152,36 +153,29 @@ def test_what_failed_is_let_go_before_the_next_attempt(monkeypatch):
 
 def train_with_little_memory(options, most):
     """On the second rank memory suffices for fewer rows."""
-    from torch import nn
-
     from nanogpt_lite.device import distributed
     from nanogpt_lite.model.gpt import GPT
 
     forward = GPT.forward
 
     def limited(self, idx, targets=None, *, cache=None):
-        if self.training and distributed.rank() == 1 and len(idx) > most:
+        if self.training and distributed.launched_rank() == 1 and len(idx) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(self, idx, targets, cache=cache)
 
     GPT.forward = limited
-    assert issubclass(GPT, nn.Module)
-    import test_distributed
-
-    test_distributed.train(options)
+    rank_training.train(options)
 
 
 def test_ranks_agree_on_the_micro_batch_that_fits_all(text_file):
-    import test_distributed
-
     import nanogpt_lite as ng
 
     ng.prepare("bottles.txt")
     assert forked_ranks.run(2, train_with_little_memory, {"out_dir": "runs/scarce"}, 2) == [0, 0]
-    test_distributed.train({"out_dir": "runs/alone"})
-    test_distributed.require_same_losses("runs/scarce", "runs/alone")
+    rank_training.train({"out_dir": "runs/alone"})
+    rank_training.require_same_losses("runs/scarce", "runs/alone")
     assert checkpoint_file.read_checkpoint(Path("runs/scarce/last.safetensors")).metadata["micro_batch"] == 2
-    assert [(r["step"], r["rows"]) for r in test_distributed.records("runs/scarce", "micro_batch")] == [(1, 2)]
+    assert [(r["step"], r["rows"]) for r in rank_training.records("runs/scarce", "micro_batch")] == [(1, 2)]
 
 
 def test_ranks_without_memory_for_a_single_row_are_told_so(text_file):
@@ -195,8 +189,8 @@ def test_ranks_without_memory_for_a_single_row_are_told_so(text_file):
 
 def test_steps_equal_the_same_written_out(tmp_path):
     """Forward, backward, clipping, AdamW and the schedule, with PyTorch's plain parts and one loss per row."""
-    state = init_state(changed(grad_clip=0.5), TOKENIZER)
-    twin = init_state(changed(grad_clip=0.5), TOKENIZER).model
+    state = init_state(small_config(grad_clip=0.5), TOKENIZER)
+    twin = init_state(small_config(grad_clip=0.5), TOKENIZER).model
     decay = [p for p in twin.parameters() if p.dim() >= 2]
     rest = [p for p in twin.parameters() if p.dim() < 2]
     groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
@@ -222,7 +216,7 @@ def test_steps_equal_the_same_written_out(tmp_path):
 
 def test_without_grad_clip_no_gradient_is_clipped():
     """With a gradient far above any usual limit, and plain descent, the step is the gradient itself."""
-    state = init_state(changed(grad_clip=0.0, warmup_iters=0), TOKENIZER)
+    state = init_state(small_config(grad_clip=0.0, warmup_iters=0), TOKENIZER)
     for parameter in state.model.parameters():
         torch.nn.init.normal_(parameter, std=2.0)
     twin = copy.deepcopy(state.model)
@@ -239,7 +233,7 @@ def test_dropout_is_of_the_seed_the_step_and_the_micro_batch():
     """The same row in each micro-batch of two steps, with weights that stay as they are: only the masks differ."""
 
     def masked_losses(seed):
-        state = init_state(changed(dropout=0.5, batch_size=1, gradient_accumulation_steps=3, seed=seed), TOKENIZER)
+        state = init_state(small_config(dropout=0.5, batch_size=1, gradient_accumulation_steps=3, seed=seed), TOKENIZER)
         state.optimizer = torch.optim.SGD(state.model.parameters(), lr=0.0)
         row = torch.arange(9)[None] % 8
         seen = []
@@ -261,7 +255,7 @@ def test_dropout_is_of_the_seed_the_step_and_the_micro_batch():
 
 
 def test_one_batch_can_be_learned_by_heart():
-    state = init_state(changed(learning_rate=1e-2, decay_lr=False, n_embd=32), TOKENIZER)
+    state = init_state(small_config(learning_rate=1e-2, decay_lr=False, n_embd=32), TOKENIZER)
     random = torch.randint(8, (4, 9), generator=torch.Generator().manual_seed(0))
     for _ in range(150):
         train_step(state, state.model, (random[:, :-1], random[:, 1:]))
@@ -271,7 +265,7 @@ def test_one_batch_can_be_learned_by_heart():
 
 
 def test_float16_leaves_out_steps_whose_gradient_overflows():
-    state = init_state(changed(dtype="float16"), TOKENIZER)
+    state = init_state(small_config(dtype="float16"), TOKENIZER)
     state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     before = [p.clone() for p in state.model.parameters()]
     batch = batching.random_batch(TRAIN, rows=4, block_size=8, seed=7, step=0)
