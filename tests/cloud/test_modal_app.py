@@ -5,12 +5,12 @@ import json
 import random
 import re
 import runpy
-import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import documentation
 import pytest
 from conftest import TEXT
 
@@ -26,6 +26,7 @@ from local_modal import LocalModal
 
 ROOT = Path(__file__).parents[2]
 APP = ROOT / "modal_app.py"
+MODAL_PAGE = ROOT / "docs/modal.md"
 SMALL = {"block_size": 8, "batch_size": 2, "n_layer": 1, "n_head": 2, "n_embd": 8, "threads": 1}
 FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
 STORED = "nanogpt-lite"  # the Volume
@@ -162,19 +163,27 @@ def test_help_lists_the_options_in_the_librarys_order():
     assert "--compile / --no-compile" in shown
 
 
-def test_readme_is_right_about_commands_and_prices():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    lines = [shlex.split(line) for line in readme.splitlines() if line.startswith("modal run")]
-    assert len(lines) == 6
+def test_the_documentation_is_right_about_commands_and_prices():
+    shown = {" ".join(words): words for page in documentation.PAGES for words in documentation.modal_commands(page)}
+    assert {line for line, words in shown.items() if words[1] != "run"} == {
+        "modal setup",
+        "modal deploy modal_app.py",  # test_deployed runs it
+        "modal volume ls nanogpt-lite runs",
+        "modal volume get --force nanogpt-lite runs/shakespeare_char .",  # as `train` prints it
+    }
+    lines = [words for words in shown.values() if words[1] == "run" and any(word.startswith("--") for word in words)]
+    assert len(lines) >= 6
+    assert "modal run modal_app.py" in shown
 
     def understood(words):
         command = [sys.executable, "-m", *words, "--help"]  # which comes after every flag was understood
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
     assert [done.stderr for done in together(understood, *lines) if done.returncode] == []
+    page = MODAL_PAGE.read_text(encoding="utf-8")
     listed = {
         name.strip(): float(price)
-        for names, prices in re.findall(r"^\| ([A-Z][^|]*\d[^|]*) \| ([\d., ]+) \|", readme, re.MULTILINE)
+        for names, prices in re.findall(r"^\| ([A-Z][^|]*\d[^|]*) \| ([\d., ]+) \|", page, re.MULTILINE)
         for name, price in zip(names.replace(" (default)", "").split(","), prices.split(","), strict=True)
     }
     namespace = runpy.run_path(str(APP))
@@ -286,10 +295,13 @@ def test_deployed(texts, tmp_path, monkeypatch):
     train_here(texts, tmp_path / "work", monkeypatch, out_dir=texts.volume(STORED) / "runs/far", max_iters=2, **SMALL)
     assert texts.modal("deploy", APP).returncode == 0
     user = tmp_path / "user.py"
+    (shown,) = documentation.code_blocks(MODAL_PAGE, "python")
+    assert 'run="shakespeare_char"' in shown
+    assert 'start="ROMEO:", num_samples=3)' in shown
+    shown = shown.replace("shakespeare_char", "far").replace('"ROMEO:", num', '"green", max_new_tokens=3, num')
     user.write_text(
-        """
-import modal
-sampler = modal.Cls.from_name("nanogpt-lite", "Sampler")(run="far")
+        shown
+        + """
 print(sampler.sample.remote(start="green", num_samples=2, max_new_tokens=3))
 print("".join(sampler.stream.remote_gen(start="green", max_new_tokens=3)))
 evaluate, train = (modal.Function.from_name("nanogpt-lite", name) for name in ("evaluate", "train"))
@@ -300,7 +312,7 @@ print("at step", evaluate.remote(out_dir="far")["step"])
     )
     done = texts.python(user, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("green") == 3
+    assert done.stdout.count("green") == 4
     functions = [container.function for container in texts.containers]
     assert functions.count("Sampler.*") == 1
     # a container that stays sees what another one has trained since

@@ -1,4 +1,4 @@
-"""How near each number format comes to the same training in 64 bits: what README promises, for every recipe.
+"""How near each number format comes to the same training in 64 bits, for every recipe: see docs/guarantees.md.
 
 The same weights, batches and steps; dropout is off, since its masks depend on the format.
 """
@@ -73,9 +73,9 @@ def test_at_full_size_it_is_no_further_away(text_file, tmp_path, recipe):
         assert val_loss(data, options, dtype, "cpu", tmp_path) == pytest.approx(exact, abs=TOLERANCE[recipe][dtype])
 
 
-def test_readme_promises_what_is_tested():
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    table = re.findall(r"^\| (`.*`) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", readme, re.MULTILINE)
+def test_the_documentation_promises_what_is_tested():
+    page = (Path(__file__).parents[2] / "docs/guarantees.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| (`.*`) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", page, re.MULTILINE)
     promised = {
         name: [float(number) for number in row] for names, *row in table for name in re.findall("`(.*?)`", names)
     }
