@@ -1,4 +1,4 @@
-"""Files appear whole or not at all; JSON has one canonical form."""
+"""Atomic writing, locks, temporary files and canonical JSON."""
 
 import json
 import os
@@ -25,11 +25,11 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_atomic_replaces_the_file_at_the_end(tmp_path):
+def test_atomic_write_replaces_the_file_at_the_end(tmp_path):
     path = tmp_path / "new" / "folder" / "file"
     for content in ("first", "second"):
         before = path.read_text() if path.exists() else None
-        with files.atomic(path) as temporary:
+        with files.atomic_write(path) as temporary:
             temporary.write_text(content)
             assert temporary.parent == path.parent  # a rename is atomic only within one file system
             assert (path.read_text() if path.exists() else None) == before
@@ -39,16 +39,16 @@ def test_atomic_replaces_the_file_at_the_end(tmp_path):
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("old", [None, "old"])
-@pytest.mark.parametrize("begun", [False, True])
-def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path, error, old, begun):
+@pytest.mark.parametrize("is_partly_written", [False, True])
+def test_exception_keeps_the_old_file_and_removes_the_temporary_one(tmp_path, error, old, is_partly_written):
     path = tmp_path / "file"
     if old:
         path.write_text(old)
 
     def write() -> None:
-        with files.atomic(path) as temporary:
-            if begun:
-                temporary.write_text("half of it")
+        with files.atomic_write(path) as temporary:
+            if is_partly_written:
+                temporary.write_text("part of it")
             raise error
 
     with pytest.raises(error):
@@ -57,19 +57,19 @@ def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path, error, old,
     assert not old or path.read_text() == old
 
 
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+def test_full_disk_keeps_the_old_file_and_removes_the_temporary_one(tmp_path, monkeypatch):
     path = tmp_path / "file"
     path.write_text("old")
     monkeypatch.setattr(files, "sync_to_disk", disk_error)
     with pytest.raises(OSError, match="No space left"):
-        with files.atomic(path) as temporary:
+        with files.atomic_write(path) as temporary:
             temporary.write_text("new")
     assert path.read_text() == "old"
     assert names(tmp_path) == ["file"]
 
 
-def test_content_is_on_disk_before_the_rename(tmp_path, monkeypatch):
-    """In this order a power cut leaves the old file or the new one."""
+def test_content_is_flushed_before_the_rename(tmp_path, monkeypatch):
+    """In this order a power failure leaves the old file or the new one."""
     order = []
     fsync, replace = os.fsync, Path.replace
     path = tmp_path / "file"
@@ -85,17 +85,17 @@ def test_content_is_on_disk_before_the_rename(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", spy_fsync)
     monkeypatch.setattr(Path, "replace", spy_replace)
-    with files.atomic(path) as temporary:
+    with files.atomic_write(path) as temporary:
         temporary.write_text("new")
     new, folder = path.stat().st_ino, tmp_path.stat().st_ino
     assert order == [("flush", new), ("rename", new), ("flush", folder)]
 
 
-def test_a_file_can_be_read_by_whom_any_new_file_can_be_read(tmp_path):
-    """Also when what writes it makes it private, or makes a new one."""
+def test_written_file_has_the_permissions_of_any_new_file(tmp_path):
+    """Also when the writer makes the file private, or replaces it."""
     (tmp_path / "plain").touch()
     for number, replaced in enumerate((False, True)):
-        with files.atomic(tmp_path / str(number)) as temporary:
+        with files.atomic_write(tmp_path / str(number)) as temporary:
             if replaced:
                 temporary.unlink()
             temporary.touch()
@@ -103,46 +103,46 @@ def test_a_file_can_be_read_by_whom_any_new_file_can_be_read(tmp_path):
         assert (tmp_path / str(number)).stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path):
+def test_only_unlocked_temporary_files_of_the_named_files_are_removed(tmp_path):
     (tmp_path / "kept.tmp").touch()
     (tmp_path / ".hidden").touch()
     (tmp_path / ".notes.1.tmp").touch()
     for name in ("last.safetensors", "step_000010.safetensors", "config.json"):
         (tmp_path / f".{name}.123.tmp").touch()
-    with files.atomic(tmp_path / "best.safetensors") as written:
-        files.remove_leftovers(tmp_path, "*.safetensors", "config.json")
+    with files.atomic_write(tmp_path / "best.safetensors") as written:
+        files.remove_temp_files(tmp_path, "*.safetensors", "config.json")
         assert names(tmp_path) == [written.name, ".hidden", ".notes.1.tmp", "kept.tmp"]
     assert names(tmp_path) == [".hidden", ".notes.1.tmp", "best.safetensors", "kept.tmp"]
 
 
-def test_an_error_keeps_its_words_and_names_the_file_that_people_know(tmp_path):
-    for error, words in [
+def test_os_error_keeps_its_message_and_names_the_final_file(tmp_path):
+    for error, message in [
         (OSError("the reason"), "the reason"),
         (OSError(5, "broken"), "[Errno 5] broken"),
         (OSError(28, "full"), f"[Errno 28] full: '{tmp_path / 'a'}'"),
         (OSError(28, "full", "another"), "[Errno 28] full: 'another'"),
     ]:
-        with pytest.raises(OSError, match=".") as caught, files.atomic(tmp_path / "a"):
+        with pytest.raises(OSError, match=".") as caught, files.atomic_write(tmp_path / "a"):
             raise error
-        assert str(caught.value) == words
-    with pytest.raises(OSError, match=".") as caught, files.atomic(tmp_path / "a") as temporary:
+        assert str(caught.value) == message
+    with pytest.raises(OSError, match=".") as caught, files.atomic_write(tmp_path / "a") as temporary:
         raise OSError(28, "full", str(temporary))
     assert str(caught.value) == f"[Errno 28] full: '{tmp_path / 'a'}'"
 
 
-def shuffled(value):
+def with_reversed_keys(value):
     """The same value with every dict in the opposite order."""
     if isinstance(value, dict):
-        return {key: shuffled(value[key]) for key in reversed(value)}
-    return [shuffled(one) for one in value] if isinstance(value, list) else value
+        return {key: with_reversed_keys(value[key]) for key in reversed(value)}
+    return [with_reversed_keys(one) for one in value] if isinstance(value, list) else value
 
 
 @settings(deadline=None)
 @given(JSON)
-def test_canonical_json_is_one_text_for_one_value(value):
+def test_canonical_json_does_not_depend_on_the_order_of_keys(value):
     text = files.canonical_json(value)
     assert json.loads(text) == value
-    assert text == files.canonical_json(shuffled(value))
+    assert text == files.canonical_json(with_reversed_keys(value))
     assert text.isascii()
     assert "\n" not in text
 
@@ -152,42 +152,42 @@ def test_canonical_json_has_sorted_keys_and_no_spaces():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_canonical_json_refuses_what_json_has_no_word_for(value):
+def test_canonical_json_refuses_nan_and_infinity(value):
     with pytest.raises(ValueError, match="not JSON compliant"):
         files.canonical_json({"loss": [value]})
 
 
 @pytest.mark.parametrize("value", [{"source": "Müller – 源"}, {"name": os.fsdecode(b"caf\xe9.txt")}, []])
-def test_write_json_reads_back_the_same(tmp_path, value):
+def test_write_json_round_trip(tmp_path, value):
     path = tmp_path / "a.json"
     files.write_json(path, value)
     assert json.loads(path.read_text(encoding="utf-8")) == value
 
 
-def test_a_set_is_replaced_at_once_or_not_at_all(tmp_path):
+def test_set_of_files_is_replaced_completely_or_not_at_all(tmp_path):
     paths = [tmp_path / name for name in ("main", "second", "third")]
     for content in ("old", "new"):
-        with files.atomic_set(*paths) as temporaries:
+        with files.atomic_write_set(*paths) as temporaries:
             for temporary in temporaries:
                 temporary.write_text(content)
     assert [path.read_text() for path in paths] == ["new"] * 3
-    with pytest.raises(OSError, match="No space"), files.atomic_set(*paths) as temporaries:
+    with pytest.raises(OSError, match="No space"), files.atomic_write_set(*paths) as temporaries:
         temporaries[0].write_text("newer")
         disk_error(temporaries[1])
     assert [path.read_text() for path in paths] == ["new"] * 3
     assert names(tmp_path) == ["main", "second", "third"]
 
 
-def test_while_a_set_is_replaced_its_main_file_is_not_there(tmp_path, monkeypatch):
+def test_main_file_is_absent_while_a_set_is_replaced(tmp_path, monkeypatch):
     paths = [tmp_path / name for name in ("main", "other")]
-    rename, seen = Path.replace, []
+    rename, renamed = Path.replace, []
 
-    def watched(self, target):
-        seen.append((target.name, paths[0].exists()))
+    def spy_rename(self, target):
+        renamed.append((target.name, paths[0].exists()))
         return rename(self, target)
 
-    monkeypatch.setattr(Path, "replace", watched)
+    monkeypatch.setattr(Path, "replace", spy_rename)
     for _ in range(2):
-        with files.atomic_set(*paths):
+        with files.atomic_write_set(*paths):
             pass
-    assert seen == [("other", False), ("main", False)] * 2
+    assert renamed == [("other", False), ("main", False)] * 2

@@ -50,7 +50,7 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], about: Mapping[s
         "tensors_crc32": {name: _crc32(tensor) for name, tensor in on_cpu.items()},
     }
     text = files.canonical_json({"about": about, "crc32": zlib.crc32(_canonical_bytes(about))})
-    with files.atomic(path) as temporary:
+    with files.atomic_write(path) as temporary:
         write_tensors(temporary, on_cpu, {METADATA_KEY: text})
 
 

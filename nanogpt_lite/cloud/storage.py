@@ -124,7 +124,7 @@ class VolumeStorage(LocalStorage):
             if path.name != OWNERS_FILE and (anew or path.name.startswith(".")):  # hidden: left by a killed copy
                 path.unlink()
         if not owned:  # last, so that a call that was stopped before this line begins anew again
-            with files.atomic(home / OWNERS_FILE) as new:
+            with files.atomic_write(home / OWNERS_FILE) as new:
                 new.write_text("".join(f"{name}\n" for name in [*_owners(home), owner]), encoding="utf-8")
         self.volume.commit()
 
@@ -135,7 +135,7 @@ class VolumeStorage(LocalStorage):
 
     def write(self, path: str, text: str) -> None:
         self.volume.reload()
-        with files.atomic(self.root / path) as new:
+        with files.atomic_write(self.root / path) as new:
             new.write_text(text, encoding="utf-8")
         self.volume.commit()
 
@@ -159,7 +159,7 @@ def _copy_files(source: Path, target: Path) -> bool:
     changed = [path for path in found if path.name != OWNERS_FILE and _version(path) != _version(target / path.name)]
     with ExitStack() as stack:  # it leaves its contexts in the reverse order
         for path in changed:
-            new = stack.enter_context(files.atomic(target / path.name))
+            new = stack.enter_context(files.atomic_write(target / path.name))
             before = path.stat()  # of what is copied, or of something older that will be copied again
             shutil.copyfile(path, new)
             os.utime(new, ns=(before.st_atime_ns, before.st_mtime_ns))

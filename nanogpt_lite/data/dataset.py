@@ -80,9 +80,9 @@ def write_dataset(
 ) -> None:
     """Write a prepared folder. Its manifest says "complete": false from before the first change to after the last."""
     dtype = np.dtype(id_dtype(tokenizer.vocab_size)).newbyteorder("<")
-    files.remove_leftovers(folder, *(path.name for path in _split_paths(folder)), "tokenizer.json", "manifest.json")
+    files.remove_temp_files(folder, *(path.name for path in _split_paths(folder)), "tokenizer.json", "manifest.json")
     with ExitStack() as stack:
-        train, val = (stack.enter_context(files.atomic(folder / f"{split}.bin")) for split in ("train", "val"))
+        train, val = (stack.enter_context(files.atomic_write(folder / f"{split}.bin")) for split in ("train", "val"))
         tokens = encode_splits(source, text, tokenizer, dtype, train, val, report)
         manifest = {
             "complete": True,

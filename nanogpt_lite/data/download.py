@@ -57,7 +57,7 @@ def fetch(wanted: Resource, again: bool = False, report: ProgressCallback | None
     if not again and path.is_file() and wanted.sha256 in (None, _sha256(path)):
         return path
     try:
-        with files.atomic(path) as temporary:
+        with files.atomic_write(path) as temporary:
             _download(wanted.url, temporary, report)
             found = _sha256(temporary)
             if wanted.sha256 not in (None, found):

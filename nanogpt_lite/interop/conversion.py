@@ -72,7 +72,7 @@ def to_nanogpt(
         data = preparation.prepare(config.dataset, tokenizer=tokenizer, sha256=saved.metadata["dataset_sha256"] or None)
         verification.verify_checksum(data)
         bins = data.bins
-    with files.atomic_set(*paths) as (main, *others):
+    with files.atomic_write_set(*paths) as (main, *others):
         nanogpt.write_nanogpt(saved, config, tokenizer, name, main)
         if isinstance(tokenizer, CharTokenizer):
             nanogpt.write_meta(tokenizer, others.pop(0))
@@ -97,7 +97,7 @@ def to_huggingface(
     huggingface.write_hf(saved, config, tokenizer, folder)
     if drawn:
         plots.save_figure(source.plot(), folder / "loss.png")
-    with files.atomic(folder / "README.md") as temporary:
+    with files.atomic_write(folder / "README.md") as temporary:
         temporary.write_text(_model_card(saved, config, drawn), encoding="utf-8")
     return folder
 

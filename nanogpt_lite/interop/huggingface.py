@@ -149,7 +149,7 @@ def write_hf(saved: Checkpoint, config: TrainConfig, tokenizer: Tokenizer, folde
         "clean_up_tokenization_spaces": False,
         "model_max_length": config.block_size,
     }
-    with files.atomic_set(*(folder / name for name in FILES)) as (of_network, of_weights, of_tokenizer, about):
+    with files.atomic_write_set(*(folder / name for name in FILES)) as (of_network, of_weights, of_tokenizer, about):
         of_network.write_text(json.dumps(description, indent=2), encoding="utf-8")
         checkpoint_file.write_tensors(of_weights, _convert_tensors(saved), {"format": "pt"})
         of_tokenizer.write_text(form, encoding="utf-8")

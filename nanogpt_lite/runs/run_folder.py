@@ -175,7 +175,7 @@ def lock_run(out_dir: Path) -> Iterator[None]:
 
 def write_run_config(state: TrainState, data: Dataset, out_dir: Path) -> None:
     """config.json: all that is needed to repeat the run, and with what it was made."""
-    files.remove_leftovers(out_dir, f"*{SUFFIX}", "metrics.jsonl", "config.json", "loss.png")
+    files.remove_temp_files(out_dir, f"*{SUFFIX}", "metrics.jsonl", "config.json", "loss.png")
     for path in out_dir.glob(".tmp??????"):  # under such a name safetensors writes a file first
         path.unlink(missing_ok=True)
     options = dataclasses.asdict(state.config)

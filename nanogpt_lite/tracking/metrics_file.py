@@ -24,7 +24,7 @@ class MetricsFile:
     def __init__(self, path: Path, *, keep_until: int = -1) -> None:
         """Append to what the file holds up to step `keep_until`; -1: begin anew."""
         kept = [record for record in read_metrics(path) if record["step"] <= keep_until]
-        with files.atomic(path) as temporary:
+        with files.atomic_write(path) as temporary:
             temporary.write_bytes(b"".join(map(_to_line, kept)))
         self._path = path
         self._file = path.open("ab", buffering=0)

@@ -61,7 +61,7 @@ def loss_figure(records: Sequence[dict[str, Any]], title: str = "") -> Any:
 
 def save_figure(figure: Any, path: Path) -> None:
     """Write a figure as PNG, atomically."""
-    with files.atomic(path) as temporary:
+    with files.atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=DPI, format="png")
 
 

@@ -297,15 +297,15 @@ def test_a_call_with_a_mistake_changes_nothing_at_home(machine, wrong):
 def test_overwrite_is_not_forgotten_by_a_kill_at_any_moment(machine, monkeypatch):
     train(machine(), machine, "old", max_iters=8)
     home = machine()
-    atomic = files.atomic
+    atomic_write = files.atomic_write
 
     def killed(path):
         if path.name == storage.OWNERS_FILE:
             raise KeyboardInterrupt
-        return atomic(path)
+        return atomic_write(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "atomic", killed)
+        patch.setattr(files, "atomic_write", killed)
         with pytest.raises(KeyboardInterrupt):
             train(home, machine, "new", max_iters=4, overwrite=True, seed=5)
     home.volume.commit()  # as Modal does when a container ends
