@@ -136,7 +136,7 @@ def train(**options: Any) -> dict[str, Any]:
 def sample(out_dir: str = "", **options: Any) -> list[str]:
     """Draw text from the run `out_dir` (a name; the newest if there is none), shown as it is made."""
     import nanogpt_lite as ng
-    from nanogpt_lite.cli.main import print_samples
+    from nanogpt_lite.cli.commands import print_samples
     from nanogpt_lite.cloud import jobs
 
     with bill():
@@ -226,10 +226,10 @@ def main(gpu: str = "", dataset: str = DataConfig.dataset, **options: Any) -> No
     sampling = {"num_samples": 3, "max_new_tokens": 300, **chosen(options, *SampleConfig.names())}
     SampleConfig.from_dict(sampling)  # a mistake is told before anything is sent or rented
     asked = {
-        **presets.preset(options.get("preset", presets.RENTED_GPU_PRESET)),
+        **presets.get_preset(options.get("preset", presets.RENTED_GPU_PRESET)),
         **chosen(options, *TrainConfig.names()),
     }
-    TrainConfig.from_dict(asked).require_equal_shares(max(1, int(gpu.partition(":")[2] or 1)))
+    TrainConfig.from_dict(asked).require_divisible_by(max(1, int(gpu.partition(":")[2] or 1)))
     dataset = send_up(dataset)
     prepare_data.remote(dataset=dataset, **chosen(options, "tokenizer", "overwrite"))
     trained = trainer.remote(dataset=dataset, **training)

@@ -1,25 +1,29 @@
-"""The exceptions that reach a user: each message says what is wrong, why, and what to do.
+"""The exceptions that users see. Each message says what is wrong, why, and what to do.
 
-Everything else that escapes from the library is a bug of ours and keeps its traceback.
+Any other exception that leaves the library is a bug in it, and keeps its traceback.
 """
 
 import signal
 
 
 class UserError(ValueError):
-    """A mistake of the user: a wrong option, an unusable text, a missing file. Exit status 2."""
+    """A mistake of the user: an invalid option, an unusable text, a missing file. Exit status 2."""
 
 
 class ExternalError(RuntimeError):
-    """A failure outside the program: no network, a loss that is not finite, no memory left. Exit status 1."""
+    """A failure outside the program: no network, no memory left, a loss that is not finite. Exit status 1."""
 
 
-WorldError = ExternalError  # its name in version 0.1
+WorldError = ExternalError  # the name in version 0.1
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was stopped by a signal after its state had been saved. Exit status 128 + `signum`."""
+    """A signal stopped the training after its state was saved. Exit status 128 + `signum`.
 
-    def __init__(self, signum: int, message: str) -> None:
+    `out_dir` is the folder of the run, from which training can continue; None if the caller knows it anyway.
+    """
+
+    def __init__(self, signum: int, message: str, *, out_dir: str | None = None) -> None:
         super().__init__(message)
         self.signum = signal.Signals(signum)
+        self.out_dir = out_dir

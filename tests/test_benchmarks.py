@@ -44,7 +44,7 @@ def test_every_point_of_the_scaling_is_possible():
             for value in values:
                 options = {} if axis == "ranks" else {axis: value}
                 config = TrainConfig.from_dict({**ng.PRESETS[preset], **options})
-                config.require_equal_shares(value if axis == "ranks" else 1)
+                config.require_divisible_by(value if axis == "ranks" else 1)
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def training(
             yield record
         signum = int(*group.all_reduce_max(stop.signum or 0))
     if signum:
-        raise Interrupted(signum, _resume_hint("train", out_dir))
+        raise Interrupted(signum, "the state is saved", out_dir=str(out_dir))
 
 
 def run(
@@ -136,10 +136,7 @@ def run(
         assert isinstance(first, StartRecord)
         if prompt is not None:
             preparation.prepare(Run(Path(first.out_dir)).data_folder).tokenizer.encode(prompt, what="prompt")
-        try:
-            trained = show_records(itertools.chain([first], records), console)
-        except Interrupted as interrupted:
-            raise Interrupted(interrupted.signum, _resume_hint("run", first.out_dir)) from None
+        trained = show_records(itertools.chain([first], records), console)
         if find_spec("matplotlib"):
             console.note(f"loss curves: {trained.save_plot()}")
     return trained, inference.stream_batch(trained, **for_sampling)
@@ -153,10 +150,6 @@ def show_records(records: Iterable[Record], console: Console) -> Run:
         if isinstance(record, StartRecord):
             out_dir = Path(record.out_dir)
     return Run(out_dir)
-
-
-def _resume_hint(command: str, out_dir: str | Path) -> str:
-    return f"the state is saved; go on with: nanogpt-lite {command} --out_dir {out_dir} --init_from resume"
 
 
 def _make_sinks(state: TrainState, data: Dataset, out_dir: Path, console: Console | None) -> list[Sink]:

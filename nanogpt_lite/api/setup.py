@@ -48,7 +48,7 @@ class TrainRequest:
         for values in (self.file, self.given):
             require_known(values, TrainConfig.names(), "option")
         if self.preset:
-            presets.preset(self.preset)
+            presets.get_preset(self.preset)
 
 
 def read_request(
@@ -102,14 +102,14 @@ def _start(wishes: TrainRequest, group: ProcessGroup, stack: ExitStack, console:
     if not (preset or wishes.file):
         of_gpt2 = parent != "scratch" and huggingface.is_gpt2(parent)
         preset = "finetune" if of_gpt2 else default_preset(str(given.get("device", "auto")), group)
-    config = TrainConfig.from_dict({**(presets.preset(preset) if preset else {}), **wishes.file, **given})
+    config = TrainConfig.from_dict({**(presets.get_preset(preset) if preset else {}), **wishes.file, **given})
     other = None
     tokenizer: str | Tokenizer = config.tokenizer
     if parent != "scratch":
         other, network, tokenizer = read_initial_weights(parent, int({**wishes.file, **given}.get("block_size", 0)))
         require_same_network(other, given)
         shape = {name: getattr(network, name) for name in SHAPE_FIELDS}
-        of_preset = presets.preset(wishes.preset) if wishes.preset else {}
+        of_preset = presets.get_preset(wishes.preset) if wishes.preset else {}
         if any(shape.get(name, value) != value for name, value in of_preset.items()) and console:
             console.note(f"warning: the network is that of {parent}, and not that of --preset {wishes.preset}")
         config = config.replace(shape)
@@ -118,7 +118,7 @@ def _start(wishes: TrainRequest, group: ProcessGroup, stack: ExitStack, console:
     data = open_data(config.dataset, tokenizer, group, console, ready=wishes.dataset)
     batching.require_length(data.train, data.val, block_size=config.block_size, sampled_val=config.eval_iters > 0)
     state = init_state(config, data.tokenizer, dataset_sha256=data.sha256, group=group)
-    config.require_equal_shares(group.world_size)
+    config.require_divisible_by(group.world_size)
     if other:
         load_weights(state.model, other)
     if not group.is_main_process:
@@ -167,7 +167,7 @@ def _resume(wishes: TrainRequest, group: ProcessGroup, stack: ExitStack, console
         stack.enter_context(run_folder.lock_run(out_dir))
     saved = checkpoint_file.read_checkpoint(checkpoint)
     state = restore_state(saved, given, group=group)
-    state.config.require_equal_shares(group.world_size)
+    state.config.require_divisible_by(group.world_size)
     if "max_iters" in given and state.config.max_iters < state.step:
         raise UserError(
             f"{out_dir} is at step {state.step}, beyond max_iters={state.config.max_iters}; give more, or leave it out"

@@ -1,141 +1,154 @@
-"""What stands after a command: its options, read from the command line, and their help.
+"""The options that follow a command: parsing and help.
 
-`tyro` splits the line and formats the help; `options` turns texts into values and judges them. Which commands there
-are is the business of `cli`.
+`argparse` splits the arguments and lays out the help; `config.schema` converts and checks the values. The table of
+commands is in `commands`.
 """
 
-import contextlib
+import argparse
 import dataclasses
 import difflib
-import io
-from collections.abc import Callable, Iterator, Sequence
+import functools
+import inspect
+import shlex
+import shutil
+import textwrap
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from keyword import iskeyword
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
-
-from nanogpt_lite.config import presets
-from nanogpt_lite.config.schema import Options, parse_values, type_of
+from nanogpt_lite.config.options import (
+    DataConfig,
+    LoadConfig,
+    NetworkConfig,
+    RuntimeConfig,
+    SampleConfig,
+    TrainConfig,
+)
+from nanogpt_lite.config.presets import PRESETS
+from nanogpt_lite.config.schema import Options, Value, parse_values, type_of
 from nanogpt_lite.errors import UserError
 
-UNSET = "\0"  # no command line can hold this character
+HELP_COLUMN = 26  # where the help of an option begins; a longer option has a line of its own
+MIN_HELP_WIDTH = 20
+METAVARS: dict[type[Value], str] = {int: "INT", float: "FLOAT", bool: "True|False", str: "TEXT"}
 
-Given = dict[str, Any]
-"""The options of one call that were given explicitly, checked and of their own type; switches are all there."""
+# The config classes whose own fields form one group of the help, in the order of the pipeline.
+GROUPS = {
+    "data": DataConfig,
+    "network": NetworkConfig,
+    "train": TrainConfig,
+    "load": LoadConfig,
+    "sample": SampleConfig,
+    "runtime": RuntimeConfig,
+}
+
+GivenOptions = dict[str, Any]
+"""The options given on one command line, checked and converted to their types. Switches are always present."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command: what it does, and its options: those of `kind`, further texts, and switches."""
+    """A command and its options: the fields of `kind`, further text options, and switches (options without a value)."""
 
     help: str
-    call: Callable[[Given], None]
+    call: Callable[[GivenOptions], None]
     kind: type[Options] = Options
-    texts: dict[str, str] = field(default_factory=dict)
-    switches: dict[str, str] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)  # name -> help
+    switches: dict[str, str] = field(default_factory=dict)  # name -> help
+
+    def option_names(self) -> list[str]:
+        """The names of all options of this command."""
+        return [*self.texts, *self.switches, *self.kind.names()]
 
 
-def parse_options(name: str, command: Command, argv: Sequence[str]) -> Given:
-    """The options in `argv`. `UserError` if they cannot be understood; `SystemExit` after printing help."""
-    found, unknown = _split(name, command, argv)
+def parse_options(name: str, command: Command, argv: Sequence[str]) -> GivenOptions:
+    """The options in `argv`. `UserError` if they are not valid; `SystemExit` after printing the help."""
+    names = command.option_names()
+    try:
+        parsed, unknown = _make_parser(name, command).parse_known_args([_with_underscores(a, names) for a in argv])
+    except argparse.ArgumentError as error:
+        raise UserError(f"{_explain(str(error.argument_name), command)}; see nanogpt-lite {name} --help") from None
+    unknown = [argument for argument in unknown if argument != "--"]
     if unknown:
-        raise UserError(_unknown(unknown[0], command))
-    texts = {name: text for name, text in found.items() if text != UNSET}
-    of_kind = {name: str(text) for name, text in texts.items() if name in command.kind.names()}
-    return {**texts, **parse_values(command.kind, of_kind)}
+        raise UserError(_unknown_argument(unknown[0], command))
+    given = vars(parsed)
+    texts = {name: given[name] for name in command.kind.names() if name in given}
+    return {**given, **parse_values(command.kind, texts)}
 
 
 def format_help(name: str, command: Command) -> str:
-    """What `--help` after a command prints."""
-    text = io.StringIO()
-    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        _split(name, command, ["--help"])
-    return text.getvalue()
+    """What `nanogpt-lite NAME --help` prints."""
+    return _make_parser(name, command).format_help()
 
 
-def _split(name: str, command: Command, argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """The text of each option (NOT_GIVEN if it was not), whether each switch was, and what is neither."""
-    groups = [(title, _group(title, fields)) for title, fields in _groups(command).items()]
-    form = dataclasses.make_dataclass(name, [(t, kind, field(default_factory=kind)) for t, kind in groups])
-    form.__doc__ = command.help
-    found: Any
-    with _one_line_errors():
-        found, unknown = tyro.cli(
-            form,
-            config=[tyro.conf.OmitArgPrefixes],
-            prog=f"nanogpt-lite {name}",
-            description=command.help,
-            args=argv,
-            use_underscores=True,
-            return_unknown_args=True,
-        )
-    flat = {key.removesuffix("_"): value for group in vars(found).values() for key, value in vars(group).items()}
-    return flat, unknown
+def _make_parser(name: str, command: Command) -> argparse.ArgumentParser:
+    """A parser that leaves out what was not given, and raises `ArgumentError` instead of ending the process."""
+    width = max(shutil.get_terminal_size().columns - 2, HELP_COLUMN + MIN_HELP_WIDTH)
+    parser = argparse.ArgumentParser(
+        usage=f"nanogpt-lite {name} [OPTIONS]",
+        description=command.help,
+        # RawText: the help is wrapped here, because argparse would also break lines at hyphens ("modern-" "cpu").
+        formatter_class=functools.partial(argparse.RawTextHelpFormatter, max_help_position=HELP_COLUMN, width=width),
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+        add_help=False,
+        exit_on_error=False,
+    )
+
+    def wrap(*paragraphs: str) -> str:
+        lines = (textwrap.fill(text, width - HELP_COLUMN, break_on_hyphens=False) for text in paragraphs)
+        return "\n".join(lines).replace("%", "%%")  # argparse formats the help with %
+
+    group = parser.add_argument_group("command options")
+    group.add_argument("-h", "--help", action="help", help="show this help and exit")
+    for text, text_help in command.texts.items():
+        group.add_argument(f"--{text}", metavar="TEXT", help=wrap(text_help))
+    for switch, switch_help in command.switches.items():
+        group.add_argument(f"--{switch}", action="store_true", default=False, help=wrap(switch_help))
+    for title, kind in GROUPS.items():
+        group = parser.add_argument_group(f"{title} options")  # argparse does not show an empty group
+        for option in dataclasses.fields(command.kind):
+            if option.name in inspect.get_annotations(kind):
+                option_help = wrap(option.metadata["help"], _describe_default(option))
+                group.add_argument(f"--{option.name}", metavar=METAVARS[type_of(option)], help=option_help)
+    return parser
 
 
-def _groups(command: Command) -> dict[str, list[tuple[str, Any, Any]]]:
-    """The command's options as (name, type, default), under the headings of its help, in the order of the road."""
-    titles = ("command", "data", "network", "train", "load", "sample", "runtime")
-    groups: dict[str, list[tuple[str, Any, Any]]] = {title: [] for title in titles}
-    for name, words in command.texts.items():
-        safe = f"{name}_" if iskeyword(name) else name  # no field can be called `from`
-        groups["command"].append((safe, _text_option(words, "TEXT", "", name=name), UNSET))
-    for name, words in command.switches.items():
-        groups["command"].append(
-            (name, Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help=words)], False)
-        )
-    for option in dataclasses.fields(command.kind):
-        owner = next(
-            kind for kind in reversed(command.kind.__mro__) if option.name in getattr(kind, "__annotations__", {})
-        )
-        title = owner.__name__.removesuffix("Config").lower()
-        if option.name not in command.texts:
-            metavar = {int: "INT", float: "FLOAT", bool: "True|False", str: "TEXT"}[type_of(option)]
-            described = _text_option(option.metadata["help"], metavar, _default(option))
-            groups[title].append((option.name, described, UNSET))
-    return {title: options for title, options in groups.items() if options}
+def _describe_default(option: "dataclasses.Field[Any]") -> str:
+    """The default value, and the values that presets have instead."""
+    default = repr(option.default) if option.type is str else f"{option.default} {option.metadata['unit']}".rstrip()
+    of_presets = [f"{name}: {values[option.name]}" for name, values in PRESETS.items() if option.name in values]
+    return f"(default: {'; '.join([default, *of_presets])})"
 
 
-def _text_option(words: str, metavar: str, hint: str, name: str | None = None) -> Any:
-    return Annotated[str, tyro.conf.arg(help=words, metavar=metavar, help_behavior_hint=hint, name=name)]
+def _with_underscores(argument: str, names: Collection[str]) -> str:
+    """`--n-layer=4` as `--n_layer=4`, if that is one of `names`; any other argument unchanged."""
+    flag, equals, value = argument.partition("=")
+    name = flag[2:].replace("-", "_")
+    return f"--{name}{equals}{value}" if flag.startswith("--") and name in names else argument
 
 
-def _default(option: "dataclasses.Field[Any]") -> str:
-    """The default, and what presets have instead."""
-    others = [f"{name}: {values[option.name]}" for name, values in presets.PRESETS.items() if option.name in values]
-    shown = repr(option.default) if option.type is str else f"{option.default} {option.metadata['unit']}".rstrip()
-    return f"(default: {'; '.join([shown, *others])})"
+def _explain(flag: str, command: Command) -> str:
+    """The message for an option without a value, or for a switch with one."""
+    if flag.removeprefix("--") in (*command.texts, *command.kind.names()):
+        return f"{flag} needs a value: give {flag} VALUE, or {flag}=VALUE if the value begins with a minus sign"
+    return f"{flag} takes no value: give {flag} alone"
 
 
-def _group(title: str, fields: list[tuple[str, Any, Any]]) -> type:
-    return dataclasses.make_dataclass(title, fields)
-
-
-def _unknown(argument: str, command: Command) -> str:
-    """What to say of an argument that nobody asked for."""
-    name = argument.split("=")[0].lstrip("-").replace("-", "_")
-    known = [*command.texts, *command.switches, *command.kind.names()]
-    near = difflib.get_close_matches(name, known, n=1) if argument.startswith("-") else []
-    remedy = f"did you mean --{near[0]}?" if near else "--help lists the options"
-    if not argument.startswith("-") and "dataset" in command.kind.names():
-        remedy = f"did you mean --dataset {argument}? A recipe is chosen by --preset"
-    elif not argument.startswith("-") and "out_dir" in command.texts:
-        remedy = f"did you mean --out_dir {argument}?"
+def _unknown_argument(argument: str, command: Command) -> str:
+    """The message for an argument that the command does not have, with the option that was probably meant."""
+    if argument.startswith("-"):
+        name = argument.split("=")[0].lstrip("-").replace("-", "_")
+        nearest = difflib.get_close_matches(name, command.option_names(), n=1)
+        remedy = f"did you mean --{nearest[0]}?" if nearest else "--help lists the options"
+    elif "preset" in command.texts and argument in PRESETS:
+        remedy = f"did you mean --preset {argument}?"
+    elif "preset" in command.texts:
+        remedy = f"did you mean --dataset {shlex.quote(argument)}? A preset is chosen by --preset"
+    elif "dataset" in command.kind.names():
+        remedy = f"did you mean --dataset {shlex.quote(argument)}?"
+    elif "out_dir" in command.texts:
+        remedy = f"did you mean --out_dir {shlex.quote(argument)}?"
+    else:
+        remedy = "--help lists the options"
     return f"unknown argument {argument!r}; {remedy}"
-
-
-@contextlib.contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Turn the box in which tyro explains what it could not split into a `UserError` of one line."""
-    box = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(box):
-            yield
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        frame = "│╭╮╰╯─|+ "  # and lines of dashes where the terminal has no such characters
-        lines = [line.strip(frame) for line in box.getvalue().splitlines() if line.strip(frame + "-")]
-        text, _, see = " ".join(lines[1:]).partition(" For full helptext, run")
-        raise UserError(f"{text.rstrip('.')}; see{see}") from None

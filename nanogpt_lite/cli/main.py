@@ -1,78 +1,77 @@
-"""The command line: argv -> options -> pipeline. Results go to standard output, everything else to standard error.
+"""The program `nanogpt-lite`: runs one command, reports errors, and returns the exit status.
 
-The options of a command are the fields of a class in `config`; `arguments` reads them. PyTorch is imported only after
-that.
+Results go to standard output, everything else to standard error. The commands are in `commands`, their options in
+`arguments`. PyTorch is imported only after the options have been checked.
 """
 
 import contextlib
 import errno
 import io
-import json
 import os
+import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from nanogpt_lite.cli import arguments
-from nanogpt_lite.cli.arguments import Command, Given
-from nanogpt_lite.config import presets
-from nanogpt_lite.config.options import DataConfig, LoadConfig, RunConfig, SampleConfig, TrainConfig
+from nanogpt_lite.cli.arguments import Command, GivenOptions
+from nanogpt_lite.cli.commands import COMMANDS
 from nanogpt_lite.config.schema import require_known
+from nanogpt_lite.config.spelling import for_command_line
 from nanogpt_lite.errors import ExternalError, Interrupted, UserError
 from nanogpt_lite.files import DISK_FULL_ERRNOS
 
-if TYPE_CHECKING:
-    from nanogpt_lite.runs.run_folder import Run
+_SMALLER_NETWORK = "give a smaller --block_size, --n_embd or --n_layer, or --batch_size"
+OUT_OF_MEMORY_REMEDIES = {
+    "run": _SMALLER_NETWORK,
+    "train": _SMALLER_NETWORK,
+    "sample": "give fewer --num_samples",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status: 0 done, 1 a fault of the world, 2 of the user, 130/143 interrupted."""
-    sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()  # None where a shell closed them
+    """Run one command and return its exit status.
+
+    0: done; 1: a failure outside the program; 2: a mistake of the user; 129, 130 or 143: interrupted by SIGHUP, Ctrl-C
+    or SIGTERM; 141: the reader of the output closed it.
+    """
+    sys.stdout, sys.stderr = sys.stdout or _open_null(), sys.stderr or _open_null()  # None where a shell closed them
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a character shows '?'
+            stream.reconfigure(errors="replace")  # '?' for a character that the terminal does not have
     argv = sys.argv[1:] if argv is None else argv
+    name = argv[0] if argv else ""
     try:
         command, given = parse_command(argv)
-        if "WORLD_SIZE" in os.environ:
-            _require_right_for_ranks(argv[0])
+        _require_one_process_unless_training(name)
         command.call(given)
         sys.stdout.flush()
         return 0
     except UserError as error:
-        return _fail(2, error)
-    except Interrupted as interrupted:
-        return _fail(128 + interrupted.signum, f"interrupted: {interrupted}", kind="")
+        return _fail(2, f"error: {for_command_line(str(error))}")
+    except Interrupted as error:
+        return _interrupted(128 + error.signum, _resume_hint(name, error))
     except KeyboardInterrupt:
-        kept = "; what was saved before is as it was, go on from there: --init_from resume"
-        return _fail(130, f"interrupted{kept if argv[0] in ('train', 'run') else ''}", kind="")
+        saved = "; earlier checkpoints are unchanged, continue from them with --init_from resume"
+        return _interrupted(130, f"interrupted{saved if name in ('train', 'run') else ''}")
     except ExternalError as error:
-        return _fail(1, error)
-    except BrokenPipeError:  # whoever read the output has seen enough
+        return _fail(1, f"error: {for_command_line(str(error))}")
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        remedy = "free some space" if error.errno in DISK_FULL_ERRNOS else "check the path and its permissions"
-        if error.errno == errno.EFBIG:
-            remedy = "raise the limit on the size of a file"
-        return _fail(1, f"{what}; {remedy}")
+        return _fail(1, f"error: {_describe_os_error(error)}")
     except (MemoryError, RuntimeError) as error:
         from nanogpt_lite.device.memory import is_out_of_memory
 
-        smaller = "give a smaller --block_size, --n_embd or --n_layer, or --batch_size"
-        remedies = {"run": smaller, "train": smaller, "sample": "give fewer --num_samples"}
-        if is_out_of_memory(error):
-            return _fail(
-                1,
-                f"out of memory; {remedies.get(argv[0], 'close other programs')}",
-            )
-        raise
+        if not is_out_of_memory(error):
+            raise
+        return _fail(1, f"error: out of memory; {OUT_OF_MEMORY_REMEDIES.get(name, 'close other programs')}")
 
 
-def parse_command(argv: Sequence[str]) -> tuple[Command, Given]:
-    """The command and its options. `UserError` if they cannot be understood; `SystemExit` after printing help."""
+def parse_command(argv: Sequence[str]) -> tuple[Command, GivenOptions]:
+    """The command and its options. `UserError` if they are not valid; `SystemExit` after printing help or version."""
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
         raise SystemExit(0)
@@ -86,218 +85,50 @@ def parse_command(argv: Sequence[str]) -> tuple[Command, Given]:
     return command, arguments.parse_options(argv[0], command, argv[1:])
 
 
-def _run(given: Given) -> None:
-    from nanogpt_lite.api import pipeline
-
-    run, pieces = pipeline.run(**given)
-    print_samples(pieces)
-    print(f"for more: nanogpt-lite sample --out_dir {run.out_dir}", file=sys.stderr)
-
-
-def _prepare(given: Given) -> None:
-    from nanogpt_lite.data.preparation import prepare
-    from nanogpt_lite.data.verification import verify_checksum
-    from nanogpt_lite.tracking.console import Console
-
-    with contextlib.closing(Console()) as console:
-        dataset = prepare(given.pop("dataset", DataConfig.dataset), report=console.report, **given)
-        verify_checksum(dataset, console.report)
-    print(dataset)
-
-
-def _train(given: Given) -> None:
-    from nanogpt_lite.api import pipeline
-    from nanogpt_lite.device import distributed
-
-    run = pipeline.train(**given)
-    if distributed.launched_as_main_process():
-        print(run.out_dir)
-
-
-def _sample(given: Given) -> None:
-    from nanogpt_lite.api import inference
-
-    print_samples(inference.stream_batch(_pick_run(given), **given))
-
-
-def _eval(given: Given) -> None:
-    from nanogpt_lite.api import inference
-
-    as_json = given.pop("json")
-    result = inference.evaluate(_pick_run(given), **given)
-    if as_json:
-        print(json.dumps(result))
-    else:
-        for name, value in result.items():
-            print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
-
-
-def _plot(given: Given) -> None:
-    run = _pick_run(given)
-    print(run.save_plot())
-
-
-def _import(given: Given) -> None:
-    from nanogpt_lite.interop import conversion
-
-    if "from" not in given:
-        raise UserError("what to import? give a checkpoint of nanoGPT: --from ckpt.pt")
-    run = conversion.from_nanogpt(given["from"], meta=given.get("meta"), out_dir=given.get("out_dir"))
-    print(f"go on: nanogpt-lite train --init_from resume --out_dir {run.out_dir}", file=sys.stderr)
-    print(run.out_dir)
-
-
-def _export(given: Given) -> None:
-    from nanogpt_lite.interop import conversion
-    from nanogpt_lite.runs import run_folder
-
-    weights, dataset = given["weights"], given["dataset"]
-    how = {"checkpoint": given.get("checkpoint", LoadConfig.checkpoint), "overwrite": given["overwrite"]}
-    if weights == ("to" in given):
-        raise UserError("what to export? give one of --to nanogpt, --to hf, and --weights for the weights alone")
-    if dataset and given.get("to") != "nanogpt":
-        raise UserError("--dataset goes with --to nanogpt, which needs the tokens too; leave it out")
-    run = _pick_run(given)
-    print(f"exporting {run_folder.find_checkpoint(run, how['checkpoint'])}", file=sys.stderr)
-    if weights:
-        print(conversion.export_weights(run, given.get("path"), **how))
-        return
-    require_known([given["to"]], ["nanogpt", "hf"], "program to export to")
-    there = run.out_dir.parent if run.out_dir.is_file() else run.out_dir
-    folder = given.get("path", there / given["to"])
-    if given["to"] == "hf":
-        print(conversion.to_huggingface(run, folder, **how))
-    else:
-        print(conversion.to_nanogpt(run, folder, dataset=dataset, **how))
-
-
-def _info(given: Given) -> None:
-    from nanogpt_lite.runs import run_summary
-
-    as_json = given.pop("json")
-    run = _pick_run(given)
-    content = run_summary.summary(run, **given)
-    print(json.dumps(content) if as_json else run_summary.format_text(content))
-
-
-def _pick_run(given: Given) -> "Run":
-    """The run in --out_dir, else the newest one; which that is, it says."""
-    from nanogpt_lite.runs import run_folder
-
-    if out_dir := given.pop("out_dir", None):
-        return run_folder.existing_run(out_dir)
-    run = run_folder.newest_run()
-    print(f"using the newest run: {run.out_dir}", file=sys.stderr)
-    return run
-
-
-def print_samples(pieces: Iterator[list[str]]) -> list[str]:
-    """Print the first sample as it comes, the others after it, in order, with a line between two; all of them."""
-    samples: list[list[str]] = []
-    for new in pieces:
-        print(new[0], end="", flush=True)
-        samples.append(new)
-    print()
-    texts = ["".join(row) for row in zip(*samples, strict=True)]
-    for text in texts[1:]:
-        print("---------------")
-        print(text)
-    return texts
-
-
-_PRESET = {"preset": f"named values: {', '.join(presets.PRESETS)}; without one, what fits the device"}
-_CONFIG = {"config": "JSON file of options, such as a run's config.json, to repeat that run"}
-_OVERWRITE_RUN = {"overwrite": "replace the run that out_dir holds"}
-_CHECKPOINT = {"checkpoint": "best (without it), last, or the name of a kept one"}
-_OUT_DIR = {"out_dir": "the run's folder; without one, the newest run under runs/"}
-
-COMMANDS = {
-    "run": Command(
-        "prepare, train and sample, on whatever this machine has",
-        _run,
-        RunConfig,
-        _PRESET | _CONFIG,
-        _OVERWRITE_RUN,
-    ),
-    "prepare": Command(
-        "write a text as token ids, for training",
-        _prepare,
-        DataConfig,
-        {"out_dir": "where to; without it data/NAME"},
-        {"overwrite": "fetch and write again, even if nothing changed"},
-    ),
-    "train": Command("train a network, or go on training it", _train, TrainConfig, _PRESET | _CONFIG, _OVERWRITE_RUN),
-    "sample": Command("draw text from a trained network", _sample, SampleConfig, _OUT_DIR),
-    "eval": Command(
-        "the loss over the whole val and train splits",
-        _eval,
-        LoadConfig,
-        _OUT_DIR | {"dataset": "another dataset than the one trained on"},
-        {"json": "print one JSON object"},
-    ),
-    "plot": Command("draw the loss curves into loss.png", _plot, texts=_OUT_DIR),
-    "info": Command(
-        "what a run is: its network, costs, data and result",
-        _info,
-        texts=_OUT_DIR | _CHECKPOINT,
-        switches={"json": "print one JSON object"},
-    ),
-    "import": Command(
-        "make a run of a checkpoint of nanoGPT",
-        _import,
-        texts={
-            "from": "nanoGPT's ckpt.pt",
-            "meta": "the meta.pkl of its data, or GPT-2's merges.txt; without it, what nanoGPT would take",
-            "out_dir": "the run's folder; without one, the next free runs/DATASET-N",
-        },
-    ),
-    "export": Command(
-        "write a run for other programs",
-        _export,
-        texts=_OUT_DIR
-        | _CHECKPOINT
-        | {
-            "to": "nanogpt, or hf: Hugging Face's transformers",
-            "path": "where to: a folder, or with --weights a file; without it, a place in the run's folder",
-        },
-        switches={
-            "weights": "the weights alone, without the optimizer's state: what sample and load need",
-            "dataset": "for nanoGPT, the tokens too",
-            "overwrite": "replace files that are there",
-        },
-    ),
-}
-
-
 def _overview() -> str:
-    """The help of the whole program: its commands, and every option, under the command that has them all."""
+    """The help of the program: its commands, then the options of `run`, which has those of all configs."""
     lines = ["usage: nanogpt-lite COMMAND [OPTIONS]", "", "Train small GPTs on any text.", "", "commands:"]
     lines += [f"  {name:<9} {command.help}" for name, command in COMMANDS.items()]
-    lines += [
-        "",
-        "`nanogpt-lite COMMAND --help` lists the options of one command. `run` has all of them:",
-        "",
-    ]
-    return "\n".join(lines) + arguments.format_help("run", COMMANDS["run"])
+    lines += ["", "`nanogpt-lite COMMAND --help` shows the options of one command. Those of `run`:"]
+    return "\n".join([*lines, "", arguments.format_help("run", COMMANDS["run"])]).rstrip()
 
 
-def _require_right_for_ranks(command: str) -> None:
-    """`UserError` if several ranks were started for something that one process does."""
-    if command != "train" and os.environ["WORLD_SIZE"] != "1":
-        raise UserError(f"several ranks can train, and not {command}; use nanogpt-lite {command} without torchrun")
+def _require_one_process_unless_training(command: str) -> None:
+    """`UserError` if torchrun started several processes for a command that one process executes."""
+    if command != "train" and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError(f"only training runs on several ranks; use nanogpt-lite {command} without torchrun")
 
 
-def _fail(status: int, message: object, kind: str = "error: ") -> int:
+def _resume_hint(command: str, interrupted: Interrupted) -> str:
+    """What was saved, and the command that continues the run."""
+    hint = f"interrupted: {for_command_line(str(interrupted))}"
+    if interrupted.out_dir is not None:
+        out_dir = shlex.quote(interrupted.out_dir)
+        hint += f"; continue with: nanogpt-lite {command} --out_dir {out_dir} --init_from resume"
+    return hint
+
+
+def _describe_os_error(error: OSError) -> str:
+    reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    if error.errno == errno.EFBIG:
+        return f"{reason}; raise the limit on the size of a file"
+    return f"{reason}; {'free some space' if error.errno in DISK_FULL_ERRNOS else 'check the path and its permissions'}"
+
+
+def _fail(status: int, message: str) -> int:
+    """Print a message to standard error, with the rank if there are several. The exit status is returned."""
+    rank = os.environ.get("RANK", "0")
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
-    number = os.environ.get("RANK", "0")
-    with contextlib.suppress(OSError):  # if nobody reads it any more, the status still tells
-        if number == "0":
-            print(f"{kind}{message}", file=sys.stderr)
-        elif kind:  # an error; that it was interrupted, one rank says for all
-            print(f"rank {number}: {kind}{message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # standard error may be closed; the exit status remains
+        print(message if rank == "0" else f"rank {rank}: {message}", file=sys.stderr)
     return status
 
 
-def _nowhere() -> TextIO:
+def _interrupted(status: int, message: str) -> int:
+    """Like `_fail`, on the first rank only: the signal reaches all of them."""
+    return _fail(status, message) if os.environ.get("RANK", "0") == "0" else status
+
+
+def _open_null() -> TextIO:
     return Path(os.devnull).open("w", encoding="utf-8")

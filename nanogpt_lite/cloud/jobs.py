@@ -168,5 +168,5 @@ def _run_name(out_dir: str) -> str:
 
 def _shape_of(preset: str) -> dict[str, Any]:
     """The shape of the network that a preset asks for: a run that goes on must not have another one."""
-    asked = TrainConfig.from_dict(presets.preset(preset))
+    asked = TrainConfig.from_dict(presets.get_preset(preset))
     return {name: getattr(asked, name) for name in SHAPE_FIELDS}

@@ -33,7 +33,7 @@ def make_trials(texts: Mapping[str, str], *, preset: str, steps: int, name: str)
     """
     found = []
     for number, options in enumerate(_grid(texts), start=1):
-        whole = TrainConfig.from_dict({**presets.preset(preset), **options})
+        whole = TrainConfig.from_dict({**presets.get_preset(preset), **options})
         if not steps >= 1:
             raise UserError(f"a trial of {steps} steps trains nothing; give 1 or more")
         if steps > whole.max_iters:

@@ -1,8 +1,6 @@
-"""Every option, once: its name, type, default, unit, rule and help.
+"""All options, as the fields of config classes, in the order of the pipeline. Names are nanoGPT's.
 
-From these fields come the command line (`cli`), the keyword arguments in Python (`pipeline`), the config
-stored in a checkpoint, and every check of a value. Names are nanoGPT's. Standard library only, so that
-`--help` answers at once. What an option does is the business of the module that reads it.
+What an option does is in the module that reads it. How an option is declared and checked is in `schema`.
 """
 
 import json
@@ -11,57 +9,50 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanogpt_lite.config.schema import (
-    NOT_EMPTY,
-    Options,
-    Rule,
-    above_to,
-    at_least,
-    count_from,
-    from_below,
-    from_to,
-    one_of,
-    option,
-)
+from nanogpt_lite.config.schema import NOT_EMPTY, Options, Rule, bounds, count, one_of, option
 from nanogpt_lite.errors import UserError
 
-MAX_CONTEXT_ELEMENTS = 2**27  # channels of all its tokens: 32 Ki tokens with 4096 channels
+MAX_CONTEXT_ELEMENTS = 2**27  # block_size * n_embd: for example 32,768 tokens with 4,096 channels
 
 
 def is_bpe_name(tokenizer: str) -> bool:
-    """Whether this is the name of a tokenizer of byte pairs: gpt2, or bpe-SIZE."""
-    found = re.fullmatch("bpe-([1-9][0-9]{2,5})", tokenizer)
-    return tokenizer == "gpt2" or (found is not None and int(found[1]) >= 256)
+    """Whether this is the name of a byte-pair tokenizer: gpt2, or bpe-SIZE with a size from 256 to 999999."""
+    match = re.fullmatch("bpe-([1-9][0-9]{2,5})", tokenizer)
+    return tokenizer == "gpt2" or (match is not None and int(match[1]) >= 256)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig(Options):
-    """Where and in which arithmetic to compute."""
+    """The device, the number format, and the seed."""
 
-    device: str = option("auto", "auto (a GPU if there is one), cpu, cuda, cuda:1, mps", NOT_EMPTY, stored=False)
+    device: str = option(
+        "auto", "auto: a GPU if there is one, else the CPU; or cpu, cuda, cuda:1, mps", NOT_EMPTY, stored=False
+    )
     dtype: str = option(
         "auto",
-        "number format of the matrix products: auto, float32, bfloat16, or float16 (with a loss scaler)",
+        "number format of matrix products: auto, float32, bfloat16, or float16 (with loss scaling)",
         one_of("auto", "float32", "bfloat16", "float16"),
     )
     threads: int = option(
         0,
         "CPU threads; 0: all that this process may use, at most 16",
-        from_to(0, 1024),
+        bounds(ge=0, le=1024),
         unit="threads",
     )
-    seed: int = option(1337, "source of all randomness", from_to(0, 2**63 - 1))
+    seed: int = option(1337, "seed of all random numbers", bounds(ge=0, le=2**63 - 1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Options):
-    """Which text, and how it is cut into tokens."""
+    """The text, and how it is split into tokens."""
 
-    dataset: str = option("shakespeare_char", "shakespeare_char, python_docs, a file, folder, glob or URL", NOT_EMPTY)
+    dataset: str = option(
+        "shakespeare_char", "shakespeare_char, python_docs, or a text: a file, folder, glob or URL", NOT_EMPTY
+    )
     tokenizer: str = option(
         "auto",
-        "char: one token per character; byte: per UTF-8 byte; bpe-4096: so many, made of what is frequent in the text; "
-        "gpt2: GPT-2's; auto: as already prepared, else char",
+        "char: one token per character; byte: one per UTF-8 byte; bpe-4096: byte-pair encoding with 4096 tokens, "
+        "trained on the text; gpt2: the byte-pair encoding of GPT-2; auto: that of the prepared dataset, else char",
         Rule(
             lambda name: name in ("auto", "char", "byte") or is_bpe_name(name),
             "one of auto, char, byte, gpt2, or bpe- and a size from 256 to 999999",
@@ -71,48 +62,54 @@ class DataConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig(Options):
-    """The shape of the network. A checkpoint can only go on with the shape that it has."""
+    """The architecture of the network. A run can only be resumed with the architecture that it has."""
 
-    block_size: int = option(256, "context length", from_to(1, 2**20), unit="tokens")
-    n_layer: int = option(6, "transformer blocks", from_to(1, 1000))
-    n_head: int = option(6, "attention heads per block", from_to(1, 1024))
-    n_embd: int = option(384, "width: channels per token, a multiple of n_head", from_to(1, 2**16))
-    bias: bool = option(False, "biases in Linear and LayerNorm, as GPT-2 has them")
-    dropout: float = option(0.2, "probability of dropping an activation in training", from_below(0, 1))
-    position: str = option("learned", "how a token knows its place: learned, or rotary", one_of("learned", "rotary"))
-    norm: str = option("layer", "normalisation: layer, or rms (without gains)", one_of("layer", "rms"))
-    qk_norm: bool = option(False, "LayerNorm of queries and keys")
+    block_size: int = option(256, "context length", bounds(ge=1, le=2**20), unit="tokens")
+    n_layer: int = option(6, "number of transformer blocks", bounds(ge=1, le=1000))
+    n_head: int = option(6, "attention heads per block", bounds(ge=1, le=1024))
+    n_embd: int = option(384, "width of the network: channels per token, a multiple of n_head", bounds(ge=1, le=2**16))
+    bias: bool = option(False, "biases in Linear and LayerNorm, as in GPT-2")
+    dropout: float = option(0.2, "dropout probability in training", bounds(ge=0, lt=1))
+    position: str = option("learned", "position encoding: learned, or rotary (RoPE)", one_of("learned", "rotary"))
+    norm: str = option(
+        "layer", "normalisation: layer (LayerNorm), or rms (RMSNorm without learned gains)", one_of("layer", "rms")
+    )
+    qk_norm: bool = option(False, "apply LayerNorm to queries and keys")
     activation: str = option(
         "gelu",
-        "in the MLP: gelu, gelu_tanh (GPT-2's formula for it), or relu2, the square of ReLU",
+        "activation function of the MLP: gelu, gelu_tanh (the tanh formula, as in GPT-2), or relu2 (ReLU squared)",
         one_of("gelu", "gelu_tanh", "relu2"),
     )
-    tied: bool = option(True, "one matrix for the token embedding and the output")
-    zero_init: bool = option(False, "begin with the ends of the residual branches, and an untied output, at zero")
-    ngram: int = option(1, "embed also the last 2, 3 and so on to so many tokens together; 1: none", from_to(1, 16))
-    ngram_rows: int = option(16384, "vectors for the n-grams of one length, which share them", from_to(1, 2**31 - 1))
-    ngram_dropout: float = option(0.0, "probability of training on a token without its n-grams", from_below(0, 1))
+    tied: bool = option(True, "share the weights of the token embedding and the output layer")
+    zero_init: bool = option(
+        False, "start with zeros in the last layer of each residual branch, and in the output layer if it is not tied"
+    )
+    ngram: int = option(1, "also embed the last 2..N tokens as n-grams; 1: off", bounds(ge=1, le=16))
+    ngram_rows: int = option(16384, "hash buckets per n-gram length", bounds(ge=1, le=2**31 - 1))
+    ngram_dropout: float = option(
+        0.0, "probability of dropping the n-gram embeddings of a token in training", bounds(ge=0, lt=1)
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.n_embd % self.n_head:
             raise UserError(
-                f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}: each head gets an equal part "
-                f"of the width; try n_embd={-(-self.n_embd // self.n_head) * self.n_head}"
+                f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}, and each head has an equal part "
+                f"of the width; try `n_embd={-(-self.n_embd // self.n_head) * self.n_head}`"
             )
         if self.block_size * self.n_embd > MAX_CONTEXT_ELEMENTS:
             raise UserError(
-                f"block_size={self.block_size} and n_embd={self.n_embd} are too large together: what is kept of one "
-                f"context would not fit into memory; try block_size={MAX_CONTEXT_ELEMENTS // self.n_embd}"
+                f"block_size={self.block_size} and n_embd={self.n_embd} are too large together: the activations of one "
+                f"context would not fit into memory; try `block_size={MAX_CONTEXT_ELEMENTS // self.n_embd}`"
             )
         if self.position == "rotary" and self.n_embd // self.n_head % 2:
             raise UserError(
-                f"n_embd={self.n_embd} and n_head={self.n_head} give heads of an odd size, and rotary positions turn "
-                f"pairs; try n_embd={2 * self.n_embd}"
+                f"n_embd={self.n_embd} and n_head={self.n_head} give heads of an odd size, and rotary position "
+                f"encoding rotates pairs of channels; try `n_embd={2 * self.n_embd}`"
             )
 
 
-# What a checkpoint fixes: with another value its tensors would not fit.
+# The options that a checkpoint fixes: with another value its tensors would not fit the network.
 SHAPE_FIELDS = (
     "block_size",
     "n_layer",
@@ -131,123 +128,145 @@ SHAPE_FIELDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(DataConfig, NetworkConfig, RuntimeConfig):
-    """Everything that decides a training run."""
+    """All options of a training run."""
 
     out_dir: str = option("", "the run's folder; empty: the next free runs/DATASET-N", stored=False)
     init_from: str = option(
         "scratch",
-        "scratch; resume: go on in out_dir; runs/OTHER: start from its weights; gpt2, gpt2-medium, gpt2-large, "
-        "gpt2-xl, or a folder of Hugging Face's: from GPT-2's",
+        "scratch; resume: continue the run in out_dir; runs/OTHER: start from the weights of that run; gpt2, "
+        "gpt2-medium, gpt2-large, gpt2-xl, or a Hugging Face folder: start from the weights of GPT-2",
         NOT_EMPTY,
     )
-    max_iters: int = option(5000, "optimizer steps", count_from(1), unit="steps")
-    batch_size: int = option(64, "sequences per micro-batch", from_to(1, 2**20), unit="sequences")
-    gradient_accumulation_steps: int = option(1, "micro-batches per step", from_to(1, 2**20))
-    learning_rate: float = option(1e-3, "peak learning rate", above_to(0, 1000))
-    min_lr: float = option(1e-4, "learning rate at the end of the decay", at_least(0))
-    warmup_iters: int = option(100, "linear warm-up", count_from(0), unit="steps")
-    decay_lr: bool = option(True, "warm up, then decay by a cosine; False: constant")
-    lr_decay_iters: int = option(0, "end of the decay; 0: max_iters", count_from(0), unit="steps")
+    max_iters: int = option(5000, "optimizer steps", count(ge=1), unit="steps")
+    batch_size: int = option(64, "sequences per micro-batch", bounds(ge=1, le=2**20), unit="sequences")
+    gradient_accumulation_steps: int = option(1, "micro-batches per optimizer step", bounds(ge=1, le=2**20))
+    learning_rate: float = option(1e-3, "peak learning rate", bounds(gt=0, le=1000))
+    min_lr: float = option(1e-4, "learning rate at the end of the decay", bounds(ge=0))
+    warmup_iters: int = option(100, "length of the linear warm-up of the learning rate", count(ge=0), unit="steps")
+    decay_lr: bool = option(True, "warm-up, then decay of the learning rate; False: constant learning rate")
+    lr_decay_iters: int = option(0, "step at which the decay ends; 0: max_iters", count(ge=0), unit="steps")
     cooldown: float = option(
-        0.0, "decay in a straight line over this last share of the steps; 0: by a cosine", from_to(0, 1)
+        0.0,
+        "fraction of the steps, at the end, over which the learning rate falls linearly; 0: cosine decay",
+        bounds(ge=0, le=1),
     )
-    optimizer: str = option("adamw", "adamw; muon: Muon for the blocks' matrices", one_of("adamw", "muon"))
-    muon_learning_rate: float = option(0.02, "Muon's peak; it rises and falls as learning_rate does", above_to(0, 1000))
-    muon_momentum: float = option(0.95, "Muon's decay of the mean gradient", from_below(0, 1))
-    weight_decay: float = option(0.1, "AdamW weight decay, on matrices only", from_to(0, 1000))
-    beta1: float = option(0.9, "AdamW decay of the mean gradient", from_below(0, 1))
-    beta2: float = option(0.99, "AdamW decay of the mean squared gradient", from_below(0, 1))
-    grad_clip: float = option(1.0, "largest norm of the whole gradient; 0: no clipping", at_least(0))
-    eval_interval: int = option(250, "evaluate and save every so many", count_from(1), unit="steps")
+    optimizer: str = option(
+        "adamw", "adamw; muon: Muon for the weight matrices of the blocks, AdamW for the rest", one_of("adamw", "muon")
+    )
+    muon_learning_rate: float = option(
+        0.02, "peak learning rate of Muon; its schedule is that of learning_rate", bounds(gt=0, le=1000)
+    )
+    muon_momentum: float = option(0.95, "momentum of Muon", bounds(ge=0, lt=1))
+    weight_decay: float = option(0.1, "weight decay, of matrices and embeddings only", bounds(ge=0, le=1000))
+    beta1: float = option(0.9, "beta1 of AdamW: decay of the running mean of the gradient", bounds(ge=0, lt=1))
+    beta2: float = option(0.99, "beta2 of AdamW: decay of the running mean of the squared gradient", bounds(ge=0, lt=1))
+    grad_clip: float = option(1.0, "largest norm of the gradient; 0: no clipping", bounds(ge=0))
+    eval_interval: int = option(
+        250, "steps between two evaluations; each is followed by a checkpoint", count(ge=1), unit="steps"
+    )
     eval_iters: int = option(
         0,
         "0: loss on the whole val split; N: nanoGPT's estimate from N random batches",
-        count_from(0),
+        count(ge=0),
         unit="batches",
     )
-    log_interval: int = option(10, "report the train loss every so many", count_from(1), unit="steps")
-    sample_interval: int = option(0, "show a sample every so many; 0: never", count_from(0), unit="steps")
-    keep_every: int = option(0, "keep a numbered checkpoint every so many; 0: none", count_from(0), unit="steps")
+    log_interval: int = option(10, "steps between two reports of the train loss", count(ge=1), unit="steps")
+    sample_interval: int = option(
+        0, "steps between two samples that are shown in training; 0: none", count(ge=0), unit="steps"
+    )
+    keep_every: int = option(
+        0, "steps between two numbered checkpoints (step_001000), which are kept; 0: none", count(ge=0), unit="steps"
+    )
     patience: int = option(
-        0, "stop after so many evaluations without a new best; 0: never", count_from(0), unit="evaluations"
+        0, "stop after this many evaluations without a new best val loss; 0: never", count(ge=0), unit="evaluations"
     )
-    target_loss: float = option(0.0, "stop at this val loss; 0: never", at_least(0), unit="nats per token")
+    target_loss: float = option(0.0, "stop at this val loss; 0: never", bounds(ge=0), unit="nats per token")
     max_seconds: float = option(
-        0.0, "stop this call after so long; 0: never", at_least(0), unit="seconds", stored=False
+        0.0, "stop this call after this time; 0: never", bounds(ge=0), unit="seconds", stored=False
     )
-    compile: bool = option(False, "torch.compile the network: a slow start, then faster steps on a GPU")
-    trace: str = option("", "write what a few steps do, for ui.perfetto.dev, into this folder", stored=False)
-    tensorboard: bool = option(False, "write events for TensorBoard into out_dir", stored=False)
-    wandb_log: bool = option(False, "track the run with Weights & Biases", stored=False)
-    wandb_project: str = option("nanogpt-lite", "its project there", NOT_EMPTY, stored=False)
-    wandb_run_name: str = option("", "its name there; empty: that of out_dir", stored=False)
+    compile: bool = option(False, "use torch.compile: a slow start, then faster steps on a GPU")
+    trace: str = option(
+        "", "folder for a profiler trace of a few steps, to open in ui.perfetto.dev; empty: none", stored=False
+    )
+    tensorboard: bool = option(False, "write TensorBoard events to out_dir", stored=False)
+    wandb_log: bool = option(False, "log the run to Weights & Biases", stored=False)
+    wandb_project: str = option("nanogpt-lite", "project in Weights & Biases", NOT_EMPTY, stored=False)
+    wandb_run_name: str = option("", "name of the run in Weights & Biases; empty: the name of out_dir", stored=False)
 
     @property
     def rows_per_step(self) -> int:
-        """How many sequences one optimizer step sees, on however many ranks."""
+        """The number of sequences in one optimizer step, on all ranks together."""
         return self.batch_size * self.gradient_accumulation_steps
-
-    def require_equal_shares(self, ranks: int) -> None:
-        """`UserError` if that many ranks cannot share the sequences of a step equally."""
-        if self.rows_per_step % ranks:
-            raise UserError(
-                f"a step of {self.rows_per_step} rows (batch_size * gradient_accumulation_steps) cannot be shared "
-                f"equally by {ranks} ranks; start a number of ranks that divides it, or give --batch_size "
-                f"{-(-self.rows_per_step // ranks) * ranks}"
-            )
 
     @property
     def tokens_per_step(self) -> int:
-        """How many tokens one optimizer step sees."""
+        """The number of tokens in one optimizer step, on all ranks together."""
         return self.rows_per_step * self.block_size
+
+    def require_divisible_by(self, world_size: int) -> None:
+        """`UserError` if the sequences of a step cannot be divided equally among `world_size` ranks."""
+        if self.rows_per_step % world_size:
+            raise UserError(
+                f"a step of {self.rows_per_step} rows (batch_size * gradient_accumulation_steps) cannot be shared "
+                f"equally by {world_size} ranks; start a number of ranks that divides it, or give "
+                f"`batch_size={-(-self.rows_per_step // world_size) * world_size}`"
+            )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.decay_lr and self.min_lr > self.learning_rate:
             raise UserError(
-                f"min_lr={self.min_lr} is above learning_rate={self.learning_rate}, so the rate would rise; "
-                f"give min_lr too (usually a tenth: {self.learning_rate / 10:g}), or decay_lr=False"
+                f"min_lr={self.min_lr} is above learning_rate={self.learning_rate}, so the learning rate would rise; "
+                f"give `min_lr` too (usually a tenth: {self.learning_rate / 10:g}), or `decay_lr=False`"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadConfig(RuntimeConfig):
-    """Which of a run's checkpoints to use."""
+    """Which checkpoint of a run to load, and how."""
 
-    checkpoint: str = option("best", "best, last, or the name of a kept one (step_001000)", NOT_EMPTY)
-    int8: bool = option(False, "the blocks' matrices in 8 bits: draws faster on a CPU, almost the same network")
+    checkpoint: str = option("best", "best, last, or the name of a numbered one (step_001000)", NOT_EMPTY)
+    int8: bool = option(
+        False, "weight matrices of the blocks in 8 bits: faster sampling on a CPU, almost the same network"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig(LoadConfig):
-    """How to draw text from a trained network."""
+    """How to generate text with a trained network."""
 
-    start: str = option("\n", "the prompt, or FILE:prompt.txt", NOT_EMPTY)
-    num_samples: int = option(1, "samples to draw", count_from(1), unit="samples")
-    max_new_tokens: int = option(500, "length of a sample", count_from(1), unit="tokens")
-    temperature: float = option(0.8, "below 1 less random, above 1 more; 0: always the likeliest token", at_least(0))
-    top_k: int = option(200, "draw from the k likeliest tokens; 0: from all", count_from(0), unit="tokens")
-    top_p: float = option(1.0, "draw from the likeliest tokens that sum to this probability", from_to(0, 1))
-    min_p: float = option(0.0, "drop tokens less likely than this share of the likeliest one", from_to(0, 1))
+    start: str = option("\n", "the prompt; FILE:prompt.txt reads it from a file", NOT_EMPTY)
+    num_samples: int = option(1, "number of samples", count(ge=1), unit="samples")
+    max_new_tokens: int = option(500, "length of a sample", count(ge=1), unit="tokens")
+    temperature: float = option(
+        0.8, "below 1: less random; above 1: more random; 0: always the most likely token", bounds(ge=0)
+    )
+    top_k: int = option(200, "sample from the k most likely tokens; 0: from all", count(ge=0), unit="tokens")
+    top_p: float = option(
+        1.0, "sample from the most likely tokens whose probabilities add up to this; 1: from all", bounds(ge=0, le=1)
+    )
+    min_p: float = option(
+        0.0, "leave out tokens less likely than this fraction of the most likely one; 0: none", bounds(ge=0, le=1)
+    )
     stop: str = option("", "end a sample before this text; empty: never")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(TrainConfig, SampleConfig):
-    """The whole road, prepare, train, sample: all options."""
+    """The options of the whole pipeline: prepare, train, sample."""
 
 
 def read_config_file(path: str | Path) -> dict[str, Any]:
-    """The options in a JSON file: a flat object, or a run's config.json (which has them under "config").
+    """Read options from a JSON file: an object of options, or a run's config.json (which has them under "config").
 
-    `UserError` if it cannot be read or is no JSON object.
+    The names and values are not checked here. `UserError` if the file cannot be read or holds no JSON object.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"config file {path} cannot be read ({error}); give a JSON object of options, "
-            "for instance a run's config.json"
+            "for example a run's config.json"
         ) from error
     options = content.get("config", content) if isinstance(content, dict) else content
     if not isinstance(options, dict):

@@ -1,8 +1,8 @@
-"""Recipes: named values of the options in `config`. Standard library only, as there."""
+"""Presets: named sets of option values. The options themselves are in `options`."""
 
 from nanogpt_lite.config.schema import Value, require_known
 
-# What came after GPT-2; what each part is worth stands in benchmarks/results/ablation_*.md.
+# Changes to GPT-2 from later work. The effect of each one was measured: benchmarks/results/ablation_*.md.
 _MODERN: dict[str, Value] = {
     "position": "rotary",
     "qk_norm": True,
@@ -20,12 +20,12 @@ _MODERN: dict[str, Value] = {
     "grad_clip": 0.0,
 }
 
-# Named values of the fields above. The defaults are nanoGPT's config/train_shakespeare_char.py.
+# The defaults of the options are nanoGPT's config/train_shakespeare_char.py.
 PRESETS: dict[str, dict[str, Value]] = {
     "shakespeare_char": {},
-    # the table of the Modal tutorial: the same network, a shorter run
+    # the table in the Modal tutorial: the same network, a shorter run
     "tutorial": {"max_iters": 1000, "learning_rate": 1e-3},
-    # nanoGPT's README, "I only have a macbook"; evaluated half as often, since on the whole val split, not a part of it
+    # nanoGPT's README, "I only have a macbook"; half as many evaluations, as each covers the whole val split
     "cpu": {
         "block_size": 64,
         "batch_size": 12,
@@ -37,7 +37,7 @@ PRESETS: dict[str, dict[str, Value]] = {
         "eval_interval": 500,
         "dtype": "float32",
     },
-    # nanoGPT's config/finetune_shakespeare.py: from GPT-2's weights
+    # nanoGPT's config/finetune_shakespeare.py: starts from the weights of GPT-2
     "finetune": {
         "batch_size": 1,
         "gradient_accumulation_steps": 32,
@@ -49,7 +49,7 @@ PRESETS: dict[str, dict[str, Value]] = {
         "max_iters": 20,
         "eval_interval": 5,
     },
-    # about as long as `cpu` takes, on two cores that multiply bfloat16 in hardware
+    # takes about as long as `cpu`, on two cores with bfloat16 instructions
     "modern-cpu": {
         **_MODERN,
         "block_size": 128,
@@ -64,7 +64,7 @@ PRESETS: dict[str, dict[str, Value]] = {
         "max_iters": 840,
         "eval_interval": 210,
     },
-    # the network and the batch of shakespeare_char; no GPU has measured it yet
+    # network size and batch size of shakespeare_char; not run on a GPU yet
     "modern": {
         **_MODERN,
         "norm": "rms",
@@ -72,10 +72,10 @@ PRESETS: dict[str, dict[str, Value]] = {
         "max_iters": 2000,
     },
 }
-RENTED_GPU_PRESET = "tutorial"  # on Modal, when nobody chose one
+RENTED_GPU_PRESET = "tutorial"  # the default on Modal
 
 
-def preset(name: str) -> dict[str, Value]:
+def get_preset(name: str) -> dict[str, Value]:
     """The values of a preset. `UserError` on an unknown name."""
     require_known([name], PRESETS, "preset")
     return PRESETS[name]

@@ -1,6 +1,7 @@
-"""What an option is: a field with a default, a unit, a rule and a help text, and the class of frozen configs of them.
+"""What an option is: a dataclass field with a default, a help text, a rule and a unit.
 
-The options themselves stand in `config`. Standard library only, so that `--help` answers at once.
+`Options` is the base class of configs. Values are checked here, also those that are given as text. The options
+themselves are in `options`.
 """
 
 import dataclasses
@@ -16,35 +17,34 @@ Value = int | float | bool | str
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value has to satisfy: the words complete the sentence "must be …"."""
+    """A condition on a value. `description` completes the sentence "must be …"."""
 
-    holds: Callable[[Any], bool]
-    words: str
-
-
-def at_least(low: float) -> Rule:
-    """`low` or more."""
-    return Rule(lambda value: value >= low, f"{low} or more")
+    is_valid: Callable[[Any], bool]
+    description: str
 
 
-def count_from(low: int) -> Rule:
-    """`low` or more, and few enough for every product and quotient of it to be a number."""
-    return Rule(lambda value: low <= value <= 10**12, f"{low} or more, and at most 10^12")
+def bounds(
+    *, ge: float | None = None, gt: float | None = None, lt: float | None = None, le: float | None = None
+) -> Rule:
+    """A number within bounds, which are named as in pydantic: >= ge, > gt, < lt, <= le."""
+
+    def is_valid(value: float) -> bool:
+        return (
+            (ge is None or value >= ge)
+            and (gt is None or value > gt)
+            and (lt is None or value < lt)
+            and (le is None or value <= le)
+        )
+
+    if ge is not None and le is not None:
+        return Rule(is_valid, f"from {ge} to {le}")
+    bounds_in_words = {f"{ge} or more": ge, f"above {gt}": gt, f"below {lt}": lt, f"at most {le}": le}
+    return Rule(is_valid, " and ".join(words for words, bound in bounds_in_words.items() if bound is not None))
 
 
-def above_to(low: float, high: float) -> Rule:
-    """More than `low`, and `high` at most."""
-    return Rule(lambda value: low < value <= high, f"above {low} and at most {high}")
-
-
-def from_to(low: float, high: float) -> Rule:
-    """Between `low` and `high`, both included."""
-    return Rule(lambda value: low <= value <= high, f"from {low} to {high}")
-
-
-def from_below(low: float, high: float) -> Rule:
-    """`low` or more, and below `high`."""
-    return Rule(lambda value: low <= value < high, f"{low} or more and below {high}")
+def count(*, ge: int) -> Rule:
+    """A whole number of at least `ge`, and small enough that products and quotients of counts stay finite floats."""
+    return Rule(lambda value: ge <= value <= 10**12, f"{ge} or more, and at most 10^12")
 
 
 def one_of(*choices: str) -> Rule:
@@ -57,20 +57,23 @@ NOT_EMPTY = Rule(lambda value: bool(value), "not empty")
 
 
 def option(default: Value, help: str, rule: Rule = ANY, *, unit: str = "", stored: bool = True) -> Any:  # noqa: A002
-    """A field of a config. `stored=False`: it belongs to one call, and no checkpoint remembers it."""
+    """A field of a config. `stored=False`: it belongs to one call and is not stored in checkpoints.
+
+    The return type is Any, as in `dataclasses.field`, so that `n_layer: int = option(6, …)` passes the type checker.
+    """
     metadata = {"help": help, "rule": rule, "unit": unit, "stored": stored}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What all configs share: checks on construction, and strict reading of names and values."""
+    """Base class of configs: frozen; values are checked on construction; unknown names are refused."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             _check_value(field, value)
-            if type_of(field) is float:  # so that 1 and 1.0 are the same, in a checkpoint too
+            if type_of(field) is float:  # so that 1 and 1.0 give the same config, and the same text in a checkpoint
                 object.__setattr__(self, field.name, float(value))
 
     @classmethod
@@ -80,28 +83,28 @@ class Options:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """A config from names and values. `UserError` on an unknown name (with the nearest) or a bad value."""
+        """A config from names and values. `UserError` on an unknown name (with the nearest one) or an invalid value."""
         require_known(values, cls.names(), "option")
         return cls(**values)
 
     def replace(self, values: Mapping[str, Any]) -> Self:
-        """The same config with some values replaced, checked like `from_dict`."""
+        """A copy with some values replaced, checked as in `from_dict`."""
         return type(self).from_dict({**dataclasses.asdict(self), **values})
 
     def subset(self, kind: "type[AnyOptions]") -> "AnyOptions":
-        """The options of this config that config class `kind` has."""
+        """The config of class `kind`, with the values of this one. `kind` has only options that this class has."""
         return kind(**{name: getattr(self, name) for name in kind.names()})
 
     def stored(self) -> dict[str, Value]:
-        """What a checkpoint remembers: everything but the options that belong to one call."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["stored"]}
+        """The values that a checkpoint stores: all but those of options that belong to one call."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.metadata["stored"]}
 
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
 
 
 def parse_values(kind: type[Options], texts: Mapping[str, str]) -> dict[str, Value]:
-    """The values of options of `kind` that were given as text. `UserError` on an unknown name or a bad value."""
+    """Convert texts to values of options of `kind`. `UserError` on an unknown name or an invalid value."""
     require_known(texts, kind.names(), "option")
     fields = {field.name: field for field in dataclasses.fields(kind)}
     values = {name: _parse_value(fields[name], text) for name, text in texts.items()}
@@ -111,12 +114,12 @@ def parse_values(kind: type[Options], texts: Mapping[str, str]) -> dict[str, Val
 
 
 def require_known(names: Iterable[str], known: Iterable[str], what: str) -> None:
-    """`UserError` if one of `names` is not among `known`; it names the nearest one."""
+    """`UserError` if one of `names` is not in `known`; the message gives the nearest known name."""
     known = list(known)
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            nearest = difflib.get_close_matches(name, known, n=1)
+            remedy = f"did you mean {nearest[0]}?" if nearest else f"use one of {', '.join(known)}"
             raise UserError(f"unknown {what} {name!r}; {remedy}")
 
 
@@ -127,7 +130,7 @@ def type_of(field: "dataclasses.Field[Any]") -> type[Value]:
 
 
 def _parse_value(field: "dataclasses.Field[Any]", text: str) -> Value:
-    """`text` as a value of the field's type."""
+    """Convert `text` to the field's type."""
     try:
         kind = type_of(field)
         if kind is bool:
@@ -136,21 +139,21 @@ def _parse_value(field: "dataclasses.Field[Any]", text: str) -> Value:
             return int(text)
         return float(text) if kind is float else text
     except (KeyError, ValueError):
-        raise _bad_value(field, text) from None
+        raise _invalid_value(field, text) from None
 
 
-def _check_value(field: "dataclasses.Field[Any]", value: Any) -> None:
-    """`UserError` unless `value` has the field's type and keeps its rule."""
+def _check_value(field: "dataclasses.Field[Any]", value: object) -> None:
+    """`UserError` unless `value` has the field's type and satisfies its rule."""
     kind = type_of(field)
-    wanted = (float, int) if kind is float else kind
-    right_type = isinstance(value, wanted) and (kind is bool or not isinstance(value, bool))
-    if not right_type or not field.metadata["rule"].holds(value) or value in (float("inf"), float("-inf")):
-        raise _bad_value(field, value)
+    accepted = (float, int) if kind is float else kind
+    has_type = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
+    if not has_type or not field.metadata["rule"].is_valid(value) or value in (float("inf"), float("-inf")):
+        raise _invalid_value(field, value)
 
 
-def _bad_value(field: "dataclasses.Field[Any]", value: Any) -> UserError:
-    words = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}[type_of(field)]
+def _invalid_value(field: "dataclasses.Field[Any]", value: object) -> UserError:
     rule, unit = field.metadata["rule"], field.metadata["unit"]
-    words += f", {rule.words}" if rule is not ANY else ""
-    words += f" ({unit})" if unit else ""
-    return UserError(f"{field.name}={value!r} is not possible: it must be {words}. Its help: {field.metadata['help']}")
+    expected = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}[type_of(field)]
+    expected += f", {rule.description}" if rule is not ANY else ""
+    expected += f" ({unit})" if unit else ""
+    return UserError(f"{field.name}={value!r} is an invalid value: must be {expected}. Help: {field.metadata['help']}")

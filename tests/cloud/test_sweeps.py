@@ -35,7 +35,7 @@ def test_a_trial_is_the_beginning_of_the_whole_training():
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        ({"learning_rate": "1e-3,fast"}, "learning_rate='fast' is not possible"),
+        ({"learning_rate": "1e-3,fast"}, "learning_rate='fast' is an invalid value"),
         ({"n_layers": "4"}, "did you mean n_layer"),
         ({"n_layer": "4,4"}, "a value twice"),
         ({"n_layer": "4"}, "nothing to choose from"),

@@ -1,11 +1,14 @@
-"""What a function with options shows, against Python's own reading of a signature."""
+"""Signatures that are built from options, as Python's `inspect` and `typing` see them."""
 
+import ast
 import inspect
 import typing
+from pathlib import Path
 
 import pytest
 
-from nanogpt_lite.config.options import DataConfig, SampleConfig
+import nanogpt_lite
+from nanogpt_lite.config.options import DataConfig, SampleConfig, TrainConfig
 from nanogpt_lite.config.signatures import with_flags, with_options
 
 
@@ -34,3 +37,17 @@ def test_flags_need_not_be_given_and_only_given_ones_arrive():
     assert sample(**{**dict.fromkeys(shown), "top_k": 0}) == {"top_k": 0}
     with pytest.raises(TypeError):
         sample("ROMEO:")
+
+
+def test_no_default_of_an_option_is_repeated_in_a_signature():
+    """No function or class has a parameter or field with the name and the default of an option."""
+    options = {f.name: f.default for kind in (TrainConfig, SampleConfig) for f in kind.__dataclass_fields__.values()}
+    for path in Path(nanogpt_lite.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.arguments):
+                named = [*zip(node.kwonlyargs, node.kw_defaults, strict=True)]
+                named += zip(reversed(node.args), reversed(node.defaults), strict=False)
+                for argument, default in named:
+                    if argument.arg in options and isinstance(default, ast.Constant):
+                        same = default.value == options[argument.arg]
+                        assert not same or argument.arg == "tokenizer", f"{path.name}: {argument.arg}"

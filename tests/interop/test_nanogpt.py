@@ -331,7 +331,7 @@ NO_CHECKPOINT = "is no checkpoint of nanoGPT's train.py"
         ({"best_val_loss": "low"}, NO_CHECKPOINT),
         ({"best_val_loss": -1e40}, NO_CHECKPOINT),
         ({"model_args": {**SHAPE, "vocab_size": 7}}, "has 7 symbols"),
-        ({"model_args": {**SHAPE, "n_layer": 10**9, "vocab_size": 34}}, "n_layer=1000000000 is not possible"),
+        ({"model_args": {**SHAPE, "n_layer": 10**9, "vocab_size": 34}}, "n_layer=1000000000 is an invalid value"),
     ],
 )
 def test_what_is_no_checkpoint_of_nanogpt_is_refused(theirs, changes, told):
@@ -557,7 +557,7 @@ def test_the_command_line(theirs, capsys):
         ("export --out_dir runs/a", "what to export? give one of --to"),
         ("export --out_dir runs/a --to nanogtp", "did you mean nanogpt"),
         ("export --out_dir runs/a --to hf --weights", "what to export? give one of --to"),
-        ("export --out_dir runs/a --to hf --dataset", "--dataset goes with --to nanogpt"),
+        ("export --out_dir runs/a --to hf --dataset", "--dataset is for --to nanogpt"),
     ]:
         assert main(line.split()) == 2
         assert told in capsys.readouterr().err

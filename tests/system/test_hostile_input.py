@@ -23,6 +23,7 @@ import nanogpt_lite as ng
 from nanogpt_lite.api import pipeline, setup
 from nanogpt_lite.checkpoint import checkpoint_file
 from nanogpt_lite.cli import main
+from nanogpt_lite.cli.commands import COMMANDS
 from nanogpt_lite.config.options import RunConfig, TrainConfig, read_config_file
 from nanogpt_lite.data import preparation, verification
 from nanogpt_lite.device import memory
@@ -301,7 +302,7 @@ def test_any_folder_of_hugging_face(text_file, cases, figures):
     )
 
 
-WORDS = st.sampled_from([*main.COMMANDS, *(f"--{name}" for name in RunConfig.names()), "--json", "--overwrite"])
+WORDS = st.sampled_from([*COMMANDS, *(f"--{name}" for name in RunConfig.names()), "--json", "--overwrite"])
 VALUES = st.sampled_from(
     ["3", "0", "-1", "1e9", "nan", "inf", "true", "cpu", "bottles.txt", "FILE:x", "runs", "", "\0"]
 )
@@ -333,7 +334,7 @@ def test_any_command_line(trained, cases, figures, monkeypatch, capsys):
         assert "Traceback" not in capsys.readouterr().err
 
     words = st.lists(WORDS | VALUES | st.text(max_size=12), max_size=6)
-    named = st.tuples(st.sampled_from(sorted(main.COMMANDS)), words).map(lambda parts: [parts[0], *parts[1]])
+    named = st.tuples(st.sampled_from(sorted(COMMANDS)), words).map(lambda parts: [parts[0], *parts[1]])
     try_cases(60 * cases, words | named, case, figures, "command lines")
 
 

@@ -1,0 +1,206 @@
+"""The commands: for each one its help, its options, and the function that executes it.
+
+A command calls the public functions and prints their results to standard output. How options are parsed is in
+`arguments`; how errors are reported is in `main`. PyTorch is imported only when a command runs.
+"""
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from nanogpt_lite.cli.arguments import Command, GivenOptions
+from nanogpt_lite.config import presets
+from nanogpt_lite.config.options import DataConfig, LoadConfig, RunConfig, SampleConfig, TrainConfig
+from nanogpt_lite.config.schema import require_known
+from nanogpt_lite.errors import UserError
+
+if TYPE_CHECKING:
+    from nanogpt_lite.runs.run_folder import Run
+
+
+def print_samples(stream: Iterable[list[str]]) -> list[str]:
+    """Print samples and return them.
+
+    `stream` yields the next text of each sample, as `stream_batch` does. The first sample is printed while it is
+    generated; the others follow it in order, after a line of dashes each.
+    """
+    parts: list[list[str]] = []
+    for new in stream:
+        print(new[0], end="", flush=True)
+        parts.append(new)
+    print()
+    samples = ["".join(texts) for texts in zip(*parts, strict=True)]
+    for sample in samples[1:]:
+        print("---------------")
+        print(sample)
+    return samples
+
+
+def _run(given: GivenOptions) -> None:
+    from nanogpt_lite.api import pipeline
+
+    run, stream = pipeline.run(**given)
+    print_samples(stream)
+    print(f"for more samples: nanogpt-lite sample --out_dir {run.out_dir}", file=sys.stderr)
+
+
+def _prepare(given: GivenOptions) -> None:
+    from nanogpt_lite.data.preparation import prepare
+    from nanogpt_lite.data.verification import verify_checksum
+    from nanogpt_lite.tracking.console import Console
+
+    with contextlib.closing(Console()) as console:
+        dataset = prepare(given.pop("dataset", DataConfig.dataset), report=console.report, **given)
+        verify_checksum(dataset, console.report)
+    print(dataset)
+
+
+def _train(given: GivenOptions) -> None:
+    from nanogpt_lite.api import pipeline
+    from nanogpt_lite.device import distributed
+
+    run = pipeline.train(**given)
+    if distributed.launched_as_main_process():
+        print(run.out_dir)
+
+
+def _sample(given: GivenOptions) -> None:
+    from nanogpt_lite.api import inference
+
+    print_samples(inference.stream_batch(_pick_run(given), **given))
+
+
+def _eval(given: GivenOptions) -> None:
+    from nanogpt_lite.api import inference
+
+    as_json = given.pop("json")
+    result = inference.evaluate(_pick_run(given), **given)
+    if as_json:
+        print(json.dumps(result))
+        return
+    for name, value in result.items():
+        print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
+
+
+def _plot(given: GivenOptions) -> None:
+    print(_pick_run(given).save_plot())
+
+
+def _info(given: GivenOptions) -> None:
+    from nanogpt_lite.runs import run_summary
+
+    as_json = given.pop("json")
+    content = run_summary.summary(_pick_run(given), **given)
+    print(json.dumps(content) if as_json else run_summary.format_text(content))
+
+
+def _import(given: GivenOptions) -> None:
+    from nanogpt_lite.interop import conversion
+
+    if "from" not in given:
+        raise UserError("what to import? give a checkpoint of nanoGPT: --from ckpt.pt")
+    run = conversion.from_nanogpt(given["from"], meta=given.get("meta"), out_dir=given.get("out_dir"))
+    print(f"continue with: nanogpt-lite train --out_dir {run.out_dir} --init_from resume", file=sys.stderr)
+    print(run.out_dir)
+
+
+def _export(given: GivenOptions) -> None:
+    from nanogpt_lite.interop import conversion
+    from nanogpt_lite.runs import run_folder
+
+    weights_only, with_dataset, program = given["weights"], given["dataset"], given.get("to")
+    options = {"checkpoint": given.get("checkpoint", LoadConfig.checkpoint), "overwrite": given["overwrite"]}
+    if weights_only == (program is not None):
+        raise UserError("what to export? give one of --to nanogpt, --to hf, and --weights for the weights only")
+    if with_dataset and program != "nanogpt":
+        raise UserError("--dataset is for --to nanogpt, which can get the tokens too; leave it out")
+    run = _pick_run(given)
+    print(f"exporting {run_folder.find_checkpoint(run, options['checkpoint'])}", file=sys.stderr)
+    if program is None:
+        print(conversion.export_weights(run, given.get("path"), **options))
+        return
+    require_known([program], ["nanogpt", "hf"], "program to export to")
+    run_dir = run.out_dir.parent if run.out_dir.is_file() else run.out_dir
+    folder = given.get("path", run_dir / program)
+    if program == "hf":
+        print(conversion.to_huggingface(run, folder, **options))
+    else:
+        print(conversion.to_nanogpt(run, folder, dataset=with_dataset, **options))
+
+
+def _pick_run(given: GivenOptions) -> "Run":
+    """The run in --out_dir, else the newest run, which is named on standard error. Removes out_dir from `given`."""
+    from nanogpt_lite.runs import run_folder
+
+    if out_dir := given.pop("out_dir", None):
+        return run_folder.existing_run(out_dir)
+    run = run_folder.newest_run()
+    print(f"using the newest run: {run.out_dir}", file=sys.stderr)
+    return run
+
+
+_PRESET = {"preset": f"a set of option values: {', '.join(presets.PRESETS)}; without it, one that fits the device"}
+_CONFIG = {"config": "JSON file of options; with the config.json of a run, that run is repeated"}
+_OVERWRITE_RUN = {"overwrite": "replace the run in out_dir"}
+_CHECKPOINT = {"checkpoint": "best (the default), last, or the name of a numbered one (step_001000)"}
+_OUT_DIR = {"out_dir": "the run's folder; without it, the newest run under runs/"}
+_JSON = {"json": "print one JSON object"}
+
+COMMANDS = {
+    "run": Command(
+        "prepare a text, train on it, and sample, on this machine",
+        _run,
+        RunConfig,
+        _PRESET | _CONFIG,
+        _OVERWRITE_RUN,
+    ),
+    "prepare": Command(
+        "convert a text to token ids, for training",
+        _prepare,
+        DataConfig,
+        {"out_dir": "the dataset's folder; without it, data/NAME"},
+        {"overwrite": "download and convert again, even if nothing changed"},
+    ),
+    "train": Command("train a network, or continue training", _train, TrainConfig, _PRESET | _CONFIG, _OVERWRITE_RUN),
+    "sample": Command("generate text with a trained network", _sample, SampleConfig, _OUT_DIR),
+    "eval": Command(
+        "compute the loss on the whole val and train splits",
+        _eval,
+        LoadConfig,
+        _OUT_DIR | {"dataset": "another dataset than the one used for training"},
+        _JSON,
+    ),
+    "plot": Command("plot the loss curves of a run to loss.png", _plot, texts=_OUT_DIR),
+    "info": Command(
+        "summarise a run: its network, costs, data and result",
+        _info,
+        texts=_OUT_DIR | _CHECKPOINT,
+        switches=_JSON,
+    ),
+    "import": Command(
+        "make a run from a nanoGPT checkpoint",
+        _import,
+        texts={
+            "from": "nanoGPT's ckpt.pt",
+            "meta": "the meta.pkl of its data, or GPT-2's merges.txt; without it, the file that nanoGPT would read",
+            "out_dir": "the new run's folder; without it, the next free runs/DATASET-N",
+        },
+    ),
+    "export": Command(
+        "write a run in the format of another program",
+        _export,
+        texts=_OUT_DIR
+        | _CHECKPOINT
+        | {
+            "to": "nanogpt, or hf: Hugging Face transformers",
+            "path": "the folder to write, or with --weights the file; without it, a place in the run's folder",
+        },
+        switches={
+            "weights": "write the weights only, without the optimizer's state: enough for sample and load",
+            "dataset": "for nanoGPT, write the tokens too",
+            "overwrite": "replace existing files",
+        },
+    ),
+}
