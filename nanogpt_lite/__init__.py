@@ -5,7 +5,7 @@
     run = ng.train(dataset, preset="cpu", max_iters=500)
     print(ng.sample(run, start="ROMEO:")[0])
 
-Importing the package imports nothing else: each name below brings its module (and PyTorch) on first use.
+Importing the package imports nothing else: the first use of a name below imports its module (and PyTorch).
 """
 
 from importlib import import_module
@@ -48,14 +48,14 @@ _EXPORTS = {
     "tokenizers.char": ("CharTokenizer",),
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
-__all__ = [  # noqa: RUF022 (in the order of the pipeline)
+__all__ = [  # noqa: RUF022 (the order of the pipeline; then classes and exceptions)
     "prepare",
     "train",
     "training",
     "sample",
     "stream",
     "stream_batch",
-    "pieces",
+    "pieces",  # the name of stream_batch in version 0.1
     "evaluate",
     "load",
     "summary",
@@ -75,12 +75,12 @@ __all__ = [  # noqa: RUF022 (in the order of the pipeline)
     "PRESETS",
     "UserError",
     "ExternalError",
-    "WorldError",
+    "WorldError",  # the name of ExternalError in version 0.1
     "Interrupted",
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> Any:  # PEP 562
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

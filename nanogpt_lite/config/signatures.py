@@ -1,4 +1,7 @@
-"""Functions that take the options of a config as keywords, and show them: to help(), to completion, to Modal."""
+"""Decorators that give a function with `**options` an explicit signature, built from the options of config classes.
+
+So `help()`, completion in notebooks, and command lines that are built from a signature (Modal's) see every option.
+"""
 
 import dataclasses
 import functools
@@ -12,31 +15,31 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def with_options(kind: type[Options]) -> Callable[[Function], Function]:
-    """Show a function's `**options` as the options of `kind` that they are."""
+    """Replace `**options` in a function's signature by keyword-only parameters, one for each option of `kind`."""
 
-    def show(function: Function) -> Function:
+    def decorate(function: Function) -> Function:
         signature = inspect.signature(function)
-        fixed = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        taken = {parameter.name for parameter in fixed}
+        explicit = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        explicit_names = {parameter.name for parameter in explicit}
         options = [
             inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
             for f in dataclasses.fields(kind)
-            if f.name not in taken
+            if f.name not in explicit_names
         ]
-        function.__signature__ = signature.replace(parameters=[*fixed, *options])  # type: ignore[attr-defined]
+        function.__signature__ = signature.replace(parameters=[*explicit, *options])  # type: ignore[attr-defined]
         return function
 
-    return show
+    return decorate
 
 
 def with_flags(*kinds: type[Options], **more: type) -> Callable[[Function], Function]:
-    """Show a function's `**options` as flags that need not be given: `more` first, then the options of `kinds`.
+    """Replace `**options` in a function's signature by flags with the default None: `more`, then those of `kinds`.
 
-    For command lines that are made from a function's signature, as Modal's is. Those pass every flag, None for
-    one that was not given; the function gets only what was given.
+    For Modal, which builds a command line from the signature and passes None for a flag that was not given. The
+    decorated function receives only what was given.
     """
 
-    def show(function: Function) -> Function:
+    def decorate(function: Function) -> Function:
         types = dict(more)
         for kind in kinds:
             types |= {field.name: type_of(field) for field in dataclasses.fields(kind)}
@@ -46,12 +49,12 @@ def with_flags(*kinds: type[Options], **more: type) -> Callable[[Function], Func
             return function(**{name: value for name, value in flags.items() if value is not None})
 
         parameters = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind | None)
-            for name, kind in reversed(types.items())  # Modal lists them from the last to the first
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=type_ | None)
+            for name, type_ in reversed(types.items())  # the help of Modal lists the last parameter first
         ]
         returns = inspect.signature(function).return_annotation
         call.__signature__ = inspect.Signature(parameters, return_annotation=returns)  # type: ignore[attr-defined]
-        call.__annotations__ = {p.name: p.annotation for p in parameters}  # without them Modal takes all for texts
+        call.__annotations__ = {p.name: p.annotation for p in parameters}  # without them Modal parses all flags as str
         return call  # type: ignore[return-value]
 
-    return show
+    return decorate

@@ -1,7 +1,8 @@
-"""How options are spelled in messages.
+"""The spelling of options in messages: for Python, the command line, and Modal.
 
-A library message names an option as Python spells it, in backticks: `out_dir`, `init_from='resume'`. The command line
-and the Modal app respell it for their users before they show the message. Backticks in a message are for options only.
+A library message names an option as a Python keyword, in backticks: `out_dir`, `init_from='resume'`. The command line
+and the Modal app convert these to their own spelling before they show the message. Backticks in a message are for
+options only.
 """
 
 import re
@@ -13,12 +14,16 @@ _OPTION = re.compile(r"`([a-z]\w*)(?:=([^`]*))?`")
 
 
 def for_command_line(message: str) -> str:
-    """The message with `out_dir='runs/a'` spelled --out_dir runs/a, and the switch `overwrite=True` --overwrite."""
-    return _OPTION.sub(lambda match: _flag(match[1], match[2], is_switch=match[1] not in RunConfig.names()), message)
+    """Convert `out_dir='runs/a'` in a message to --out_dir runs/a, and the switch `overwrite=True` to --overwrite."""
+
+    def flag(match: re.Match[str]) -> str:
+        return _flag(match[1], match[2], is_switch=match[1] not in RunConfig.names())
+
+    return _OPTION.sub(flag, message)
 
 
 def for_modal(message: str) -> str:
-    """The message with `out_dir='runs/a'` spelled --out-dir runs/a; `compile=False` is --no-compile."""
+    """Convert `out_dir='runs/a'` in a message to --out-dir runs/a, and `compile=False` to --no-compile."""
 
     def flag(match: re.Match[str]) -> str:
         name, value = match[1].replace("_", "-"), match[2]

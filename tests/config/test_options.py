@@ -1,4 +1,4 @@
-"""Every option has a help, a default and a rule; names and values are read strictly."""
+"""Options, presets and config files: defaults, rules, parsing, and the messages for invalid values."""
 
 import dataclasses
 import json
@@ -24,14 +24,14 @@ from nanogpt_lite.errors import UserError
 
 KINDS = [kind for kind in vars(options).values() if isinstance(kind, type) and issubclass(kind, Options)]
 FIELDS = {field.name: field for kind in KINDS for field in dataclasses.fields(kind)}
-FREE = {"min_lr": 0, "n_head": 1}  # with these no rule about two options at once is in the way
+UNCONSTRAINED = {"min_lr": 0, "n_head": 1}  # with these, no rule about two options applies
 WRONG_TYPES: dict[type, list[object]] = {
     int: [True, 1.0, "1", None, math.nan],
     float: [True, "1", None, math.nan, math.inf, -math.inf],
     bool: [1, 0, 0.0, "True", None],
     str: [1, True, None, b"cpu", ["cpu"]],
 }
-EDGES: dict[str, tuple[list[Any], list[Any]]] = {  # name: (the last values that are possible, the first that are not)
+BOUNDARIES: dict[str, tuple[list[Any], list[Any]]] = {  # name: (last valid values, first invalid values)
     "seed": ([0, 2**63 - 1], [-1, 2**63]),
     "threads": ([0], [-1]),
     "block_size": ([1], [0]),
@@ -85,14 +85,14 @@ EDGES: dict[str, tuple[list[Any], list[Any]]] = {  # name: (the last values that
 }
 
 
-def refused(name: str, value: object) -> str:
+def refusal(name: str, value: object) -> str:
     with pytest.raises(UserError) as caught:
-        RunConfig.from_dict({**FREE, name: value})
+        RunConfig.from_dict({**UNCONSTRAINED, name: value})
     return str(caught.value)
 
 
 @pytest.mark.parametrize("field", FIELDS.values(), ids=FIELDS)
-def test_a_field_is_complete(field):
+def test_option_has_type_default_and_help(field):
     assert field.type in (int, float, bool, str)
     assert type(field.default) is field.type
     assert field.metadata["help"].strip()
@@ -108,33 +108,33 @@ def test_defaults_pass_their_own_checks(kind):
 
 
 @pytest.mark.parametrize("field", FIELDS.values(), ids=FIELDS)
-def test_wrong_types_are_refused(field):
+def test_value_of_wrong_type_is_refused(field):
     words = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}[field.type]
     for value in WRONG_TYPES[field.type]:
-        message = refused(field.name, value)
+        message = refusal(field.name, value)
         assert message.startswith(f"{field.name}={value!r} ")
         assert f"must be {words}" in message
         assert message.endswith(field.metadata["help"])
 
 
-def test_every_rule_is_tried_at_its_edges():
-    assert set(EDGES) == {name for name, field in FIELDS.items() if field.metadata["rule"] is not ANY}
+def test_every_rule_has_boundary_cases():
+    assert set(BOUNDARIES) == {name for name, field in FIELDS.items() if field.metadata["rule"] is not ANY}
 
 
-@pytest.mark.parametrize("name", EDGES)
-def test_rules_at_their_edges(name):
-    possible, impossible = EDGES[name]
-    for value in possible:
-        assert getattr(RunConfig.from_dict({**FREE, name: value}), name) == value
+@pytest.mark.parametrize("name", BOUNDARIES)
+def test_rules_at_their_boundaries(name):
+    valid, invalid = BOUNDARIES[name]
+    for value in valid:
+        assert getattr(RunConfig.from_dict({**UNCONSTRAINED, name: value}), name) == value
         assert parse_values(RunConfig, {name: str(value)}) == {name: value}
-    for value in impossible:
-        assert f"{name}={value!r} is an invalid value" in refused(name, value)
+    for value in invalid:
+        assert f"{name}={value!r} is an invalid value" in refusal(name, value)
         with pytest.raises(UserError, match=f"^{name}="):
             parse_values(RunConfig, {name: str(value)})
 
 
 @pytest.mark.parametrize("value", [1, 1.0])
-def test_a_whole_number_serves_for_a_float(value):
+def test_whole_number_is_accepted_for_a_float(value):
     assert TrainConfig(learning_rate=value).learning_rate == 1
     assert parse_values(TrainConfig, {"learning_rate": str(value)}) == {"learning_rate": 1.0}
 
@@ -157,7 +157,7 @@ def test_a_whole_number_serves_for_a_float(value):
     ],
     ids=["from_dict", "replace", "parse"],
 )
-def test_an_unknown_name_is_refused_with_the_nearest(read, name, remedy):
+def test_unknown_option_is_refused_with_the_nearest_name(read, name, remedy):
     with pytest.raises(UserError, match=f"unknown option '{name}'") as caught:
         read(name)
     assert remedy in str(caught.value)
@@ -167,7 +167,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(read, name, remedy):
     ("text", "value"),
     [("True", True), ("true", True), ("TRUE", True), ("1", True), ("False", False), ("false", False), ("0", False)],
 )
-def test_texts_of_truth(text, value):
+def test_boolean_texts(text, value):
     assert parse_values(TrainConfig, {"compile": text})["compile"] is value
 
 
@@ -179,26 +179,26 @@ def test_texts_of_truth(text, value):
         *[("dropout", text) for text in ("", "a", "0,1", "1/2")],
     ],
 )
-def test_texts_that_are_no_value_are_refused(name, text):
+def test_text_that_cannot_be_parsed_is_refused(name, text):
     with pytest.raises(UserError) as caught:
         parse_values(TrainConfig, {name: text})
     assert str(caught.value).startswith(f"{name}={text!r} is an invalid value")
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999"])
-def test_texts_of_no_finite_number_are_refused(text):
+def test_text_of_a_number_that_is_not_finite_is_refused(text):
     with pytest.raises(UserError, match="learning_rate="):
         parse_values(TrainConfig, {"learning_rate": text})
 
 
 @settings(deadline=None)
 @given(st.integers(0, 2**63 - 1), st.floats(0, 1, exclude_max=True), st.text(min_size=1))
-def test_python_s_own_text_of_a_value_is_read_back(whole, number, text):
+def test_parse_values_inverts_str_and_repr(whole, number, text):
     texts = {"seed": str(whole), "dropout": repr(number), "start": text}
     assert parse_values(RunConfig, texts) == {"seed": whole, "dropout": number, "start": text}
 
 
-def test_every_default_is_read_back_from_its_text():
+def test_parse_values_inverts_str_of_every_default():
     read = parse_values(RunConfig, {field.name: str(field.default) for field in dataclasses.fields(RunConfig)})
     assert RunConfig.from_dict(read) == RunConfig()
     assert {name: type(value) for name, value in read.items()} == {
@@ -229,7 +229,7 @@ def test_presets_have_the_published_values(name, published):
     assert {key: values[key] for key in published} == published
 
 
-def test_presets_are_valid_and_strict():
+def test_presets_are_valid_and_unknown_presets_are_refused():
     for name in PRESETS:
         assert TrainConfig.from_dict(presets.get_preset(name)).eval_iters == 0  # the full val split
     with pytest.raises(UserError, match="unknown preset 'cpuu'; did you mean cpu"):
@@ -238,7 +238,7 @@ def test_presets_are_valid_and_strict():
 
 @settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 300))
-def test_width_is_a_multiple_of_the_heads(n_embd, n_head):
+def test_n_embd_has_to_be_a_multiple_of_n_head(n_embd, n_head):
     if n_embd % n_head == 0:
         NetworkConfig(n_embd=n_embd, n_head=n_head)
         return
@@ -248,22 +248,22 @@ def test_width_is_a_multiple_of_the_heads(n_embd, n_head):
     assert tried == min(width for width in range(n_embd, n_embd + n_head) if width % n_head == 0)
 
 
-def test_a_context_that_no_memory_holds_is_refused():
+def test_context_too_large_for_memory_is_refused():
     NetworkConfig(block_size=2**17, n_embd=1024, n_head=1)
     with pytest.raises(UserError, match="too large together: .* try `block_size=2048`"):
         NetworkConfig(block_size=2**20, n_embd=2**16, n_head=1, position="rotary")
     NetworkConfig(block_size=2048, n_embd=2**16, n_head=1)
 
 
-def test_the_rate_does_not_rise():
+def test_min_lr_above_learning_rate_is_refused():
     with pytest.raises(UserError, match=r"min_lr=0\.0001 is above learning_rate=5e-05") as caught:
         TrainConfig(learning_rate=5e-5)
     assert "5e-06" in str(caught.value)
-    assert TrainConfig(learning_rate=5e-5, decay_lr=False).min_lr == 1e-4  # where it plays no part
+    assert TrainConfig(learning_rate=5e-5, decay_lr=False).min_lr == 1e-4  # min_lr is not used then
     assert TrainConfig(learning_rate=1e-4).min_lr == 1e-4
 
 
-def test_parts_and_copies():
+def test_subset_replace_and_stored():
     whole = RunConfig(n_layer=2, top_k=7, device="cpu", max_seconds=3)
     assert whole.subset(TrainConfig) == TrainConfig(n_layer=2, device="cpu", max_seconds=3)
     assert whole.subset(SampleConfig) == SampleConfig(top_k=7, device="cpu")
@@ -283,7 +283,7 @@ def test_parts_and_copies():
 
 
 @pytest.mark.parametrize("form", [{"n_layer": 2}, {"config": {"n_layer": 2}, "versions": {"torch": "2.9"}}])
-def test_read_file(tmp_path, form):
+def test_read_config_file(tmp_path, form):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(form), encoding="utf-8")
     assert read_config_file(path) == read_config_file(str(path)) == {"n_layer": 2}
@@ -293,7 +293,7 @@ def test_read_file(tmp_path, form):
     "content",
     [b"", b"{", b"n_layer = 2", b"[1]", b"null", b'"text"', b'{"config": [1]}', b"\xff\xfe{}", b"[" * 100_000],
 )
-def test_a_file_that_holds_no_options_is_refused(tmp_path, content):
+def test_config_file_without_options_is_refused(tmp_path, content):
     path = tmp_path / "config.json"
     path.write_bytes(content)
     with pytest.raises(UserError, match="JSON object") as caught:
@@ -302,12 +302,12 @@ def test_a_file_that_holds_no_options_is_refused(tmp_path, content):
 
 
 @pytest.mark.parametrize("name", ["missing.json", "."])
-def test_a_missing_file_is_refused(tmp_path, name):
+def test_missing_config_file_is_refused(tmp_path, name):
     with pytest.raises(UserError, match="cannot be read"):
         read_config_file(tmp_path / name)
 
 
-def test_nanogpt_s_names_are_all_there():
+def test_options_of_nanogpt_exist():
     train = """dataset out_dir max_iters eval_interval eval_iters log_interval batch_size block_size
         gradient_accumulation_steps n_layer n_head n_embd dropout bias learning_rate min_lr warmup_iters
         lr_decay_iters decay_lr weight_decay beta1 beta2 grad_clip device dtype compile seed init_from"""
@@ -318,7 +318,7 @@ def test_nanogpt_s_names_are_all_there():
 
 
 @pytest.mark.parametrize(("n_embd", "n_head"), [(6, 2), (15, 3), (1, 1)])
-def test_rotary_positions_need_heads_of_an_even_size(n_embd, n_head):
+def test_rotary_position_needs_an_even_head_size(n_embd, n_head):
     NetworkConfig(n_embd=n_embd, n_head=n_head)
     with pytest.raises(UserError, match=f"heads of an odd size.* try `n_embd={2 * n_embd}`"):
         NetworkConfig(n_embd=n_embd, n_head=n_head, position="rotary")

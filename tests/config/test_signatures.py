@@ -3,6 +3,7 @@
 import ast
 import inspect
 import typing
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from nanogpt_lite.config.options import DataConfig, SampleConfig, TrainConfig
 from nanogpt_lite.config.signatures import with_flags, with_options
 
 
-def test_options_show_with_their_types_and_defaults():
+def test_with_options_shows_types_and_defaults():
     @with_options(DataConfig)
     def prepare(dataset: str, *, overwrite: bool = False, **options: str) -> None: ...
 
@@ -22,11 +23,12 @@ def test_options_show_with_their_types_and_defaults():
     assert shown["dataset"].default is inspect.Parameter.empty
 
 
-def test_flags_need_not_be_given_and_only_given_ones_arrive():
+def test_with_flags_shows_optional_flags_and_passes_only_given_ones():
     @with_flags(SampleConfig, gpu=str)
     def sample(**options: int) -> dict[str, int]:
         return options
 
+    typed: Callable[..., dict[str, int]] = sample
     shown = inspect.signature(sample).parameters
     assert list(reversed(shown)) == ["gpu", *SampleConfig.names()]
     assert all(parameter.default is None for parameter in shown.values())
@@ -34,9 +36,9 @@ def test_flags_need_not_be_given_and_only_given_ones_arrive():
     assert hints["gpu"] == str | None
     assert hints["top_k"] == int | None
     assert hints["temperature"] == float | None
-    assert sample(**{**dict.fromkeys(shown), "top_k": 0}) == {"top_k": 0}
+    assert typed(**{**dict.fromkeys(shown), "top_k": 0}) == {"top_k": 0}
     with pytest.raises(TypeError):
-        sample("ROMEO:")
+        typed("ROMEO:")
 
 
 def test_no_default_of_an_option_is_repeated_in_a_signature():

@@ -1,4 +1,4 @@
-"""Options in messages, respelled for the command line and for Modal."""
+"""The spelling of options in messages, on the command line and on Modal."""
 
 import pytest
 
@@ -17,6 +17,6 @@ from nanogpt_lite.config.spelling import for_command_line, for_modal
         ("no option here: `Ab c`, n_embd=64", "no option here: `Ab c`, n_embd=64", "no option here: `Ab c`, n_embd=64"),
     ],
 )
-def test_options_are_respelled(message, command_line, modal):
+def test_options_in_messages_are_respelled(message, command_line, modal):
     assert for_command_line(message) == command_line
     assert for_modal(message) == modal
