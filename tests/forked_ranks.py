@@ -1,4 +1,4 @@
-"""Ranks for tests, without torchrun: processes that are forked from one that has imported everything already."""
+"""Ranks for tests, without torchrun: processes forked from a server process that has imported PyTorch already."""
 
 import multiprocessing
 import os
@@ -8,7 +8,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["nanogpt_lite.api.pipeline", "torch._dynamo"])  # the slow imports
@@ -18,39 +18,43 @@ HUNG = "hung"
 
 
 class Job:
-    """Ranks with the store that torchrun keeps for them: each `start` is one more attempt of the same job."""
+    """A job of torchrun: it has one store, and each `start` is a new attempt with new processes."""
 
     def __init__(self) -> None:
         self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self.attempts = 0
 
     def start(self, count: int, work: Callable[..., Any], *arguments: Any) -> list[BaseProcess]:
-        """`count` ranks, each with a call of `work(*arguments)`; the function is one that can be imported."""
-        shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "TORCHELASTIC_RESTART_COUNT": self.attempts}
+        """Start `count` ranks, each of which calls `work(*arguments)`. The function has to be importable by name."""
+        shared: dict[str, object] = {
+            "WORLD_SIZE": count,
+            "LOCAL_WORLD_SIZE": count,
+            "TORCHELASTIC_RESTART_COUNT": self.attempts,
+        }
         shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self.store.port, "TORCHELASTIC_USE_AGENT_STORE": True}
         self.attempts += 1
-        processes = []
+        processes: list[BaseProcess] = []
         for rank in range(count):
             variables = {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
-            process = _context.Process(target=_be_rank, args=(str(Path.cwd()), variables, work, arguments))
+            process = _context.Process(target=_run_rank, args=(str(Path.cwd()), variables, work, arguments))
             process.start()
             processes.append(process)
         _started.extend(processes)
-        _jobs.append(self)  # its store has to live as long as the ranks
+        _jobs.append(self)  # the store has to exist as long as the ranks
         return processes
 
     def run(self, count: int, work: Callable[..., Any], *arguments: Any) -> list[int | str | None]:
-        """The same, to the end."""
+        """Start ranks and wait for them; their exit statuses."""
         return statuses(self.start(count, work, *arguments))
 
 
 def run(count: int, work: Callable[..., Any], *arguments: Any) -> list[int | str | None]:
-    """One attempt of a new job, to the end."""
+    """Run one attempt of a new job; the exit statuses of the ranks."""
     return Job().run(count, work, *arguments)
 
 
 def statuses(processes: list[BaseProcess], seconds: float = 60) -> list[int | str | None]:
-    """How the processes ended: their exit statuses, below 0 the signal that killed one, or that one hangs."""
+    """Wait for the processes. An exit status, a negative signal number, or `HUNG` for each."""
     ended: list[int | str | None] = []
     for process in processes:
         process.join(seconds)
@@ -60,7 +64,7 @@ def statuses(processes: list[BaseProcess], seconds: float = 60) -> list[int | st
 
 
 def kill_all() -> None:
-    """End what hangs, or what a failed test has left behind."""
+    """Kill processes that hang or that a failed test has left."""
     _jobs.clear()
     while _started:
         process = _started.pop()
@@ -68,7 +72,7 @@ def kill_all() -> None:
         process.join()
 
 
-def _be_rank(folder: str, variables: dict[str, str], work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _run_rank(folder: str, variables: dict[str, str], work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     os.chdir(folder)
     os.environ.update(variables)
     import error_recorder

@@ -20,7 +20,7 @@ def records(out_dir: str, kind: str) -> list[dict[str, Any]]:
     return [record for record in ng.Run(Path(out_dir)).metrics if record["kind"] == kind]
 
 
-def losses(out_dir: str) -> tuple[dict[int, float], dict[int, tuple[float, float]]]:
+def losses(out_dir: str) -> tuple[dict[int, Any], dict[int, Any]]:
     """The training loss of each logged step, and the train and val loss of each evaluation, by step."""
     steps = {record["step"]: record["loss"] for record in records(out_dir, "step")}
     return steps, {record["step"]: (record["train_loss"], record["val_loss"]) for record in records(out_dir, "eval")}

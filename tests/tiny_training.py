@@ -38,7 +38,8 @@ SMALL = TrainConfig(
 def counting_ids(length: int, seed: int = 0) -> Ids:
     """Ids that a network can learn: most of them are the previous one plus one."""
     noise = np.random.default_rng(seed).integers(0, 8, length)
-    return ((np.arange(length) + (noise == 0) * noise[::-1]) % 8).astype(np.uint16)
+    ids: Ids = ((np.arange(length) + (noise == 0) * noise[::-1]) % 8).astype(np.uint16)
+    return ids
 
 
 TRAIN, VAL = counting_ids(1000), counting_ids(203, seed=1)
@@ -51,7 +52,7 @@ def small_config(**values: Any) -> TrainConfig:
 
 def train(
     out_dir: Path, config: TrainConfig = SMALL, state: TrainState | None = None, **options: Any
-) -> tuple[TrainState, list[Record]]:
+) -> tuple[TrainState, list[Any]]:
     """Train to the end; the state and all records."""
     state = state or init_state(config, TOKENIZER)
     return state, list(loop.train_loop(state, TRAIN, VAL, out_dir=out_dir, **options))

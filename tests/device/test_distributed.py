@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import forked_ranks
 import pytest
@@ -40,7 +41,7 @@ def folder(text_file):
         (2, {"dtype": "float16", "n_embd": 16}),
     ],
 )
-def test_the_losses_are_those_of_one_process(folder, count, options):
+def test_ranks_have_the_losses_of_one_process(folder, count, options):
     assert forked_ranks.run(count, train, {**options, "out_dir": "runs/shared"}) == [0] * count
     train({**options, "out_dir": "runs/alone"})
     require_same_losses("runs/shared", "runs/alone", 1e-3 if "dtype" in options else 1e-5)
@@ -52,7 +53,7 @@ def test_the_losses_are_those_of_one_process(folder, count, options):
             torch.testing.assert_close(shared[name], tensor, atol=1e-4, rtol=1e-3)
 
 
-def test_another_number_of_ranks_goes_on(folder):
+def test_resume_with_another_number_of_ranks(folder):
     train({"out_dir": "runs/alone"})
     for count, until in ((4, 4), (2, 8)):
         options = {"out_dir": "runs/shared", "max_iters": until, "lr_decay_iters": 12}
@@ -65,7 +66,7 @@ def test_another_number_of_ranks_goes_on(folder):
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_as_many_ranks_go_on_bit_for_bit(folder, count):
+def test_resume_with_the_same_number_of_ranks_is_bit_exact(folder, count):
     options = {"dropout": 0.1, "n_layer": 2, "n_embd": 32}
     assert forked_ranks.run(count, train, {**options, "out_dir": "runs/whole"}) == [0] * count
     halves = {"out_dir": "runs/halves", "lr_decay_iters": 12}
@@ -77,8 +78,8 @@ def test_as_many_ranks_go_on_bit_for_bit(folder, count):
     assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())
 
 
-def test_the_masks_are_those_of_the_micro_batches_of_one_process(folder):
-    """Each rank with one micro-batch of 4 rows, and one process with two of them: each its own mask, the same ones."""
+def test_dropout_masks_of_ranks_are_those_of_micro_batches_of_one_process(folder):
+    """Two ranks with one micro-batch of 4 rows each, and one process with both micro-batches."""
     options = {"dropout": 0.5, "batch_size": 4, "gradient_accumulation_steps": 2}
     assert forked_ranks.run(2, train, {**options, "out_dir": "runs/shared"}) == [0, 0]
     train({**options, "out_dir": "runs/alone"})
@@ -90,22 +91,22 @@ def train_twice(options):
     train({**options, "out_dir": "runs/second"})
 
 
-def test_the_same_ranks_can_train_again(folder):
+def test_the_same_ranks_can_train_twice(folder):
     assert forked_ranks.run(2, train_twice, {}) == [0, 0]
     require_same_losses("runs/first", "runs/second", 0)
 
 
-def test_rows_that_cannot_be_shared_are_an_error_on_every_rank(folder):
+def test_rows_that_cannot_be_shared_equally_are_an_error_on_every_rank(folder):
     assert forked_ranks.run(3, train, {"out_dir": "runs/three"}) == [1, 1, 1]
     for rank in range(3):
-        said = Path(f"rank{rank}.error").read_text()
-        assert said.startswith("UserError: a step of 8 rows")
-        assert "cannot be shared equally by 3 ranks" in said
-        assert "--batch_size 9" in said
+        message = Path(f"rank{rank}.error").read_text()
+        assert message.startswith("UserError: a step of 8 rows")
+        assert "cannot be shared equally by 3 ranks" in message
+        assert "--batch_size 9" in message
     assert not Path("runs/three").exists()
 
 
-def test_a_folder_that_is_taken_is_an_error_on_every_rank_and_left_alone(folder):
+def test_an_existing_run_is_an_error_on_every_rank_and_is_not_changed(folder):
     train({"out_dir": "runs/taken"})
     before = Path("runs/taken/last.safetensors").read_bytes()
     assert forked_ranks.run(2, train, {"out_dir": "runs/taken"}) == [1, 1]
@@ -113,7 +114,7 @@ def test_a_folder_that_is_taken_is_an_error_on_every_rank_and_left_alone(folder)
     assert Path("runs/taken/last.safetensors").read_bytes() == before
 
 
-def test_without_out_dir_all_share_the_next_free_folder(folder):
+def test_without_out_dir_all_ranks_share_the_next_free_folder(folder):
     assert forked_ranks.run(2, train, {}) == [0, 0]
     assert [path.name for path in Path("runs").iterdir()] == ["bottles-1"]
 
@@ -123,25 +124,27 @@ def train_on_a_full_disk(options):
         raise OSError(28, "No space left on device", str(path))
 
     if distributed.launched_as_main_process():
-        loop.save_state = no_space
+        loop.save_state = no_space  # type: ignore[attr-defined]
     train(options)
 
 
-def test_a_checkpoint_that_cannot_be_written_ends_all(folder):
+def test_a_checkpoint_that_cannot_be_written_ends_all_ranks(folder):
     assert forked_ranks.run(2, train_on_a_full_disk, {"out_dir": "runs/full"}) == [1, 1]
     assert Path("rank0.error").read_text().startswith("OSError: [Errno 28] No space left on device")
     assert "No space left" in Path("rank1.error").read_text()
 
 
-def reached(out_dir, step):
+def wait_for_step(out_dir, step):
     wait_for(lambda: [r for r in records(out_dir, "checkpoint") if r["step"] >= step and r["name"] == "last"])
 
 
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(folder):
     options = {"out_dir": "runs/shared", "max_iters": 100_000}
     processes = forked_ranks.Job().start(2, train, options)
-    reached("runs/shared", 4)
-    os.kill(processes[1].pid, signal.SIGTERM)
+    wait_for_step("runs/shared", 4)
+    pid = processes[1].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGTERM)
     assert forked_ranks.statuses(processes) == [130, 130]
     (done,) = records("runs/shared", "done")
     assert done["reason"] == "interrupted"
@@ -150,20 +153,20 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(folder):
     train({"out_dir": "runs/shared", "init_from": "resume", "max_iters": done["step"] + 3})
 
 
-def test_when_one_is_killed_the_other_ends_and_the_checkpoint_is_whole(folder):
+def test_after_a_rank_is_killed_the_others_end_and_the_checkpoint_is_complete(folder):
     processes = forked_ranks.Job().start(2, train, {"out_dir": "runs/shared", "max_iters": 100_000})
-    reached("runs/shared", 4)
+    wait_for_step("runs/shared", 4)
     processes[0].kill()
     assert forked_ranks.statuses(processes) == [-signal.SIGKILL, 1]
     assert "the ranks have lost each other" in Path("rank1.error").read_text()
     assert checkpoint_file.read_checkpoint(Path("runs/shared/last.safetensors")).metadata["step"] >= 4
 
 
-def test_started_anew_they_go_on_with_what_they_began(folder):
+def test_restarted_ranks_resume_the_run_that_they_started(folder):
     job = forked_ranks.Job()
     options = {"lr_decay_iters": 12, "overwrite": True}
     processes = job.start(2, train, {**options, "max_iters": 100_000})
-    reached("runs/bottles-1", 4)
+    wait_for_step("runs/bottles-1", 4)
     processes[1].kill()
     assert forked_ranks.statuses(processes) == [1, -signal.SIGKILL]
     last = checkpoint_file.read_checkpoint(Path("runs/bottles-1/last.safetensors")).metadata["step"]
@@ -172,7 +175,7 @@ def test_started_anew_they_go_on_with_what_they_began(folder):
     assert not Path("runs/bottles-2").exists()
 
 
-def test_started_anew_they_leave_alone_what_they_did_not_begin(folder):
+def test_restarted_ranks_do_not_change_a_run_that_they_did_not_start(folder):
     train({"out_dir": "runs/taken"})
     before = Path("runs/taken/last.safetensors").read_bytes()
     job = forked_ranks.Job()
@@ -185,30 +188,30 @@ def train_without_metrics(options):
     def no_space(self, record):
         raise OSError(28, "No space left on device")
 
-    metrics_file.MetricsFile.write = no_space
+    metrics_file.MetricsFile.write = no_space  # type: ignore[method-assign]
     train(options)
 
 
-def test_a_first_rank_that_fails_alone_ends_all(folder):
+def test_a_failure_of_the_main_process_alone_ends_all_ranks(folder):
     assert forked_ranks.run(2, train_without_metrics, {"out_dir": "runs/full"}) == [1, 1]
     assert Path("rank0.error").read_text().startswith("OSError: [Errno 28]")
     assert Path("rank1.error").read_text().startswith("ExternalError: the ranks have lost each other")
 
 
-def test_several_ranks_do_not_guess_which_run_is_meant(folder):
+def test_several_ranks_resume_only_with_an_out_dir(folder):
     train({"out_dir": "runs/one"})
     assert forked_ranks.run(2, train, {"init_from": "resume"}) == [1, 1]
     assert "give --out_dir" in Path("rank1.error").read_text()
 
 
-def test_a_number_of_ranks_without_the_others_is_told_of(folder, monkeypatch):
+def test_world_size_without_other_ranks_is_an_error(folder, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ng.ExternalError, match="WORLD_SIZE=2 says .* start them with torchrun, or unset WORLD_SIZE"):
         train({"out_dir": "runs/alone"})
 
 
 @pytest.fixture
-def third_of_four(monkeypatch):
+def rank_2_of_4(monkeypatch):
     """The group as rank 2 of 4 sees it, on a machine with 4 GPUs; without the other ranks."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -216,26 +219,26 @@ def third_of_four(monkeypatch):
     return ProcessGroup(rank=2, world_size=4, local_rank=2, local_world_size=4)
 
 
-@pytest.mark.parametrize(("asked", "got"), [("auto", "cuda:2"), ("cuda", "cuda:2"), ("cpu", "cpu")])
-def test_each_rank_has_a_gpu_of_its_own(third_of_four, asked, got):
-    assert str(devices.resolve_device(asked, third_of_four)) == got
+@pytest.mark.parametrize(("name", "expected"), [("auto", "cuda:2"), ("cuda", "cuda:2"), ("cpu", "cpu")])
+def test_each_rank_has_its_own_gpu(rank_2_of_4, name, expected):
+    assert str(devices.resolve_device(name, rank_2_of_4)) == expected
 
 
-def test_too_few_gpus_and_one_for_all_are_refused(third_of_four, monkeypatch):
+def test_too_few_gpus_or_one_gpu_for_all_ranks_are_refused(rank_2_of_4, monkeypatch):
     with pytest.raises(ng.UserError, match="one GPU for all ranks; give `device='cuda'`"):
-        devices.resolve_device("cuda:0", third_of_four)
+        devices.resolve_device("cuda:0", rank_2_of_4)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ng.UserError, match="4 ranks were started on a machine with 1 GPUs"):
-        devices.resolve_device("auto", third_of_four)
+        devices.resolve_device("auto", rank_2_of_4)
 
 
-def test_a_number_alone_makes_no_rank(folder, monkeypatch):
-    monkeypatch.setenv("RANK", "1")  # as some clusters have it, without WORLD_SIZE
+def test_rank_without_world_size_is_a_single_process(folder, monkeypatch):
+    monkeypatch.setenv("RANK", "1")  # some clusters set it without WORLD_SIZE
     train({"out_dir": "runs/alone"})
     assert losses("runs/alone")[0]
 
 
-def test_what_is_not_training_wants_one_process(folder, monkeypatch, capsys):
+def test_commands_other_than_train_refuse_several_ranks(folder, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["sample"]) == 2
     assert "only training runs on several ranks; use nanogpt-lite sample without" in capsys.readouterr().err
@@ -249,17 +252,17 @@ def flags(**options):
 
 
 @pytest.mark.slow
-def test_under_torchrun_itself_a_killed_rank_is_replaced(folder):
+def test_torchrun_restarts_after_a_rank_is_killed(folder):
     options = {**SMALL, "max_iters": 400, "lr_decay_iters": 400}
     command = [*TORCHRUN, "--standalone", "--nproc_per_node=2", "--max-restarts=1", "-m", "nanogpt_lite", "train"]
     command += flags(dataset="bottles.txt", out_dir="runs/shared", **options)
-    client = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    reached("runs/shared", 8)
-    workers = subprocess.run(["pgrep", "-P", str(client.pid)], capture_output=True, text=True, check=True).stdout
+    torchrun = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_step("runs/shared", 8)
+    workers = subprocess.run(["pgrep", "-P", str(torchrun.pid)], capture_output=True, text=True, check=True).stdout
     os.kill(int(workers.split()[-1]), signal.SIGKILL)
-    printed, told = client.communicate(timeout=120)
-    assert client.returncode == 0, told
-    assert printed == f"{Path('runs/shared')}\n"
+    stdout, stderr = torchrun.communicate(timeout=120)
+    assert torchrun.returncode == 0, stderr
+    assert stdout == f"{Path('runs/shared')}\n"
     starts = [record["step"] for record in records("runs/shared", "start")]
     assert len(starts) == 2
     assert starts[1] >= 8
@@ -268,9 +271,15 @@ def test_under_torchrun_itself_a_killed_rank_is_replaced(folder):
 
 
 @pytest.mark.slow
-def test_under_torchrun_the_cpu_recipe_is_that_of_one_rank_which_goes_on_with_it(folder):
+def test_torchrun_has_the_losses_of_one_process_which_can_resume_its_run(folder):
     """nanoGPT's recipe for a CPU at its full size, on Python's documentation, which needs no network."""
-    recipe = {"dataset": "python_docs", "preset": "cpu", "device": "cpu", "eval_interval": 500, "lr_decay_iters": 2000}
+    recipe: dict[str, Any] = {
+        "dataset": "python_docs",
+        "preset": "cpu",
+        "device": "cpu",
+        "eval_interval": 500,
+        "lr_decay_iters": 2000,
+    }
     command = [*TORCHRUN, "--standalone", "--nproc_per_node=2", "-m", "nanogpt_lite", "train"]
     subprocess.run([*command, *flags(**recipe, out_dir="runs/shared")], check=True, timeout=1500)
     ng.train(**recipe, out_dir="runs/shared", init_from="resume", max_iters=2500)
@@ -283,21 +292,21 @@ def test_under_torchrun_the_cpu_recipe_is_that_of_one_rank_which_goes_on_with_it
 
 
 @pytest.mark.slow
-def test_two_machines_of_torchrun_train_what_one_process_does(folder):
-    """Two machines, as far as torchrun knows: one launcher for each, which meet at an address, and a shared folder."""
+def test_torchrun_on_two_machines_has_the_losses_of_one_process(folder):
+    """Two launchers as on two machines, with one address and a shared folder."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    meeting = ["--nnodes=2", "--nproc_per_node=2", "--master_addr=127.0.0.1", f"--master_port={port}"]
+    nodes = ["--nnodes=2", "--nproc_per_node=2", "--master_addr=127.0.0.1", f"--master_port={port}"]
     launched = []
     for number in range(2):
-        command = [*TORCHRUN, *meeting, f"--node_rank={number}", "-m", "nanogpt_lite", "train"]
+        command = [*TORCHRUN, *nodes, f"--node_rank={number}", "-m", "nanogpt_lite", "train"]
         command += flags(dataset="bottles.txt", out_dir="runs/shared", **SMALL)
         launched.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
     for number, machine in enumerate(launched):
-        printed, told = machine.communicate(timeout=120)
-        assert machine.returncode == 0, told
-        assert printed == ("" if number else f"{Path('runs/shared')}\n")
+        stdout, stderr = machine.communicate(timeout=120)
+        assert machine.returncode == 0, stderr
+        assert stdout == ("" if number else f"{Path('runs/shared')}\n")
     train({"out_dir": "runs/alone"})
     require_same_losses("runs/shared", "runs/alone")
     assert [record["ranks"] for record in records("runs/shared", "start")] == [4]

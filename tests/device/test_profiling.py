@@ -1,4 +1,4 @@
-"""The trace names what a step does; nothing is written where none was asked for."""
+"""A trace names the operations of a step; without a folder nothing is written."""
 
 import json
 
@@ -25,13 +25,13 @@ TINY = [
 ]
 
 
-@pytest.mark.parametrize("asked", [True, False])
-def test_a_few_steps_are_written(tmp_path, monkeypatch, asked):
+@pytest.mark.parametrize("is_traced", [True, False])
+def test_a_trace_of_a_few_steps_is_written(tmp_path, monkeypatch, is_traced):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.txt").write_text("all is well that ends well\n" * 40)
-    trace = ["--trace", "look"] if asked else []
+    trace = ["--trace", "look"] if is_traced else []
     assert main.main(["train", "--dataset", "my.txt", "--max_iters", "12", "--eval_interval", "12", *TINY, *trace]) == 0
-    if not asked:
+    if not is_traced:
         assert not (tmp_path / "look").exists()
         return
     events = json.loads((tmp_path / "look" / "trace.json").read_text())["traceEvents"]
@@ -41,7 +41,7 @@ def test_a_few_steps_are_written(tmp_path, monkeypatch, asked):
     assert "aten::_fused_adamw_" in names
 
 
-def test_a_run_of_too_few_steps_is_told_of(tmp_path):
+def test_too_few_steps_for_a_trace_are_a_warning(tmp_path):
     with (
         pytest.warns(UserWarning, match=r"trace.json was not written: a trace takes 8 steps"),
         profiling.trace_steps(str(tmp_path), torch.device("cpu")) as step_is_done,
@@ -49,7 +49,7 @@ def test_a_run_of_too_few_steps_is_told_of(tmp_path):
         step_is_done()
 
 
-def test_each_rank_writes_a_file_of_its_own(tmp_path):
+def test_each_rank_writes_its_own_trace(tmp_path):
     group = ProcessGroup(rank=1, world_size=2)
     with profiling.trace_steps(str(tmp_path), torch.device("cpu"), group) as step_is_done:
         for _ in range(profiling.SKIPPED_STEPS + profiling.TRACED_STEPS + 1):

@@ -1,0 +1,65 @@
+"""Evaluation against brute force, and with limited memory."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from limited_memory import LimitedMemory
+from tiny_training import SMALL, TOKENIZER, VAL, records_of, small_config, train
+from torch.nn import functional as F
+
+from nanogpt_lite.checkpoint import checkpoint_file
+from nanogpt_lite.data import batching
+from nanogpt_lite.tracking.records import StepRecord
+from nanogpt_lite.trainer import evaluation
+from nanogpt_lite.trainer.state import init_state
+
+
+def test_evaluation_covers_each_target_once(tmp_path):
+    state = init_state(SMALL, TOKENIZER)
+    model = state.model.eval()
+    losses = []
+    for position in range(1, len(VAL)):  # one target at a time, with the tokens before it in its window
+        begin = (position - 1) // 8 * 8
+        context = torch.from_numpy(VAL[begin:position].astype(np.int64))[None]
+        losses.append(F.cross_entropy(model(context)[0][0, -1], torch.tensor(int(VAL[position]))).item())
+    assert evaluation.val_loss(state, VAL) == pytest.approx(np.mean(losses), rel=1e-6)
+
+
+def test_estimated_evaluation_is_the_mean_over_eval_iters_batches(tmp_path):
+    state = init_state(small_config(eval_iters=3), TOKENIZER)
+    model = state.model.eval()
+    windows = [
+        batching.random_batch(VAL, rows=4, block_size=8, seed=1337, step=n, stream=batching.VAL_STREAM)
+        for n in range(3)
+    ]
+    expected = np.mean([model(x, y)[1].item() for x, y in windows])
+    assert evaluation.val_loss(state, VAL) == pytest.approx(expected, rel=1e-6)
+    assert evaluation.val_loss(state, VAL) == evaluation.val_loss(state, VAL)
+
+
+def test_evaluation_does_not_change_training(tmp_path):
+    config = small_config(dropout=0.3)
+    _, rarely = train(tmp_path / "rarely", dataclasses.replace(config, eval_interval=100))
+    _, often = train(tmp_path / "often", dataclasses.replace(config, eval_interval=1, eval_iters=2))
+    assert [r.loss for r in records_of(StepRecord, rarely)] == [r.loss for r in records_of(StepRecord, often)]
+    weights = [
+        checkpoint_file.read_checkpoint(tmp_path / name / "last.safetensors").with_prefix("model.")
+        for name in ("rarely", "often")
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize("max_rows", [1, 5])
+def test_evaluation_with_limited_memory_gives_the_same_loss(max_rows):
+    state = init_state(SMALL, TOKENIZER)
+    whole = evaluation.mean_loss(state.model, evaluation.split_windows(VAL, 8), state.device, "float32")
+    limited: Any = LimitedMemory(state.model, max_rows, "forward")
+    limited.eval = state.model.eval
+    limited_loss = evaluation.mean_loss(limited, evaluation.split_windows(VAL, 8), state.device, "float32")
+    assert limited_loss == pytest.approx(whole, abs=1e-6)
+    limited.max_rows = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluation.mean_loss(limited, evaluation.split_windows(VAL, 8), state.device, "float32")
