@@ -1,40 +1,47 @@
-"""AdamW (Loshchilov and Hutter 2019): PyTorch's fused function, without the class around it.
+"""AdamW (Loshchilov and Hutter 2019): PyTorch's fused kernel without its optimizer class.
 
-The class, `torch.optim.AdamW`, imports PyTorch's compiler when it is made, which takes a second of every start; the
-function does not. Names of groups and of state are the class's.
+Creating a `torch.optim.AdamW` imports PyTorch's compiler, which adds a second to every start; the function
+`torch.optim.adamw.adamw` does not. Parameter groups and state have the names that the class gives them.
 """
 
 from collections import defaultdict
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 
+class ParamGroup(TypedDict):
+    """Parameters that share their hyperparameters, as in `torch.optim`."""
+
+    params: list[nn.Parameter]
+    lr: float
+    betas: tuple[float, float]
+    weight_decay: float
+    muon_momentum: NotRequired[float]  # present in groups for Muon only, see `muon`
+
+
 class AdamW:
-    """Changes parameters by their gradients: all those of a group by one kernel, on devices that PyTorch has it for.
+    """AdamW with one fused kernel for all parameters of a group, on devices where PyTorch has such a kernel."""
 
-    `groups` have "params", "weight_decay", "lr" and "betas".
-    """
-
-    def __init__(self, groups: list[dict[str, Any]]) -> None:
+    def __init__(self, groups: list[ParamGroup]) -> None:
         self.param_groups = groups
         self.state: dict[Tensor, dict[str, Tensor]] = defaultdict(dict)
 
     @torch.no_grad()
     def step(self) -> None:
-        """Change each parameter that has a gradient."""
+        """Update each parameter that has a gradient."""
         for group in self.param_groups:
             self._step_group(group)
 
     def zero_grad(self) -> None:
-        """Let go of the gradients."""
+        """Set the gradients to None."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
 
-    def _step_group(self, group: dict[str, Any]) -> None:
+    def _step_group(self, group: ParamGroup) -> None:
         parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
         states = [self.state[parameter] for parameter in parameters]
         for parameter, state in zip(parameters, states, strict=True):
@@ -44,11 +51,11 @@ class AdamW:
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
         beta1, beta2 = group["betas"]
         adamw(
-            parameters,
-            [parameter.grad for parameter in parameters],
+            [*parameters],
+            [parameter.grad for parameter in parameters if parameter.grad is not None],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
-            [],
+            [],  # max_exp_avg_sqs, for amsgrad only
             [state["step"] for state in states],
             fused=True,
             amsgrad=False,

@@ -1,44 +1,53 @@
-"""The optimizer and its learning rate. When to step is the business of `trainer`."""
-
-from typing import Any
+"""Make the optimizer that a config asks for, set its learning rates, and describe its state before the first step."""
 
 import torch
 from torch import Tensor, nn
 
 from nanogpt_lite.config.options import TrainConfig
-from nanogpt_lite.optim.adamw import AdamW
+from nanogpt_lite.optim.adamw import AdamW, ParamGroup
 from nanogpt_lite.optim.muon import Muon
 from nanogpt_lite.optim.schedule import learning_rate
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:
-    """AdamW that decays matrices and embeddings, not biases and gains; or Muon beside it."""
+    """Return AdamW for all parameters, or with `config.optimizer` "muon", Muon for the blocks' matrices, AdamW else.
+
+    Matrices and embeddings have weight decay; biases and the scales of norms do not, as in nanoGPT.
+    """
     parameters = dict(model.named_parameters())
-    by_muon = {n for n, p in parameters.items() if p.dim() == 2 and ".h." in n} if config.optimizer == "muon" else set()
-    rest = [p for n, p in parameters.items() if n not in by_muon]
-    common: dict[str, Any] = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2)}
-    groups: list[dict[str, Any]] = [
-        {**common, "params": [p for p in rest if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {**common, "params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
+    use_muon = config.optimizer == "muon"
+    muon_names = {name for name, p in parameters.items() if use_muon and p.dim() == 2 and ".h." in name}
+    adamw_params = [p for name, p in parameters.items() if name not in muon_names]
+
+    def make_group(params: list[nn.Parameter], weight_decay: float) -> ParamGroup:
+        betas = (config.beta1, config.beta2)
+        return {"lr": config.learning_rate, "betas": betas, "params": params, "weight_decay": weight_decay}
+
+    groups = [
+        make_group([p for p in adamw_params if p.dim() >= 2], config.weight_decay),
+        make_group([p for p in adamw_params if p.dim() < 2], 0.0),
     ]
-    if not by_muon:
+    if not muon_names:
         return AdamW(groups)
-    matrices = [parameters[name] for name in sorted(by_muon)]
-    momentum = config.muon_momentum
-    groups.append({**common, "params": matrices, "weight_decay": config.weight_decay, "muon_momentum": momentum})
-    return Muon(groups, products=torch.bfloat16 if config.dtype == "bfloat16" else torch.float32)
+    muon_group = make_group([parameters[name] for name in sorted(muon_names)], config.weight_decay)
+    muon_group["muon_momentum"] = config.muon_momentum
+    newton_schulz_dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    return Muon([*groups, muon_group], newton_schulz_dtype=newton_schulz_dtype)
 
 
 def set_learning_rates(optimizer: AdamW, step: int, config: TrainConfig) -> None:
-    """Give each parameter group its rate for step `step` (from 0)."""
+    """Set the learning rate of each parameter group for step `step` (from 0).
+
+    Muon's rate is a fixed multiple of AdamW's: `muon_learning_rate / learning_rate`.
+    """
     rate = learning_rate(step, config)
     for group in optimizer.param_groups:
-        of_muon = "muon_momentum" in group
-        group["lr"] = rate * (config.muon_learning_rate / config.learning_rate) if of_muon else rate
+        is_muon = "muon_momentum" in group
+        group["lr"] = rate * (config.muon_learning_rate / config.learning_rate) if is_muon else rate
 
 
 def optimizer_state_shapes(optimizer: AdamW) -> dict[Tensor, dict[str, torch.Size]]:
-    """What the optimizer keeps of each parameter, by name, and its shape."""
+    """Return the shape of each state tensor, by parameter and by PyTorch's name for it ("exp_avg", ...)."""
     return {
         parameter: {"momentum_buffer": parameter.shape}
         if "muon_momentum" in group
@@ -49,9 +58,13 @@ def optimizer_state_shapes(optimizer: AdamW) -> dict[Tensor, dict[str, torch.Siz
 
 
 def reserve_optimizer_state(optimizer: AdamW) -> list[Tensor]:
-    """The memory that the optimizer takes at its first step."""
+    """Return uninitialised tensors with the shapes and devices of the optimizer state.
+
+    The state exists only after the first step. While the caller holds these tensors, it can test what fits into memory
+    beside them.
+    """
     return [
         torch.empty(shape, device=parameter.device)
-        for parameter, slots in optimizer_state_shapes(optimizer).items()
-        for shape in slots.values()
+        for parameter, shapes in optimizer_state_shapes(optimizer).items()
+        for shape in shapes.values()
     ]

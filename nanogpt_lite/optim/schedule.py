@@ -1,4 +1,4 @@
-"""The optimizer and its learning rate. When to step is the business of `trainer`."""
+"""The learning-rate schedule, a pure function of the step."""
 
 import math
 
@@ -6,10 +6,20 @@ from nanogpt_lite.config.options import TrainConfig
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """The learning rate of step `step` (from 0): linear warm-up, then a half cosine down to `min_lr`.
+    """Return the learning rate of step `step` (from 0), which is nanoGPT's `get_lr(step)`.
 
-    nanoGPT's formula, where `lr_decay_iters` 0 stands for `max_iters`. With a `cooldown` there is no cosine: the rate
-    stays, and falls in a straight line over that last share of the steps (Hägele et al. 2024).
+    With W = `warmup_iters` and E = `lr_decay_iters` (0 stands for `max_iters`), and with the rate going from
+    max = `learning_rate` to min = `min_lr`:
+
+        step < W     max * (step + 1) / (W + 1)                   linear warm-up
+        step >= E    min
+        otherwise    min + 0.5 * (1 + cos(pi * p)) * (max - min)  cosine decay, p = (step - W) / (E - W)
+
+    With `cooldown` c > 0, a linear decay over the last c * E steps replaces the cosine (Hägele et al. 2024):
+
+        otherwise    min + min(1, (E - step) / (c * E)) * (max - min)
+
+    Without `decay_lr` the rate is constant.
     """
     if not config.decay_lr:
         return config.learning_rate
@@ -19,7 +29,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     if step >= end:
         return config.min_lr
     if config.cooldown:
-        left = (end - step) / (config.cooldown * end)
-        return config.min_lr + min(1.0, left) * (config.learning_rate - config.min_lr)
+        remaining = (end - step) / (config.cooldown * end)
+        return config.min_lr + min(1.0, remaining) * (config.learning_rate - config.min_lr)
     progress = (step - config.warmup_iters) / (end - config.warmup_iters)
     return config.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (config.learning_rate - config.min_lr)

@@ -1,4 +1,4 @@
-"""Muon against PyTorch's own and against singular values; what is no matrix of a block is AdamW's, as ever."""
+"""Muon against PyTorch's Muon and against singular values. Parameters outside the blocks are updated by AdamW."""
 
 import pytest
 import torch
@@ -15,63 +15,65 @@ CONFIG = TrainConfig(
 )  # fmt: skip
 
 
-def network():
+def make_model():
     torch.manual_seed(0)
     return GPT(CONFIG.subset(NetworkConfig), 11)
 
 
+def set_equal_random_gradients(model, other_model):
+    for parameter, other in zip(model.parameters(), other_model.parameters(), strict=True):
+        parameter.grad = torch.randn_like(parameter)
+        other.grad = parameter.grad.clone()
+
+
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 24, 8), (2, 8, 32)])
-def test_singular_values_come_near_one_and_the_directions_stay(shape):
+def test_orthogonalize_brings_singular_values_near_one_and_keeps_singular_vectors(shape):
     torch.manual_seed(1)
     matrices = torch.randn(shape) * torch.logspace(-3, 3, shape[0])[:, None, None]
     left, _, right = torch.linalg.svd(matrices, full_matrices=False)
-    inside = left.mT @ orthogonalize(matrices) @ right.mT
-    values = inside.diagonal(dim1=-2, dim2=-1)
-    assert values.min() > 0.3  # the smallest of a square one is far below the others, and is brought up in part
+    in_singular_basis = left.mT @ orthogonalize(matrices) @ right.mT
+    values = in_singular_basis.diagonal(dim1=-2, dim2=-1)
+    assert values.min() > 0.3  # the smallest of a square matrix is far below the others, and is raised only in part
     assert values.max() < 1.3
-    assert (inside - torch.diag_embed(values)).abs().max() < 1e-3
+    assert (in_singular_basis - torch.diag_embed(values)).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_steps_equal_pytorchs_own(dtype):
-    """PyTorch's computes in bfloat16, so nearly."""
-    ours, theirs = network(), network()
-    optimizer = build.make_optimizer(ours, CONFIG.replace({"dtype": dtype}))
+def test_steps_are_close_to_those_of_torch_optim_muon(dtype):
+    """Not equal: PyTorch's computes the Newton-Schulz iteration in bfloat16."""
+    model, expected_model = make_model(), make_model()
+    optimizer = build.make_optimizer(model, CONFIG.replace({"dtype": dtype}))
     assert isinstance(optimizer, Muon)
-    assert optimizer.products == getattr(torch, dtype)
-    matrices = {name: p for name, p in theirs.named_parameters() if ".h." in name and p.dim() == 2}
+    assert optimizer.newton_schulz_dtype == getattr(torch, dtype)
+    matrices = {name: p for name, p in expected_model.named_parameters() if ".h." in name and p.dim() == 2}
     expected = torch.optim.Muon(matrices.values(), lr=0.03, weight_decay=0.1, momentum=0.9, adjust_lr_fn="original")
     for _ in range(3):
-        for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-            one.grad = torch.randn_like(one)
-            other.grad = one.grad.clone()
+        set_equal_random_gradients(model, expected_model)
         build.set_learning_rates(optimizer, 10_000_000, CONFIG.replace({"decay_lr": False}))
         optimizer.step()
         expected.step()
-    moved = dict(ours.named_parameters())
-    before = dict(network().named_parameters())
+    updated = dict(model.named_parameters())
+    initial = dict(make_model().named_parameters())
     for name, parameter in matrices.items():
-        distance = (moved[name] - parameter).norm() / (parameter - before[name]).norm()
+        distance = (updated[name] - parameter).norm() / (parameter - initial[name]).norm()
         assert distance < 0.03, name
 
 
-def test_all_else_is_adamws():
-    ours, alone = network(), network()
-    optimizer = build.make_optimizer(ours, CONFIG)
-    adamw = build.make_optimizer(alone, CONFIG.replace({"optimizer": "adamw"}))
+def test_muon_updates_block_matrices_and_adamw_everything_else():
+    model, adamw_model = make_model(), make_model()
+    optimizer = build.make_optimizer(model, CONFIG)
+    adamw = build.make_optimizer(adamw_model, CONFIG.replace({"optimizer": "adamw"}))
     assert isinstance(optimizer, Muon)
     for _ in range(3):
-        for one, other in zip(ours.parameters(), alone.parameters(), strict=True):
-            one.grad = torch.randn_like(one)
-            other.grad = one.grad.clone()
+        set_equal_random_gradients(model, adamw_model)
         optimizer.step()
         adamw.step()
-    for (name, one), other in zip(ours.named_parameters(), alone.parameters(), strict=True):
-        assert torch.equal(one, other) == (".h." not in name or one.dim() < 2), name
+    for (name, parameter), other in zip(model.named_parameters(), adamw_model.parameters(), strict=True):
+        assert torch.equal(parameter, other) == (".h." not in name or parameter.dim() < 2), name
 
 
-def test_its_rate_rises_and_falls_with_the_other():
-    optimizer = build.make_optimizer(network(), CONFIG)
+def test_muon_rate_is_a_fixed_multiple_of_the_adamw_rate():
+    optimizer = build.make_optimizer(make_model(), CONFIG)
     for step in (0, 50, 1000, 4999):
         build.set_learning_rates(optimizer, step, CONFIG)
         rates = {group.get("muon_momentum"): group["lr"] for group in optimizer.param_groups}
@@ -79,8 +81,8 @@ def test_its_rate_rises_and_falls_with_the_other():
         assert rates[0.9] == pytest.approx(3 * rates[None])
 
 
-def test_without_a_gradient_a_matrix_only_decays():
-    model = network()
+def test_matrix_with_zero_gradient_only_decays():
+    model = make_model()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = build.make_optimizer(model, CONFIG)
     build.set_learning_rates(optimizer, 0, CONFIG.replace({"decay_lr": False}))

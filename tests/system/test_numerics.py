@@ -11,6 +11,7 @@ import torch
 
 import nanogpt_lite as ng
 from nanogpt_lite.config.options import TrainConfig
+from nanogpt_lite.optim.muon import Muon
 from nanogpt_lite.tracking.records import EvalRecord
 from nanogpt_lite.trainer import loop
 from nanogpt_lite.trainer.state import init_state
@@ -39,7 +40,8 @@ def val_loss(data, options, dtype, device, out_dir):
     begun = init_state(TrainConfig.from_dict(options), data.tokenizer)
     if bits64:
         begun.model.double()
-        begun.optimizer.products = torch.float64  # of Muon
+        if isinstance(begun.optimizer, Muon):
+            begun.optimizer.newton_schulz_dtype = torch.float64
     records = loop.train_loop(begun, data.train, data.val, out_dir=out_dir)
     (last,) = (record for record in records if isinstance(record, EvalRecord))
     return last.val_loss
