@@ -1,6 +1,7 @@
-"""One step of drawing text as a CUDA graph: a GPU gets all of its kernels at once instead of one by one.
+"""One decoding step as a CUDA graph: all its kernels are launched at once.
 
-Optional: without it a GPU waits for Python between kernels that take a few microseconds each.
+Optional. Without it, a GPU waits for Python between kernels that take a few microseconds each. See PyTorch's notes on
+CUDA graphs, https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
 
 import functools
@@ -11,54 +12,58 @@ from torch import Tensor
 from nanogpt_lite.model.gpt import GPT
 from nanogpt_lite.model.kv_cache import KVCache
 
-WARMUP_STEPS = 3  # steps before the recording, in which libraries allocate what they need
+WARMUP_STEPS = 3  # before the capture: libraries allocate their workspaces in the first steps
 
 
 class CUDAGraphStep:
-    """`sampling.decode_one_token` for one network and one cache on a CUDA device. Recorded at the first call."""
+    """`generate.decode_one_token` for one model and one cache on a CUDA device, captured at the first call.
+
+    A graph reads and writes fixed addresses. So the token, the position and the logits have tensors of their own, and
+    the cache keeps its position on the device (`KVCache.use_device_position`).
+    """
 
     def __init__(self, model: GPT, cache: KVCache) -> None:
         self._model, self._cache = model, cache
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._place = torch.zeros(1, dtype=torch.int64, device=cache.keys.device)
-        self._token = torch.zeros(cache.keys.size(1), 1, dtype=torch.int64, device=cache.keys.device)
-        self._logits = torch.empty(0)
+        self._position = torch.zeros(1, dtype=torch.int64, device=cache.keys.device)
+        self._token = torch.zeros(cache.keys.size(1), 1, dtype=torch.int64, device=cache.keys.device)  # (B, 1)
+        self._logits = torch.empty(0)  # (B, 1, V) once captured
 
     def __call__(self, token: Tensor) -> Tensor:
-        """Read one more token (B, 1): logits (B, V) for the token after it, until the next call."""
-        if self._cache.place is None:
-            self._cache.keep_on_device(self._place)
+        """Compute one more token (B, 1): logits (B, V) for the token after it, valid until the next call."""
+        if self._cache.device_position is None:
+            self._cache.use_device_position(self._position)
         self._token.copy_(token)
         if self._graph is None:
-            self._graph = self._record()
+            self._graph = self._capture()
         self._graph.replay()
         self._cache.length += 1
         return self._logits[:, -1].float()
 
-    def _record(self) -> torch.cuda.CUDAGraph:
-        cache, length, recent = self._cache, self._cache.length, self._cache.recent.clone()
-        side = _capture_stream(self._token.device)
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        cache, length, recent_ids = self._cache, self._cache.length, self._cache.recent_ids.clone()
+        capture_stream = _capture_stream(self._token.device)
         with torch.cuda.device(self._token.device):
-            main = torch.cuda.current_stream()
-            side.wait_stream(main)
-            with torch.cuda.stream(side):
+            current_stream = torch.cuda.current_stream()
+            capture_stream.wait_stream(current_stream)
+            with torch.cuda.stream(capture_stream):
                 for _ in range(WARMUP_STEPS):
                     self._model(self._token, cache=cache)
-                    self._put_back(length, recent)
-            main.wait_stream(side)
+                    self._restore_cache(length, recent_ids)
+            current_stream.wait_stream(capture_stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=side):
+            with torch.cuda.graph(graph, stream=capture_stream):
                 self._logits = self._model(self._token, cache=cache)[0]
-            self._put_back(length, recent)  # recording computes nothing, but it counts in Python
+            self._restore_cache(length, recent_ids)  # a capture runs no kernels, but `cache.length` counted in Python
         return graph
 
-    def _put_back(self, length: int, recent: Tensor) -> None:
+    def _restore_cache(self, length: int, recent_ids: Tensor) -> None:
         self._cache.length = length
-        self._place.fill_(length)
-        self._cache.recent.copy_(recent)
+        self._position.fill_(length)
+        self._cache.recent_ids.copy_(recent_ids)
 
 
 @functools.cache
 def _capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream to record on, one for all: cuBLAS keeps memory for each that it was ever used on."""
+    """Return the stream to capture on, one per device: cuBLAS keeps a workspace for each stream it ever ran on."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -1,6 +1,6 @@
-"""Drawing text: filters on the logits, and one iterator that generates token by token.
+"""Choose the next token from logits: temperature, top-k, top-p and min-p, and the random numbers for it.
 
-Row r of a call draws from (seed, r) alone, so the text of a row does not depend on how many there are.
+Row r of a batch uses the random sequence (seed, r), so its text does not depend on the number of rows.
 """
 
 import numpy as np
@@ -9,46 +9,70 @@ from torch import Tensor
 
 from nanogpt_lite.config.options import SampleConfig
 
-RNG_CHUNK = 256  # random numbers made ahead at a time
+RNG_CHUNK = 256  # random numbers generated at a time for each row; a multiple of 4, see `make_uniforms`
 
 
-def sample_token(logits: Tensor, draws: Tensor, config: SampleConfig) -> Tensor:
-    """One id for each row of logits (B, V), (B,): the likeliest, or by the row's uniform number in `draws` (B,)."""
+def sample_token(logits: Tensor, uniforms: Tensor, config: SampleConfig) -> Tensor:
+    """Return one token id (B,) for each row of `logits` (B, V), sampled with the row's number in `uniforms` (B,).
+
+    With `temperature` 0 it is the likeliest token (greedy decoding), and `uniforms` is not used.
+    """
     if config.temperature == 0:
         return logits.argmax(dim=-1)
     probabilities = filter_logits(logits / config.temperature, config).softmax(dim=-1)
-    # The first id at which the cumulated probability exceeds the draw: it has a probability above 0.
-    cumulated = probabilities.cumsum(dim=-1)
-    drawn = draws[:, None] * cumulated[:, -1:]
-    return (cumulated <= drawn).sum(dim=-1)
+    # Inverse transform sampling: the first id whose cumulative probability exceeds the uniform number. Its own
+    # probability is above 0. The number is scaled by the total, which rounding may leave slightly below 1.
+    cumulative = probabilities.cumsum(dim=-1)  # (B, V)
+    thresholds = uniforms[:, None] * cumulative[:, -1:]  # (B, 1)
+    return (cumulative <= thresholds).sum(dim=-1)
 
 
 def filter_logits(logits: Tensor, config: SampleConfig) -> Tensor:
-    """Logits (B, V) with what `top_k`, `top_p` and `min_p` exclude, in this order, set to minus infinity.
+    """Return logits (B, V) in which tokens excluded by `top_k`, `top_p` or `min_p`, in this order, are -inf.
 
-    Top-p is nucleus sampling (Holtzman et al. 2020): the smallest set of likeliest tokens whose probabilities
-    sum to `top_p` or more. Min-p (Nguyen et al. 2024) drops what is less likely than `min_p` times the likeliest.
-    The likeliest token always stays, and so do tokens as likely as the last one that top-k lets in.
+    Each filter sees the probabilities that the one before it leaves. The likeliest token always stays.
     """
     if 0 < config.top_k < logits.size(-1):
-        smallest = logits.topk(config.top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < smallest, -torch.inf)
+        logits = apply_top_k(logits, config.top_k)
     if config.top_p < 1:
-        ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-        probabilities = ordered.softmax(dim=-1)
-        before = probabilities.cumsum(dim=-1) - probabilities  # of the likelier ones together
-        excluded = before >= config.top_p
-        excluded[:, 0] = False
-        logits = logits.masked_fill(excluded.scatter(-1, order, excluded), -torch.inf)
+        logits = apply_top_p(logits, config.top_p)
     if config.min_p > 0:
-        probabilities = logits.softmax(dim=-1)
-        likeliest = probabilities.max(dim=-1, keepdim=True).values
-        logits = logits.masked_fill(probabilities < config.min_p * likeliest, -torch.inf)
+        logits = apply_min_p(logits, config.min_p)
     return logits
 
 
-def uniforms(seed: int, rows: int, first: int, *, device: torch.device) -> Tensor:
-    """Numbers `first` to `first + RNG_CHUNK - 1` of each row's own sequence in [0, 1), (rows, DRAWS), float32."""
-    bits = [np.random.Philox(key=[seed, row], counter=first // 4).random_raw(RNG_CHUNK) for row in range(rows)]
-    # 24 bits: as many as float32 holds, so that none is rounded up to 1
+def apply_top_k(logits: Tensor, top_k: int) -> Tensor:
+    """Keep the `top_k` likeliest tokens, and, as in nanoGPT, any that are as likely as the last of them."""
+    smallest_kept = logits.topk(top_k, dim=-1).values[:, -1:]
+    return logits.masked_fill(logits < smallest_kept, -torch.inf)
+
+
+def apply_top_p(logits: Tensor, top_p: float) -> Tensor:
+    """Keep the smallest set of likeliest tokens whose probabilities sum to `top_p` or more.
+
+    Nucleus sampling (Holtzman et al. 2020).
+    """
+    sorted_logits, order = logits.sort(dim=-1, descending=True, stable=True)
+    probabilities = sorted_logits.softmax(dim=-1)
+    probability_before = probabilities.cumsum(dim=-1) - probabilities  # of all likelier tokens together
+    excluded = probability_before >= top_p
+    excluded[:, 0] = False
+    return logits.masked_fill(excluded.scatter(-1, order, excluded), -torch.inf)
+
+
+def apply_min_p(logits: Tensor, min_p: float) -> Tensor:
+    """Keep the tokens that are at least `min_p` times as likely as the likeliest one (Nguyen et al. 2024)."""
+    probabilities = logits.softmax(dim=-1)
+    max_probability = probabilities.max(dim=-1, keepdim=True).values
+    return logits.masked_fill(probabilities < min_p * max_probability, -torch.inf)
+
+
+def make_uniforms(seed: int, num_rows: int, start: int, *, device: torch.device) -> Tensor:
+    """Return the random numbers `start` to `start + RNG_CHUNK - 1` of each row's sequence: (num_rows, RNG_CHUNK).
+
+    They are float32, uniform in [0, 1). `start` is a multiple of 4: one Philox counter yields four numbers (Salmon et
+    al. 2011), so the generator can start anywhere without computing what comes before.
+    """
+    bits = [np.random.Philox(key=[seed, row], counter=start // 4).random_raw(RNG_CHUNK) for row in range(num_rows)]
+    # The upper 24 of 64 bits: float32 represents them exactly, so that no number is rounded up to 1.
     return torch.from_numpy((np.array(bits) >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)).to(device)

@@ -1,7 +1,4 @@
-"""Drawing text: filters on the logits, and one iterator that generates token by token.
-
-Row r of a call draws from (seed, r) alone, so the text of a row does not depend on how many there are.
-"""
+"""Decode generated tokens to text as they come, and end a text before the `stop` text."""
 
 from collections.abc import Iterable, Iterator
 
@@ -15,57 +12,63 @@ from nanogpt_lite.tokenizers.base import Ids, Tokenizer
 
 
 def stream_texts(model: GPT, tokenizer: Tokenizer, prompt: Ids, config: SampleConfig) -> Iterator[list[str]]:
-    """What is new in each of `num_samples` texts, token by token: lists of `num_samples` pieces, some empty.
+    """Generate `num_samples` texts and yield, for each step, a list with the new chunk of each text (often empty).
 
-    `prompt` is the ids of the prompt, shape (T,); it is not repeated. A text ends before `stop`; the iterator
-    ends when all have.
+    `prompt` is the token ids of the prompt, shape (T,); it is not repeated in the texts. A text ends before `stop`;
+    the iterator ends when all texts have ended.
     """
     device = model.lm_head.weight.device
     ids = torch.from_numpy(prompt.astype(np.int64)).to(device)
-    rows = [_TextStream(tokenizer, config.stop) for _ in range(config.num_samples)]
+    streams = [_TextStream(tokenizer, config.stop) for _ in range(config.num_samples)]
     for tokens in generate(model, ids.expand(config.num_samples, -1), config):
-        yield [row.take(token) for row, token in zip(rows, tokens.tolist(), strict=True)]
-        if all(row.ended for row in rows):
+        yield [stream.feed(token) for stream, token in zip(streams, tokens.tolist(), strict=True)]
+        if all(stream.is_done for stream in streams):
             return
-    yield [row.finish() for row in rows]
+    yield [stream.flush() for stream in streams]
 
 
-def join_texts(pieces: Iterable[list[str]]) -> list[str]:
-    """The whole texts that `stream_texts` gives in pieces."""
-    return ["".join(row) for row in zip(*pieces, strict=True)]
+def join_texts(chunks: Iterable[list[str]]) -> list[str]:
+    """Return the whole texts, joined from the chunks of `stream_texts`."""
+    return ["".join(text_chunks) for text_chunks in zip(*chunks, strict=True)]
 
 
 class _TextStream:
-    """One text as it comes: holds back what may turn out to be part of a character or of the stop text."""
+    """Tokens of one text in, chunks of text out.
+
+    Characters whose bytes are incomplete, and a text that may be the beginning of `stop`, are held back until the next
+    tokens decide.
+    """
 
     def __init__(self, tokenizer: Tokenizer, stop: str) -> None:
-        self.decoder = tokenizer.decoder()
-        self.stop = stop
-        self.held = ""
-        self.ended = False
+        self._decoder = tokenizer.decoder()
+        self._stop = stop
+        self._buffer = ""  # decoded, but held back
+        self.is_done = False
 
-    def take(self, token: int) -> str:
-        if self.ended:
+    def feed(self, token: int) -> str:
+        """Add a token and return the text that is now certain."""
+        if self.is_done:
             return ""
-        self.held += self.decoder.decode([token])
-        if self.stop and self.stop in self.held:
-            self.ended = True
-            text, self.held = self.held.split(self.stop)[0], ""
+        self._buffer += self._decoder.decode([token])
+        if self._stop and self._stop in self._buffer:
+            self.is_done = True
+            text, self._buffer = self._buffer.split(self._stop)[0], ""
             return text
-        return self._release(_overlap(self.held, self.stop))
+        return self._release(hold_back=_partial_stop_length(self._buffer, self._stop))
 
-    def finish(self) -> str:
-        if self.ended:
+    def flush(self) -> str:
+        """Return the text that was held back; no more tokens will come."""
+        if self.is_done:
             return ""
-        self.held += self.decoder.decode([], final=True)
-        return self._release(0)
+        self._buffer += self._decoder.decode([], final=True)
+        return self._release(hold_back=0)
 
-    def _release(self, keep: int) -> str:
-        cut = len(self.held) - keep
-        text, self.held = self.held[:cut], self.held[cut:]
+    def _release(self, *, hold_back: int) -> str:
+        end = len(self._buffer) - hold_back
+        text, self._buffer = self._buffer[:end], self._buffer[end:]
         return text
 
 
-def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` with which `stop` begins."""
+def _partial_stop_length(text: str, stop: str) -> int:
+    """Return the length of the longest suffix of `text` that is a prefix of `stop`."""
     return next((n for n in range(min(len(text), len(stop)), 0, -1) if text.endswith(stop[:n])), 0)

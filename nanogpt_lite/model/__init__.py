@@ -1,1 +1,6 @@
-"""model."""
+"""The network: token ids in, logits out. GPT-2 as nanoGPT has it; later ideas are options of `NetworkConfig`.
+
+Start with `gpt`, then `block` and `attention`. `rotary` (RoPE), `ngram_embedding` and `activations` are the optional
+parts; `kv_cache` keeps keys and values while text is generated. The optimizer is in `optim`, the training loop in
+`trainer`, sampling in `generation`.
+"""

@@ -1,39 +1,38 @@
-"""What bends the line in an MLP: GELU and its approximation, and squared ReLU, with a backward pass of its own."""
+"""MLP activation functions: GELU, its tanh approximation, and squared ReLU with its own backward pass."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import BackwardCFunction, FunctionCtx, once_differentiable
 
 
 def squared_relu(x: Tensor) -> Tensor:
-    """The square of ReLU (So et al. 2021)."""
-    found: Tensor = _SquaredReLU.apply(x)  # type: ignore[no-untyped-call]
-    return found
+    """Return relu(x)**2, elementwise (So et al. 2021, Primer)."""
+    y: Tensor = _SquaredReLU.apply(x)  # type: ignore[no-untyped-call]
+    return y
 
 
 class _SquaredReLU(torch.autograd.Function):
-    """Written out, the backward pass goes over the numbers half as often as PyTorch's own would."""
+    """Squared ReLU with a backward pass that reads and writes half as much memory as autograd's own."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
         positive = x.relu()
         ctx.save_for_backward(positive)
         return positive * positive
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: BackwardCFunction, grad_output: Tensor) -> Tensor:
         (positive,) = ctx.saved_tensors
-        return torch.mul(gradient, positive).mul_(2)
+        return torch.mul(grad_output, positive).mul_(2)  # d/dx relu(x)**2 = 2 relu(x)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,  # Hendrycks and Gimpel 2016, section 2
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),  # the same, approximated: what GPT-2 was trained with
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),  # the approximation that GPT-2 was trained with
     "relu2": squared_relu,
 }

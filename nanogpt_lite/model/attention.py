@@ -1,6 +1,6 @@
-"""Attention's arithmetic: queries, keys and values in, what each token saw out. What they are made of is `model`'s.
+"""Causal self-attention with several heads (Vaswani et al. 2017; GPT-2).
 
-Shapes: B batch, H heads, T new tokens, S tokens with what a cache holds, D head size.
+For rotary position embeddings see `rotary`, for the cache of keys and values `kv_cache`, for the shape letters `gpt`.
 """
 
 import math
@@ -11,44 +11,17 @@ from torch.nn import functional as F
 
 from nanogpt_lite.config.options import NetworkConfig
 from nanogpt_lite.model.kv_cache import KVCache
-from nanogpt_lite.model.rotary import CosSin, rotate
+from nanogpt_lite.model.rotary import CosSin, apply_rotary
 
-# On a CPU, up to such a context, plain products take less time than PyTorch's fused kernel, forward and backward: in
-# bfloat16, which the kernel multiplies without the processor's instructions for it, a fifth to a half, in float32 nine
-# tenths (two cores of an AMD EPYC with AVX512-BF16, torch 2.13). Their memory grows with the square of the context.
+# On a CPU, for sequences up to this length, attention as two matrix products is faster than PyTorch's fused kernel.
+# Forward and backward together take 0.2 to 0.5 of the kernel's time in bfloat16 (the kernel does not use the
+# processor's bfloat16 instructions) and 0.9 in float32. Measured on two cores of an AMD EPYC with AVX512-BF16, torch
+# 2.13. Memory grows with the square of the length.
 MATMUL_ATTENTION_MAX_LEN = {torch.bfloat16: 256, torch.float32: 64}
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, *, dropout: float = 0.0, seen: Tensor | None = None) -> Tensor:
-    """What each new token sees of itself and of those before it, (B, H, T, D).
-
-    Of `query` (B, H, T, D), `key` and `value` (B, H, S, D) the last tokens are the same ones, unless `seen` (T, S) says
-    which ones each sees. `dropout` is the probability of overlooking one (Vaswani et al. 2017).
-    """
-    if key.dtype != query.dtype:  # those of a cache may have a format of their own
-        return attend(query.to(key.dtype), key, value, dropout=dropout, seen=seen).to(query.dtype)
-    if seen is not None:
-        return F.scaled_dot_product_attention(query, key, value, seen, dropout)
-    T, S = query.size(-2), key.size(-2)
-    if query.is_cpu and 1 < T == S <= MATMUL_ATTENTION_MAX_LEN.get(query.dtype, 0):
-        return _matmul_attention(query, key, value, dropout)
-    # One new token sees everything; a whole prompt is causal; several after a cache need the lower right corner.
-    corner = torch.ones(T, S, dtype=torch.bool, device=query.device).tril(S - T) if 1 < T < S else None
-    return F.scaled_dot_product_attention(query, key, value, corner, dropout, is_causal=1 < T == S)
-
-
-def _matmul_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
-    """The same by two products and a softmax, for S = T."""
-    rows, seen, values = (part.flatten(0, 1) for part in (query, key, value))  # (B * H, T, D)
-    T, D = query.shape[-2:]
-    hidden = torch.full((T, T), -math.inf, dtype=query.dtype).triu(1)
-    scores = torch.baddbmm(hidden, rows, seen.mT, alpha=1 / math.sqrt(D))  # (B * H, T, T)
-    weights = F.dropout(scores.softmax(-1), dropout)
-    return torch.bmm(weights, values).view(query.shape[:-1] + values.shape[-1:])
-
-
 class CausalSelfAttention(nn.Module):
-    """Each token looks at itself and at the tokens before it (GPT-2; Vaswani et al. 2017)."""
+    """Each token attends to itself and to the tokens before it: x (B, T, C) in, (B, T, C) out."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -58,19 +31,51 @@ class CausalSelfAttention(nn.Module):
         self.dropout = config.dropout
         self.qk_norm = config.qk_norm
 
-    def forward(self, x: Tensor, turns: CosSin | None, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, cos_sin: CosSin | None, cache: KVCache | None, layer: int) -> Tensor:
         B, T, C = x.shape
-        parts = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
-        query_key, value = parts.split((2, 1))
-        value = value.squeeze(0)
-        if self.qk_norm:  # Dehghani et al. 2023, section 2; without gains
-            query_key = F.layer_norm(query_key, query_key.shape[-1:])
-        if turns is not None:
-            query_key = rotate(query_key, turns)
-        query, key = query_key.unbind()
-        seen = None
+        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
+        qk, v = qkv.split((2, 1))  # q and k stay in one tensor: the norm and the rotation are the same for both
+        v = v.squeeze(0)  # (B, H, T, D)
+        if self.qk_norm:  # Dehghani et al. 2023, section 2, but without a learnable scale
+            qk = F.layer_norm(qk, qk.shape[-1:])
+        if cos_sin is not None:
+            qk = apply_rotary(qk, cos_sin)
+        q, k = qk.unbind()  # (B, H, T, D) each
+        attn_mask = None
         if cache is not None:
-            key, value, seen = cache.append(layer, key, value)
-        y = attend(query, key, value, dropout=self.dropout if self.training else 0.0, seen=seen)
-        y = y.transpose(1, 2).reshape(B, T, C)
+            k, v, attn_mask = cache.append(layer, k, v)  # k and v are now (B, H, S, D)
+        y = causal_attention(q, k, v, dropout=self.dropout if self.training else 0.0, attn_mask=attn_mask)
+        y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side
         return F.dropout(self.c_proj(y), self.dropout, self.training)
+
+
+def causal_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0, attn_mask: Tensor | None = None
+) -> Tensor:
+    """Return softmax(q k^T / sqrt(D)) v under a causal mask, (B, H, T, D).
+
+    `q` is (B, H, T, D), `k` and `v` are (B, H, S, D) with S >= T. The queries belong to the last T of the S tokens,
+    unless `attn_mask` (T, S) says which keys each query attends to (True: attend). `dropout` is the probability of
+    setting an attention weight to zero.
+    """
+    if k.dtype != q.dtype:  # a cache may have another dtype than the weights, see `KVCache`
+        return causal_attention(q.to(k.dtype), k, v, dropout=dropout, attn_mask=attn_mask).to(q.dtype)
+    if attn_mask is not None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask, dropout)
+    T, S = q.size(-2), k.size(-2)
+    if q.is_cpu and 1 < T == S <= MATMUL_ATTENTION_MAX_LEN.get(q.dtype, 0):
+        return _matmul_attention(q, k, v, dropout)
+    # Three cases. T = 1: the new token attends to all keys, no mask. T = S: `is_causal`. Between them (several new
+    # tokens after cached ones): a mask aligned to the lower right corner; `is_causal` aligns to the upper left one.
+    causal_mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T) if 1 < T < S else None
+    return F.scaled_dot_product_attention(q, k, v, causal_mask, dropout, is_causal=1 < T == S)
+
+
+def _matmul_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    """Return the same as two matrix products and a softmax, for S = T."""
+    B, H, T, D = q.shape
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))  # (B * H, T, D)
+    causal_mask = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1)
+    scores = torch.baddbmm(causal_mask, q, k.mT, alpha=1 / math.sqrt(D))  # (B * H, T, T)
+    weights = F.dropout(scores.softmax(-1), dropout)
+    return torch.bmm(weights, v).view(B, H, T, -1)

@@ -1,11 +1,6 @@
-"""The network of GPT-2, as nanoGPT has it, and what came after: token ids in, logits out.
+"""One transformer block: attention and MLP, each with a norm before it and a residual connection around it.
 
-Each later part is an option of `NetworkConfig`; without them the network is nanoGPT's. Names of modules and
-parameters are GPT-2's, so that weights go in and out unchanged. Training is left to
-`trainer`, drawing text to `sampling`.
-
-Shapes: B batch, T time (new tokens), S time with what the cache holds, C channels (n_embd), H heads,
-D head size (C / H), V vocabulary.
+This is the pre-norm order of GPT-2 (Radford et al. 2019, section 2.3). For the meaning of the shape letters see `gpt`.
 """
 
 from torch import Tensor, nn
@@ -18,15 +13,24 @@ from nanogpt_lite.model.kv_cache import KVCache
 from nanogpt_lite.model.rotary import CosSin
 
 
-def make_norm(config: NetworkConfig) -> nn.Module:
-    """LayerNorm (Ba et al. 2016), or RMSNorm (Zhang and Sennrich 2019) with nothing to train."""
-    if config.norm == "rms":
-        return nn.RMSNorm(config.n_embd, elementwise_affine=False)
-    return nn.LayerNorm(config.n_embd, bias=config.bias)
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + MLP(norm(x)), with x of shape (B, T, C)."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.ln_1 = make_norm(config)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = make_norm(config)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, cos_sin: CosSin | None, cache: KVCache | None, layer: int) -> Tensor:
+        x = x + self.attn(self.ln_1(x), cos_sin, cache, layer)
+        x = x + self.mlp(self.ln_2(x))
+        return x  # noqa: RET504 (two parallel lines, as in nanoGPT)
 
 
 class MLP(nn.Module):
-    """Two layers with GELU or squared ReLU in between, four times as wide inside."""
+    """Two linear layers with an activation function between them; the hidden layer has 4 C channels."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -36,22 +40,14 @@ class MLP(nn.Module):
         self.activation = config.activation
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.c_fc(x)
+        x = self.c_fc(x)  # (B, T, 4 C)
         x = ACTIVATIONS[self.activation](x)
-        return F.dropout(self.c_proj(x), self.dropout, self.training)
+        x = self.c_proj(x)  # (B, T, C)
+        return F.dropout(x, self.dropout, self.training)
 
 
-class Block(nn.Module):
-    """Attention and MLP, each on a normalised copy, each added to what came in."""
-
-    def __init__(self, config: NetworkConfig) -> None:
-        super().__init__()
-        self.ln_1 = make_norm(config)
-        self.attn = CausalSelfAttention(config)
-        self.ln_2 = make_norm(config)
-        self.mlp = MLP(config)
-
-    def forward(self, x: Tensor, turns: CosSin | None, cache: KVCache | None, layer: int) -> Tensor:
-        x = x + self.attn(self.ln_1(x), turns, cache, layer)
-        x = x + self.mlp(self.ln_2(x))
-        return x  # noqa: RET504 (the two lines show what is alike)
+def make_norm(config: NetworkConfig) -> nn.Module:
+    """Return a LayerNorm (Ba et al. 2016), or an RMSNorm (Zhang and Sennrich 2019) without a learnable scale."""
+    if config.norm == "rms":
+        return nn.RMSNorm(config.n_embd, elementwise_affine=False)
+    return nn.LayerNorm(config.n_embd, bias=config.bias)

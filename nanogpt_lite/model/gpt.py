@@ -1,10 +1,9 @@
-"""The network of GPT-2, as nanoGPT has it, and what came after: token ids in, logits out.
+"""GPT: token ids in, logits and loss out.
 
-Each later part is an option of `NetworkConfig`; without them the network is nanoGPT's. Names of modules and
-parameters are GPT-2's, so that weights go in and out unchanged. Training is left to
-`trainer`, drawing text to `sampling`.
+With the default options this is nanoGPT's GPT-2. Each later idea is an option of `NetworkConfig`. Modules and
+parameters have GPT-2's names (`transformer.h.0.attn.c_attn.weight`), so weights can be imported and exported unchanged.
 
-Shapes: B batch, T time (new tokens), S time with what the cache holds, C channels (n_embd), H heads,
+Shapes in this package: B batch, T time (new tokens), S time including cached tokens, C channels (`n_embd`), H heads,
 D head size (C / H), V vocabulary.
 """
 
@@ -18,45 +17,14 @@ from nanogpt_lite.config.options import NetworkConfig
 from nanogpt_lite.model.block import Block, make_norm
 from nanogpt_lite.model.kv_cache import KVCache
 from nanogpt_lite.model.ngram_embedding import NgramEmbedding
-from nanogpt_lite.model.rotary import Rotary
-
-
-class Transformer(nn.Module):
-    """Embeddings, blocks, a last normalisation: token ids in, one vector of C channels per token out."""
-
-    def __init__(self, config: NetworkConfig, vocab_size: int) -> None:
-        super().__init__()
-        self.config = config
-        self.wte = nn.Embedding(vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
-        head_size = config.n_embd // config.n_head
-        self.rotary = Rotary(config.block_size, head_size) if config.position == "rotary" else None
-        self.ngrams = NgramEmbedding(config, vocab_size) if config.ngram > 1 else None
-        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.ln_f = make_norm(config)
-
-    def forward(self, idx: Tensor, cache: KVCache | None) -> Tensor:
-        past, (B, T) = cache.length if cache is not None else 0, idx.shape
-        assert past + T <= self.config.block_size, f"{past} + {T} tokens exceed the context"
-        places = cache.places(T) if cache is not None else torch.arange(T, device=idx.device)
-        turns = self.rotary(places) if self.rotary is not None else None
-        x = self.wte(idx)  # (B, T, C)
-        if self.wpe is not None:
-            x = x + self.wpe(places)
-        if self.ngrams is not None:
-            before = cache.recent if cache is not None else idx.new_zeros(B, self.config.ngram - 1)
-            x = x + self.ngrams(idx, before)
-        x = F.dropout(x, self.config.dropout, self.training)
-        for layer, block in enumerate(self.h):
-            x = block(x, turns, cache, layer)
-        if cache is not None:
-            cache.advance(idx)
-        normalised: Tensor = self.ln_f(x)
-        return normalised
+from nanogpt_lite.model.rotary import RotaryEmbedding
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer; its output matrix is the token embedding (Press and Wolf 2017) if `tied`."""
+    """A decoder-only transformer with a linear output layer.
+
+    With `config.tied`, the output matrix is the token embedding (Press and Wolf 2017).
+    """
 
     def __init__(self, config: NetworkConfig, vocab_size: int) -> None:
         super().__init__()
@@ -71,11 +39,11 @@ class GPT(nn.Module):
     def forward(
         self, idx: Tensor, targets: Tensor | None = None, *, cache: KVCache | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Logits (B, T, V) for the token after each of `idx` (B, T), and the mean loss if there are `targets`.
+        """Return logits (B, T, V) for the token after each of `idx` (B, T), and the mean loss if `targets` are given.
 
-        Token ids are int64. The loss is the cross-entropy with `targets` (B, T), in nats per token. With a
-        `cache`, `idx` follows what it holds, and is appended to it. More than `block_size` tokens, the cache's
-        included, are a bug of the caller.
+        Token ids are int64. The loss is the cross-entropy with `targets` (B, T), in nats per token. With a `cache`,
+        `idx` continues the cached tokens and is added to them. The caller ensures that cached and new tokens together
+        are at most `block_size` (`AssertionError` otherwise).
         """
         logits = self.lm_head(self.transformer(idx, cache))  # (B, T, V)
         if targets is None:
@@ -83,33 +51,76 @@ class GPT(nn.Module):
         return logits, F.cross_entropy(logits.view(-1, self.vocab_size), targets.reshape(-1))
 
     def num_parameters(self, *, positions: bool = True) -> int:
-        """How many numbers are trained; nanoGPT reports them without the position embedding."""
+        """Return the number of trained parameters; with `positions=False`, without the position embedding.
+
+        nanoGPT reports the number without it.
+        """
         total = sum(parameter.numel() for parameter in self.parameters())
         wpe = self.transformer.wpe
         return total if positions or wpe is None else total - wpe.weight.numel()
 
     def flops_per_token(self) -> float:
-        """Floating-point operations per token of a training step, forward and backward (PaLM, appendix B).
+        """Return the floating-point operations per token of a training step, forward and backward.
 
-        What is only looked up takes none.
+        6 N + 12 L C T (PaLM, Chowdhery et al. 2022, appendix B), with N the parameters used in matrix products.
+        An embedding is a table lookup and needs no operations, unless it is also the output matrix.
         """
         config, transformer = self.config, self.transformer
-        looked_up: list[nn.Module] = [] if config.tied else [transformer.wte]
-        looked_up += [transformer.ngrams] if transformer.ngrams is not None else []
-        idle = sum(parameter.numel() for part in looked_up for parameter in part.parameters())
+        embeddings: list[nn.Module] = [] if config.tied else [transformer.wte]
+        embeddings += [transformer.ngrams] if transformer.ngrams is not None else []
+        embedding_parameters = sum(parameter.numel() for module in embeddings for parameter in module.parameters())
         attention = 12 * config.n_layer * config.n_embd * config.block_size
-        return 6 * (self.num_parameters(positions=False) - idle) + attention
+        return 6 * (self.num_parameters(positions=False) - embedding_parameters) + attention
 
     def _init_weights(self) -> None:
-        """GPT-2's: normal with 0.02, the ends of the residual branches smaller by the root of their number.
+        """Initialize as GPT-2: weights from N(0, 0.02), biases 0, scales of norms 1.
 
-        With `zero_init` these ends, an untied output and the n-grams begin at zero: at first a block changes nothing.
+        Each block adds to the residual stream twice (`c_proj` of attention and MLP). Their standard deviation is
+        divided by sqrt(2 * n_layer), so that the sum over all blocks does not grow with depth (Radford et al. 2019,
+        section 2.3). With `zero_init` these matrices, an untied output and the n-gram embeddings are zero: at first
+        each block is the identity (Fixup, Zhang et al. 2019).
         """
         config = self.config
-        ends = ("c_proj.weight",) if config.tied else ("c_proj.weight", "lm_head.weight")
-        residual = 0.02 / math.sqrt(2 * config.n_layer)
+        zeroed = ("c_proj.weight",) if config.tied else ("c_proj.weight", "lm_head.weight")
+        residual_std = 0.02 / math.sqrt(2 * config.n_layer)
+        # named_parameters() lists shared weights once. The order decides which random numbers a matrix gets.
         for name, parameter in self.named_parameters():
-            if name.endswith("bias") or (config.zero_init and (name.endswith(ends) or "ngrams" in name)):
+            if name.endswith("bias") or (config.zero_init and (name.endswith(zeroed) or "ngrams" in name)):
                 nn.init.zeros_(parameter)
             elif parameter.dim() >= 2:
-                nn.init.normal_(parameter, std=residual if name.endswith("c_proj.weight") else 0.02)
+                nn.init.normal_(parameter, std=residual_std if name.endswith("c_proj.weight") else 0.02)
+
+
+class Transformer(nn.Module):
+    """Embeddings, blocks and a final norm: token ids (B, T) in, hidden states (B, T, C) out."""
+
+    def __init__(self, config: NetworkConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
+        head_size = config.n_embd // config.n_head
+        self.rotary = RotaryEmbedding(config.block_size, head_size) if config.position == "rotary" else None
+        self.ngrams = NgramEmbedding(config, vocab_size) if config.ngram > 1 else None
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = make_norm(config)
+
+    def forward(self, idx: Tensor, cache: KVCache | None) -> Tensor:
+        B, T = idx.shape
+        past = cache.length if cache is not None else 0
+        assert past + T <= self.config.block_size, f"{past} cached and {T} new tokens exceed the context"
+        positions = cache.positions(T) if cache is not None else torch.arange(T, device=idx.device)  # (T,)
+        x = self.wte(idx)  # (B, T, C)
+        if self.wpe is not None:
+            x = x + self.wpe(positions)
+        if self.ngrams is not None:
+            previous_ids = cache.recent_ids if cache is not None else idx.new_zeros(B, self.config.ngram - 1)
+            x = x + self.ngrams(idx, previous_ids)
+        x = F.dropout(x, self.config.dropout, self.training)
+        cos_sin = self.rotary(positions) if self.rotary is not None else None  # the same for all blocks
+        for layer, block in enumerate(self.h):
+            x = block(x, cos_sin, cache, layer)
+        if cache is not None:
+            cache.advance(idx)
+        hidden: Tensor = self.ln_f(x)
+        return hidden

@@ -1,80 +1,76 @@
-"""The network of GPT-2, as nanoGPT has it, and what came after: token ids in, logits out.
-
-Each later part is an option of `NetworkConfig`; without them the network is nanoGPT's. Names of modules and
-parameters are GPT-2's, so that weights go in and out unchanged. Training is left to
-`trainer`, drawing text to `sampling`.
-
-Shapes: B batch, T time (new tokens), S time with what the cache holds, C channels (n_embd), H heads,
-D head size (C / H), V vocabulary.
-"""
+"""The KV cache: keys and values of past tokens, so that generation computes each token only once."""
 
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # `gpt` imports this module
     from nanogpt_lite.model.gpt import GPT
 
 
 class KVCache:
-    """Keys and values of the tokens that the network has seen: `length` tokens of each of B rows.
+    """Keys and values of past tokens, for every layer of `model` and a batch of `batch` sequences.
 
-    Passed to `GPT.forward`, which appends to it. One tensor each, shape (n_layer, B, H, S, D), with room for S tokens:
-    `tokens`, but `block_size` at most. `recent` are the ids of the last tokens, as many as an n-gram looks back at,
-    (B, ngram - 1).
+    Pass it to `GPT.forward`, which attends to the cached tokens and adds the new ones. It has room for `tokens`
+    tokens, `block_size` by default and at most.
+
+    Attributes: `length`, the number of cached tokens; `keys` and `values`, (n_layer, B, H, S, D) each, with S the room;
+    `recent_ids`, the ids of the last `ngram - 1` tokens, (B, ngram - 1), which n-gram embeddings look back at.
     """
 
     def __init__(self, model: "GPT", batch: int, tokens: int | None = None) -> None:
         config = model.config
         weight = model.lm_head.weight
-        most = min(tokens or config.block_size, config.block_size)
-        shape = (config.n_layer, batch, config.n_head, most, config.n_embd // config.n_head)
-        # a CPU attends to float32 in a fraction of the time that it takes for bfloat16
+        max_tokens = min(tokens or config.block_size, config.block_size)
+        shape = (config.n_layer, batch, config.n_head, max_tokens, config.n_embd // config.n_head)
+        # A CPU computes attention in float32 in a fraction of the time that bfloat16 takes.
         dtype = torch.promote_types(weight.dtype, torch.float32) if weight.device.type == "cpu" else weight.dtype
         self.keys = torch.zeros(shape, dtype=dtype, device=weight.device)
         self.values = torch.zeros_like(self.keys)
-        self.recent = torch.zeros(batch, config.ngram - 1, dtype=torch.int64, device=weight.device)
+        self.recent_ids = torch.zeros(batch, config.ngram - 1, dtype=torch.int64, device=weight.device)
         self.length = 0
-        self.place: Tensor | None = None
-        self.seen: Tensor | None = None
+        self.device_position: Tensor | None = None  # `length` as a tensor, see `use_device_position`
+        self.attn_mask: Tensor | None = None
 
     def clear(self) -> None:
-        """Forget all tokens."""
-        self.recent.zero_()
-        self.length, self.place = 0, None
+        """Remove all tokens, and count in Python again."""
+        self.recent_ids.zero_()
+        self.length, self.device_position = 0, None
 
-    def keep_on_device(self, place: Tensor) -> None:
-        """From now on take one token at a time, at `place` (1,), which is `length` and counts on by itself.
+    def use_device_position(self, position: Tensor) -> None:
+        """From now on, take one token at a time, at the position that the tensor `position` (1,) holds.
 
-        Then each step is the same work, whatever the length, as a recorded one has to be (`graphs`).
+        It is set to `length` and then increases on the device. So each step runs the same kernels on the same
+        memory, whatever the length, which a CUDA graph requires (see `generation.cuda_graph`).
         """
-        self.place = place.fill_(self.length)
+        self.device_position = position.fill_(self.length)
 
-    def places(self, new: int) -> Tensor:
-        """The places of `new` tokens, (new,); asked once before they are appended to each layer."""
-        if self.place is not None:
-            self.seen = (torch.arange(self.keys.size(3), device=self.keys.device) <= self.place)[None]
-            return self.place
-        return torch.arange(self.length, self.length + new, device=self.keys.device)
+    def positions(self, num_new: int) -> Tensor:
+        """Return the positions of `num_new` new tokens, (num_new,). Call it once, before the layers append to it."""
+        if self.device_position is not None:
+            # all S entries take part in attention; the mask, the same for all layers, excludes those not yet filled
+            self.attn_mask = (torch.arange(self.keys.size(3), device=self.keys.device) <= self.device_position)[None]
+            return self.device_position
+        return torch.arange(self.length, self.length + num_new, device=self.keys.device)
 
-    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Store a layer's new keys and values, (B, H, T, D) each; return all of them, (B, H, S, D) each.
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Store new keys and values of a layer, (B, H, T, D) each, and return all of them, (B, H, S, D) each.
 
-        The third is None, or which of them are tokens yet, (1, S).
+        The third value is the attention mask (1, S) that excludes empty entries, or None if there are none.
         """
-        if self.place is not None:
-            for held, new in ((self.keys, key), (self.values, value)):
-                held[layer].index_copy_(2, self.place, new.to(held.dtype))
-            return self.keys[layer], self.values[layer], self.seen
-        end = self.length + key.size(2)
-        self.keys[layer, :, :, self.length : end] = key
-        self.values[layer, :, :, self.length : end] = value
+        if self.device_position is not None:
+            for cached, new in ((self.keys, k), (self.values, v)):
+                cached[layer].index_copy_(2, self.device_position, new.to(cached.dtype))
+            return self.keys[layer], self.values[layer], self.attn_mask
+        end = self.length + k.size(2)
+        self.keys[layer, :, :, self.length : end] = k
+        self.values[layer, :, :, self.length : end] = v
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end], None
 
     def advance(self, idx: Tensor) -> None:
-        """Note that the tokens `idx` (B, T) are in."""
-        self.recent.copy_(torch.cat([self.recent, idx], dim=1)[:, idx.size(1) :])
-        if self.place is not None:
-            self.place.add_(1)
+        """Count the tokens `idx` (B, T) as cached, after every layer has appended them."""
+        self.recent_ids.copy_(torch.cat([self.recent_ids, idx], dim=1)[:, idx.size(1) :])
+        if self.device_position is not None:
+            self.device_position.add_(1)
         self.length += idx.size(1)

@@ -1,4 +1,8 @@
-"""Embeddings of the last few tokens together: what a network without them takes most of its first steps to find out."""
+"""Hashed n-gram embeddings (Pagnoni et al. 2024, Byte Latent Transformer, section 3.2.1).
+
+They give the network the statistics of short contexts from the start. A network without them spends most of its first
+steps on learning these.
+"""
 
 import functools
 
@@ -8,34 +12,38 @@ from torch.nn import functional as F
 
 from nanogpt_lite.config.options import NetworkConfig
 
+# A polynomial rolling hash. Both numbers are primes, and the products stay below 2**63 (token ids are int64).
+HASH_MULTIPLIER = 1_000_003
+HASH_MODULUS = 2**31 - 1
+
 
 class NgramEmbedding(nn.Module):
-    """The last 2, 3, … `ngram` tokens together: a vector each, added to the token's own (Pagnoni et al. 2024, BLT).
+    """The sum of one vector for each of the last 2, 3, ... `ngram` tokens; it is added to the token embedding.
 
-    Where there are more n-grams than `ngram_rows`, some share a vector, as a hash has it. Before the first token
-    stand tokens 0.
+    There is one table for each n, of V**n buckets (a bucket for each n-gram) but at most `config.ngram_rows`. Beyond
+    that, n-grams are hashed, and some share a bucket. Before the first token of a sequence stand tokens 0.
     """
 
     def __init__(self, config: NetworkConfig, vocab_size: int) -> None:
         super().__init__()
         self.vocab_size = vocab_size
         self.dropout = config.ngram_dropout
-        rows = [min(vocab_size**n, config.ngram_rows) for n in range(2, config.ngram + 1)]
-        self.tables = nn.ModuleList(nn.Embedding(count, config.n_embd) for count in rows)
+        num_buckets = [min(vocab_size**n, config.ngram_rows) for n in range(2, config.ngram + 1)]
+        self.tables = nn.ModuleList(nn.Embedding(buckets, config.n_embd) for buckets in num_buckets)
 
-    def forward(self, idx: Tensor, before: Tensor) -> Tensor:
-        """Vectors (B, T, C) for the tokens `idx` (B, T), of which `before` (B, ngram - 1) are the predecessors."""
-        all_ids, T = torch.cat([before, idx], dim=1), idx.size(1)
-        hashed, number, found = idx, idx, []
+    def forward(self, idx: Tensor, previous_ids: Tensor) -> Tensor:
+        """Return vectors (B, T, C) for the tokens `idx` (B, T), which follow `previous_ids` (B, ngram - 1)."""
+        all_ids, T = torch.cat([previous_ids, idx], dim=1), idx.size(1)
+        hashes, exact_ids, vectors = idx, idx, []
         for distance, table in enumerate(self.tables, start=1):
-            begin = before.size(1) - distance
-            earlier = all_ids[:, begin : begin + T]
-            hashed = (hashed * 1_000_003 + earlier) % (2**31 - 1)
-            number = number * self.vocab_size + earlier  # which n-gram it is, as long as they are few
+            start = previous_ids.size(1) - distance
+            earlier = all_ids[:, start : start + T]  # for each token, the one `distance` positions before it
+            hashes = (hashes * HASH_MULTIPLIER + earlier) % HASH_MODULUS
+            exact_ids = exact_ids * self.vocab_size + earlier  # may overflow, but then it is not used
             assert isinstance(table, nn.Embedding)
-            exact = self.vocab_size ** (distance + 1) <= table.num_embeddings
-            found.append(table(number if exact else hashed % table.num_embeddings))
-        vectors: Tensor = functools.reduce(torch.add, found)
-        if self.training and self.dropout:  # all n-grams of a token go together
-            vectors = vectors * F.dropout(vectors.new_ones(*idx.shape, 1), self.dropout)
-        return vectors
+            has_all_ngrams = self.vocab_size ** (distance + 1) <= table.num_embeddings
+            vectors.append(table(exact_ids if has_all_ngrams else hashes % table.num_embeddings))
+        total: Tensor = functools.reduce(torch.add, vectors)  # (B, T, C)
+        if self.training and self.dropout:  # one mask for all n-grams of a token
+            total = total * F.dropout(total.new_ones(*idx.shape, 1), self.dropout)
+        return total

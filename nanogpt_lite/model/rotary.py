@@ -1,40 +1,45 @@
-"""Attention's arithmetic: queries, keys and values in, what each token saw out. What they are made of is `model`'s.
+"""Rotary position embedding (RoPE; Su et al. 2021): queries and keys are rotated by angles that grow with position.
 
-Shapes: B batch, H heads, T new tokens, S tokens with what a cache holds, D head size.
+The product of a rotated query and a rotated key depends only on the distance between their positions.
 """
 
 import torch
 from torch import Tensor, nn
 
 CosSin = tuple[Tensor, Tensor]
-"""Cosines and sines of the angles by which pairs are turned, (T, D / 2) each."""
+"""Cosines and sines of the rotation angles, (T, D / 2) each."""
 
 
-class Rotary(nn.Module):
-    """The angles that grow with a token's place (RoPE; Su et al. 2021)."""
+class RotaryEmbedding(nn.Module):
+    """A table of the cosines and sines of all positions below `block_size`. Nothing in it is trained or saved."""
 
-    cos: Tensor
+    cos: Tensor  # (block_size, D / 2)
     sin: Tensor
 
     def __init__(self, block_size: int, head_size: int) -> None:
         super().__init__()
         pairs = head_size // 2
         cos = sin = torch.empty(block_size, pairs)
-        if not cos.is_meta:  # where there are no numbers, arithmetic would only import PyTorch's compiler, for a second
-            # the slowest pair turns once in about as many tokens as ten contexts
-            speeds = (10.0 * block_size) ** -(torch.arange(pairs) / pairs)
-            angles = torch.outer(torch.arange(block_size), speeds)
+        if not cos.is_meta:  # on the meta device, arithmetic would import PyTorch's compiler, which takes a second
+            # The paper's base is 10000. This one grows with the context: over one context, the slowest pair
+            # rotates by at least 0.1 radian.
+            base = 10.0 * block_size
+            inv_freq = base ** -(torch.arange(pairs) / pairs)
+            angles = torch.outer(torch.arange(block_size), inv_freq)
             cos, sin = angles.cos(), angles.sin()
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def forward(self, places: Tensor) -> CosSin:
-        """The angles at `places` (T,)."""
-        return self.cos[places], self.sin[places]
+    def forward(self, positions: Tensor) -> CosSin:
+        """Return the cosines and sines at `positions` (T,)."""
+        return self.cos[positions], self.sin[positions]
 
 
-def rotate(x: Tensor, turns: CosSin) -> Tensor:
-    """Queries or keys (..., T, D) with each pair of numbers turned."""
-    cos, sin = (part.to(x.dtype) for part in turns)
-    first, second = x.chunk(2, dim=-1)  # (..., T, D / 2)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+def apply_rotary(x: Tensor, cos_sin: CosSin) -> Tensor:
+    """Return queries or keys `x` (..., T, D) with each pair of channels rotated.
+
+    A pair is channels i and i + D / 2, as in GPT-NeoX and in Hugging Face's Llama.
+    """
+    cos, sin = (table.to(x.dtype) for table in cos_sin)
+    x1, x2 = x.chunk(2, dim=-1)  # (..., T, D / 2)
+    return torch.cat([x1 * cos - x2 * sin, x1 * sin + x2 * cos], dim=-1)

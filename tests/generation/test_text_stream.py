@@ -1,0 +1,58 @@
+"""Text streams fed with given tokens: chunks, stop texts, incomplete characters."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_gpt import random_gpt
+
+from nanogpt_lite.config.options import SampleConfig
+from nanogpt_lite.generation import text_stream
+from nanogpt_lite.tokenizers.byte import ByteTokenizer
+from nanogpt_lite.tokenizers.char import CharTokenizer
+
+
+def stream(tokenizer, ids_per_row, stop=""):
+    """Return the chunks of `stream_texts`, with given ids in place of generated ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_stream, "generate", lambda *_: iter(torch.tensor(ids_per_row).T))
+        config = SampleConfig(num_samples=len(ids_per_row), stop=stop)
+        return list(text_stream.stream_texts(random_gpt(), tokenizer, np.array([0]), config))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text("ab\n", min_size=1, max_size=12), st.text("ab\n", min_size=1, max_size=12), st.text("ab\n", max_size=3))
+def test_text_ends_before_the_stop_text(text_1, text_2, stop):
+    length = min(len(text_1), len(text_2))
+    texts = [text_1[:length], text_2[:length]]
+    tokenizer = CharTokenizer("\nab")
+    chunks = stream(tokenizer, [tokenizer.encode(text).tolist() for text in texts], stop)
+    assert text_stream.join_texts(chunks) == [text.split(stop)[0] if stop else text for text in texts]
+
+
+def test_only_a_possible_beginning_of_the_stop_text_is_held_back():
+    tokenizer = CharTokenizer("\nab")
+    chunks = stream(tokenizer, [tokenizer.encode("a\nb\n\na").tolist()], stop="\n\n")
+    assert [chunk[0] for chunk in chunks] == ["a", "", "\nb", "", ""]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(min_size=1, max_size=8))
+def test_byte_tokens_stream_as_whole_characters(text):
+    ids = ByteTokenizer().encode(text).tolist()
+    chunks = [chunk[0] for chunk in stream(ByteTokenizer(), [ids])]
+    assert "".join(chunks) == text
+    assert all(chunk == "" or chunk in text for chunk in chunks)
+
+
+def test_incomplete_character_at_the_end_becomes_a_replacement_character():
+    ids = list("a€".encode()[:-1])
+    assert text_stream.join_texts(stream(ByteTokenizer(), [ids])) == ["a\ufffd"]
+
+
+def test_generation_ends_when_all_texts_have_stopped():
+    tokenizer = CharTokenizer("ab")
+    chunks = stream(tokenizer, [tokenizer.encode(text).tolist() for text in ("abaaaa", "aabaaa")], stop="b")
+    assert len(chunks) == 3
+    assert text_stream.join_texts(chunks) == ["a", "aa"]
