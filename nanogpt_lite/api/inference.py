@@ -1,6 +1,6 @@
-"""What a trained run is for: text from it, its loss on a whole text, the network itself.
+"""What a trained run is used for: generated text, its loss over a whole dataset, the network itself.
 
-How it was trained is the business of `pipeline`.
+How a run is trained is in `api.pipeline`.
 """
 
 from collections.abc import Iterator
@@ -11,19 +11,18 @@ from typing import Any
 
 import torch
 
-from nanogpt_lite.checkpoint import checkpoint_file
 from nanogpt_lite.checkpoint.checkpoint_file import Checkpoint
-from nanogpt_lite.checkpoint.restore import load_weights, read_config, read_network
-from nanogpt_lite.checkpoint.validation import validate_weights
-from nanogpt_lite.config.options import LoadConfig, NetworkConfig, SampleConfig
+from nanogpt_lite.checkpoint.restore import load_weights, read_config
+from nanogpt_lite.config.options import LoadConfig, NetworkConfig, SampleConfig, TrainConfig
 from nanogpt_lite.config.schema import Value
 from nanogpt_lite.config.signatures import with_options
 from nanogpt_lite.data import preparation, verification
+from nanogpt_lite.data.dataset import Dataset
 from nanogpt_lite.device import devices, seeding
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.generation import cpu_linear, text_stream
 from nanogpt_lite.model.gpt import GPT
-from nanogpt_lite.runs import run_folder
+from nanogpt_lite.runs.checkpoint_loading import load_checkpoint
 from nanogpt_lite.runs.run_folder import RunLike
 from nanogpt_lite.tokenizers.base import Tokenizer
 from nanogpt_lite.trainer import evaluation
@@ -34,25 +33,26 @@ Loaded = tuple[GPT, Tokenizer]
 
 @with_options(SampleConfig)
 def sample(run: RunLike | Loaded = None, **options: Value) -> list[str]:
-    """Draw `num_samples` texts, each with its prompt, from a trained run. Any option of `SampleConfig` is a keyword.
+    """Generate `num_samples` texts, each with its prompt, from a trained run.
 
-    `UserError` if there is no checkpoint, or if the prompt cannot be encoded.
+    Any option of `SampleConfig` is a keyword argument. `UserError` if there is no checkpoint, or if the prompt cannot
+    be encoded.
     """
     return text_stream.join_texts(stream_batch(run, **options))
 
 
 @with_options(SampleConfig)
 def stream(run: RunLike | Loaded = None, **options: Value) -> Iterator[str]:
-    """One text as it is made, piece by piece, its prompt first. The options of `sample`, but `num_samples`."""
-    for piece in stream_batch(run, **{**options, "num_samples": 1}):
-        yield piece[0]
+    """One text in chunks as it is generated, the prompt first. The options of `sample` without `num_samples`."""
+    for chunks in stream_batch(run, **{**options, "num_samples": 1}):
+        yield chunks[0]
 
 
 @with_options(SampleConfig)
 def stream_batch(run: RunLike | Loaded = None, **options: Value) -> Iterator[list[str]]:
-    """`num_samples` texts at once as they are made: lists of what is new in each, the prompt first.
+    """`num_samples` texts in chunks as they are generated: lists of the new text of each sample, the prompt first.
 
-    `run` may be what `load` returned, for many calls after one loading.
+    `run` may be what `load` returned, to load once for many calls.
     """
     settings = SampleConfig.from_dict(options)
     if isinstance(run, tuple):
@@ -72,10 +72,10 @@ pieces = stream_batch  # its name in version 0.1
 
 @with_options(LoadConfig)
 def load(run: RunLike = None, **options: Value) -> Loaded:
-    """The trained network of a run, ready to draw from, and its tokenizer. Any option of `LoadConfig` is a keyword.
+    """The trained network of a run, in evaluation mode, and its tokenizer.
 
-    `dtype` is that of the weights, float32 for "auto". `UserError` if there is no such checkpoint, or if it is
-    damaged.
+    Any option of `LoadConfig` is a keyword argument. `dtype` is that of the weights, float32 for "auto". `UserError` if
+    there is no such checkpoint, or if it is damaged.
     """
     model, tokenizer, _ = _load_model(run, LoadConfig.from_dict(options))
     return model, tokenizer
@@ -83,43 +83,61 @@ def load(run: RunLike = None, **options: Value) -> Loaded:
 
 @with_options(LoadConfig)
 def evaluate(run: RunLike = None, *, dataset: str | None = None, **options: Value) -> dict[str, Any]:
-    """The loss of a checkpoint over both whole splits of its dataset (or of another one), each target once.
+    """The loss of a checkpoint over both whole splits of its dataset (or of another dataset), each target once.
 
-    A dict of step, val_loss and train_loss (nats per token), the number of tokens in each split, the dataset and
-    the checkpoint. Any option of `LoadConfig` is a keyword.
+    A dict with the step, val_loss and train_loss (nats per token), the number of tokens in each split, the dataset and
+    the checkpoint. Any option of `LoadConfig` is a keyword argument.
     """
     settings = LoadConfig.from_dict(options)
     model, tokenizer, saved = _load_model(run, settings.replace({"dtype": "float32"}))
     device = model.lm_head.weight.device
-    trained_on = read_config(saved, {})
+    trained_with = read_config(saved, {})
     dtype = settings.dtype
     if dtype == "auto":
-        same = saved.metadata["device"] == device.type
-        dtype = trained_on.dtype if same else devices.resolve_dtype("auto", device, width=trained_on.n_embd)
+        same_device = saved.metadata.device == device.type
+        dtype = trained_with.dtype if same_device else devices.resolve_dtype("auto", device, width=trained_with.n_embd)
     with ExitStack() as stack:
-        if dataset is None:
-            data = preparation.prepare(
-                trained_on.dataset, tokenizer=tokenizer, sha256=saved.metadata["dataset_sha256"] or None
-            )
-        else:  # in a place of its own: data/NAME may be prepared with another tokenizer
-            folder = stack.enter_context(TemporaryDirectory())
-            data = preparation.prepare(dataset, tokenizer=tokenizer, out_dir=folder)
-        verification.verify_checksum(data)
-        result: dict[str, Any] = {"step": saved.metadata["step"]}
+        data = _open_evaluation_data(dataset, saved, trained_with, tokenizer, stack)
+        result: dict[str, Any] = {"step": saved.metadata.step}
         stack.enter_context(devices.use_threads(devices.resolve_threads(settings.threads)))
         train_tokens, val_tokens = stack.enter_context(verification.open_verified(data))
         for split, tokens in (("val", val_tokens), ("train", train_tokens)):
-            windows = evaluation.split_windows(tokens, trained_on.block_size)
+            windows = evaluation.split_windows(tokens, trained_with.block_size)
             result[f"{split}_loss"] = evaluation.mean_loss(model, windows, device, dtype)
             result[f"{split}_tokens"] = len(tokens)
-    return {**result, "dataset": dataset or trained_on.dataset, "checkpoint": str(saved.path)}
+    return {**result, "dataset": dataset or trained_with.dataset, "checkpoint": str(saved.path)}
+
+
+def read_prompt(start: str) -> str:
+    """The prompt that the option `start` gives, or the text of the file that it names.
+
+    `UserError` if the file cannot be read or is empty.
+    """
+    if not start.startswith("FILE:"):
+        return start
+    path = start.removeprefix("FILE:")
+    try:
+        prompt = Path(path).read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the prompt file {path!r} cannot be read ({error}); give a file of UTF-8 text") from error
+    if not prompt:
+        raise UserError(f"the prompt file {path!r} is empty; write at least one character into it")
+    return prompt
+
+
+def default_prompt(tokenizer: Tokenizer) -> str:
+    """A newline, as in nanoGPT; if the text had none, the first character of the vocabulary."""
+    try:
+        tokenizer.encode("\n")
+        return "\n"
+    except UserError:
+        return tokenizer.decode([0])
 
 
 def _load_model(run: RunLike, settings: LoadConfig) -> tuple[GPT, Tokenizer, Checkpoint]:
-    saved = checkpoint_file.read_checkpoint(run_folder.find_checkpoint(run, settings.checkpoint), prefix="model.")
-    config, tokenizer = read_network(saved)
-    validate_weights(config, tokenizer.vocab_size, saved)
-    with seeding.seeded(torch.device("cpu")):  # its first weights are drawn, and at once replaced
+    """The network of a checkpoint, on the device and in the number format that the settings ask for."""
+    saved, config, tokenizer = load_checkpoint(run, settings.checkpoint, weights_only=True)
+    with seeding.seeded(torch.device("cpu")):  # the initial weights are random, and replaced at once
         model = GPT(config.subset(NetworkConfig), tokenizer.vocab_size)
     load_weights(model, saved)
     dtype = "float32" if settings.dtype == "auto" else settings.dtype
@@ -129,24 +147,15 @@ def _load_model(run: RunLike, settings: LoadConfig) -> tuple[GPT, Tokenizer, Che
     return model.eval(), tokenizer, saved
 
 
-def read_prompt(start: str) -> str:
-    """The prompt that `start` is or names. `UserError` if its file cannot be read or is empty."""
-    if not start.startswith("FILE:"):
-        return start
-    path = start.removeprefix("FILE:")
-    try:
-        prompt = Path(path).read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the prompt file {path!r} cannot be read ({error}); give one of UTF-8 text") from error
-    if not prompt:
-        raise UserError(f"the prompt file {path!r} is empty; write at least one character into it")
-    return prompt
-
-
-def default_prompt(tokenizer: Tokenizer) -> str:
-    """A newline, as in nanoGPT; where the text had none, its first character in order."""
-    try:
-        tokenizer.encode("\n")
-        return "\n"
-    except UserError:
-        return tokenizer.decode([0])
+def _open_evaluation_data(
+    dataset: str | None, saved: Checkpoint, trained_with: TrainConfig, tokenizer: Tokenizer, stack: ExitStack
+) -> Dataset:
+    """The dataset to evaluate on, verified: the one of the run, or `dataset` with the run's tokenizer."""
+    if dataset is None:
+        sha256 = saved.metadata.dataset_sha256 or None
+        data = preparation.prepare(trained_with.dataset, tokenizer=tokenizer, sha256=sha256)
+    else:  # in a folder of its own: data/NAME may be prepared with another tokenizer
+        folder = stack.enter_context(TemporaryDirectory())
+        data = preparation.prepare(dataset, tokenizer=tokenizer, out_dir=folder)
+    verification.verify_checksum(data)
+    return data

@@ -1,19 +1,19 @@
-"""The road, put together: prepare, train, sample.
+"""The pipeline, put together: prepare, train, sample.
 
-The only place that joins the parts. `cli` calls it, and so does who imports the package. What a trained run is good
-for without that is in `inference`.
+The only module that connects all parts; the command line and `import nanogpt_lite` call it. How a run starts or resumes
+is in `api.setup`; what a trained run is used for is in `api.inference`.
 """
 
 import itertools
 import warnings
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from nanogpt_lite.api import inference, setup
+from nanogpt_lite.api.request import read_request, request_for_restart
 from nanogpt_lite.config.options import RunConfig, SampleConfig, TrainConfig, read_config_file
 from nanogpt_lite.config.schema import Value, require_known
 from nanogpt_lite.config.signatures import with_options
@@ -23,7 +23,7 @@ from nanogpt_lite.data.download import DownloadError
 from nanogpt_lite.device import distributed, signals
 from nanogpt_lite.errors import Interrupted
 from nanogpt_lite.generation import text_stream
-from nanogpt_lite.runs import run_folder
+from nanogpt_lite.runs import run_files
 from nanogpt_lite.runs.run_folder import Run
 from nanogpt_lite.tracking import trackers
 from nanogpt_lite.tracking.console import Console
@@ -32,8 +32,8 @@ from nanogpt_lite.tracking.records import Record, SampleRecord, Sink, StartRecor
 from nanogpt_lite.trainer import loop
 from nanogpt_lite.trainer.state import TrainState
 
-LONG_VAL_TOKENS = 1_000_000  # tokens, which a laptop's evaluation takes ten seconds for
-PREVIEW_TOKENS = 200  # the length of a sample in the middle of training
+LONG_VAL_TOKENS = 1_000_000  # an evaluation of as many takes a laptop ten seconds
+PREVIEW_TOKENS = 200  # length of a sample generated during training
 
 
 @with_options(TrainConfig)
@@ -45,13 +45,13 @@ def train(
     overwrite: bool = False,
     **options: Value | Path,
 ) -> Run:
-    """Train a network, showing progress, and return the run. Any option of `TrainConfig` is a keyword.
+    """Train a network, show the progress, and return the run. Any option of `TrainConfig` is a keyword argument.
 
-    `dataset`: what `prepare` returned, or anything that it takes. `preset`: a name in `PRESETS`;
-    without one (and without `config`) the one that fits the device. `config`: a run's config.json, to repeat it.
-    `overwrite`: begin anew in an `out_dir` that holds a checkpoint.
+    `dataset`: what `prepare` returned, or anything that `prepare` takes. `preset`: a name in `PRESETS`; without it (and
+    without `config`) the one that fits the device. `config`: a run's config.json, to repeat that run. `overwrite`:
+    replace the run in `out_dir` by a new one.
 
-    `UserError`: a mistake in the options or the data. `WorldError`: the data cannot be fetched, or the loss is no
+    `UserError`: a mistake in the options or the data. `ExternalError`: the data cannot be downloaded, or the loss is no
     longer finite. `Interrupted` (a KeyboardInterrupt): Ctrl-C or SIGTERM, after the state has been saved.
     """
     with closing(Console(silent=not distributed.launched_as_main_process())) as console:
@@ -70,25 +70,27 @@ def training(
     console: Console | None = None,
     **options: Value | Path,
 ) -> Generator[Record, None, None]:
-    """The same as `train`, as a generator of records: the caller sees each thing when it has happened.
+    """The same as `train`, as a generator of records: one for each event, when it has happened.
 
-    A checkpoint is on disk when its record comes out. Progress before the first record is told to `console`,
-    if there is one. When a signal stopped the training, `Interrupted` is raised after the last record. Until the
-    end the generator holds the signals and PyTorch's number of threads: who leaves it early closes it
+    A checkpoint is on disk when its record is yielded. Progress before the first record is shown on `console`, if
+    given. When a signal stopped the training, `Interrupted` is raised after the last record. Until its end the
+    generator handles the signals and sets PyTorch's number of threads: close it if you leave it early
     (`contextlib.closing`).
 
-    Under torchrun each rank makes this call; each gets the records, and the first one alone writes files. Ranks that
-    torchrun starts anew, because one has died, go on from the last checkpoint of the run that they began.
+    Under torchrun every rank makes this call and gets the records; only the main process writes files. Ranks that
+    torchrun restarts, because one has died, continue from the last checkpoint of the run that they had started.
     """
-    wishes = setup.read_request(dataset, preset, config, overwrite, options)
+    request = read_request(dataset, preset, config, overwrite, options)
     with ExitStack() as stack:
         group = stack.enter_context(distributed.process_group())
-        wishes = setup.request_for_restart(wishes, group.load_attempt_dir())
+        request = request_for_restart(request, group.load_attempt_dir())
         with group.main_process_first():
-            state, data, out_dir = setup.start_or_resume(wishes, group, stack, console)
+            state, data, out_dir = setup.start_or_resume(request, group, stack, console)
             sinks = [stack.enter_context(closing(sink)) for sink in _make_sinks(state, data, out_dir, console)]
         if console and not state.config.eval_iters and len(data.val) > LONG_VAL_TOKENS:
-            console.note(f"each evaluation reads all {len(data.val):,} val tokens; --eval_iters 200 takes 200 batches")
+            console.note(
+                f"each evaluation reads all {len(data.val):,} val tokens; `eval_iters=200` reads 200 batches instead"
+            )
         out_dir = Path(group.broadcast(str(out_dir)))
         if group.is_main_process:
             group.save_attempt_dir(str(out_dir))
@@ -111,29 +113,18 @@ def run(
     overwrite: bool = False,
     **options: Value,
 ) -> tuple[Run, Iterator[list[str]]]:
-    """Prepare, train, and draw samples: the run, and the samples as `pieces` gives them. Options of `RunConfig`.
+    """Prepare, train and sample: the run, and the samples as `stream_batch` yields them. Options of `RunConfig`.
 
-    If nobody chose a dataset and Shakespeare cannot be fetched, it says so and takes Python's documentation.
+    If no dataset was chosen and Shakespeare cannot be downloaded, it says so and uses Python's documentation.
     """
     require_known(options, RunConfig.names(), "option")
-    for_training: dict[str, Any] = {name: value for name, value in options.items() if name in TrainConfig.names()}
+    for_training = {name: value for name, value in options.items() if name in TrainConfig.names()}
     for_sampling = {name: value for name, value in options.items() if name in SampleConfig.names()}
-    settings = SampleConfig.from_dict(for_sampling)  # a mistake in it is told before the training, not after
+    settings = SampleConfig.from_dict(for_sampling)  # mistakes in it are reported before the training, not after it
     prompt = inference.read_prompt(settings.start) if "start" in options else None
-    chosen = {**(read_config_file(config) if config else {}), **options}
+    arguments = {"preset": preset, "config": config, "overwrite": overwrite, **for_training}
     with closing(Console()) as console:
-        start = partial(training, preset=preset, config=config, overwrite=overwrite, console=console)
-        records = start(**for_training)
-        try:
-            first = next(records)
-        except DownloadError as error:
-            if "dataset" in chosen or chosen.get("init_from") == "resume":
-                raise
-            console.close()
-            console.note(f"warning: {error}. Going on with python_docs, the documentation inside Python.")
-            records = start(**{**for_training, "dataset": "python_docs"})
-            first = next(records)
-        assert isinstance(first, StartRecord)
+        first, records = _start_with_fallback(arguments, console)
         if prompt is not None:
             preparation.prepare(Run(Path(first.out_dir)).data_folder).tokenizer.encode(prompt, what="prompt")
         trained = show_records(itertools.chain([first], records), console)
@@ -143,7 +134,7 @@ def run(
 
 
 def show_records(records: Iterable[Record], console: Console) -> Run:
-    """Show records as they come; the run that they tell of."""
+    """Show records as they come, and return the run that they describe."""
     out_dir = Path()
     for record in records:
         console.write(record)
@@ -152,20 +143,38 @@ def show_records(records: Iterable[Record], console: Console) -> Run:
     return Run(out_dir)
 
 
+def _start_with_fallback(arguments: dict[str, Any], console: Console) -> tuple[StartRecord, Iterator[Record]]:
+    """Start `training` with these arguments; with python_docs if Shakespeare, the default, cannot be downloaded."""
+    records = training(console=console, **arguments)
+    try:
+        first = next(records)
+    except DownloadError as error:
+        config = arguments["config"]
+        options = {**(read_config_file(config) if config else {}), **arguments}
+        if "dataset" in options or options.get("init_from") == "resume":
+            raise
+        console.close()
+        console.note(f"warning: {error}. Using python_docs instead, the documentation inside Python.")
+        records = training(console=console, **{**arguments, "dataset": "python_docs"})
+        first = next(records)
+    assert isinstance(first, StartRecord)
+    return first, records
+
+
 def _make_sinks(state: TrainState, data: Dataset, out_dir: Path, console: Console | None) -> list[Sink]:
-    """Where the first rank writes what happens."""
+    """Where the main process writes the records: the metrics file, and the trackers that the config asks for."""
     if not state.group.is_main_process:
         return []
     metrics = MetricsFile(out_dir / "metrics.jsonl", keep_until=state.step if state.step else -1)
     if loop.stop_reason(state):
         return [metrics]
-    run_folder.write_run_config(state, data, out_dir)
+    run_files.write_run_config(state, data, out_dir)
     warn = console.note if console else warnings.warn
     return [metrics, *trackers.make_trackers(state.config, out_dir, step=state.step, warn=warn)]
 
 
 def _with_previews(state: TrainState, records: Iterable[Record]) -> Iterator[Record]:
-    """The records of a training, and a sample every so many steps."""
+    """The records of a training, with a sample after every `sample_interval` steps."""
     for record in records:
         yield record
         if isinstance(record, StepRecord) and loop.is_due(state.config.sample_interval, state.step):
@@ -173,8 +182,8 @@ def _with_previews(state: TrainState, records: Iterable[Record]) -> Iterator[Rec
 
 
 def _preview(state: TrainState) -> SampleRecord:
-    """A short sample from the network as it is."""
+    """A short sample from the network in its present state."""
     settings = SampleConfig(seed=state.config.seed, max_new_tokens=PREVIEW_TOKENS)
     prompt = state.tokenizer.encode(inference.default_prompt(state.tokenizer))
-    drawn = text_stream.stream_texts(state.model, state.tokenizer, prompt, settings)
-    return SampleRecord(step=state.step, text=text_stream.join_texts(drawn)[0])
+    chunks = text_stream.stream_texts(state.model, state.tokenizer, prompt, settings)
+    return SampleRecord(step=state.step, text=text_stream.join_texts(chunks)[0])

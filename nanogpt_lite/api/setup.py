@@ -1,205 +1,206 @@
-"""How a run begins, or goes on: what was asked for, data and checkpoint become a state in a folder of its own.
+"""How a training run starts or resumes: the request, the data and a checkpoint become a state and a locked folder.
 
-What happens to the state then is the business of `trainer`.
+What a call may ask for is in `api.request`; what happens to the state afterwards is in `trainer`.
 """
 
-import dataclasses
-from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from nanogpt_lite.api.request import TrainRequest
 from nanogpt_lite.checkpoint import checkpoint_file
-from nanogpt_lite.checkpoint.checkpoint_file import Checkpoint
-from nanogpt_lite.checkpoint.restore import load_weights, read_config, read_network, require_same_network
+from nanogpt_lite.checkpoint.checkpoint_file import Checkpoint, TensorFile
+from nanogpt_lite.checkpoint.restore import load_weights, read_config, require_same_network
 from nanogpt_lite.checkpoint.validation import validate_weights
 from nanogpt_lite.config import presets
-from nanogpt_lite.config.options import SHAPE_FIELDS, NetworkConfig, TrainConfig, read_config_file
-from nanogpt_lite.config.schema import Value, require_known
+from nanogpt_lite.config.options import SHAPE_FIELDS, NetworkConfig, TrainConfig
+from nanogpt_lite.config.schema import Value
 from nanogpt_lite.data import batching, preparation, verification
 from nanogpt_lite.data.dataset import Dataset
 from nanogpt_lite.device import devices
 from nanogpt_lite.device.distributed import SINGLE_PROCESS, ProcessGroup
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.interop import huggingface
-from nanogpt_lite.runs import run_folder
+from nanogpt_lite.runs import run_files, run_folder
+from nanogpt_lite.runs.checkpoint_loading import load_checkpoint
 from nanogpt_lite.runs.run_folder import Run
 from nanogpt_lite.tokenizers.base import Tokenizer
 from nanogpt_lite.tracking.console import Console
 from nanogpt_lite.trainer.state import TrainState, init_state, restore_state
 
+# With another value of one of these a resumed run computes other bits.
 REPRODUCIBILITY_FIELDS = ("dtype", "threads", "seed", "batch_size", "gradient_accumulation_steps", "compile")
 
-RunContext = tuple[TrainState, Dataset, Path]
-"""A run that is ready to train: its state, its data, its folder (known to the first rank alone if it is new)."""
+
+class RunContext(NamedTuple):
+    """A run that is ready to train."""
+
+    state: TrainState
+    data: Dataset
+    out_dir: Path  # of a new run, only the main process knows it
 
 
-@dataclass(frozen=True)
-class TrainRequest:
-    """What a call of `training` asks for. `UserError` on an option or a preset that does not exist."""
+class InitialWeights(NamedTuple):
+    """The weights that a new run starts from, with their network and tokenizer."""
 
-    given: dict[str, Value]  # explicitly
-    file: dict[str, Value]  # by --config
-    preset: str | None
-    dataset: Dataset | None  # if it is at hand
-    overwrite: bool
-
-    def __post_init__(self) -> None:
-        for values in (self.file, self.given):
-            require_known(values, TrainConfig.names(), "option")
-        if self.preset:
-            presets.get_preset(self.preset)
+    file: TensorFile
+    network: NetworkConfig
+    tokenizer: Tokenizer
 
 
-def read_request(
-    dataset: Dataset | str | Path | None,
-    preset: str | None,
-    config: str | Path | None,
-    overwrite: bool,
-    options: Mapping[str, Value | Path],
-) -> TrainRequest:
-    """What a call with these arguments asks for. `UserError` if the file `config` cannot be read."""
-    given = paths_to_str(options)
-    if dataset is not None:
-        given["dataset"] = dataset.source if isinstance(dataset, Dataset) else str(dataset)
-    in_file = read_config_file(config) if config else {}
-    return TrainRequest(given, in_file, preset, dataset if isinstance(dataset, Dataset) else None, overwrite)
+def start_or_resume(
+    request: TrainRequest, group: ProcessGroup, stack: ExitStack, console: Console | None
+) -> RunContext:
+    """The requested run, ready to train. Its folder stays locked until `stack` is closed.
 
-
-def paths_to_str(options: Mapping[str, Value | Path]) -> dict[str, Value]:
-    """The options with paths as texts, as configs and JSON have them."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
-
-
-def request_for_restart(wishes: TrainRequest, begun: str) -> TrainRequest:
-    """The same wishes after ranks have died: they go on with the run in the folder `begun`, if there is one."""
-    if not begun:
-        return wishes
-    in_folder = {**wishes.given, "out_dir": begun}
-    if not run_folder.checkpoints_in(Path(begun)):
-        return dataclasses.replace(wishes, given=in_folder)
-    return dataclasses.replace(wishes, given={**in_folder, "init_from": "resume"}, preset=None)
-
-
-def start_or_resume(wishes: TrainRequest, group: ProcessGroup, stack: ExitStack, console: Console | None) -> RunContext:
-    """The run that was asked for, ready to train. Its folder is held until `stack` is closed.
-
-    `UserError` if options, data, folder and checkpoint do not go together.
+    `UserError` if options, data, folder and checkpoint do not fit together.
     """
-    resume = {**wishes.file, **wishes.given}.get("init_from") == "resume"
-    return _resume(wishes, group, stack, console) if resume else _start(wishes, group, stack, console)
+    if request.init_from == "resume":
+        return _resume(request, group, stack, console)
+    return _start(request, group, stack, console)
 
 
 def default_preset(device: str, group: ProcessGroup = SINGLE_PROCESS) -> str:
-    """The preset for a device when nobody chose one."""
+    """The preset for a device if the request names none."""
     return "modern-cpu" if devices.resolve_device(device, group).type == "cpu" else "modern"
 
 
-def _start(wishes: TrainRequest, group: ProcessGroup, stack: ExitStack, console: Console | None) -> RunContext:
-    """A new run, from scratch or from another run's weights."""
-    given, preset = wishes.given, wishes.preset
-    parent = str({**wishes.file, **given}.get("init_from", "scratch"))
-    if not (preset or wishes.file):
-        of_gpt2 = parent != "scratch" and huggingface.is_gpt2(parent)
-        preset = "finetune" if of_gpt2 else default_preset(str(given.get("device", "auto")), group)
-    config = TrainConfig.from_dict({**(presets.get_preset(preset) if preset else {}), **wishes.file, **given})
-    other = None
+def _start(request: TrainRequest, group: ProcessGroup, stack: ExitStack, console: Console | None) -> RunContext:
+    """A new run, from scratch or from the weights of another network."""
+    config = _initial_config(request, group)
     tokenizer: str | Tokenizer = config.tokenizer
-    if parent != "scratch":
-        other, network, tokenizer = read_initial_weights(parent, int({**wishes.file, **given}.get("block_size", 0)))
-        require_same_network(other, given)
-        shape = {name: getattr(network, name) for name in SHAPE_FIELDS}
-        of_preset = presets.get_preset(wishes.preset) if wishes.preset else {}
-        if any(shape.get(name, value) != value for name, value in of_preset.items()) and console:
-            console.note(f"warning: the network is that of {parent}, and not that of --preset {wishes.preset}")
-        config = config.replace(shape)
+    initial = None
+    if request.init_from != "scratch":
+        initial = read_initial_weights(request.init_from, int(request.options.get("block_size", 0)))
+        config, tokenizer = _adopt_network(config, initial, request, console), initial.tokenizer
     if group.is_main_process:
-        run_folder.require_no_run(config.out_dir, wishes.overwrite)
-    data = open_data(config.dataset, tokenizer, group, console, ready=wishes.dataset)
+        run_files.require_no_run(config.out_dir, request.overwrite)
+    data = open_data(config.dataset, tokenizer, group, console, prepared=request.dataset)
     batching.require_length(data.train, data.val, block_size=config.block_size, sampled_val=config.eval_iters > 0)
     state = init_state(config, data.tokenizer, dataset_sha256=data.sha256, group=group)
     config.require_divisible_by(group.world_size)
-    if other:
-        load_weights(state.model, other)
+    if initial:
+        load_weights(state.model, initial.file)
     if not group.is_main_process:
-        return state, data, Path()
-    out_dir = run_folder.create_run_dir(config.out_dir, data.name)
-    stack.enter_context(run_folder.lock_run(out_dir))
-    run_folder.require_no_run(config.out_dir, wishes.overwrite)  # still, after the data was prepared
-    if wishes.overwrite:
-        run_folder.delete_run_files(out_dir)
-    return state, data, out_dir
+        return RunContext(state, data, Path())
+    out_dir = run_files.create_run_dir(config.out_dir, data.name)
+    stack.enter_context(run_files.lock_run(out_dir))
+    run_files.require_no_run(config.out_dir, request.overwrite)  # again: preparing the data may have taken long
+    if request.overwrite:
+        run_files.delete_run_files(out_dir)
+    return RunContext(state, data, out_dir)
 
 
-def read_initial_weights(init_from: str, block_size: int) -> tuple[Checkpoint, NetworkConfig, Tokenizer]:
-    """The weights to start from, their network and tokenizer; of the context only `block_size`, if that is less."""
+def _initial_config(request: TrainRequest, group: ProcessGroup) -> TrainConfig:
+    """The config of a new run: defaults < preset < file < explicit options."""
+    preset = request.preset
+    if not (preset or request.from_file):
+        if request.init_from != "scratch" and huggingface.is_gpt2(request.init_from):
+            preset = "finetune"
+        else:
+            preset = default_preset(str(request.explicit.get("device", "auto")), group)
+    return TrainConfig.from_dict({**(presets.get_preset(preset) if preset else {}), **request.options})
+
+
+def _adopt_network(
+    config: TrainConfig, initial: InitialWeights, request: TrainRequest, console: Console | None
+) -> TrainConfig:
+    """The config with the network's shape of the initial weights. `UserError` if the call asks for another one."""
+    network = initial.network
+    stored = {**network.stored(), "tokenizer": initial.tokenizer.to_json()["type"]}
+    require_same_network(initial.file.path, stored, request.explicit)
+    shape = {name: getattr(network, name) for name in SHAPE_FIELDS}
+    of_preset = presets.get_preset(request.preset) if request.preset else {}
+    if any(shape.get(name, value) != value for name, value in of_preset.items()) and console:
+        console.note(
+            f"warning: the network has the shape of {request.init_from}, and not that of `preset={request.preset!r}`"
+        )
+    return config.replace(shape)
+
+
+def read_initial_weights(init_from: str, block_size: int) -> InitialWeights:
+    """The weights to start from; with a smaller `block_size` than theirs (0: theirs), the context is cropped to it."""
+    file: TensorFile
     network: NetworkConfig
     if huggingface.is_gpt2(init_from):
-        other, network, tokenizer = huggingface.read_gpt2(init_from)
+        file, network, tokenizer = huggingface.import_gpt2(init_from)
+        validate_weights(network, tokenizer.vocab_size, file)
     else:
-        other = checkpoint_file.read_checkpoint(run_folder.find_checkpoint(init_from), prefix="model.")
-        network, tokenizer = read_network(other)
-    validate_weights(network, tokenizer.vocab_size, other)
+        file, network, tokenizer = load_checkpoint(init_from, weights_only=True)
     if 0 < block_size < network.block_size:
         network = network.replace({"block_size": block_size})
-        other.metadata["config"]["block_size"] = block_size
-        if "model.transformer.wpe.weight" in other.tensors:
-            other.tensors["model.transformer.wpe.weight"] = other.tensors["model.transformer.wpe.weight"][:block_size]
-    return other, network, tokenizer
+        if "model.transformer.wpe.weight" in file.tensors:
+            file.tensors["model.transformer.wpe.weight"] = file.tensors["model.transformer.wpe.weight"][:block_size]
+    return InitialWeights(file, network, tokenizer)
 
 
-def _resume(wishes: TrainRequest, group: ProcessGroup, stack: ExitStack, console: Console | None) -> RunContext:
-    """A run that goes on from its last checkpoint."""
-    # the checkpoint comes before preset and file, but it does not know what belongs to one call
-    of_one_call = {name: value for name, value in wishes.file.items() if name not in TrainConfig().stored()}
-    given = {**of_one_call, **wishes.given}
-    if group.world_size > 1 and not given.get("out_dir"):
-        raise UserError("several ranks go on with a run that is named; give --out_dir")
-    out_dir = Path(str(given["out_dir"])) if given.get("out_dir") else run_folder.newest_run().out_dir
-    checkpoint = run_folder.find_checkpoint(out_dir, "last")
-    if console and not given.get("out_dir"):
-        console.note(f"going on with the newest run: {out_dir}")
-    if console and checkpoint.stem != "last":
-        console.note(f"warning: {out_dir} has no last checkpoint; going on from {checkpoint.stem}")
-    if console and wishes.preset:
-        console.note("warning: a run goes on with its own options; --preset changes nothing (give the options instead)")
+def _resume(request: TrainRequest, group: ProcessGroup, stack: ExitStack, console: Console | None) -> RunContext:
+    """A run that continues from its last checkpoint."""
+    options = request.options_to_resume()
+    out_dir, checkpoint = _find_run_to_resume(request, options, group, console)
     if group.is_main_process:
-        stack.enter_context(run_folder.lock_run(out_dir))
+        stack.enter_context(run_files.lock_run(out_dir))
     saved = checkpoint_file.read_checkpoint(checkpoint)
-    state = restore_state(saved, given, group=group)
+    state = restore_state(saved, options, group=group)
     state.config.require_divisible_by(group.world_size)
-    if "max_iters" in given and state.config.max_iters < state.step:
+    if "max_iters" in options and state.config.max_iters < state.step:
         raise UserError(
-            f"{out_dir} is at step {state.step}, beyond max_iters={state.config.max_iters}; give more, or leave it out"
+            f"{out_dir} is at step {state.step}, beyond max_iters={state.config.max_iters}; give a larger `max_iters`, "
+            "or leave it out"
         )
+    if console:
+        _warn_about_changes(saved, state, console)
+    data = _open_data_of_run(saved, state, out_dir, console, prepared=request.dataset)
+    state.dataset_sha256 = data.sha256  # a run imported from nanoGPT does not know the hash of its text
+    state.seconds = _seconds_until(state.step, Run(out_dir))
+    return RunContext(state, data, out_dir)
+
+
+def _find_run_to_resume(
+    request: TrainRequest, options: dict[str, Value], group: ProcessGroup, console: Console | None
+) -> tuple[Path, Path]:
+    """The folder of the run to resume, the newest run without `out_dir`, and the path of its last checkpoint."""
+    if group.world_size > 1 and not options.get("out_dir"):
+        raise UserError("several ranks can only resume a run that is named; give `out_dir`")
+    out_dir = Path(str(options["out_dir"])) if options.get("out_dir") else run_folder.newest_run().out_dir
+    checkpoint = run_folder.find_checkpoint(out_dir, "last")
+    if console and not options.get("out_dir"):
+        console.note(f"resuming the newest run: {out_dir}")
+    if console and checkpoint.stem != "last":
+        console.note(f"warning: {out_dir} has no last checkpoint; resuming from {checkpoint.stem}")
+    if console and request.preset:
+        console.note(
+            "warning: a resumed run keeps its own options; `preset` has no effect (give the options themselves instead)"
+        )
+    return out_dir, checkpoint
+
+
+def _warn_about_changes(saved: Checkpoint, state: TrainState, console: Console) -> None:
+    """Say which settings differ from the run so far, so that it is no longer reproducible bit for bit."""
     before = read_config(saved, {})
     changed = [name for name in REPRODUCIBILITY_FIELDS if getattr(before, name) != getattr(state.config, name)]
-    changed += ["device"] if saved.metadata["device"] != state.device.type else []
-    changed += ["the number of ranks"] if saved.metadata["ranks"] != group.world_size else []
-    if changed and console:
+    changed += ["device"] if saved.metadata.device != state.device.type else []
+    changed += ["the number of ranks"] if saved.metadata.ranks != state.group.world_size else []
+    if changed:
         console.note(
-            f"warning: {', '.join(changed)} changed, so the run goes on but no longer bit for bit as it would have"
+            f"warning: {', '.join(changed)} changed: the run continues, but not bit for bit as it would have without "
+            "the change"
         )
+
+
+def _open_data_of_run(
+    saved: Checkpoint, state: TrainState, out_dir: Path, console: Console | None, *, prepared: Dataset | None
+) -> Dataset:
+    """The data that a run was trained on. `UserError` if it cannot be found, or is another text now."""
+    sha256 = state.dataset_sha256 or None
     try:
-        data = open_data(
-            state.config.dataset,
-            state.tokenizer,
-            group,
-            console,
-            ready=wishes.dataset,
-            sha256=state.dataset_sha256 or None,
-        )
+        return open_data(state.config.dataset, state.tokenizer, state.group, console, prepared=prepared, sha256=sha256)
     except UserError as error:
+        dataset = read_config(saved, {}).dataset
         raise UserError(
-            f"{error} ({out_dir} was trained on {before.dataset!r}, as seen from the folder where it began: go "
-            "on from there, or say where that text is: --dataset)"
+            f"{error} ({out_dir} was trained on {dataset!r}, as seen from the folder where it was started: resume it "
+            "from there, or give the path of that text: `dataset`)"
         ) from error
-    state.dataset_sha256 = data.sha256  # what nanoGPT trained does not say of which text
-    kept = [
-        r["seconds"] for r in Run(out_dir).metrics if isinstance(r.get("seconds"), float) and r["step"] <= state.step
-    ]
-    state.seconds = max(kept, default=0.0)
-    return state, data, out_dir
 
 
 def open_data(
@@ -208,13 +209,13 @@ def open_data(
     group: ProcessGroup,
     console: Console | None,
     *,
-    ready: Dataset | None = None,
+    prepared: Dataset | None,
     sha256: str | None = None,
 ) -> Dataset:
-    """The dataset to train on: the one at hand if it fits, or the one of that name."""
+    """The dataset to train on, prepared and verified: `prepared` if it fits, else the one called `dataset`."""
     report = console.report if console else None
-    if ready:
-        data = preparation.prepare(ready.path, tokenizer=tokenizer, sha256=sha256 or ready.sha256)
+    if prepared:
+        data = preparation.prepare(prepared.path, tokenizer=tokenizer, sha256=sha256 or prepared.sha256)
     else:
         data = preparation.prepare(dataset, tokenizer=tokenizer, sha256=sha256, report=report)
     if group.is_main_process:
@@ -222,3 +223,9 @@ def open_data(
     if console:
         console.close()
     return data
+
+
+def _seconds_until(step: int, run: Run) -> float:
+    """The training time of a run until `step`, by its metrics; no part of a checkpoint."""
+    times = [r["seconds"] for r in run.metrics if isinstance(r.get("seconds"), float) and r["step"] <= step]
+    return max(times, default=0.0)

@@ -1,1 +1,6 @@
-"""checkpoint."""
+"""Checkpoints: one atomic safetensors file with tensors and JSON metadata, and its validation.
+
+Start with `checkpoint_file` (reading and writing). `metadata` validates the JSON part, `validation` the weights;
+`restore` makes a config, a tokenizer and a model's weights of them. The state of a training run is in `trainer.state`,
+the files of a run in `runs`.
+"""

@@ -1,8 +1,8 @@
-"""One atomic file of plain tensors and JSON. It knows no network: what the names mean, `state` says.
+"""The checkpoint file: tensors and JSON metadata in one safetensors file, written atomically.
 
-The format is safetensors, which holds no code. The JSON is canonical and stands under one metadata key,
-so that the same state gives the same file, bit for bit. It holds a checksum of itself and of each tensor: a file in
-which a single bit has flipped is refused.
+The format is safetensors, which cannot contain code. The metadata is canonical JSON under one key, so that the same
+state gives the same file, bit for bit. It holds a checksum of itself and of each tensor: a file with a single flipped
+bit is refused. What the tensor names mean is defined in `trainer.state`.
 """
 
 import errno
@@ -21,69 +21,94 @@ import torch
 from torch import Tensor
 
 from nanogpt_lite import files
+from nanogpt_lite.checkpoint.metadata import CheckpointMetadata
 from nanogpt_lite.errors import UserError
 
 METADATA_KEY = "nanogpt_lite"
-FORMAT_VERSION = 3  # of what stands under the key
+FORMAT_VERSION = 3  # of the JSON under the key
 SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """The contents of a checkpoint file: named tensors, and a JSON object about them."""
+class TensorFile:
+    """Tensors by name, and the path of the file that they were read from."""
 
     path: Path
     tensors: dict[str, Tensor]
-    metadata: dict[str, Any]
 
     def with_prefix(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names begin with `prefix`, without it."""
+        """The tensors whose names start with `prefix`, under their names without it."""
         return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
 
 
-def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write a checkpoint, atomically. `OSError` if it cannot be written; an earlier file then stays as it was."""
-    on_cpu = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    about = {
-        **about,
-        "format": FORMAT_VERSION,
-        "tensors_crc32": {name: _crc32(tensor) for name, tensor in on_cpu.items()},
-    }
-    text = files.canonical_json({"about": about, "crc32": zlib.crc32(_canonical_bytes(about))})
-    with files.atomic_write(path) as temporary:
-        write_tensors(temporary, on_cpu, {METADATA_KEY: text})
+@dataclass(frozen=True)
+class Checkpoint(TensorFile):
+    """The contents of a checkpoint file: `model.*` and `optimizer.*` tensors, and validated metadata."""
+
+    metadata: CheckpointMetadata
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a file of safetensors. `OSError` if it cannot be written."""
-    try:
-        safetensors.torch.save_file(tensors, path, metadata=metadata)
-    except safetensors.SafetensorError as error:  # how it tells that a disk is full
-        number = re.search(r"os error (\d+)", str(error))
-        why = int(number[1]) if number else errno.EIO
-        raise OSError(why, os.strerror(why), str(path)) from error
+def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: CheckpointMetadata) -> None:
+    """Write a checkpoint atomically. `OSError` if it cannot be written; an existing file then stays unchanged."""
+    write_tensors_and_json(path, tensors, metadata.to_json())
 
 
 def read_checkpoint(path: Path, prefix: str = "") -> Checkpoint:
-    """Read a checkpoint, or of its tensors only those whose names begin with `prefix`.
+    """Read a checkpoint, with only those tensors whose names start with `prefix`, and validate its metadata.
 
-    `UserError` if there is none, or if the file is damaged or somebody else's. `OSError` if it may not be read.
+    `UserError` as of `read_tensors_and_json`, or if the metadata is incomplete or invalid.
+    """
+    tensors, content = read_tensors_and_json(path, prefix)
+    try:
+        metadata = CheckpointMetadata.from_json(content)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} does not hold a complete training state ({error}); use another checkpoint") from error
+    return Checkpoint(path, tensors, metadata)
+
+
+def write_tensors_and_json(path: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON object in the checkpoint format, atomically. `OSError` if that is not possible."""
+    on_cpu = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    content = {
+        **content,
+        "format": FORMAT_VERSION,
+        "tensors_crc32": {name: _crc32(tensor) for name, tensor in on_cpu.items()},
+    }
+    text = files.canonical_json({"about": content, "crc32": zlib.crc32(_canonical_bytes(content))})
+    with files.atomic_write(path) as temporary:
+        write_safetensors(temporary, on_cpu, {METADATA_KEY: text})
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file. `OSError` if it cannot be written."""
+    try:
+        safetensors.torch.save_file(tensors, path, metadata=metadata)
+    except safetensors.SafetensorError as error:  # the library's only report of an error of the system, as text
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, os.strerror(code), str(path)) from error
+
+
+def read_tensors_and_json(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the tensors whose names start with `prefix`, and the JSON object; verify their checksums.
+
+    `UserError` if there is no file, or if it is damaged or not a checkpoint. `OSError` if it may not be read.
     """
     if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}; train first, or give another --out_dir")
-    path.open("rb").close()  # what may not be read is not damaged
+        raise UserError(f"there is no checkpoint {path}; train first, or give another `out_dir`")
+    path.open("rb").close()  # a file without read permission is an OSError, and not damaged
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if METADATA_KEY not in metadata:
-                raise UserError(f"{path} was not written by this program; give a checkpoint of `nanogpt-lite train`")
-            about = _parse_metadata(metadata[METADATA_KEY], path)
-            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (no mapping)
+                raise UserError(f"{path} was not written by this program; give a checkpoint of one of its runs")
+            content = _parse_json(metadata[METADATA_KEY], path)
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a mapping)
             tensors = {name: file.get_tensor(name) for name in names}
-        sums = about.pop("tensors_crc32")
-        for name in {*names, *(name for name in sums if name.startswith(prefix))}:
-            if _crc32(tensors[name]) != sums[name]:
-                raise ValueError(f"the checksum of {name} is another one")
+        checksums = content.pop("tensors_crc32")
+        for name in {*names, *(name for name in checksums if name.startswith(prefix))}:
+            if _crc32(tensors[name]) != checksums[name]:
+                raise ValueError(f"wrong checksum of {name}")
     except UserError:
         raise
     except (
@@ -95,40 +120,40 @@ def read_checkpoint(path: Path, prefix: str = "") -> Checkpoint:
         OSError,
         RuntimeError,
     ) as error:
-        raise UserError(f"{path} is damaged or no checkpoint ({error}); {_remedy(path)}") from error
-    return Checkpoint(path, tensors, about)
+        raise UserError(f"{path} is damaged or not a checkpoint ({error}); {_remedy(path)}") from error
+    return tensors, content
 
 
 def _remedy(path: Path) -> str:
-    """What to do about a checkpoint that cannot be used."""
-    others = [other.stem for other in sorted(path.parent.glob(f"*{SUFFIX}")) if other != path and other.is_file()]
+    """What the user can do about a checkpoint that cannot be read."""
+    others = [file.stem for file in sorted(path.parent.glob(f"*{SUFFIX}")) if file != path and file.is_file()]
     if path.suffix != SUFFIX:
         return "give the folder of a run, or one of its checkpoints"
     if not others:
-        return "there is no other one beside it: train again (--overwrite, or another --out_dir)"
-    copy = f", or to train on from it, copy {path.with_stem(others[0])} over {path}" if path.stem == "last" else ""
-    return f"beside it there is {', '.join(others)}: use that (--checkpoint {others[0]}){copy}"
+        return "its folder has no other checkpoint: train again (`overwrite=True`, or another `out_dir`)"
+    copy = f", or to resume from it, copy {path.with_stem(others[0])} over {path}" if path.stem == "last" else ""
+    return f"its folder also has {', '.join(others)}: use `checkpoint={others[0]!r}`{copy}"
 
 
-def _parse_metadata(text: str, path: Path) -> dict[str, Any]:
-    """The JSON object under the key, once its checksum is seen to be right."""
+def _parse_json(text: str, path: Path) -> dict[str, Any]:
+    """The JSON object under the key, after a check of its checksum and its format version."""
     whole = json.loads(text)
-    about = whole.get("about", {}) if isinstance(whole, dict) else {}
-    if about and (zlib.crc32(_canonical_bytes(about)) != whole["crc32"] or files.canonical_json(whole) != text):
-        raise ValueError("the checksum of its description is another one")
-    if not isinstance(about, dict) or about.pop("format", None) != FORMAT_VERSION:
+    content = whole.get("about", {}) if isinstance(whole, dict) else {}
+    if content and (zlib.crc32(_canonical_bytes(content)) != whole["crc32"] or files.canonical_json(whole) != text):
+        raise ValueError("wrong checksum of its metadata")
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT_VERSION:
         raise UserError(
-            f"{path} is of another format than {FORMAT_VERSION}, which this version of the program reads; "
+            f"{path} is a checkpoint of another format than {FORMAT_VERSION}, which this version of the program reads; "
             "use it with the version that wrote it, or train again"
         )
-    return about
+    return content
 
 
-def _canonical_bytes(about: Any) -> bytes:
-    return files.canonical_json(about).encode()
+def _canonical_bytes(content: object) -> bytes:
+    return files.canonical_json(content).encode()
 
 
 def _crc32(tensor: Tensor) -> int:
-    """A checksum of a tensor on the CPU: of its numbers, their format, and its shape."""
-    kind = f"{tensor.dtype} {list(tensor.shape)}".encode()
-    return zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data, zlib.crc32(kind))
+    """A checksum of a tensor on the CPU: of its data, its dtype and its shape."""
+    header = f"{tensor.dtype} {list(tensor.shape)}".encode()
+    return zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data, zlib.crc32(header))

@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nanogpt_lite.api import inference, pipeline
-from nanogpt_lite.checkpoint import checkpoint_file
 from nanogpt_lite.checkpoint.checkpoint_file import SUFFIX
-from nanogpt_lite.checkpoint.restore import read_network
 from nanogpt_lite.cloud import launcher
 from nanogpt_lite.cloud.storage import LocalStorage, require_safe_name
 from nanogpt_lite.config import presets
@@ -24,7 +22,8 @@ from nanogpt_lite.data import preparation, sources
 from nanogpt_lite.data.dataset import Dataset
 from nanogpt_lite.data.preparation import DATA_DIR
 from nanogpt_lite.errors import UserError
-from nanogpt_lite.runs.run_folder import RUNS_DIR, Run, find_checkpoint
+from nanogpt_lite.runs.checkpoint_loading import load_checkpoint
+from nanogpt_lite.runs.run_folder import RUNS_DIR, Run
 from nanogpt_lite.tokenizers import hub
 from nanogpt_lite.tokenizers.base import Tokenizer
 from nanogpt_lite.tracking.console import Console
@@ -143,7 +142,7 @@ def _prepare_if_needed(home: LocalStorage, dataset: str, tokenizer: str | Tokeni
 
 def _prepare_for_run(home: LocalStorage, dataset: str, other: Run) -> Dataset:
     """A dataset with the tokenizer of a run that training is to begin from, in a folder of its own."""
-    tokenizer = read_network(checkpoint_file.read_checkpoint(find_checkpoint(other), prefix="no weights"))[1]
+    tokenizer = load_checkpoint(other, weights_only=True).tokenizer
     return _prepare_if_needed(
         home,
         dataset,

@@ -24,7 +24,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from nanogpt_lite import files
-from nanogpt_lite.api import pipeline, setup
+from nanogpt_lite.api import pipeline, request
 from nanogpt_lite.config.options import TrainConfig
 from nanogpt_lite.config.schema import Value
 from nanogpt_lite.config.signatures import with_options
@@ -47,7 +47,7 @@ def train_on_ranks(count: int, dataset: Dataset | str, **options: Value | Path) 
     """
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
-        given = setup.paths_to_str(options)
+        given = request.paths_to_str(options)
         asked = dataset.source if isinstance(dataset, Dataset) else dataset
         files.write_json(folder / REQUEST, {"dataset": asked, **given})
         written = stack.enter_context((folder / RECORDS).open("w+b"))

@@ -115,7 +115,7 @@ def _run_steps(
             yield MicroBatchRecord(step=state.step, rows=micro_batch)
         yield from _log_and_keep(state, timer, out_dir)
     timer.stop()
-    if state.step == 0 or state.step not in (first_step, state.evaluated):  # else `last` is of this step already
+    if state.step == 0 or state.step not in (first_step, state.last_eval_step):  # else `last` is of this step already
         yield _save_checkpoint(state, out_dir, "last")
     yield DoneRecord(
         step=state.step,
@@ -140,7 +140,7 @@ def _agree_on_stop_reason(state: TrainState, stopped: bool, seconds: float) -> S
 
 def _is_eval_due(state: TrainState, reason: StopReason | None) -> bool:
     """At each interval and at the end, at most once at a step; not after a request to stop, which should be quick."""
-    if reason is StopReason.INTERRUPTED or state.step <= state.evaluated:
+    if reason is StopReason.INTERRUPTED or state.step <= state.last_eval_step:
         return False
     return reason is not None or is_due(state.config.eval_interval, state.step)
 
@@ -202,7 +202,7 @@ def _record_eval(state: TrainState, val_loss: float) -> EvalRecord:
     if is_best:
         state.best_val_loss, state.best_step = val_loss, state.step
     state.evals_since_best = 0 if is_best else state.evals_since_best + 1
-    state.evaluated = state.step
+    state.last_eval_step = state.step
     assert state.best_val_loss is not None
     return EvalRecord(
         step=state.step,

@@ -1,25 +1,20 @@
-"""A run between two steps, and its form as a checkpoint: everything that going on exactly needs.
+"""The state of a training run between two steps: made new, saved as a checkpoint, restored from one.
 
-How a state changes is the business of `trainer`.
+How a step changes it is in `step`, when it is evaluated and saved in `loop`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from nanogpt_lite.checkpoint import checkpoint_file
 from nanogpt_lite.checkpoint.checkpoint_file import Checkpoint
+from nanogpt_lite.checkpoint.metadata import SCALER_STATE_KEYS, CheckpointMetadata
 from nanogpt_lite.checkpoint.restore import load_weights, read_config
-from nanogpt_lite.checkpoint.validation import (
-    COUNTERS,
-    SCALER_FIELDS,
-    validate_metadata,
-    validate_weights,
-)
+from nanogpt_lite.checkpoint.validation import validate_weights
 from nanogpt_lite.config.options import NetworkConfig, TrainConfig
 from nanogpt_lite.config.schema import Value
 from nanogpt_lite.device import devices, seeding
@@ -33,19 +28,19 @@ from nanogpt_lite.tokenizers.registry import tokenizer_from_json
 
 
 class RunningMean:
-    """A mean that takes in tensors without waiting for them to be computed."""
+    """The mean of scalar tensors, added up on their device: `add` does not wait for a GPU, `pop` does."""
 
     def __init__(self, device: torch.device) -> None:
         self.total = torch.zeros((), device=device)
         self.count = 0
 
     def add(self, value: Tensor) -> None:
-        """Take in one more value."""
+        """Add one value."""
         self.total += value
         self.count += 1
 
     def pop(self) -> float:
-        """The mean of what came in since the last time."""
+        """The mean of the values since the last call (0 without any); then start again from zero."""
         mean = self.total.item() / max(self.count, 1)
         self.total.zero_()
         self.count = 0
@@ -54,30 +49,30 @@ class RunningMean:
 
 @dataclass
 class TrainState:
-    """A run between two steps: everything that going on exactly needs. `step` steps are done."""
+    """All that is needed to continue a run bit for bit; `step` is the number of completed steps."""
 
     config: TrainConfig
     tokenizer: Tokenizer
-    dataset_sha256: str  # of the text; empty if the batches come from elsewhere
+    dataset_sha256: str  # of the text; empty if it is not known
     device: torch.device
     group: ProcessGroup = SINGLE_PROCESS  # no part of a checkpoint
     step: int = 0
-    evaluated: int = 0  # the step of the last evaluation
+    last_eval_step: int = 0
     best_val_loss: float | None = None
     best_step: int = 0
     evals_since_best: int = 0
-    seconds: float = 0.0  # of training steps; no part of a checkpoint
-    micro_batch: int = field(init=False)  # rows that go through the network at a time, at most
+    seconds: float = 0.0  # time of all training steps; not stored in a checkpoint
+    micro_batch: int = field(init=False)  # rows in one forward pass, at most
     model: GPT = field(init=False)
     optimizer: AdamW = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
     grad_norm: Tensor = field(init=False)  # of the last step, before clipping
-    since_log: RunningMean = field(init=False)  # the loss of the steps since the last StepRecord
+    since_log: RunningMean = field(init=False)  # training losses since the last StepRecord
     since_eval: RunningMean = field(init=False)  # and since the last EvalRecord
 
     def __post_init__(self) -> None:
         config, device = self.config, self.device
-        with seeding.seeded(torch.device("cpu"), config.seed):  # on the CPU: the same weights for every device
+        with seeding.seeded(torch.device("cpu"), config.seed):  # made on the CPU: the same weights on every device
             self.model = GPT(config.subset(NetworkConfig), self.tokenizer.vocab_size).to(device)
         self.optimizer = build.make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
@@ -89,118 +84,132 @@ class TrainState:
 def init_state(
     config: TrainConfig, tokenizer: Tokenizer, *, dataset_sha256: str = "", group: ProcessGroup = SINGLE_PROCESS
 ) -> TrainState:
-    """A new run. What `config` leaves to the machine (dtype, threads) and to other options is settled here."""
+    """The state of a new run. Values that `config` leaves open (dtype and threads, lr_decay_iters) are chosen here."""
     device = devices.resolve_device(config.device, group)
-    settled: dict[str, Value] = {
+    resolved: dict[str, Value] = {
         "dtype": devices.resolve_dtype(config.dtype, device, width=config.n_embd),
         "threads": devices.resolve_threads(config.threads),
         "tokenizer": tokenizer.to_json()["type"],
         "lr_decay_iters": config.lr_decay_iters or config.max_iters,
     }
-    return TrainState(config.replace(settled), tokenizer, dataset_sha256, device, group)
+    return TrainState(config.replace(resolved), tokenizer, dataset_sha256, device, group)
 
 
 def save_state(state: TrainState, path: Path) -> None:
-    """Write the state as a checkpoint. `ExternalError`, and nothing written, if it is not finite."""
-    require_finite(state, state.since_eval.total)
-    tensors: dict[str, Tensor] = {f"model.{key}": parameter for key, parameter in state.model.named_parameters()}
-    for key, parameter in state.model.named_parameters():
-        for slot, value in state.optimizer.state[parameter].items():
-            tensors[f"optimizer.{key}.{slot}"] = value
-    checkpoint_file.write_checkpoint(path, tensors, state_metadata(state))
+    """Write the state as a checkpoint.
 
-
-def state_metadata(state: TrainState) -> dict[str, Any]:
-    """What a checkpoint says of the state beside its tensors, as a JSON object."""
-    return {
-        "config": state.config.stored(),
-        "device": state.device.type,
-        "ranks": state.group.world_size,
-        "tokenizer": state.tokenizer.to_json(),
-        "dataset_sha256": state.dataset_sha256,
-        "scaler": state.scaler.state_dict(),
-        "micro_batch": state.micro_batch,
-        "since_log": [state.since_log.total.item(), state.since_log.count],
-        "since_eval": [state.since_eval.total.item(), state.since_eval.count],
-        "best_val_loss": state.best_val_loss,
-        **{key: getattr(state, key) for key in COUNTERS},
-    }
-
-
-def restore_state(saved: Checkpoint, given: Mapping[str, Value], *, group: ProcessGroup = SINGLE_PROCESS) -> TrainState:
-    """The state in a checkpoint, to go on with; options in `given` replace stored ones.
-
-    `UserError` if an option in `given` asks for another network than the checkpoint has, or if the file does not
-    hold a whole state.
+    Its tensors are `model.NAME` for each parameter, and `optimizer.NAME.KEY` for each tensor in its optimizer state.
+    `ExternalError`, and no file, if the loss is not finite. `OSError` if the file cannot be written.
     """
-    about = saved.metadata
+    require_finite(state, state.since_eval.total)
+    tensors: dict[str, Tensor] = {f"model.{name}": parameter for name, parameter in state.model.named_parameters()}
+    for name, parameter in state.model.named_parameters():
+        for key, value in state.optimizer.state[parameter].items():
+            tensors[f"optimizer.{name}.{key}"] = value
+    checkpoint_file.write_checkpoint(path, tensors, make_metadata(state))
+
+
+def make_metadata(state: TrainState) -> CheckpointMetadata:
+    """All of the state that a checkpoint stores beside tensors."""
+    return CheckpointMetadata(
+        config=state.config.stored(),
+        device=state.device.type,
+        ranks=state.group.world_size,
+        tokenizer=state.tokenizer.to_json(),
+        dataset_sha256=state.dataset_sha256,
+        scaler=state.scaler.state_dict(),
+        micro_batch=state.micro_batch,
+        since_log=(state.since_log.total.item(), state.since_log.count),
+        since_eval=(state.since_eval.total.item(), state.since_eval.count),
+        best_val_loss=state.best_val_loss,
+        step=state.step,
+        last_eval_step=state.last_eval_step,
+        best_step=state.best_step,
+        evals_since_best=state.evals_since_best,
+    )
+
+
+def restore_state(
+    saved: Checkpoint, overrides: Mapping[str, Value], *, group: ProcessGroup = SINGLE_PROCESS
+) -> TrainState:
+    """The state in a checkpoint, ready to resume; the options in `overrides` replace stored ones.
+
+    `UserError` if an override needs another network than the checkpoint has, or if the checkpoint is incomplete or
+    invalid.
+    """
+    metadata = saved.metadata
     try:
-        validate_metadata(about)
-        config, device = _resolve_auto(saved, given, group)
-        tokenizer = tokenizer_from_json(about["tokenizer"])
+        config, device = _resolve_auto(saved, overrides, group)
+        tokenizer = tokenizer_from_json(metadata.tokenizer)
         validate_weights(config, tokenizer.vocab_size, saved)
-        state = TrainState(config, tokenizer, str(about["dataset_sha256"]), device, group)
+        state = TrainState(config, tokenizer, metadata.dataset_sha256, device, group)
         load_weights(state.model, saved)
         _load_optimizer_state(state, saved)
-        if about["scaler"]:
-            numbers = {name: about["scaler"][name] for name in SCALER_FIELDS}
-            state.scaler.load_state_dict({**state.scaler.state_dict(), **numbers})
-        for mean, (total, count) in [
-            (state.since_log, about["since_log"]),
-            (state.since_eval, about["since_eval"]),
-        ]:
+        if metadata.scaler:
+            scaler_state = {key: metadata.scaler[key] for key in SCALER_STATE_KEYS}
+            state.scaler.load_state_dict({**state.scaler.state_dict(), **scaler_state})
+        for mean, (total, count) in ((state.since_log, metadata.since_log), (state.since_eval, metadata.since_eval)):
             mean.total.fill_(total)
             mean.count = count
-        for key in (*COUNTERS, "best_val_loss"):
-            setattr(state, key, about[key])
-        if config.batch_size == about["config"]["batch_size"]:  # as before: the split decides the last bits of a sum
-            state.micro_batch = about["micro_batch"]
+        state.step, state.last_eval_step = metadata.step, metadata.last_eval_step
+        state.best_val_loss, state.best_step = metadata.best_val_loss, metadata.best_step
+        state.evals_since_best = metadata.evals_since_best
+        if config.batch_size == metadata.config["batch_size"]:  # how rows are split decides the last bits of a sum
+            state.micro_batch = metadata.micro_batch
     except UserError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{saved.path} does not hold a whole training state ({error}); use another checkpoint"
+            f"{saved.path} does not hold a complete training state ({error}); use another checkpoint"
         ) from error
     return state
 
 
 def _resolve_auto(
-    saved: Checkpoint, given: Mapping[str, Value], group: ProcessGroup
+    saved: Checkpoint, overrides: Mapping[str, Value], group: ProcessGroup
 ) -> tuple[TrainConfig, torch.device]:
-    """What a run that goes on leaves to the machine: as before, unless that was for another one."""
-    about, config = saved.metadata, read_config(saved, given)
+    """The config to resume with, and the device.
+
+    dtype and threads are those of before, unless they were chosen for another device or another number of ranks.
+    """
+    metadata, config = saved.metadata, read_config(saved, overrides)
     device = devices.resolve_device(config.device, group)
-    before, settled = about["config"], dict[str, Value]()
-    if given.get("dtype", "auto") == "auto":
-        same = device.type == about["device"]
-        settled["dtype"] = before["dtype"] if same else devices.resolve_dtype("auto", device, width=config.n_embd)
-    same = group.world_size == about["ranks"]  # else the threads were each one's share
-    settled["threads"] = devices.resolve_threads(int(given.get("threads") or (before["threads"] if same else 0)))
-    settled["lr_decay_iters"] = config.lr_decay_iters or config.max_iters
-    return config.replace(settled), device
+    stored, resolved = metadata.config, dict[str, Value]()
+    if overrides.get("dtype", "auto") == "auto":
+        same_device = device.type == metadata.device
+        resolved["dtype"] = (
+            stored["dtype"] if same_device else devices.resolve_dtype("auto", device, width=config.n_embd)
+        )
+    same_ranks = group.world_size == metadata.ranks  # each rank has its share of the threads
+    threads = overrides.get("threads") or (stored["threads"] if same_ranks else 0)
+    resolved["threads"] = devices.resolve_threads(int(threads))
+    resolved["lr_decay_iters"] = config.lr_decay_iters or config.max_iters
+    return config.replace(resolved), device
 
 
 def require_finite(state: TrainState, loss: Tensor) -> None:
-    """`ExternalError` if the loss or the gradient is not finite."""
-    scaled = state.scaler.is_enabled()  # it leaves out a step whose gradient is not finite
-    if not (loss.isfinite() and (scaled or state.grad_norm.isfinite())):
+    """`ExternalError` if `loss`, or the norm of the last gradient, is not finite."""
+    skips_steps = state.scaler.is_enabled()  # the scaler skips a step whose gradient is not finite
+    if not (loss.isfinite() and (skips_steps or state.grad_norm.isfinite())):
         raise ExternalError(
             f"the loss or its gradient was not finite by step {state.step}; a checkpoint, if there is one, is from "
-            "before that. Go on from it (--init_from resume), or begin again, with a lower --learning_rate (and "
-            "--muon_learning_rate), more --warmup_iters, a smaller --grad_clip, or --dtype float32"
+            "before that. Resume from it (`init_from='resume'`), or start again, with a lower `learning_rate` (and "
+            "`muon_learning_rate`), more `warmup_iters`, a smaller `grad_clip`, or `dtype='float32'`"
         )
 
 
 def _load_optimizer_state(state: TrainState, saved: Checkpoint) -> None:
-    """Give the optimizer its means. `UserError` if they are another optimizer's."""
-    shapes, begun = build.optimizer_state_shapes(state.optimizer), saved.with_prefix("optimizer.")
-    for key, parameter in state.model.named_parameters():
-        slots = saved.with_prefix(f"optimizer.{key}.")
-        numbers = all(value.dtype == torch.float32 for value in slots.values())
-        if begun and not (numbers and {slot: value.shape for slot, value in slots.items()} == shapes[parameter]):
+    """Load the `optimizer.*` tensors. `UserError` if they belong to another optimizer."""
+    shapes = build.optimizer_state_shapes(state.optimizer)
+    has_optimizer_state = bool(saved.with_prefix("optimizer."))  # not so before the first step
+    for name, parameter in state.model.named_parameters():
+        tensors = saved.with_prefix(f"optimizer.{name}.")
+        is_float32 = all(tensor.dtype == torch.float32 for tensor in tensors.values())
+        is_match = is_float32 and {key: tensor.shape for key, tensor in tensors.items()} == shapes[parameter]
+        if has_optimizer_state and not is_match:
             raise UserError(
-                f"{saved.path} holds the means of another optimizer than {state.config.optimizer}; leave --optimizer "
-                f"out, or begin a new run with these weights: --init_from {saved.path.parent}"
+                f"{saved.path} holds the state of another optimizer than {state.config.optimizer}; leave `optimizer` "
+                f"out, or start a new run with these weights: `init_from={str(saved.path.parent)!r}`"
             )
-        # copied, since what was read is a map of the file, which others may change
-        state.optimizer.state[parameter] = {slot: value.to(state.device, copy=True) for slot, value in slots.items()}
+        # copied, because the tensors that were read are memory-mapped, and another process may change the file
+        state.optimizer.state[parameter] = {key: value.to(state.device, copy=True) for key, value in tensors.items()}

@@ -14,13 +14,13 @@ import torch
 from conftest import TINY
 
 import nanogpt_lite as ng
-from nanogpt_lite.api import pipeline, setup
+from nanogpt_lite.api import pipeline, request, setup
 from nanogpt_lite.checkpoint import checkpoint_file
 from nanogpt_lite.checkpoint.checkpoint_file import read_checkpoint
 from nanogpt_lite.config.options import TrainConfig
 from nanogpt_lite.data import download
 from nanogpt_lite.device import devices
-from nanogpt_lite.runs import run_folder
+from nanogpt_lite.runs import run_files, run_folder
 from nanogpt_lite.tracking import console
 
 
@@ -69,11 +69,11 @@ def test_precedence_is_preset_file_given(text_file):
 
 def test_a_resumed_run_takes_its_options_from_the_checkpoint(trained):
     ng.train(out_dir=trained.out_dir, init_from="resume", max_iters=30, learning_rate=2e-3, preset="tutorial")
-    about = read_checkpoint(trained.out_dir / "last.safetensors").metadata
-    assert about["step"] == 30
-    assert about["config"]["n_embd"] == 16
-    assert about["config"]["learning_rate"] == 2e-3
-    assert about["config"]["lr_decay_iters"] == 20
+    metadata = read_checkpoint(trained.out_dir / "last.safetensors").metadata
+    assert metadata.step == 30
+    assert metadata.config["n_embd"] == 16
+    assert metadata.config["learning_rate"] == 2e-3
+    assert metadata.config["lr_decay_iters"] == 20
     steps = [record["step"] for record in trained.metrics if record["kind"] == "step"]
     assert steps == [10, 20, 30]
 
@@ -106,9 +106,9 @@ def test_a_run_can_begin_with_the_weights_of_another(trained, text_file):
     second = ng.train(
         "other.txt", init_from=str(trained.out_dir), preset="cpu", learning_rate=1e-9, min_lr=0.0, max_iters=1
     )
-    about = read_checkpoint(second.out_dir / "last.safetensors").metadata
-    assert about["config"]["n_embd"] == 16
-    assert about["tokenizer"] == read_checkpoint(trained.out_dir / "best.safetensors").metadata["tokenizer"]
+    metadata = read_checkpoint(second.out_dir / "last.safetensors").metadata
+    assert metadata.config["n_embd"] == 16
+    assert metadata.tokenizer == read_checkpoint(trained.out_dir / "best.safetensors").metadata.tokenizer
     for one, other in zip(ng.load(trained)[0].parameters(), ng.load(second)[0].parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
     ng.train(out_dir=second.out_dir, init_from="resume", max_iters=3)  # the first run is no longer needed for that
@@ -121,7 +121,7 @@ def test_a_run_can_begin_with_the_weights_of_another(trained, text_file):
 
 def test_nothing_is_overwritten_unasked(trained):
     before = (trained.out_dir / "last.safetensors").read_bytes()
-    with pytest.raises(ng.UserError, match=r"--init_from resume.*--overwrite"):
+    with pytest.raises(ng.UserError, match="`init_from='resume'`.*`overwrite=True`"):
         ng.train("bottles.txt", out_dir=trained.out_dir, **TINY)
     assert (trained.out_dir / "last.safetensors").read_bytes() == before
     ng.train("bottles.txt", out_dir=trained.out_dir, overwrite=True, **{**TINY, "max_iters": 5})
@@ -155,7 +155,7 @@ def test_a_resumed_run_whose_text_is_elsewhere_says_what_it_was(trained, text_fi
     elsewhere = text_file.parent / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    with pytest.raises(ng.UserError, match="trained on 'bottles.txt', as seen from the folder where it began"):
+    with pytest.raises(ng.UserError, match="trained on 'bottles.txt', as seen from the folder where it was started"):
         ng.train(out_dir=f"../{trained.out_dir}", init_from="resume", max_iters=30)
     assert ng.train("../bottles.txt", out_dir=f"../{trained.out_dir}", init_from="resume", max_iters=30)
 
@@ -204,9 +204,7 @@ def test_prepared_data_serves_when_the_text_is_gone(trained, text_file):
 
 def test_a_prepared_dataset_is_remembered_by_what_was_asked_for(text_file):
     run = ng.train(ng.prepare("bottles.txt"), **{**TINY, "max_iters": 2})
-    assert (
-        checkpoint_file.read_checkpoint(run.out_dir / "last.safetensors").metadata["config"]["dataset"] == "bottles.txt"
-    )
+    assert checkpoint_file.read_checkpoint(run.out_dir / "last.safetensors").metadata.config["dataset"] == "bottles.txt"
     dataset = ng.prepare("bottles.txt")
     text_file.write_text("another text altogether\n" * 50)
     ng.prepare("bottles.txt")
@@ -289,7 +287,7 @@ def test_a_config_json_that_is_of_no_use_is_told_of_and_written_anew(trained, co
     path = trained.out_dir / "config.json"
     before = path.read_bytes()
     path.unlink() if content is None else path.write_bytes(content)
-    with pytest.raises(ng.UserError, match=r"config.json does not say where .* nanogpt-lite train --out_dir .* resume"):
+    with pytest.raises(ng.UserError, match=r"config.json does not say where .*`init_from='resume'`, `out_dir='.*'`"):
         _ = trained.data_folder
     ng.train(out_dir=trained.out_dir, init_from="resume", max_iters=23)
     assert json.loads(path.read_bytes())["dataset"] == json.loads(before)["dataset"]
@@ -340,7 +338,7 @@ def test_an_interrupt_saves_and_is_raised(text_file, capsys):
                 os.kill(os.getpid(), signal.SIGTERM)
     assert caught.value.signum == signal.SIGTERM
     assert (str(caught.value), caught.value.out_dir) == ("the state is saved", "runs/bottles-1")
-    assert read_checkpoint(run_folder.find_checkpoint("runs/bottles-1", "last")).metadata["step"] == 13
+    assert read_checkpoint(run_folder.find_checkpoint("runs/bottles-1", "last")).metadata.step == 13
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
@@ -389,7 +387,7 @@ def test_run_goes_on_with_python_docs_only_if_nobody_chose(text_file, monkeypatc
     run, pieces = pipeline.run(**tiny, max_new_tokens=5)
     assert run.out_dir.name == "python_docs-1"
     assert len("".join(piece[0] for piece in pieces)) == 6
-    assert "warning: cannot fetch it. Going on with python_docs" in capsys.readouterr().err
+    assert "warning: cannot fetch it. Using python_docs instead" in capsys.readouterr().err
     for chosen in (
         {"dataset": "shakespeare_char"},
         {"config": run.out_dir / "config.json", "dataset": "shakespeare_char"},
@@ -399,7 +397,7 @@ def test_run_goes_on_with_python_docs_only_if_nobody_chose(text_file, monkeypatc
 
 
 def test_a_folder_in_which_another_training_works_is_refused(trained):
-    with run_folder.lock_run(trained.out_dir):
+    with run_files.lock_run(trained.out_dir):
         for options in ({"init_from": "resume", "max_iters": 30}, {"overwrite": True}):
             with pytest.raises(ng.UserError, match="is in use by another training; wait"):
                 ng.train("bottles.txt", out_dir=trained.out_dir, **options)
@@ -420,14 +418,14 @@ def test_without_last_it_goes_on_from_the_newest_there_is(text_file, left):
 
 
 def test_ranks_that_are_started_anew_go_on_from_the_newest_there_is(text_file):
-    wishes = setup.read_request("bottles.txt", "cpu", None, True, {"max_iters": 3})
+    first = request.read_request("bottles.txt", "cpu", None, True, {"max_iters": 3})
     Path("begun").mkdir()
-    assert setup.request_for_restart(wishes, "") == wishes
-    anew = setup.request_for_restart(wishes, "begun")
-    assert (anew.given["out_dir"], anew.given.get("init_from"), anew.preset) == ("begun", None, "cpu")
+    assert request.request_for_restart(first, "") == first
+    anew = request.request_for_restart(first, "begun")
+    assert (anew.explicit["out_dir"], anew.explicit.get("init_from"), anew.preset) == ("begun", None, "cpu")
     Path("begun/step_000002.safetensors").touch()
-    on = setup.request_for_restart(wishes, "begun")
-    assert (on.given["out_dir"], on.given["init_from"], on.preset) == ("begun", "resume", None)
+    on = request.request_for_restart(first, "begun")
+    assert (on.explicit["out_dir"], on.explicit["init_from"], on.preset) == ("begun", "resume", None)
 
 
 def test_a_folder_that_was_taken_meanwhile_is_left_alone(text_file, monkeypatch):

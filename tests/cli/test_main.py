@@ -228,7 +228,7 @@ def test_signal_finishes_the_step_saves_and_sets_the_status(text_file, signum):
     assert "nanogpt-lite train --out_dir runs/a --init_from resume" in errors
     from nanogpt_lite.checkpoint import checkpoint_file
 
-    step = checkpoint_file.read_checkpoint(Path("runs/a/last.safetensors")).metadata["step"]
+    step = checkpoint_file.read_checkpoint(Path("runs/a/last.safetensors")).metadata.step
     assert step >= 5
     assert read("runs/a")[-1] == {**read("runs/a")[-1], "kind": "done", "reason": "interrupted", "step": step}
 

@@ -149,7 +149,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(folder):
     (done,) = records("runs/shared", "done")
     assert done["reason"] == "interrupted"
     saved = checkpoint_file.read_checkpoint(Path("runs/shared/last.safetensors"))
-    assert saved.metadata["step"] == done["step"]
+    assert saved.metadata.step == done["step"]
     train({"out_dir": "runs/shared", "init_from": "resume", "max_iters": done["step"] + 3})
 
 
@@ -159,7 +159,7 @@ def test_after_a_rank_is_killed_the_others_end_and_the_checkpoint_is_complete(fo
     processes[0].kill()
     assert forked_ranks.statuses(processes) == [-signal.SIGKILL, 1]
     assert "the ranks have lost each other" in Path("rank1.error").read_text()
-    assert checkpoint_file.read_checkpoint(Path("runs/shared/last.safetensors")).metadata["step"] >= 4
+    assert checkpoint_file.read_checkpoint(Path("runs/shared/last.safetensors")).metadata.step >= 4
 
 
 def test_restarted_ranks_resume_the_run_that_they_started(folder):
@@ -169,7 +169,7 @@ def test_restarted_ranks_resume_the_run_that_they_started(folder):
     wait_for_step("runs/bottles-1", 4)
     processes[1].kill()
     assert forked_ranks.statuses(processes) == [1, -signal.SIGKILL]
-    last = checkpoint_file.read_checkpoint(Path("runs/bottles-1/last.safetensors")).metadata["step"]
+    last = checkpoint_file.read_checkpoint(Path("runs/bottles-1/last.safetensors")).metadata.step
     assert job.run(2, train, {**options, "max_iters": last + 3}) == [0, 0]
     assert [record["step"] for record in records("runs/bottles-1", "start")] == [0, last]
     assert not Path("runs/bottles-2").exists()

@@ -118,7 +118,7 @@ def test_another_numbering_is_refused(gpt2):
     for name in ("merges.txt", "vocab.json"):
         Path("theirs", name).unlink()
     made.save("theirs/tokenizer.json")
-    with pytest.raises(ng.UserError, match="numbers its symbols otherwise"):
+    with pytest.raises(ng.UserError, match="assigns its ids in another order"):
         started_from("theirs")
     form = json.loads(Path("theirs/tokenizer.json").read_text())
     before, pairs = form["pre_tokenizer"], form["model"]
@@ -140,7 +140,8 @@ def test_another_numbering_is_refused(gpt2):
 def test_a_folder_that_holds_no_gpt2_is_refused(gpt2, file, content):
     path = Path("theirs") / file
     path.unlink() if content is None else path.write_bytes(content)
-    told = "theirs holds no GPT-2|no tokenizer like|numbers its symbols|invalid BPE merge|no checkpoint|model_type=None"
+    told = "theirs holds no GPT-2|no tokenizer like|assigns its ids in another order|invalid BPE merge|no checkpoint"
+    told += "|model_type=None"
     with pytest.raises(ng.UserError, match=told):
         started_from("theirs")
     assert not Path("runs").exists()
@@ -278,7 +279,7 @@ def test_transformers_loads_what_is_exported(text_file, options):
 
 def test_what_transformers_lacks_is_refused(text_file):
     run = ng.train("bottles.txt", preset="modern-cpu", **TINY, **SHAPE)
-    with pytest.raises(ng.UserError, match=r"position=rotary, qk_norm=True, ngram=4, activation=relu2; .* --preset"):
+    with pytest.raises(ng.UserError, match=r"position=rotary, qk_norm=True, ngram=4, activation=relu2; .* `preset="):
         conversion.to_huggingface(run, "exported")
     assert not Path("exported").exists()
 

@@ -28,7 +28,7 @@ from nanogpt_lite.checkpoint.restore import read_network
 from nanogpt_lite.cli.main import main
 from nanogpt_lite.data import batching
 from nanogpt_lite.interop import conversion
-from nanogpt_lite.runs import run_folder
+from nanogpt_lite.runs import run_files, run_folder
 from nanogpt_lite.tokenizers import bpe, gpt2
 from nanogpt_lite.trainer import step
 from nanogpt_lite.trainer.state import restore_state
@@ -110,7 +110,7 @@ def test_a_dataset_is_a_name_and_no_way_out_of_runs(theirs):
     saved_as(content, config={**content["config"], "dataset": "../../../bottles"})
     run = conversion.from_nanogpt("out/ckpt.pt", meta="data/bottles/meta.pkl")
     assert run.out_dir == Path("runs/bottles-1")
-    assert read_checkpoint(run.out_dir / "last.safetensors").metadata["config"]["dataset"] == "bottles"
+    assert read_checkpoint(run.out_dir / "last.safetensors").metadata.config["dataset"] == "bottles"
 
 
 def test_another_folder_s_characters_are_not_looked_for(theirs):
@@ -118,7 +118,7 @@ def test_another_folder_s_characters_are_not_looked_for(theirs):
     Path("data/bottles").rename("bottles")
     for dataset in ("../bottles", Path("bottles").absolute()):
         saved_as(content, config={**content["config"], "dataset": str(dataset)})
-        with pytest.raises(ng.UserError, match=r"there is no data/.*/meta.pkl here"):
+        with pytest.raises(ng.UserError, match=r"there is no data/.*/meta.pkl, neither here"):
             conversion.from_nanogpt("out/ckpt.pt")
 
 
@@ -130,18 +130,18 @@ def test_from_inside_its_folder_the_characters_are_found(theirs, monkeypatch):
 @pytest.mark.parametrize("done", [True, False])
 def test_two_imports_into_one_folder_do_not_mix(theirs, monkeypatch, done):
     """The other one is done, or at work, between this one's look at the folder and its first file."""
-    claim = run_folder.create_run_dir
+    claim = run_files.create_run_dir
 
     def claimed(*arguments):
-        monkeypatch.setattr(run_folder, "create_run_dir", claim)
+        monkeypatch.setattr(run_files, "create_run_dir", claim)
         if done:
             conversion.from_nanogpt("out/ckpt.pt", out_dir="runs/a")
         folder = claim(*arguments)
         if not done:
-            other.enter_context(run_folder.lock_run(folder))
+            other.enter_context(run_files.lock_run(folder))
         return folder
 
-    monkeypatch.setattr(run_folder, "create_run_dir", claimed)
+    monkeypatch.setattr(run_files, "create_run_dir", claimed)
     told = "holds a run" if done else "is in use by another training"
     with ExitStack() as other, pytest.raises(ng.UserError, match=told):
         conversion.from_nanogpt("out/ckpt.pt", out_dir="runs/a")
@@ -197,16 +197,14 @@ def test_it_goes_on_in_the_format_in_which_nanogpt_computed(theirs, device, dtyp
     content, *_ = theirs
     saved_as(content, config={**content["config"], "device": device})
     saved = read_checkpoint(conversion.from_nanogpt("out/ckpt.pt").out_dir / "last.safetensors")
-    assert saved.metadata["config"]["dtype"] == dtype
+    assert saved.metadata.config["dtype"] == dtype
 
 
 def test_it_resumes_on_its_text_and_knows_it_from_then_on(theirs):
     run = conversion.from_nanogpt("out/ckpt.pt", out_dir="runs/taken")
     ng.train("bottles.txt", out_dir=run.out_dir, init_from="resume", max_iters=6, device="cpu", threads=1)
     data = ng.prepare("bottles.txt")
-    assert (
-        checkpoint_file.read_checkpoint(Path("runs/taken/last.safetensors")).metadata["dataset_sha256"] == data.sha256
-    )
+    assert checkpoint_file.read_checkpoint(Path("runs/taken/last.safetensors")).metadata.dataset_sha256 == data.sha256
     assert np.isfinite(ng.evaluate(run, dataset="bottles.txt", device="cpu")["val_loss"])
     assert min(record["val_loss"] for record in run.metrics if record["kind"] == "eval") > run.best_val_loss == 2.5
 
@@ -218,9 +216,9 @@ def test_out_and_in_again_is_the_same(text_file):
     before, after = (read_checkpoint(one.out_dir / "last.safetensors") for one in (run, back))
     assert before.tensors.keys() == after.tensors.keys()
     assert all(torch.equal(tensor, after.tensors[name]) for name, tensor in before.tensors.items())
-    kept = {name: value for name, value in before.metadata["config"].items() if name not in ("threads", "dataset")}
-    assert {name: after.metadata["config"][name] for name in kept} == kept
-    assert after.metadata["device"] == before.metadata["device"] == "cpu"  # else another number format goes on
+    kept = {name: value for name, value in before.metadata.config.items() if name not in ("threads", "dataset")}
+    assert {name: after.metadata.config[name] for name in kept} == kept
+    assert after.metadata.device == before.metadata.device == "cpu"  # else another number format goes on
     for split in ("train", "val"):
         assert Path(f"out/data/bottles/{split}.bin").read_bytes() == Path(f"data/bottles/{split}.bin").read_bytes()
 
@@ -265,14 +263,14 @@ def test_nothing_is_executed_on_the_way_in(theirs, figures):
     content = theirs[0]
     for bomb in ({**content, "config": Bomb()}, {**content, "model": {"x": Bomb()}}, Bomb()):
         torch.save(bomb, "out/ckpt.pt")
-        with pytest.raises(ng.UserError, match="without executing what it holds"):
+        with pytest.raises(ng.UserError, match="without executing code in it"):
             conversion.from_nanogpt("out/ckpt.pt")
         figures["pickles refused"] += 1
     saved_as(content)
     for bomb in (Bomb(), {"itos": Bomb()}, {"itos": {0: Bomb()}}):
         for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
             Path("data/bottles/meta.pkl").write_bytes(pickle.dumps(bomb, protocol))
-            with pytest.raises(ng.UserError, match=r"no meta.pkl of characters \(it asks for"):
+            with pytest.raises(ng.UserError, match=r"not a meta.pkl of characters \(it refers to"):
                 conversion.from_nanogpt("out/ckpt.pt")
             figures["pickles refused"] += 1
     assert not Path("executed").exists()
@@ -311,7 +309,7 @@ def test_on_a_full_disk_an_export_leaves_what_was_there(text_file, figures):
         figures["refused by the system"] += 1
 
 
-NO_CHECKPOINT = "is no checkpoint of nanoGPT's train.py"
+NO_CHECKPOINT = "is not a checkpoint of nanoGPT's train.py"
 
 
 @pytest.mark.parametrize(
@@ -320,7 +318,7 @@ NO_CHECKPOINT = "is no checkpoint of nanoGPT's train.py"
         ({"model_args": {}}, NO_CHECKPOINT),
         ({"model_args": None}, NO_CHECKPOINT),
         ({"config": []}, NO_CHECKPOINT),
-        ({"model": {}}, "do not fit its own description"),
+        ({"model": {}}, "do not fit the network that its config describes"),
         ({"optimizer": {"state": {0: {}}}}, NO_CHECKPOINT),
         ({"optimizer": None}, NO_CHECKPOINT),
         ({"model": {"transformer.wpe.weight": torch.tensor(math.nan)}}, "some of its numbers are not finite"),
@@ -330,7 +328,7 @@ NO_CHECKPOINT = "is no checkpoint of nanoGPT's train.py"
         ({"iter_num": -5}, NO_CHECKPOINT),
         ({"best_val_loss": "low"}, NO_CHECKPOINT),
         ({"best_val_loss": -1e40}, NO_CHECKPOINT),
-        ({"model_args": {**SHAPE, "vocab_size": 7}}, "has 7 symbols"),
+        ({"model_args": {**SHAPE, "vocab_size": 7}}, "has a vocabulary of 7 tokens"),
         ({"model_args": {**SHAPE, "n_layer": 10**9, "vocab_size": 34}}, "n_layer=1000000000 is an invalid value"),
     ],
 )
@@ -348,11 +346,11 @@ def test_numbers_that_are_not_there_cost_no_memory(theirs):
     weights = {name: torch.zeros(()).expand(tensor.shape) for name, tensor in content["model"].items()}
     wide = {name: torch.zeros(()).expand([3200 if n == 16 else n for n in t.shape]) for name, t in weights.items()}
     saved_as(content, model=wide, model_args={**SHAPE, "n_embd": 3200, "vocab_size": vocab_size})
-    with pytest.raises(ng.UserError, match="more numbers than there are in the file"):
+    with pytest.raises(ng.UserError, match="more elements than the file holds"):
         conversion.from_nanogpt("out/ckpt.pt")
     slots = {n: {"exp_avg": torch.zeros(()).expand(10**9)} for n in range(3)}
     saved_as(content, optimizer={"state": slots})
-    with pytest.raises(ng.UserError, match="more numbers than there are in the file"):
+    with pytest.raises(ng.UserError, match="more elements than the file holds"):
         conversion.from_nanogpt("out/ckpt.pt")
     with ZipFile("out/ckpt.pt") as stored, ZipFile("out/packed.pt", "w", ZIP_DEFLATED) as packed:
         for name in stored.namelist():
@@ -361,7 +359,7 @@ def test_numbers_that_are_not_there_cost_no_memory(theirs):
         conversion.from_nanogpt("out/packed.pt")
     assert "it is compressed" in str(refused.value.__cause__)
     Path("data/bottles/meta.pkl").write_bytes(b"\x80\x02}r\xff\xff\xff\xff.")  # the 4,294,967,295th thing to remember
-    with pytest.raises(ng.UserError, match="more memory than it can need"):
+    with pytest.raises(ng.UserError, match="more memory than its size justifies"):
         conversion.from_nanogpt("out/ckpt.pt")
 
 
@@ -377,7 +375,7 @@ def test_an_output_of_its_own_is_no_nanogpts(theirs):
     content, *_ = theirs
     other = content["model"]["lm_head.weight"] + 1
     saved_as(content, model={**content["model"], "lm_head.weight": other})
-    with pytest.raises(ng.UserError, match="its output has another matrix than its token embedding"):
+    with pytest.raises(ng.UserError, match="its output matrix differs from its token embedding"):
         conversion.from_nanogpt("out/ckpt.pt")
 
 
@@ -385,7 +383,7 @@ def test_an_output_of_its_own_is_no_nanogpts(theirs):
 def test_no_loss_is_none_in_both_directions(theirs, loss):
     saved_as(theirs[0], best_val_loss=loss)
     run = conversion.from_nanogpt("out/ckpt.pt")
-    assert read_checkpoint(run.out_dir / "last.safetensors").metadata["best_val_loss"] is None
+    assert read_checkpoint(run.out_dir / "last.safetensors").metadata.best_val_loss is None
     content = torch.load(conversion.to_nanogpt(run, "again"), weights_only=True)
     assert content["best_val_loss"] == 1e9  # with which nanoGPT begins
 
@@ -403,7 +401,7 @@ def test_a_lowest_rate_above_the_rate_is_fine_where_the_rate_stays(theirs):
 def test_a_rate_that_would_rise_stays_and_is_told_of(theirs):
     content, *_ = theirs
     saved_as(content, config={**content["config"], "min_lr": 1.0})
-    with pytest.warns(UserWarning, match="its learning rate would rise to min_lr; here it stays"):
+    with pytest.warns(UserWarning, match="its learning rate would rise to min_lr; here it stays constant"):
         run = conversion.from_nanogpt("out/ckpt.pt")
     config = read_network(read_checkpoint(run.out_dir / "last.safetensors"))[0]
     assert (config.learning_rate, config.min_lr) == (0.01, 0.01)
@@ -438,9 +436,9 @@ def test_an_export_is_no_run_and_replaces_none(theirs):
     for export in (conversion.to_huggingface, conversion.to_nanogpt):
         with pytest.raises(ng.UserError, match="runs/a holds a run"):
             export(run, "runs/a", overwrite=True)
-        with pytest.raises(ng.UserError, match="is a file, and what is exported are several; give a folder"):
+        with pytest.raises(ng.UserError, match="is a file, and the export is several files; give a folder"):
             export(run, "out/ckpt.pt", overwrite=True)
-    with pytest.raises(ng.UserError, match="is a checkpoint, from which its run goes on"):
+    with pytest.raises(ng.UserError, match="is a checkpoint that is needed to resume its run"):
         conversion.export_weights(run, "runs/a/last.safetensors", overwrite=True)
     Path("elsewhere").mkdir()
     assert conversion.export_weights(run, "elsewhere") == Path("elsewhere/weights.safetensors")
@@ -507,7 +505,7 @@ def test_what_are_no_characters_is_refused(theirs, meta):
     Path("data/bottles/meta.pkl").unlink() if meta is None else Path("data/bottles/meta.pkl").write_bytes(
         pickle.dumps(meta)
     )
-    with pytest.raises(ng.UserError, match="--meta"):
+    with pytest.raises(ng.UserError, match="`meta`"):
         conversion.from_nanogpt("out/ckpt.pt")
 
 
@@ -548,7 +546,7 @@ def test_the_command_line(theirs, capsys):
     ]
     for line in ("--to nanogpt", "--to=hf --path there", "--weights"):
         assert main(["export", "--out_dir", "runs/a", *line.split()]) == 2
-        assert "would be replaced; give another place" in capsys.readouterr().err
+        assert "would be replaced; give another path" in capsys.readouterr().err
         assert main(["export", "--out_dir", "runs/a", "--overwrite", *line.split()]) == 0
     capsys.readouterr()
     for line, told in [

@@ -55,7 +55,7 @@ def test_the_memory_of_training_is_that_of_the_run_for_weights_alone_too(text_fi
     ("number", "words"), [(999, "999"), (999.6, "1k"), (999_999, "1M"), (12_345, "12.3k"), (0, "0")]
 )
 def test_counts_are_rounded_before_their_unit_is_chosen(number, words):
-    assert run_summary._count(number) == words
+    assert run_summary._format_count(number) == words
 
 
 def test_the_command_line(text_file, capsys):

@@ -179,7 +179,7 @@ def test_killed_at_random_moments_it_goes_on_bit_for_bit(text_file, count, figur
         if OUT.is_dir():
             require_readable()
     end = 10 + max(
-        [checkpoint_file.read_checkpoint(path).metadata["step"] for path in OUT.glob("last.safetensors")], default=0
+        [checkpoint_file.read_checkpoint(path).metadata.step for path in OUT.glob("last.safetensors")], default=0
     )
     assert end_of(train, {**always, "max_iters": end}) == 0
     left = what_counts()
@@ -339,7 +339,7 @@ def test_tokens_that_change_under_a_run_end_it_and_what_was_saved_stands(text_fi
     assert re.match(r"UserError: the tokens in .*bottles are not those of the text", Path("rank0.error").read_text())
     require_readable()
     ng.prepare("bottles.txt", overwrite=True)
-    end = checkpoint_file.read_checkpoint(OUT / "last.safetensors").metadata["step"] + 5
+    end = checkpoint_file.read_checkpoint(OUT / "last.safetensors").metadata.step + 5
     assert end_of(train, {"max_iters": end, "lr_decay_iters": 12}) == 0
     after = what_counts()
     discard()
@@ -397,7 +397,7 @@ def test_tokens_that_only_seem_to_change_do_not_end_a_run(text_file, change, fig
     stopped = checkpoint_file.read_checkpoint(OUT / "last.safetensors")
     weights = {name: tensor.clone() for name, tensor in stopped.tensors.items()}
     discard()
-    assert end_of(train, {"max_iters": stopped.metadata["step"], "lr_decay_iters": 10**6}) == 0
+    assert end_of(train, {"max_iters": stopped.metadata.step, "lr_decay_iters": 10**6}) == 0
     undisturbed = checkpoint_file.read_checkpoint(OUT / "last.safetensors").tensors
     assert all(torch.equal(tensor, undisturbed[name]) for name, tensor in weights.items())
     figures["data changed under a run"] += 1

@@ -5,6 +5,7 @@ Every case is tried in bounded memory. `pytest --slow` tries many more of them; 
 
 import contextlib
 import copy
+import dataclasses
 import importlib
 import json
 import pickle
@@ -27,7 +28,7 @@ from nanogpt_lite.cli.commands import COMMANDS
 from nanogpt_lite.config.options import RunConfig, TrainConfig, read_config_file
 from nanogpt_lite.data import preparation, verification
 from nanogpt_lite.device import memory
-from nanogpt_lite.interop import conversion, nanogpt
+from nanogpt_lite.interop import conversion, nanogpt_import
 from nanogpt_lite.tokenizers.registry import tokenizer_from_json
 from nanogpt_lite.tracking import metrics_file
 
@@ -125,7 +126,7 @@ def with_other_value(draw, form):
 
 def go_on(path):
     """All that reads a checkpoint."""
-    checkpoint_file.read_checkpoint(path)
+    checkpoint_file.read_tensors_and_json(path)
     with contextlib.suppress(ng.UserError):
         ng.load(path, device="cpu")
     with contextlib.suppress(ng.UserError):
@@ -144,7 +145,7 @@ def test_damaged_checkpoints(trained, cases, figures):
     def case(example):
         path.write_bytes(example)
         if example != content:
-            checkpoint_file.read_checkpoint(path)
+            checkpoint_file.read_tensors_and_json(path)
             raise AssertionError("it was not noticed")
 
     try_cases(200 * cases, st.binary(max_size=200) | damaged(content), case, figures, "checkpoint files")
@@ -156,10 +157,10 @@ def test_checkpoints_that_are_whole_and_say_nonsense(trained, cases, figures):
     saved = checkpoint_file.read_checkpoint(path)
 
     def case(about):
-        checkpoint_file.write_checkpoint(path, saved.tensors, about)
+        checkpoint_file.write_tensors_and_json(path, saved.tensors, about)
         go_on(path)
 
-    described = with_other_value(saved.metadata).filter(lambda about: isinstance(about, dict))
+    described = with_other_value(saved.metadata.to_json()).filter(lambda about: isinstance(about, dict))
     try_cases(40 * cases, described, case, figures, "descriptions in checkpoints")
 
 
@@ -266,7 +267,7 @@ def test_any_checkpoint_of_nanogpt(plain, cases, figures):
         else:
             path.write_bytes(content or contents[0])
         meta.write_bytes(its_meta or contents[1])
-        nanogpt.read_nanogpt(path, meta)
+        nanogpt_import.import_nanogpt_checkpoint(path, meta)
 
     # both were just written here, and are read as nanoGPT reads them
     other = with_other_value(torch.load(path, weights_only=True))
@@ -404,7 +405,7 @@ def test_a_network_that_nobody_could_hold_is_refused_before_it_is_made(trained, 
     path = OUT / "last.safetensors"
     saved = checkpoint_file.read_checkpoint(path)
     checkpoint_file.write_checkpoint(
-        path, saved.tensors, {**saved.metadata, "config": {**saved.metadata["config"], **options}}
+        path, saved.tensors, dataclasses.replace(saved.metadata, config={**saved.metadata.config, **options})
     )
     for call in (
         lambda: ng.train(out_dir=OUT, init_from="resume", max_iters=4),
@@ -420,7 +421,7 @@ def test_a_vocabulary_that_nobody_needs_is_refused(trained):
     saved = checkpoint_file.read_checkpoint(path)
     chars = "".join(map(chr, range(0x20, 0xD000)))
     checkpoint_file.write_checkpoint(
-        path, saved.tensors, {**saved.metadata, "tokenizer": {"type": "char", "chars": chars}}
+        path, saved.tensors, dataclasses.replace(saved.metadata, tokenizer={"type": "char", "chars": chars})
     )
     with pytest.raises(ng.UserError, match="do not fit"):
         ng.load(path)
@@ -462,7 +463,7 @@ def test_the_largest_context_that_is_permitted_takes_no_memory_before_it_is_need
     options = {**TINY, "n_layer": 100, "n_embd": 2, "n_head": 1, "ngram": 1}
     ng.train("bottles.txt", **options, eval_iters=1)
     saved = checkpoint_file.read_checkpoint(OUT / "last.safetensors")
-    saved.metadata["config"]["block_size"] = 2**20
+    saved.metadata.config["block_size"] = 2**20
     path = tmp_path / "large.safetensors"
     checkpoint_file.write_checkpoint(path, saved.tensors, saved.metadata)
     before = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])

@@ -67,7 +67,7 @@ def test_a_checkpoint_is_on_disk_when_its_record_comes(tmp_path):
     for record in loop.train_loop(init_state(SMALL, TOKENIZER), TRAIN, VAL, out_dir=tmp_path):
         if isinstance(record, CheckpointRecord):
             names.append((record.name, record.step))
-            assert read_checkpoint(tmp_path / f"{record.name}.safetensors").metadata["step"] == record.step
+            assert read_checkpoint(tmp_path / f"{record.name}.safetensors").metadata.step == record.step
     assert names == [("best", 5), ("last", 5), ("best", 10), ("last", 10), ("best", 12), ("last", 12)]
 
 
@@ -78,8 +78,8 @@ def test_best_checkpoint_is_that_of_the_lowest_val_loss(tmp_path, monkeypatch):
     evals = records_of(EvalRecord, records)
     assert [e.is_best for e in evals] == [True, True, False, False, True, False]
     assert [e.best_val_loss for e in evals] == [3.0, 2.0, 2.0, 2.0, 1.5, 1.5]
-    assert read_checkpoint(tmp_path / "best.safetensors").metadata["step"] == 5
-    assert read_checkpoint(tmp_path / "last.safetensors").metadata["best_step"] == 5
+    assert read_checkpoint(tmp_path / "best.safetensors").metadata.step == 5
+    assert read_checkpoint(tmp_path / "last.safetensors").metadata.best_step == 5
     assert (records[-1].best_val_loss, records[-1].best_step) == (1.5, 5)
 
 
@@ -90,7 +90,7 @@ def test_numbered_checkpoints_are_kept(tmp_path):
         "last.safetensors",
         *[f"step_{n:06d}.safetensors" for n in (4, 8, 12)],
     ]
-    assert read_checkpoint(tmp_path / "step_000004.safetensors").metadata["step"] == 4
+    assert read_checkpoint(tmp_path / "step_000004.safetensors").metadata.step == 4
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_max_seconds_stops_after_an_evaluation(tmp_path, monkeypatch):
     _, records = train(tmp_path, small_config(max_seconds=35, eval_interval=1000))
     assert (records[-1].reason, records[-1].step) == ("max_seconds", 3)
     assert [r.step for r in records_of(EvalRecord, records)] == [3]
-    assert read_checkpoint(tmp_path / "best.safetensors").metadata["step"] == 3
+    assert read_checkpoint(tmp_path / "best.safetensors").metadata.step == 3
 
 
 def test_a_finished_run_takes_no_step_and_writes_nothing(tmp_path):
@@ -177,7 +177,7 @@ def test_a_stop_during_an_evaluation_loses_nothing(tmp_path):
 def test_extending_a_run_keeps_its_schedule(tmp_path):
     train(tmp_path)
     saved = read_checkpoint(tmp_path / "last.safetensors")
-    assert saved.metadata["config"]["lr_decay_iters"] == 12
+    assert saved.metadata.config["lr_decay_iters"] == 12
     state, records = train(tmp_path, state=restore_state(saved, {"max_iters": 15}))
     assert records[-1].step == 15
     assert state.config.lr_decay_iters == 12
@@ -198,11 +198,11 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
             state.model.lm_head.weight.data[0, 0] = math.nan
 
     monkeypatch.setattr(loop, "train_step", failing)
-    with pytest.raises(ExternalError, match=r"not finite by step [78]; .*--init_from resume.*--learning_rate"):
+    with pytest.raises(ExternalError, match=r"not finite by step [78]; .*`init_from='resume'`.*`learning_rate`"):
         train(tmp_path, state=state)
     for name in ("last", "best"):
         good = read_checkpoint(tmp_path / f"{name}.safetensors")
-        assert good.metadata["step"] == 4
+        assert good.metadata.step == 4
         assert all(tensor.isfinite().all() for tensor in good.tensors.values())
 
 
@@ -212,7 +212,7 @@ def test_a_val_loss_that_is_not_finite_stops_without_a_checkpoint(tmp_path, monk
     monkeypatch.setattr(evaluation, "val_loss", lambda *_, **__: next(losses))
     with pytest.raises(ExternalError, match="not finite by step 10"):
         train(tmp_path)
-    assert read_checkpoint(tmp_path / "last.safetensors").metadata["step"] == 5
+    assert read_checkpoint(tmp_path / "last.safetensors").metadata.step == 5
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.02), ("float16", 0.003)])
@@ -239,7 +239,7 @@ def test_a_run_stops_when_the_given_batches_end(tmp_path):
     given = batching.random_batches(TRAIN, rows=4, block_size=8, seed=1337, step=0)
     _, records = train(tmp_path, train_batches=itertools.islice(given, 3))
     assert (records[-1].reason, records[-1].step) == ("batches", 3)
-    assert read_checkpoint(tmp_path / "last.safetensors").metadata["step"] == 3
+    assert read_checkpoint(tmp_path / "last.safetensors").metadata.step == 3
 
 
 @pytest.mark.slow

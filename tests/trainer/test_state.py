@@ -1,11 +1,13 @@
 """Saving and restoring a state; metadata or weights that are missing or do not fit are an error."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 from tiny_training import SMALL, TOKENIZER, small_config, train
 
+from nanogpt_lite.checkpoint import checkpoint_file
 from nanogpt_lite.checkpoint.checkpoint_file import read_checkpoint
 from nanogpt_lite.checkpoint.restore import load_weights, read_config
 from nanogpt_lite.device import devices
@@ -32,9 +34,11 @@ def test_restoring_resolves_auto_values(tmp_path, monkeypatch):
     config = restore_state(saved, {"dtype": "auto", "threads": 0, "lr_decay_iters": 0, "max_iters": 20}).config
     assert (config.dtype, config.threads, config.lr_decay_iters) == ("bfloat16", 1, 20)
     assert restore_state(saved, {"dtype": "float32", "threads": 2}).config.dtype == "float32"
-    saved.metadata["device"] = "cuda"  # bfloat16 was chosen for that device
+    # bfloat16 was chosen for another device
+    saved = dataclasses.replace(saved, metadata=dataclasses.replace(saved.metadata, device="cuda"))
     assert restore_state(saved, {}).config.dtype == "float32"
-    saved.metadata["ranks"] = 2  # each with one thread
+    # one thread was chosen for each of two ranks
+    saved = dataclasses.replace(saved, metadata=dataclasses.replace(saved.metadata, ranks=2))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert restore_state(saved, {}).config.threads == devices.resolve_threads(0) == 3
     assert restore_state(saved, {"threads": 1}).config.threads == 1
@@ -54,13 +58,15 @@ def test_restoring_resolves_auto_values(tmp_path, monkeypatch):
 def test_invalid_loss_scaler_state_is_refused(tmp_path, scaler):
     train(tmp_path, small_config(dtype="float16"))
     saved = read_checkpoint(tmp_path / "last.safetensors")
-    before = dict(saved.metadata["scaler"])
-    # constants of the scaler, which are not restored
-    saved.metadata["scaler"].update({"growth_factor": 0.5, "growth_interval": 0})
+    before = dict(saved.metadata.scaler)
+    constants = {"growth_factor": 0.5, "growth_interval": 0}  # of the scaler, which are not restored
+    saved = dataclasses.replace(saved, metadata=dataclasses.replace(saved.metadata, scaler={**before, **constants}))
     assert restore_state(saved, {}).scaler.state_dict() == before
-    saved.metadata["scaler"].update(scaler)
-    with pytest.raises(UserError, match="its loss scaler has no numbers"):
-        restore_state(saved, {})
+    path = tmp_path / "changed.safetensors"
+    content = {**saved.metadata.to_json(), "scaler": {**before, **constants, **scaler}}
+    checkpoint_file.write_tensors_and_json(path, saved.tensors, content)
+    with pytest.raises(UserError, match="its loss scaler has invalid values"):
+        restore_state(read_checkpoint(path), {})
 
 
 def test_weights_of_another_shape_are_refused(tmp_path):
@@ -74,9 +80,11 @@ def test_weights_of_another_shape_are_refused(tmp_path):
 def test_a_checkpoint_with_missing_metadata_is_refused(tmp_path, missing):
     train(tmp_path)
     saved = read_checkpoint(tmp_path / "last.safetensors")
-    del saved.metadata[missing]
-    with pytest.raises(UserError, match=f"whole training state.*{missing}"):
-        restore_state(saved, {})
+    path = tmp_path / "incomplete.safetensors"
+    content = {key: value for key, value in saved.metadata.to_json().items() if key != missing}
+    checkpoint_file.write_tensors_and_json(path, saved.tensors, content)
+    with pytest.raises(UserError, match=f"complete training state.*{missing}"):
+        restore_state(read_checkpoint(path), {})
 
 
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
@@ -85,3 +93,19 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
     with pytest.raises(ExternalError, match="not finite"):
         save_state(state, tmp_path / "last.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_config_without_an_option_that_resuming_needs_is_a_user_error(tmp_path):
+    train(tmp_path)
+    saved = read_checkpoint(tmp_path / "last.safetensors")
+    config = {name: value for name, value in saved.metadata.config.items() if name != "dtype"}
+    incomplete = dataclasses.replace(saved, metadata=dataclasses.replace(saved.metadata, config=config))
+    with pytest.raises(UserError, match=r"does not hold a complete training state \('dtype'\)"):
+        restore_state(incomplete, {})
+
+
+def test_the_state_of_another_optimizer_is_a_user_error(tmp_path):
+    train(tmp_path)
+    saved = read_checkpoint(tmp_path / "last.safetensors")
+    with pytest.raises(UserError, match="holds the state of another optimizer than muon; leave `optimizer` out"):
+        restore_state(saved, {"optimizer": "muon"})
