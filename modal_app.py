@@ -252,7 +252,7 @@ def send_up(dataset: str) -> str:
         return dataset  # a name or a URL
     name = f"{storage.UPLOADS_DIR}/{storage.require_safe_name(sources.dataset_name(dataset), 'dataset')}.txt"
     with TemporaryFile() as file:
-        for piece in sources.find_source(dataset).pieces():
+        for piece in sources.find_source(dataset).read_chunks():
             file.write(piece.encode())
         file.seek(0)
         with volume.batch_upload(force=True) as batch:

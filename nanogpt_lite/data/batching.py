@@ -1,9 +1,16 @@
-"""Tokens to (x, y): the batch of step i is a pure function of (seed, i), so there is no state to save."""
+"""Batches of token ids: random ones for training, and all windows of a split for evaluation.
+
+The batch of step i is a pure function of (seed, i): its random numbers come from a counter-based generator (Philox;
+Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). So there is no state to save in a checkpoint.
+
+Shapes: B rows, T = `block_size` tokens.
+"""
 
 from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -11,13 +18,13 @@ from nanogpt_lite.errors import UserError
 from nanogpt_lite.tokenizers.base import Ids
 
 Batch = tuple[Tensor, Tensor]
-"""Inputs and targets, int64, (rows, T) each: the target of a token is the token after it."""
+"""Inputs x and targets y, both int64 (B, T). The target of a token is the next token."""
 
-TRAIN_STREAM, VAL_STREAM = 0, 1  # which stream of random numbers
+TRAIN_STREAM, VAL_STREAM = 0, 1  # part of the counter: independent random numbers for each
 
 
 class Tokens(Protocol):
-    """The ids of a split, shape (tokens,): an array, or a file that is read like one."""
+    """The token ids of a split, shape (tokens,): an array, or a file that is sliced like an array."""
 
     def __len__(self) -> int: ...
 
@@ -27,15 +34,19 @@ class Tokens(Protocol):
 def random_batch(
     tokens: Tokens, *, rows: int, block_size: int, seed: int, step: int, stream: int = TRAIN_STREAM
 ) -> Batch:
-    """The batch of a step: `rows` windows of `block_size` tokens, at places drawn from (seed, stream, step)."""
-    # Philox is a counter: any step's numbers are at hand without drawing the ones before (Salmon et al. 2011)
+    """The batch of one step: (`rows`, `block_size`) each, from windows at random positions in `tokens`.
+
+    It is a pure function of its arguments: the same (seed, stream, step) gives the same positions.
+    """
+    # Philox's counter gives the numbers of any step at once, without those of the steps before
     bits = np.random.Philox(key=seed, counter=[0, 0, stream, step]).random_raw(rows)
-    places = ((bits >> np.uint64(11)) * 2.0**-53 * (len(tokens) - block_size)).astype(np.int64)
-    return _gather_windows(tokens, places, block_size)
+    uniforms = (bits >> np.uint64(11)) * 2.0**-53  # in [0, 1), (B,)
+    starts = (uniforms * (len(tokens) - block_size)).astype(np.int64)
+    return _gather_windows(tokens, starts, block_size)
 
 
 def random_batches(tokens: Tokens, *, rows: int, block_size: int, seed: int, step: int) -> Iterator[Batch]:
-    """The training batches from `step` on, without end."""
+    """The training batches from `step` on, without end. See `random_batch`."""
     while True:
         yield random_batch(tokens, rows=rows, block_size=block_size, seed=seed, step=step)
         step += 1
@@ -48,32 +59,35 @@ def split_batch(batch: Batch, rows: int) -> Iterator[Batch]:
 
 
 def all_windows(tokens: Tokens, *, rows: int, block_size: int) -> Iterator[Batch]:
-    """A split from end to end: every token but the first is a target exactly once.
+    """The whole split, in order: every token but the first is a target exactly once.
 
-    Windows of `block_size` tokens follow each other without overlap, up to `rows` in a batch; what is left
-    over at the end comes alone, as one shorter window.
+    The windows of `block_size` tokens do not overlap. A batch has up to `rows` of them, and the tokens that remain at
+    the end are one shorter window in a batch of its own.
     """
-    whole, rest = divmod(len(tokens) - 1, block_size)
-    for first in range(0, whole, rows):
-        yield _gather_windows(tokens, np.arange(first, min(first + rows, whole)) * block_size, block_size)
+    n_windows, rest = divmod(len(tokens) - 1, block_size)
+    for first in range(0, n_windows, rows):
+        yield _gather_windows(tokens, np.arange(first, min(first + rows, n_windows)) * block_size, block_size)
     if rest:
-        yield _gather_windows(tokens, np.array([whole * block_size]), rest)
+        yield _gather_windows(tokens, np.array([n_windows * block_size]), rest)
 
 
 def require_length(train: Tokens, val: Tokens, *, block_size: int, sampled_val: bool) -> None:
-    """`UserError` if a split is too short for one window (for val: only if windows are drawn from it)."""
+    """`UserError` if a split is too short for one window. `val` may be shorter unless `sampled_val`, see `all_windows`.
+
+    `sampled_val`: the evaluation uses random windows, not the whole split.
+    """
     needed = block_size + 1
     short = "train" if len(train) < needed else "val" if sampled_val and len(val) < needed else None
     if short:
-        share, length = (0.9, len(train)) if short == "train" else (0.1, len(val))
+        fraction, length = (0.9, len(train)) if short == "train" else (0.1, len(val))
         raise UserError(
             f"the text is too short for block_size={block_size}: its {short} split has {length} tokens, one block "
-            f"needs {needed}, so the text has to have about {int(needed / share) + 2} tokens; "
-            f"give a longer text, or a block_size of at most {max(length - 1, 1)}"
+            f"needs {needed}; give a text of at least about {int(needed / fraction) + 2} tokens, "
+            f"or a `block_size` of at most {max(length - 1, 1)}"
         )
 
 
-def _gather_windows(tokens: Tokens, places: "np.typing.NDArray[np.int64]", length: int) -> Batch:
-    rows = [tokens[place : place + length + 1] for place in places.tolist()]
-    windows = torch.from_numpy(np.stack(rows).astype(np.int64))
+def _gather_windows(tokens: Tokens, starts: npt.NDArray[np.int64], length: int) -> Batch:
+    rows = [tokens[start : start + length + 1] for start in starts.tolist()]
+    windows = torch.from_numpy(np.stack(rows).astype(np.int64))  # (B, T + 1)
     return windows[:, :-1], windows[:, 1:]

@@ -1,7 +1,8 @@
-"""A prepared text on disk: a folder that is written once, opened, and known from others.
+"""The prepared dataset on disk: a folder with train.bin, val.bin, tokenizer.json and manifest.json.
 
-It holds train.bin and val.bin (raw little-endian ids, as nanoGPT writes them), tokenizer.json and manifest.json. Which
-text and which tokenizer it is to be, is the business of `datasets`.
+The .bin files are raw little-endian ids, as nanoGPT writes them. This module writes such a folder, opens it, and tells
+it from folders of other programs. See `preparation` for the choice of text and tokenizer, and `verification` for the
+check of the ids.
 """
 
 import filecmp
@@ -25,26 +26,26 @@ from nanogpt_lite.tokenizers.base import Ids, Tokenizer, id_dtype
 from nanogpt_lite.tokenizers.registry import tokenizer_from_json
 
 FileFingerprint = tuple[int, int, int]
-"""Of a file: which one it is, its length in bytes, and when it was last changed."""
+"""Inode number, size in bytes, and time of last modification (ns) of a file. It shows a change without reading it."""
 
-FROM_RUN = "of a run"  # a tokenizer that was not chosen by its name
-READ_TOKENS = 2**20  # tokens
+RUN_TOKENIZER = "of a run"  # "tokenizer" in the manifest when the tokenizer came from another run, not from its name
+CHUNK_TOKENS = 2**20  # tokens read at a time
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A prepared text. `train` and `val` are read-only memory maps of token ids, shape (tokens,).
+    """A prepared dataset. `train` and `val` are read-only memory maps of token ids, shape (tokens,).
 
-    They are for who wants to look at them: a run reads the files (`integrity.guarded`).
+    The maps are for exploring. Training reads the files through `verification.open_verified`, which notices changes.
     """
 
     path: Path
-    source: str  # what `prepare` was given: with it a run finds its data again
+    source: str  # what to pass to `prepare` to get this dataset again
     tokenizer: Tokenizer
-    sha256: str  # of the text, as UTF-8
+    sha256: str  # of the text in UTF-8
     train: Ids
     val: Ids
-    stamps: tuple[FileFingerprint, ...]  # of the two files, from before they were opened
+    fingerprints: tuple[FileFingerprint, ...]  # of the two .bin files, taken before they were opened
 
     @property
     def name(self) -> str:
@@ -54,47 +55,54 @@ class Dataset:
     def __repr__(self) -> str:
         return (
             f"Dataset({str(self.path)!r}: {len(self.train):,} train and {len(self.val):,} val tokens, "
-            f"{self.tokenizer.vocab_size} symbols)"
+            f"vocab_size={self.tokenizer.vocab_size})"
         )
 
     @property
     def bins(self) -> tuple[Path, Path]:
-        """The files of `train` and `val`."""
-        return _split_paths(self.path)
+        """The paths of train.bin and val.bin."""
+        return _bin_paths(self.path)
 
     def read(self) -> Iterator[Ids]:
-        """All tokens from first to last, in pieces that are read from the files: of a map all pages would stay."""
+        """All ids of train.bin, then of val.bin, in chunks. It reads the files: pages of a map would stay in memory."""
         for path in self.bins:
             with path.open("rb") as file:
-                while len(ids := np.fromfile(file, self.train.dtype, READ_TOKENS)):
+                while len(ids := np.fromfile(file, self.train.dtype, CHUNK_TOKENS)):
                     yield ids
 
 
 def write_dataset(
     folder: Path,
+    *,
     source: TextSource,
-    text: TextStats,
+    stats: TextStats,
     tokenizer: Tokenizer,
-    chosen: str,
+    tokenizer_option: str,
     report: ProgressCallback | None,
 ) -> None:
-    """Write a prepared folder. Its manifest says "complete": false from before the first change to after the last."""
+    """Encode a text and write its folder. `tokenizer_option`: the option's value, or `RUN_TOKENIZER`.
+
+    While files are replaced, the manifest says "complete": false. `UserError` if the folder holds files that another
+    program wrote, `ExternalError` if the text has changed since `stats` were collected.
+    """
     dtype = np.dtype(id_dtype(tokenizer.vocab_size)).newbyteorder("<")
-    files.remove_temp_files(folder, *(path.name for path in _split_paths(folder)), "tokenizer.json", "manifest.json")
+    files.remove_temp_files(folder, *(path.name for path in _bin_paths(folder)), "tokenizer.json", "manifest.json")
     with ExitStack() as stack:
-        train, val = (stack.enter_context(files.atomic_write(folder / f"{split}.bin")) for split in ("train", "val"))
-        tokens = encode_splits(source, text, tokenizer, dtype, train, val, report)
+        train, val = (stack.enter_context(files.atomic_write(path)) for path in _bin_paths(folder))
+        train_tokens, val_tokens = encode_splits(
+            source, stats, tokenizer, dtype=dtype, train_path=train, val_path=val, report=report
+        )
         manifest = {
             "complete": True,
             "source": source.label,
-            "sha256": text.sha256,
-            "characters": text.characters,
+            "sha256": stats.sha256,
+            "characters": stats.n_chars,
             "train_share": TRAIN_FRACTION,
-            "tokenizer": chosen,
+            "tokenizer": tokenizer_option,
             "vocab_size": tokenizer.vocab_size,
             "dtype": dtype.base.name,
-            "train_tokens": tokens[0],
-            "val_tokens": tokens[1],
+            "train_tokens": train_tokens,
+            "val_tokens": val_tokens,
         }
         _require_no_unknown_files(folder, {"train.bin": train, "val.bin": val})
         files.write_json(folder / "manifest.json", {**manifest, "complete": False})
@@ -102,62 +110,66 @@ def write_dataset(
     files.write_json(folder / "manifest.json", manifest)
 
 
-def open_dataset(folder: Path, asked: str) -> Dataset | None:
-    """A folder that was prepared to the end, else None."""
+def open_dataset(folder: Path, *, source: str) -> Dataset | None:
+    """The dataset in a folder, or None if there is none, or if it is incomplete or damaged. The ids are not checked."""
     manifest = _read_json(folder / "manifest.json")
     tokenizer = _read_json(folder / "tokenizer.json")
     if not isinstance(manifest, dict) or manifest.get("complete") is not True:
         return None
     try:
         dtype = np.dtype({"uint16": "<u2", "uint32": "<u4"}[manifest["dtype"]])
-        stamps = tuple(fingerprint(path.stat()) for path in _split_paths(folder))
-        train, val = (np.asarray(np.memmap(path, dtype, mode="r")) for path in _split_paths(folder))
-        whole = [len(train), len(val)] == [manifest["train_tokens"], manifest["val_tokens"]]
-        unchanged = _read_json(folder / "manifest.json") == manifest  # nobody began to write in the meantime
-        if whole and unchanged:
-            return Dataset(folder, asked, tokenizer_from_json(tokenizer), str(manifest["sha256"]), train, val, stamps)
+        fingerprints = tuple(fingerprint(path.stat()) for path in _bin_paths(folder))
+        train, val = (np.asarray(np.memmap(path, dtype, mode="r")) for path in _bin_paths(folder))
+        is_whole = [len(train), len(val)] == [manifest["train_tokens"], manifest["val_tokens"]]
+        is_unchanged = _read_json(folder / "manifest.json") == manifest  # else another program has begun to write
+        if is_whole and is_unchanged:
+            sha256 = str(manifest["sha256"])
+            return Dataset(folder, source, tokenizer_from_json(tokenizer), sha256, train, val, fingerprints)
     except (KeyError, TypeError, ValueError, OSError):
-        pass  # damaged: to be prepared again
+        pass  # damaged: the caller prepares it again
     return None
 
 
 def is_prepared_dir(folder: Path) -> bool:
-    """Whether this program prepared the folder, or began to."""
+    """Whether `write_dataset` wrote the folder, completely or in part."""
     manifest = _read_json(folder / "manifest.json")
     return isinstance(manifest, dict) and "complete" in manifest
 
 
 def has_run_tokenizer(folder: Path) -> bool:
-    """Whether a folder was prepared for the weights of another run, whose tokenizer nobody chose for this text."""
+    """Whether a folder was prepared with the tokenizer of another run, which was not chosen for this text."""
     manifest = _read_json(folder / "manifest.json")
-    return isinstance(manifest, dict) and manifest.get("tokenizer") == FROM_RUN
+    return isinstance(manifest, dict) and manifest.get("tokenizer") == RUN_TOKENIZER
 
 
-def fingerprint(found: os.stat_result) -> FileFingerprint:
-    """By what a change of a file can be seen without reading it."""
-    return found.st_ino, found.st_size, found.st_mtime_ns
+def fingerprint(status: os.stat_result) -> FileFingerprint:
+    """The fingerprint of a file, from its `stat`."""
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _require_no_unknown_files(folder: Path, bins: dict[str, Path]) -> None:
-    """`UserError` if the folder holds files that this program did not write, and would replace by other ones."""
+def _require_no_unknown_files(folder: Path, new_bins: dict[str, Path]) -> None:
+    """`UserError` if the folder holds files that this program did not write and that would be replaced.
+
+    .bin files equal to the new ones are accepted: nanoGPT's own data can be adopted.
+    """
     if is_prepared_dir(folder):
         return
-    foreign = [folder / name for name, new in bins.items() if _differs(folder / name, new)]
-    # JSON that cannot be read counts as ours, damaged
+    unknown = [folder / name for name, new in new_bins.items() if _differs(folder / name, new)]
+    # JSON that cannot be parsed counts as a damaged file of this program
     if _read_json(folder / "manifest.json") is not None:
-        foreign.append(folder / "manifest.json")
+        unknown.append(folder / "manifest.json")
     tokenizer = _read_json(folder / "tokenizer.json")
-    if tokenizer is not None and not (_is_tokenizer_json(tokenizer)):
-        foreign.append(folder / "tokenizer.json")
-    if foreign:
+    if tokenizer is not None and not _is_tokenizer_json(tokenizer):
+        unknown.append(folder / "tokenizer.json")
+    if unknown:
         raise UserError(
-            f"{foreign[0]} holds other data, which this program did not write; move it away, or give another folder: "
-            "nanogpt-lite prepare --dataset … --out_dir …"
+            f"{unknown[0]} holds other data, which this program did not write; move it away, or prepare the text in "
+            "another folder: prepare has the option `out_dir`"
         )
 
 
-def _is_tokenizer_json(form: Any) -> bool:
-    kind = form.get("type") if isinstance(form, dict) else None
+def _is_tokenizer_json(content: Any) -> bool:
+    kind = content.get("type") if isinstance(content, dict) else None
     return isinstance(kind, str) and (kind in ("char", "byte") or is_bpe_name(kind))
 
 
@@ -165,7 +177,7 @@ def _differs(old: Path, new: Path) -> bool:
     return old.exists() and not filecmp.cmp(old, new, shallow=False)
 
 
-def _split_paths(folder: Path) -> tuple[Path, Path]:
+def _bin_paths(folder: Path) -> tuple[Path, Path]:
     return folder / "train.bin", folder / "val.bin"
 
 

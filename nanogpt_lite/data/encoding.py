@@ -1,90 +1,115 @@
-"""Text to token ids: read once to see what it is, then again to write its two splits, in bounded memory."""
+"""Text to token ids, in bounded memory: a first pass collects statistics, a second one writes the two splits.
+
+See `sources` for reading the text, and `dataset` for the folder that the splits belong to.
+"""
 
 import hashlib
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from nanogpt_lite.data.download import ProgressCallback
 from nanogpt_lite.data.sources import TextSource
 from nanogpt_lite.errors import ExternalError, UserError
-from nanogpt_lite.tokenizers.base import Tokenizer
+from nanogpt_lite.tokenizers.base import IncrementalEncoder, Tokenizer
 from nanogpt_lite.tokenizers.char import CharTokenizer, code_points
 
-TRAIN_FRACTION = 0.9
+TRAIN_FRACTION = 0.9  # of the characters, as in nanoGPT
 
 
 @dataclass(frozen=True)
 class TextStats:
-    """What one reading of a text tells."""
+    """The result of reading a text once."""
 
-    sha256: str
-    characters: int
-    octets: int
-    alphabet: str
+    sha256: str  # of the text in UTF-8
+    n_chars: int
+    n_bytes: int  # in UTF-8
+    charset: str  # every character that occurs, in the order of the code points
 
 
 def collect_stats(source: TextSource, report: ProgressCallback | None) -> TextStats:
-    """Read a text once: hash, length, and every character in it, in the order of the code points."""
-    digest, characters, octets = hashlib.sha256(), 0, 0
-    seen = np.zeros(0x110000, dtype=bool)
-    for piece in source.pieces():
-        data = piece.encode("utf-8")
+    """Read a text once. `UserError` if it is too short to have a train and a validation split."""
+    digest, n_chars, n_bytes = hashlib.sha256(), 0, 0
+    occurs = np.zeros(0x110000, dtype=bool)  # by code point
+    for chunk in source.read_chunks():
+        data = chunk.encode("utf-8")
         digest.update(data)
-        characters += len(piece)
-        octets += len(data)
-        if len(data) == len(piece):  # ASCII: only the characters not yet seen are looked at
-            known = bytes(np.flatnonzero(seen[:128]).tolist())
-            seen[list(set(data.translate(None, delete=known)))] = True
+        n_chars += len(chunk)
+        n_bytes += len(data)
+        if len(data) == len(chunk):  # ASCII: it is faster to look only at characters that are new
+            known = bytes(np.flatnonzero(occurs[:128]).tolist())
+            occurs[list(set(data.translate(None, delete=known)))] = True
         else:
-            seen[code_points(piece)] = True
+            occurs[code_points(chunk)] = True
         if report:
-            report("read", octets, None)
-    if characters - int(characters * TRAIN_FRACTION) < 2:
+            report("read", n_bytes, None)
+    if n_chars - int(n_chars * TRAIN_FRACTION) < 2:
         raise UserError(
-            f"{source.label} has {characters} characters; at least 11 are needed, so that there is something to "
-            "train on and two characters to validate with: give a longer text"
+            f"{source.label} has {n_chars} characters; at least 11 are needed, so that the validation split has two: "
+            "give a longer text"
         )
-    alphabet = "".join(map(chr, np.flatnonzero(seen).tolist()))
-    return TextStats(digest.hexdigest(), characters, octets, alphabet)
+    charset = "".join(map(chr, np.flatnonzero(occurs).tolist()))
+    return TextStats(digest.hexdigest(), n_chars, n_bytes, charset)
 
 
 def encode_splits(
     source: TextSource,
-    text: TextStats,
+    stats: TextStats,
     tokenizer: Tokenizer,
-    dtype: Any,
-    train: Path,
-    val: Path,
+    *,
+    dtype: npt.DTypeLike,
+    train_path: Path,
+    val_path: Path,
     report: ProgressCallback | None,
 ) -> tuple[int, int]:
-    """Write both splits; the number of tokens in each. `ExternalError` if the text is no longer what was surveyed."""
-    digest, octets, position = hashlib.sha256(), 0, 0
-    border = int(text.characters * TRAIN_FRACTION)
-    tokens = [0, 0]
-    changed = ExternalError(f"{source.label} changed while it was read; wait until nobody writes to it, and try again")
-    encoders = tokenizer.encoder(), tokenizer.encoder()
-    with train.open("wb") as train_file, val.open("wb") as val_file:
-        for piece, final in itertools.chain(((piece, False) for piece in source.pieces()), [("", True)]):
-            data = piece.encode("utf-8")
+    """Write the ids of both splits as raw arrays of `dtype`. The number of tokens in (train, val).
+
+    `ExternalError` if the text has changed since `stats` were collected.
+    """
+    digest, n_bytes, position = hashlib.sha256(), 0, 0
+    split_at = int(stats.n_chars * TRAIN_FRACTION)
+    with train_path.open("wb") as train_file, val_path.open("wb") as val_file:
+        train, val = (_SplitWriter(file, tokenizer.encoder(), dtype) for file in (train_file, val_file))
+        for chunk, final in itertools.chain(((chunk, False) for chunk in source.read_chunks()), [("", True)]):
+            data = chunk.encode("utf-8")
             digest.update(data)
-            octets += len(data)
-            cut = min(max(border - position, 0), len(piece))
-            for split, (part, file) in enumerate([(piece[:cut], train_file), (piece[cut:], val_file)]):
-                try:
-                    ids = encoders[split].encode(part, what=source.label, start=position, final=final)
-                except UserError:
-                    if tokenizer.to_json() == CharTokenizer(text.alphabet).to_json():  # it had all its characters
-                        raise changed from None
-                    raise
-                position += len(part)
-                tokens[split] += len(ids)
-                file.write(ids.astype(dtype, copy=False).data)
+            n_bytes += len(data)
+            cut = min(max(split_at - position, 0), len(chunk))
+            try:
+                train.write(chunk[:cut], label=source.label, start=position, final=final)
+                val.write(chunk[cut:], label=source.label, start=position + cut, final=final)
+            except UserError:
+                if tokenizer.to_json() == CharTokenizer(stats.charset).to_json():  # it had every character
+                    raise _text_changed_error(source) from None
+                raise
+            position += len(chunk)
             if report:
-                report("encode", octets, text.octets)
-    if digest.hexdigest() != text.sha256:
-        raise changed
-    return tokens[0], tokens[1]
+                report("encode", n_bytes, stats.n_bytes)
+    if digest.hexdigest() != stats.sha256:
+        raise _text_changed_error(source)
+    return train.n_tokens, val.n_tokens
+
+
+@dataclass
+class _SplitWriter:
+    """Encodes one split chunk by chunk and appends the ids to its file."""
+
+    file: BinaryIO
+    encoder: IncrementalEncoder
+    dtype: npt.DTypeLike
+    n_tokens: int = 0
+
+    def write(self, text: str, *, label: str, start: int, final: bool) -> None:
+        ids = self.encoder.encode(text, what=label, start=start, final=final)
+        self.n_tokens += len(ids)
+        self.file.write(ids.astype(self.dtype, copy=False).data)
+
+
+def _text_changed_error(source: TextSource) -> ExternalError:
+    return ExternalError(
+        f"{source.label} changed while it was read; wait until no other program writes to it, and try again"
+    )

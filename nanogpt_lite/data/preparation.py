@@ -1,7 +1,7 @@
-"""Text to tokens on disk: which text, with which tokenizer, and whether it has been prepared already.
+"""Prepares a text for training: finds it, chooses the tokenizer, and writes the dataset unless it exists already.
 
-Where texts come from is the business of `texts`, how they become ids that of `encoding`, what a prepared folder is
-that of `prepared`.
+Start with `prepare`. See `sources` for finding and reading texts, `encoding` for their token ids, and `dataset` for
+the folder on disk.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,14 @@ import numpy as np
 
 from nanogpt_lite.config.options import DataConfig
 from nanogpt_lite.data import sources
-from nanogpt_lite.data.dataset import FROM_RUN, Dataset, has_run_tokenizer, is_prepared_dir, open_dataset, write_dataset
+from nanogpt_lite.data.dataset import (
+    RUN_TOKENIZER,
+    Dataset,
+    has_run_tokenizer,
+    is_prepared_dir,
+    open_dataset,
+    write_dataset,
+)
 from nanogpt_lite.data.download import ProgressCallback
 from nanogpt_lite.data.encoding import TextStats, collect_stats
 from nanogpt_lite.data.sources import TextSource
@@ -32,98 +39,45 @@ def prepare(
     sha256: str | None = None,
     report: ProgressCallback | None = None,
 ) -> Dataset:
-    """Prepare a text, or open it if that has been done, and return it.
+    """Prepare a text, or open it if it is prepared already, and return the dataset.
 
     `dataset`: shakespeare_char, python_docs, a file, folder, glob or URL of UTF-8 text, or a prepared folder.
-    `tokenizer`: "char", "byte", "auto" (as already prepared, else char), or a tokenizer to use as it is.
-    `out_dir`: where to write, instead of data/NAME. `overwrite`: fetch and write again even if nothing changed.
-    `sha256`: of the text that a run was trained on; another one is refused. `report(what, done, total)` is told
-    the progress, in bytes.
+    `tokenizer`: char, byte, gpt2, bpe-SIZE, auto (as already prepared, else char), or a tokenizer to use unchanged.
+    `out_dir`: the folder to write, by default data/NAME. `overwrite`: download and write again in any case.
+    `sha256`: the SHA-256 of the text that a run was trained on; any other text is refused.
+    `report`: called with (task, bytes done, bytes in total or None).
 
-    `UserError`: no such text, not UTF-8, empty, another one than `sha256` says, or a folder that holds somebody
-    else's data.
-    `ExternalError`: it cannot be fetched, or it changed while it was read.
+    `UserError` if there is no such text, if it is not UTF-8, too short, or has another SHA-256, or if the folder holds
+    data of another program. `ExternalError` if the download fails, or if the text changes while it is read.
     """
-    asked = str(dataset)
-    name = sources.dataset_name(asked)
-    if prepared := _find_prepared_dir(asked):
-        opened = _open_prepared_dir(prepared, tokenizer)
-        _require_sha256(sha256, opened.sha256, asked)
+    source = str(dataset)
+    name = sources.dataset_name(source)
+    if prepared_dir := _find_prepared_dir(source):
+        opened = _open_prepared_dir(prepared_dir, tokenizer)
+        _require_sha256(opened.sha256, expected=sha256, label=source)
         return opened
     folder = Path(out_dir) if out_dir else DATA_DIR / name
-    asked = str(folder) if out_dir else asked
-    existing = open_dataset(folder, asked)
-    if existing and tokenizer == "auto" and has_run_tokenizer(folder):
+    recorded_source = str(folder) if out_dir else source
+    existing = open_dataset(folder, source=recorded_source)
+    if tokenizer == "auto" and existing and has_run_tokenizer(folder):
         tokenizer = "char"
-    wanted = sha256 or (sources.SHAKESPEARE.sha256 if asked == "shakespeare_char" else None)
-    if existing and not overwrite and existing.sha256 == wanted and _has_tokenizer(existing, tokenizer):
-        return existing  # then the text itself is not needed, and may be gone
-    source = sources.find_source(str(dataset), fetch_again=overwrite, report=report)
-    text = collect_stats(source, report)
-    _require_sha256(sha256, text.sha256, source.label)
-    if existing and not overwrite and existing.sha256 == text.sha256 and _has_tokenizer(existing, tokenizer):
-        return existing
-    chosen = _choose_tokenizer(tokenizer, existing, text, source, report)
-    write_dataset(folder, source, text, chosen, tokenizer if isinstance(tokenizer, str) else FROM_RUN, report)
-    written = open_dataset(folder, asked)
-    if written is None or written.sha256 != text.sha256 or not _same_tokenizer(written.tokenizer, chosen):
-        raise ExternalError(f"{folder} changed while it was written; is another program preparing it? Try again")
-    return written
-
-
-def _require_sha256(wanted: str | None, found: str, label: str) -> None:
-    if wanted is not None and wanted != found:
-        raise UserError(
-            f"{label} is another text than the one that was trained on (SHA-256 {found[:12]!r}, not {wanted[:12]!r}); "
-            "restore it, or begin a new run with the weights of that one: --init_from its folder"
-        )
-
-
-def _choose_tokenizer(
-    wanted: str | Tokenizer,
-    existing: Dataset | None,
-    text: TextStats,
-    source: TextSource,
-    report: ProgressCallback | None,
-) -> Tokenizer:
-    def pieces() -> Iterator[str]:
-        octets = 0
-        for piece in source.pieces():
-            yield piece
-            octets += len(piece.encode("utf-8"))
-            if report:
-                report("learn tokens", octets, text.octets)
-
-    if not isinstance(wanted, str):
-        return wanted
-    wanted = DataConfig(tokenizer=wanted).tokenizer  # which judges it
-    if wanted == "auto":
-        wanted = existing.tokenizer.to_json()["type"] if existing else "char"
-    return make_tokenizer(wanted, charset=text.alphabet, read_chunks=pieces)
-
-
-def _same_tokenizer(one: Tokenizer, other: Tokenizer) -> bool:
-    return one.to_json() == other.to_json()
-
-
-def _has_tokenizer(existing: Dataset, wanted: str | Tokenizer) -> bool:
-    """Whether an existing folder has the wanted tokenizer; one made from another text's characters is not "char"."""
-    if not isinstance(wanted, str):
-        return _same_tokenizer(existing.tokenizer, wanted)
-    if wanted not in ("auto", existing.tokenizer.to_json()["type"]):
-        return False
-    if not isinstance(existing.tokenizer, CharTokenizer):
-        return wanted == "byte" or not has_run_tokenizer(existing.path)  # whose pairs come from another text
-    used = np.zeros(existing.tokenizer.vocab_size, dtype=bool)
-    for ids in existing.read():
-        if int(ids.max()) >= len(used):
-            return False  # damaged
-        used[ids] = True
-    return bool(used.all())
+    reusable = None if overwrite else existing
+    known_sha256 = sha256 or (sources.SHAKESPEARE.sha256 if source == "shakespeare_char" and not out_dir else None)
+    if reusable and reusable.sha256 == known_sha256 and _has_tokenizer(reusable, tokenizer):
+        return reusable  # the text itself is not needed, and may be gone
+    text = sources.find_source(source, force_download=overwrite, report=report)
+    stats = collect_stats(text, report)
+    _require_sha256(stats.sha256, expected=sha256, label=text.label)
+    if reusable and reusable.sha256 == stats.sha256 and _has_tokenizer(reusable, tokenizer):
+        return reusable
+    chosen = _choose_tokenizer(tokenizer, existing=existing, text=text, stats=stats, report=report)
+    option = tokenizer if isinstance(tokenizer, str) else RUN_TOKENIZER
+    write_dataset(folder, source=text, stats=stats, tokenizer=chosen, tokenizer_option=option, report=report)
+    return _open_written(folder, source=recorded_source, stats=stats, tokenizer=chosen)
 
 
 def _find_prepared_dir(dataset: str) -> Path | None:
-    """The prepared folder that is meant by its path, or by its name under data/ if no file has that name."""
+    """The prepared folder that `dataset` means: by its path, or by its name under data/ if no file has that name."""
     path = Path(dataset)
     if is_prepared_dir(path):
         return path
@@ -132,16 +86,81 @@ def _find_prepared_dir(dataset: str) -> Path | None:
 
 
 def _open_prepared_dir(folder: Path, tokenizer: str | Tokenizer) -> Dataset:
-    """A prepared folder, which has to have the tokenizer that is asked for: its text is not at hand."""
-    dataset = open_dataset(folder, str(folder))
+    """The dataset in a folder. `UserError` if it has another tokenizer: without the text it cannot be encoded again."""
+    dataset = open_dataset(folder, source=str(folder))
     if dataset is None:
-        raise UserError(f"{folder} was not prepared to the end; prepare its text again")
+        raise UserError(f"the dataset in {folder} is incomplete or damaged; prepare its text again")
     kind = dataset.tokenizer.to_json()["type"]
     fits = tokenizer in ("auto", kind) if isinstance(tokenizer, str) else _same_tokenizer(dataset.tokenizer, tokenizer)
     if not fits:
-        wanted = tokenizer if isinstance(tokenizer, str) else f"the checkpoint's {tokenizer.vocab_size} symbols"
+        requested = tokenizer if isinstance(tokenizer, str) else f"the checkpoint's, vocab_size={tokenizer.vocab_size}"
         raise UserError(
-            f"{folder} was prepared with another tokenizer ({kind}, {dataset.tokenizer.vocab_size} symbols) than "
-            f"asked for ({wanted}); give the text itself as dataset"
+            f"{folder} was prepared with another tokenizer ({kind}, vocab_size={dataset.tokenizer.vocab_size}) than "
+            f"requested ({requested}); give the text itself as `dataset`"
         )
     return dataset
+
+
+def _has_tokenizer(dataset: Dataset, tokenizer: str | Tokenizer) -> bool:
+    """Whether a dataset has the requested tokenizer. For char, the characters must be exactly those of its text."""
+    if not isinstance(tokenizer, str):
+        return _same_tokenizer(dataset.tokenizer, tokenizer)
+    if tokenizer not in ("auto", dataset.tokenizer.to_json()["type"]):
+        return False
+    if not isinstance(dataset.tokenizer, CharTokenizer):
+        # BPE merges of another run were not trained on this text
+        return tokenizer == "byte" or not has_run_tokenizer(dataset.path)
+    is_used = np.zeros(dataset.tokenizer.vocab_size, dtype=bool)
+    for ids in dataset.read():
+        if int(ids.max()) >= len(is_used):
+            return False  # damaged
+        is_used[ids] = True
+    return bool(is_used.all())
+
+
+def _same_tokenizer(first: Tokenizer, second: Tokenizer) -> bool:
+    return first.to_json() == second.to_json()
+
+
+def _require_sha256(actual: str, *, expected: str | None, label: str) -> None:
+    if expected is not None and expected != actual:
+        raise UserError(
+            f"{label} is not the text that the run was trained on (SHA-256 {actual[:12]}…, expected {expected[:12]}…); "
+            "restore that text, or start a new run from the weights: give the run's folder as `init_from`"
+        )
+
+
+def _choose_tokenizer(
+    tokenizer: str | Tokenizer,
+    *,
+    existing: Dataset | None,
+    text: TextSource,
+    stats: TextStats,
+    report: ProgressCallback | None,
+) -> Tokenizer:
+    """The requested tokenizer, made for the text. auto: of the same type as that of the existing dataset, else char."""
+
+    def read_chunks() -> Iterator[str]:
+        n_bytes = 0
+        for chunk in text.read_chunks():
+            yield chunk
+            n_bytes += len(chunk.encode("utf-8"))
+            if report:
+                report("train tokenizer", n_bytes, stats.n_bytes)
+
+    if not isinstance(tokenizer, str):
+        return tokenizer
+    name = DataConfig(tokenizer=tokenizer).tokenizer  # checks the value
+    if name == "auto":
+        name = existing.tokenizer.to_json()["type"] if existing else "char"
+    return make_tokenizer(name, charset=stats.charset, read_chunks=read_chunks)
+
+
+def _open_written(folder: Path, *, source: str, stats: TextStats, tokenizer: Tokenizer) -> Dataset:
+    """The dataset that was just written. `ExternalError` if another program has replaced it in the meantime."""
+    written = open_dataset(folder, source=source)
+    if written is None or written.sha256 != stats.sha256 or not _same_tokenizer(written.tokenizer, tokenizer):
+        raise ExternalError(
+            f"{folder} changed while it was written; check that no other program prepares it, and try again"
+        )
+    return written

@@ -1,6 +1,6 @@
-"""Finds a text and reads it in pieces: a name, a file, a folder, a glob, a URL.
+"""Finds the text that a dataset option names (a name, a file, a folder, a glob or a URL) and reads it in chunks.
 
-What the text becomes is the business of `datasets`; fetching is left to `download`.
+See `download` for fetching a URL, and `encoding` for what is done with the text.
 """
 
 import codecs
@@ -16,9 +16,9 @@ from nanogpt_lite.data.download import ProgressCallback
 from nanogpt_lite.errors import UserError
 
 DATASET_NAMES = ("shakespeare_char", "python_docs")
-OUTPUT_FILES = ("train.bin", "metrics.jsonl", "best.safetensors", "last.safetensors")  # by which a folder is known
-MAX_NAME_CHARS = 1000  # characters; no path or URL of use is longer
-CHUNK_BYTES = 2**18  # bytes read at a time: pieces that stay in the processor's cache
+OUTPUT_FILES = ("train.bin", "metrics.jsonl", "best.safetensors", "last.safetensors")  # a folder with one is an output
+MAX_NAME_CHARS = 1000  # characters; longer than any useful path or URL
+CHUNK_BYTES = 2**18  # bytes read at a time: small enough for the processor's cache
 SHAKESPEARE = download.Resource(
     url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
     cache_name="shakespeare_char/input.txt",
@@ -28,21 +28,21 @@ SHAKESPEARE = download.Resource(
 
 @dataclass(frozen=True)
 class TextSource:
-    """A text that can be read again and again, as pieces of any length."""
+    """A text that can be read several times. It is read in chunks of any length, so that it need not fit in memory."""
 
-    name: str
-    label: str
-    pieces: Callable[[], Iterator[str]]
+    name: str  # of the dataset prepared from it
+    label: str  # for messages and the manifest
+    read_chunks: Callable[[], Iterator[str]]
 
 
 def dataset_name(dataset: str) -> str:
-    """The name for a prepared dataset: the given one, or the last part of its path or URL, without an ending."""
+    """The name of the dataset prepared from `dataset`: that itself, or the stem of its path or URL."""
     if dataset.startswith(("http://", "https://")):
         return _safe_name(Path(download.url_resource(dataset).cache_name).stem)
     if len(dataset) > MAX_NAME_CHARS or "\n" in dataset:
         raise UserError(
-            f"the dataset {dataset[:30]!r}… of {len(dataset)} characters is no name; if it is the text itself, write "
-            "it to a file and give the path of that"
+            f"the dataset {dataset[:30]!r}… of {len(dataset)} characters is not a name or path; if it is the text "
+            "itself, write it to a file and give the path of that file"
         )
     path = _local_path(dataset)
     if path.is_dir():
@@ -52,15 +52,20 @@ def dataset_name(dataset: str) -> str:
     return dataset if dataset in DATASET_NAMES else _safe_name(path.stem)
 
 
-def find_source(dataset: str, *, fetch_again: bool = False, report: ProgressCallback | None = None) -> TextSource:
-    """The text that a name, URL, file, folder or glob stands for, fetched if need be. `UserError` if there is none."""
+def find_source(dataset: str, *, force_download: bool = False, report: ProgressCallback | None = None) -> TextSource:
+    """The text that a name, URL, file, folder or glob stands for.
+
+    What it needs from the web is downloaded if it is not cached, or if `force_download`. `UserError` if there is no
+    such text, `DownloadError` if it cannot be downloaded.
+    """
     name, path = dataset_name(dataset), _local_path(dataset)
     if dataset == "shakespeare_char":
-        return _file_source(name, [download.fetch(SHAKESPEARE, again=fetch_again, report=report)])
+        return _file_source(name, [download.fetch(SHAKESPEARE, force_download=force_download, report=report)])
     if dataset == "python_docs":
-        return TextSource(name, "the language reference inside Python (pydoc_data.topics)", _python_docs)
+        return TextSource(name, "the language reference inside Python (pydoc_data.topics)", _read_python_docs)
     if dataset.startswith(("http://", "https://")):
-        return _file_source(name, [download.fetch(download.url_resource(dataset), fetch_again, report)])
+        resource = download.url_resource(dataset)
+        return _file_source(name, [download.fetch(resource, force_download=force_download, report=report)])
     if path.is_file():
         return _file_source(name, [path])
     if path.is_dir():
@@ -68,7 +73,7 @@ def find_source(dataset: str, *, fetch_again: bool = False, report: ProgressCall
     if glob.has_magic(dataset):  # Path.glob takes no absolute pattern
         return _file_source(name, map(Path, glob.iglob(str(path), recursive=True)), dataset)  # noqa: PTH207
     if path.exists():  # a pipe, a device
-        raise UserError(f"{dataset} is no ordinary file, and a text is read more than once; copy it into one")
+        raise UserError(f"{dataset} is not a regular file, but a text is read more than once; copy it to a file")
     near = difflib.get_close_matches(dataset, DATASET_NAMES, n=1)
     remedy = (
         f"did you mean {near[0]}?" if near else f"give one of {', '.join(DATASET_NAMES)}, or the path or URL of a text"
@@ -77,27 +82,27 @@ def find_source(dataset: str, *, fetch_again: bool = False, report: ProgressCall
 
 
 def _local_path(dataset: str) -> Path:
-    """The path that a dataset may be. `UserError` if it can be none."""
+    """The path that a dataset may be. `UserError` if the system refuses such a path."""
     try:
         path = Path(dataset).expanduser()
         path.stat()
     except FileNotFoundError:
         return path
-    except (OSError, RuntimeError, ValueError) as error:  # too long, not permitted, nobody's home, a zero byte
+    except (OSError, RuntimeError, ValueError) as error:  # too long, no permission, an unknown ~user, a null byte
         raise UserError(f"the dataset {dataset[:60]!r} cannot be read ({error}); give the path of a text") from None
     return path
 
 
-def _file_source(name: str, found: Iterable[Path], asked: str = "") -> TextSource:
-    paths = sorted(path for path in found if path.is_file())
+def _file_source(name: str, candidates: Iterable[Path], dataset: str = "") -> TextSource:
+    paths = sorted(path for path in candidates if path.is_file())
     if not paths:
-        raise UserError(f"there are no files to read in {asked!r}; give a folder with text files in it")
+        raise UserError(f"there are no files to read in {dataset!r}; give a folder or glob with text files")
     label = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more files"
     return TextSource(name, label, lambda: _read_files(paths))
 
 
 def _read_files(paths: Iterable[Path]) -> Iterator[str]:
-    """The files' text, joined by one newline, each without its byte order mark; newlines as they are."""
+    """The text of the files, joined by one newline. Byte order marks are removed, newlines are not translated."""
     for number, path in enumerate(paths):
         if number:
             yield "\n"
@@ -117,8 +122,8 @@ def _read_file(path: Path) -> Iterator[str]:
                     return
                 offset = file.tell() - len(decoder.getstate()[0])
     except UnicodeDecodeError as error:
-        utf16 = offset == 0 and error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        encoding = "utf-16" if utf16 else "latin1"
+        is_utf16 = offset == 0 and error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        encoding = "utf-16" if is_utf16 else "latin1"
         raise UserError(
             f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {offset + error.start} "
             f"({error.reason}); convert it, for instance: iconv -f {encoding} -t utf-8 {path} > converted.txt"
@@ -128,17 +133,17 @@ def _read_file(path: Path) -> Iterator[str]:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """All files in a folder and below it, but hidden ones, and what this program wrote there."""
-    found = list(folder.rglob("*"))
-    made = {path.parent for path in found if path.name in OUTPUT_FILES}
-    for path in found:
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if not hidden and made.isdisjoint(path.parents):
+    """All files in a folder and its subfolders, except hidden ones and this program's outputs."""
+    paths = list(folder.rglob("*"))
+    output_folders = {path.parent for path in paths if path.name in OUTPUT_FILES}
+    for path in paths:
+        is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if not is_hidden and output_folders.isdisjoint(path.parents):
             yield path
 
 
-def _python_docs() -> Iterator[str]:
-    from pydoc_data.topics import topics  # half a megabyte: only when asked for
+def _read_python_docs() -> Iterator[str]:
+    from pydoc_data.topics import topics  # half a megabyte, so it is imported only when it is needed
 
     yield "\n".join(topics[name] for name in sorted(topics))
 

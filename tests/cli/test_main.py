@@ -71,14 +71,17 @@ def test_command_line_of_nanogpts_readme_runs(text_file, capsys):
         ("train --learning_rate nan", "learning_rate=nan is an invalid value"),
         ("train --preset big", "unknown preset 'big'"),
         ("train --dataset nix", "no dataset, file or folder 'nix'"),
-        ("prepare --dataset http://[x", r"'http://\[x' is no URL"),
+        ("prepare --dataset http://[x", r"'http://\[x' is not a valid URL"),
         ("train --dataset empty.txt", "empty.txt has 0 characters"),
         ("train --dataset latin1.txt", "latin1.txt is not UTF-8: byte 0xe9 at offset 3"),
         ("train --dataset bottles.txt --block_size 90000 --device cpu", "too short for block_size=90000.*100"),
         ("train --dataset nothing", r"no files to read in 'nothing'"),
         ("train --out_dir bottles.txt --dataset bottles.txt --device cpu", "bottles.txt is a file, and a run needs a"),
-        (["train", "--dataset", "To be\nor not to be"], r"'To be\\nor not to be'… of 18 characters is no name"),
-        (["train", "--dataset", "a" * 5000], r"of 5000 characters is no name.*write it to a file"),
+        (
+            ["train", "--dataset", "To be\nor not to be"],
+            r"'To be\\nor not to be'… of 18 characters is not a name or path",
+        ),
+        (["train", "--dataset", "a" * 5000], r"of 5000 characters is not a name or path.*write it to a file"),
         ("train --device gpu", "device='gpu' is not supported; give .*cpu.*, or cuda"),
         ("train --config nix.json", "config file nix.json cannot be read"),
         ("train --device cuda:77", "device='cuda:77' cannot be used on this machine"),
@@ -107,7 +110,7 @@ def test_user_error_is_one_or_two_lines_with_status_2(text_file, capsys, line, p
 
 def test_external_failures_have_a_message_and_status_1(text_file, capsys, monkeypatch):
     monkeypatch.setenv("NANOGPT_LITE_CACHE", str(text_file.parent / "cache"))
-    monkeypatch.setattr("nanogpt_lite.data.download.ATTEMPTS", 1)
+    monkeypatch.setattr("nanogpt_lite.data.download.MAX_ATTEMPTS", 1)
     url = "http://127.0.0.1:1/a.txt"  # no server listens on port 1
     assert main(f"prepare --dataset {url}") == 1
     assert re.search(r"^error: cannot fetch http://127.0.0.1:1/a.txt \(.*refused.*python_docs", capsys.readouterr().err)
@@ -132,7 +135,7 @@ def test_bug_keeps_its_traceback(text_file, monkeypatch):
 def test_results_go_to_standard_output_and_the_rest_to_standard_error(text_file, capsys):
     assert main("prepare --dataset bottles.txt") == 0
     assert re.fullmatch(
-        r"Dataset\('data/bottles': 21,\d+ train and 2,\d+ val tokens, 30 symbols\)\n", capsys.readouterr().out
+        r"Dataset\('data/bottles': 21,\d+ train and 2,\d+ val tokens, vocab_size=30\)\n", capsys.readouterr().out
     )
     assert main(f"{TRAIN} --max_iters 4 --eval_interval 2") == 0
     assert capsys.readouterr().out == "runs/bottles-1\n"
@@ -272,8 +275,8 @@ def test_prepare_finds_a_damaged_dataset_and_its_remedy_works(text_file, capsys)
     path.write_bytes(content[:100] + b"\1" + content[101:])
     assert main("prepare --dataset bottles.txt") == 2
     told = capsys.readouterr().err
-    remedy = re.search(r"nanogpt-lite (prepare --dataset bottles.txt --out_dir data/bottles --overwrite)", told)[1]
-    assert main(remedy) == 0
+    remedy = re.search(r"prepare it again with (--dataset bottles.txt --out_dir data/bottles --overwrite)", told)[1]
+    assert main(f"prepare {remedy}") == 0
     assert path.read_bytes() == content
 
 

@@ -1,4 +1,4 @@
-"""Batches are a pure function of (seed, step), their windows lie in the text, and an evaluation covers all of it."""
+"""Random batches are a pure function of (seed, step), and `all_windows` covers the whole split."""
 
 import hashlib
 import itertools
@@ -31,32 +31,32 @@ def zeros(length: int) -> Ids:
 
 
 def number_in(text: str, pattern: str) -> int:
-    found = re.search(pattern, text)
-    assert found
-    return int(found[1])
+    match = re.search(pattern, text)
+    assert match
+    return int(match[1])
 
 
-def test_a_batch_does_not_depend_on_where_one_begins():
-    settings_ = {"rows": 5, "block_size": 8, "seed": 3}
+def test_batch_of_a_step_does_not_depend_on_the_first_step():
+    options = {"rows": 5, "block_size": 8, "seed": 3}
     for start in (0, 1, 7, 1000):
-        for number, (x, y) in enumerate(itertools.islice(random_batches(TOKENS, step=start, **settings_), 4)):
-            again_x, again_y = random_batch(TOKENS, step=start + number, **settings_)
-            assert torch.equal(x, again_x)
-            assert torch.equal(y, again_y)
+        for number, (x, y) in enumerate(itertools.islice(random_batches(TOKENS, step=start, **options), 4)):
+            expected_x, expected_y = random_batch(TOKENS, step=start + number, **options)
+            assert torch.equal(x, expected_x)
+            assert torch.equal(y, expected_y)
 
 
-def test_a_batch_does_not_depend_on_other_random_numbers():
+def test_batch_does_not_use_or_change_global_rng_state():
     np.random.seed(5)
     torch.manual_seed(5)
     numpy_state, torch_state = str(np.random.get_state()), torch.get_rng_state()
-    one = random_batch(TOKENS, rows=4, block_size=8, seed=1, step=2)
+    first = random_batch(TOKENS, rows=4, block_size=8, seed=1, step=2)
     assert str(np.random.get_state()) == numpy_state
     assert torch.equal(torch.get_rng_state(), torch_state)
     torch.manual_seed(6)
-    assert torch.equal(one[0], random_batch(TOKENS, rows=4, block_size=8, seed=1, step=2)[0])
+    assert torch.equal(first[0], random_batch(TOKENS, rows=4, block_size=8, seed=1, step=2)[0])
 
 
-def test_another_process_has_the_same_batch():
+def test_batch_is_the_same_in_another_process():
     code = """
 import numpy, hashlib
 from nanogpt_lite.data.batching import random_batch
@@ -70,55 +70,55 @@ print(hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest())
 
 @settings(deadline=None)
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 40), st.integers(0, 2**63 - 1), st.integers(0, 10**9))
-def test_rows_are_windows_of_the_text_and_targets_the_tokens_after(rows, block_size, longer, seed, step):
+def test_rows_are_windows_and_targets_are_the_next_tokens(rows, block_size, longer, seed, step):
     tokens = np.random.default_rng(1).permutation(1000).astype(np.uint16)[: block_size + longer]
     x, y = random_batch(tokens, rows=rows, block_size=block_size, seed=seed, step=step)
     assert x.shape == y.shape == (rows, block_size)
     assert x.dtype == y.dtype == torch.int64
     for inputs, targets in zip(x.numpy(), y.numpy(), strict=True):
-        first = tokens.tolist().index(inputs[0])  # they are all different
+        first = tokens.tolist().index(inputs[0])  # all tokens are different
         assert inputs.tolist() == tokens[first : first + block_size].tolist()
         assert targets.tolist() == tokens[first + 1 : first + 1 + block_size].tolist()
 
 
-def test_the_smallest_text_has_one_place():
+def test_shortest_split_has_one_window():
     x, y = random_batch(np.arange(9), rows=50, block_size=8, seed=0, step=0)
     assert x.tolist() == [list(range(8))] * 50
     assert y.tolist() == [list(range(1, 9))] * 50
 
 
 @pytest.mark.parametrize(("seed", "stream"), [(0, TRAIN_STREAM), (1337, VAL_STREAM), (2**63 - 1, TRAIN_STREAM)])
-def test_places_are_uniform_over_the_whole_range(seed, stream):
-    """Chi-square over all places, and over the places of neighbours: in a row of rows, and in a row of steps."""
-    places, rows, steps, block_size = 8, 40, 100, 5
-    tokens = np.arange(places + block_size)  # the last window ends with the last token
-    drawn = np.array(
+def test_window_positions_are_uniform(seed, stream):
+    """Chi-square tests over all positions, and over pairs of positions of adjacent rows and of adjacent steps."""
+    n_positions, rows, steps, block_size = 8, 40, 100, 5
+    tokens = np.arange(n_positions + block_size)  # the last window ends with the last token
+    starts = np.array(
         [
             random_batch(tokens, rows=rows, block_size=block_size, seed=seed, step=step, stream=stream)[0][:, 0].numpy()
             for step in range(steps)
         ]
     )
-    pairs = {"rows": places * drawn[:, :-1] + drawn[:, 1:], "steps": places * drawn[:-1] + drawn[1:]}
-    for values, cells, limit in [(drawn, 8, 24.3), (pairs["rows"], 64, 103.4), (pairs["steps"], 64, 103.4)]:
+    pairs = {"rows": n_positions * starts[:, :-1] + starts[:, 1:], "steps": n_positions * starts[:-1] + starts[1:]}
+    for values, cells, limit in [(starts, 8, 24.3), (pairs["rows"], 64, 103.4), (pairs["steps"], 64, 103.4)]:
         counts = np.bincount(values.ravel(), minlength=cells)
         assert len(counts) == cells
         expected = values.size / cells
         assert ((counts - expected) ** 2 / expected).sum() < limit  # p = 0.001 for cells - 1 degrees of freedom
 
 
-def test_another_seed_step_or_stream_gives_another_batch():
-    def first_of(**changed: int) -> tuple[int, ...]:
+def test_each_seed_step_and_stream_gives_another_batch():
+    def first_tokens(**changed: int) -> tuple[int, ...]:
         values = {"seed": 0, "step": 0, "stream": TRAIN_STREAM, **changed}
         return tuple(random_batch(np.arange(10**6), rows=8, block_size=4, **values)[0][:, 0].tolist())
 
     batches = [
-        *[first_of(step=step) for step in range(50)],
-        *[first_of(seed=seed) for seed in range(1, 50)],
-        *[first_of(stream=VAL_STREAM, step=step) for step in range(50)],
+        *[first_tokens(step=step) for step in range(50)],
+        *[first_tokens(seed=seed) for seed in range(1, 50)],
+        *[first_tokens(stream=VAL_STREAM, step=step) for step in range(50)],
     ]
     assert len(set(batches)) == len(batches)
-    places = [place for batch in batches for place in batch]
-    assert len(set(places)) > 0.99 * len(places)  # nor do they share rows
+    starts = [start for batch in batches for start in batch]
+    assert len(set(starts)) > 0.99 * len(starts)  # they do not share rows either
 
 
 @settings(deadline=None)
@@ -142,12 +142,12 @@ def test_all_windows_cover_each_target_once(length, block_size, rows):
     assert inputs == tokens[:-1].tolist()
     assert targets == tokens[1:].tolist()
     whole, rest = divmod(length - 1, block_size)
-    assert len(batches) == -(-whole // rows) + (rest > 0)  # as few as there can be
+    assert len(batches) == -(-whole // rows) + (rest > 0)  # the fewest possible
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 16, 256])
 @pytest.mark.parametrize("short", ["train", "val"])
-def test_a_split_holds_at_least_one_window(block_size, short):
+def test_split_shorter_than_one_window_is_refused(block_size, short):
     enough, few = zeros(block_size + 1), zeros(block_size)
     require_length(enough, enough, block_size=block_size, sampled_val=True)
     require_length(enough, few, block_size=block_size, sampled_val=False)  # a full evaluation takes shorter windows
@@ -156,16 +156,16 @@ def test_a_split_holds_at_least_one_window(block_size, short):
         require_length(train, val, block_size=block_size, sampled_val=True)
     message = str(caught.value)
     assert f"its {short} split has {block_size} tokens, one block needs {block_size + 1}" in message
-    # the text that it asks for is long enough
+    # the length that the message recommends is enough
     length = number_in(message, r"about (\d+) tokens")
-    border = int(0.9 * length)
+    split_at = int(0.9 * length)
     if short == "train":
-        require_length(zeros(border), enough, block_size=block_size, sampled_val=True)
+        require_length(zeros(split_at), enough, block_size=block_size, sampled_val=True)
     else:
-        require_length(enough, zeros(length - border), block_size=block_size, sampled_val=True)
-    # and so is this one for the block_size that it offers
-    offered = number_in(message, r"at most (\d+)$")
+        require_length(enough, zeros(length - split_at), block_size=block_size, sampled_val=True)
+    # the block_size that it recommends is the largest possible
+    recommended = number_in(message, r"at most (\d+)$")
     if block_size > 1:
-        require_length(train, val, block_size=offered, sampled_val=True)
+        require_length(train, val, block_size=recommended, sampled_val=True)
         with pytest.raises(UserError):
-            require_length(train, val, block_size=offered + 1, sampled_val=True)
+            require_length(train, val, block_size=recommended + 1, sampled_val=True)

@@ -1,4 +1,4 @@
-"""Downloads, from a server on this machine that fails in every way that the web does."""
+"""Downloads from a local test server that fails in the ways that web servers do."""
 
 import gzip
 import hashlib
@@ -15,7 +15,7 @@ from nanogpt_lite.data import download, sources
 from nanogpt_lite.data.download import DownloadError, Resource, fetch
 from nanogpt_lite.errors import ExternalError
 
-BODY = bytes(range(256)) * 1000  # several pieces
+BODY = bytes(range(256)) * 1000  # longer than several chunks
 OLD = b"an older file"
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
@@ -30,8 +30,8 @@ def whole(handler: BaseHTTPRequestHandler, body: bytes = BODY, length: int | Non
     handler.wfile.write(body)
 
 
-def cut(handler: BaseHTTPRequestHandler) -> None:
-    """Promise the body, and hang up in the middle of it."""
+def truncated(handler: BaseHTTPRequestHandler) -> None:
+    """Announce the whole body, and close the connection in the middle of it."""
     whole(handler, BODY[:100_000], length=len(BODY))
 
 
@@ -41,7 +41,7 @@ def no_length(handler: BaseHTTPRequestHandler) -> None:
     handler.wfile.write(BODY)
 
 
-def packed(handler: BaseHTTPRequestHandler) -> None:
+def compressed(handler: BaseHTTPRequestHandler) -> None:
     whole(handler, gzip.compress(BODY), encoding="gzip")
 
 
@@ -50,16 +50,16 @@ def status(code: int) -> Answer:
 
 
 class Server:
-    """Gives the planned answers, one after the other, and counts them."""
+    """Gives the planned answers in order, and records the paths of the requests."""
 
     def __init__(self) -> None:
         self.plan: list[Answer] = []
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                outer.asked.append(self.path)
+                outer.requests.append(self.path)
                 outer.plan.pop(0)(self)
 
             def log_message(self, *args: object) -> None:
@@ -99,7 +99,7 @@ def files_in(folder: Path) -> list[str]:
     return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
 
 
-def put(cache: Path, content: bytes) -> Path:
+def write_cached(cache: Path, content: bytes) -> Path:
     path = cache / "book" / "a.txt"
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
@@ -107,125 +107,125 @@ def put(cache: Path, content: bytes) -> Path:
 
 
 @pytest.mark.parametrize("hash_known", [True, False])
-def test_a_file_is_fetched_once(server, cache, hash_known):
+def test_file_is_downloaded_once_then_cached(server, cache, hash_known):
     wanted = Resource(server.url, "book/a.txt", sha256(BODY) if hash_known else None)
     server.plan = [whole]
     path = fetch(wanted)
     assert path == cache / "book" / "a.txt"
     assert path.read_bytes() == BODY
-    assert fetch(wanted) == path  # a second question would find no answer planned
-    assert server.asked == ["/texts/a%20book.txt?version=1"]
+    assert fetch(wanted) == path  # a second request would have no planned answer
+    assert server.requests == ["/texts/a%20book.txt?version=1"]
     assert files_in(cache) == ["book/a.txt"]
 
 
-def test_a_cached_file_needs_no_server(cache, monkeypatch):
-    monkeypatch.setitem(sys.modules, "requests", None)  # nor the program that would ask it
-    path = put(cache, OLD)
+def test_cached_file_needs_no_network(cache, monkeypatch):
+    monkeypatch.setitem(sys.modules, "requests", None)  # nor the requests package
+    path = write_cached(cache, OLD)
     assert fetch(Resource("http://127.0.0.1:1/", "book/a.txt", sha256(OLD))) == path
 
 
 @pytest.mark.parametrize(
     "plan",
-    [[status(503)], [cut], [status(500), status(502)], [cut, status(429)], [cut, cut]],
-    ids=["503", "cut", "500 502", "cut 429", "cut cut"],
+    [[status(503)], [truncated], [status(500), status(502)], [truncated, status(429)], [truncated, truncated]],
+    ids=["503", "truncated", "500 502", "truncated 429", "truncated twice"],
 )
-def test_faults_that_may_pass_are_tried_again(server, cache, plan):
+def test_temporary_errors_are_retried(server, cache, plan):
     server.plan = [*plan, whole]
     assert fetch(Resource(server.url, "book/a.txt")).read_bytes() == BODY
-    assert len(server.asked) == len(plan) + 1
+    assert len(server.requests) == len(plan) + 1
     assert files_in(cache) == ["book/a.txt"]
 
 
 @pytest.mark.parametrize("old", [None, OLD])
 @pytest.mark.parametrize(
-    ("plan", "asked", "reason"),
+    ("plan", "n_requests", "reason"),
     [
         ([status(404)], 1, "404 Client Error"),
         ([status(403)], 1, "403 Client Error"),
         ([status(503)] * 3, 3, "503 Server Error"),
-        ([cut] * 3, 3, "IncompleteRead"),
+        ([truncated] * 3, 3, "IncompleteRead"),
         ([lambda handler: whole(handler, BODY[:-1])], 1, sha256(BODY[:-1])),
-        ([lambda handler: whole(handler, b"")], 1, "another file than expected"),
+        ([lambda handler: whole(handler, b"")], 1, "returned an unexpected file"),
     ],
-    ids=["404", "403", "503", "cut", "other file", "empty file"],
+    ids=["404", "403", "503", "truncated", "other file", "empty file"],
 )
-def test_what_cannot_be_had_leaves_the_cache_as_it_was(server, cache, plan, asked, reason, old):
+def test_failed_download_leaves_the_cache_unchanged(server, cache, plan, n_requests, reason, old):
     if old:
-        put(cache, old)
+        write_cached(cache, old)
     server.plan = list(plan)
     with pytest.raises(DownloadError, match=reason) as caught:
-        fetch(Resource(server.url, "book/a.txt", sha256(BODY)), again=True)
+        fetch(Resource(server.url, "book/a.txt", sha256(BODY)), force_download=True)
     assert isinstance(caught.value, ExternalError)
-    assert len(server.asked) == asked
+    assert len(server.requests) == n_requests
     assert files_in(cache) == (["book/a.txt"] if old else [])
     assert not old or (cache / "book/a.txt").read_bytes() == old
 
 
-def test_no_server_at_all(server, cache):
+def test_refused_connection_error_gives_reason_and_remedies(server, cache):
     server.stop()
     with pytest.raises(DownloadError) as caught:
         fetch(Resource(server.url, "book/a.txt"))
-    for hint in (server.url, "refused", str(cache / "book" / "a.txt"), "--dataset python_docs"):
+    for hint in (server.url, "refused", str(cache / "book" / "a.txt"), "`dataset='python_docs'`"):
         assert hint in str(caught.value)
     for noise in (" object at 0x", "Max retries exceeded"):
         assert noise not in str(caught.value)
 
 
-def test_a_server_that_hangs_up_at_once(cache, monkeypatch):
+def test_connection_closed_at_once_is_a_download_error(cache, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setattr(download, "RETRY_DELAY", 0)
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
-        def hang_up() -> None:
-            for _ in range(download.ATTEMPTS):
+        def close_connections() -> None:
+            for _ in range(download.MAX_ATTEMPTS):
                 listener.accept()[0].close()
 
-        thread = threading.Thread(target=hang_up)
+        thread = threading.Thread(target=close_connections)
         thread.start()
         with pytest.raises(DownloadError, match="cannot fetch"):
             fetch(Resource(f"http://127.0.0.1:{listener.getsockname()[1]}/a.txt", "book/a.txt"))
         thread.join()
 
 
-def test_a_damaged_cached_file_is_fetched_again(server, cache):
-    path = put(cache, OLD)
+def test_damaged_cached_file_is_downloaded_again(server, cache):
+    path = write_cached(cache, OLD)
     server.plan = [whole]
     assert fetch(Resource(server.url, "book/a.txt", sha256(BODY))) == path
     assert path.read_bytes() == BODY
 
 
-def test_again_fetches_a_good_file_again(server, cache):
-    put(cache, OLD)
+def test_force_download_replaces_a_cached_file(server, cache):
+    write_cached(cache, OLD)
     server.plan = [whole]
-    assert fetch(Resource(server.url, "book/a.txt"), again=True).read_bytes() == BODY
+    assert fetch(Resource(server.url, "book/a.txt"), force_download=True).read_bytes() == BODY
 
 
 @pytest.mark.parametrize(
-    ("answer", "total"), [(whole, len(BODY)), (no_length, None), (packed, None)], ids=["plain", "no length", "gzip"]
+    ("answer", "total"), [(whole, len(BODY)), (no_length, None), (compressed, None)], ids=["plain", "no length", "gzip"]
 )
-def test_reports_add_up(server, cache, answer, total):
+def test_download_progress_is_reported_in_bytes(server, cache, answer, total):
     reports: list[tuple[str, int, int | None]] = []
     server.plan = [answer]
     path = fetch(Resource(server.url, "book/a.txt", sha256(BODY)), report=lambda *report: reports.append(report))
     assert path.read_bytes() == BODY
-    assert {(what, all_) for what, _, all_ in reports} == {("download", total)}
-    done = [octets for _, octets, _ in reports]
+    assert {(task, all_) for task, _, all_ in reports} == {("download", total)}
+    done = [n_bytes for _, n_bytes, _ in reports]
     assert done == sorted(set(done))
     assert len(done) > 2
     assert done[-1] == len(BODY)
 
 
-def test_a_url_is_a_dataset(server, cache):
+def test_url_is_a_source(server, cache):
     server.plan = [lambda handler: whole(handler, "Grüße\r\n".encode())]
-    text = sources.find_source(server.url)
-    assert "".join(text.pieces()) == "".join(sources.find_source(server.url).pieces()) == "Grüße\r\n"
-    assert text.name == "a_book"
+    source = sources.find_source(server.url)
+    assert "".join(source.read_chunks()) == "".join(sources.find_source(server.url).read_chunks()) == "Grüße\r\n"
+    assert source.name == "a_book"
     server.plan = [lambda handler: whole(handler, b"new")]
-    assert "".join(sources.find_source(server.url, fetch_again=True).pieces()) == "new"
-    assert len(server.asked) == 2
+    assert "".join(sources.find_source(server.url, force_download=True).read_chunks()) == "new"
+    assert len(server.requests) == 2
 
 
-def test_cache_names_of_urls():
+def test_cache_names_of_urls_are_unique_and_safe():
     urls = [
         "http://a/x.txt",
         "http://b/x.txt",
@@ -252,7 +252,7 @@ def test_cache_names_of_urls():
         ("win32", {}, "/home/me/AppData/Local/nanogpt_lite"),
     ],
 )
-def test_the_cache_is_where_the_platform_keeps_such_files(monkeypatch, platform, environment, folder):
+def test_cache_dir_follows_the_platform(monkeypatch, platform, environment, folder):
     for name in ("NANOGPT_LITE_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.delenv(name, raising=False)
     for name, value in {"HOME": "/home/me", "USERPROFILE": "/home/me", **environment}.items():
@@ -261,7 +261,7 @@ def test_the_cache_is_where_the_platform_keeps_such_files(monkeypatch, platform,
     assert download.cache_dir() == Path(folder)
 
 
-def test_shakespeare_is_the_published_file():
+def test_shakespeare_resource_is_karpathys_file():
     published = Resource(
         "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
         "shakespeare_char/input.txt",

@@ -1,4 +1,4 @@
-"""Texts are found by name, file, folder or glob, and read in pieces: the same as Python reads them whole."""
+"""Finding texts by name, file, folder or glob, and reading them in chunks, against Python's own decoder."""
 
 import codecs
 import os
@@ -15,23 +15,23 @@ BOM = codecs.BOM_UTF8
 
 
 def read(path) -> str:
-    return "".join(sources.find_source(str(path)).pieces())
+    return "".join(sources.find_source(str(path)).read_chunks())
 
 
-def test_newlines_are_kept_and_a_byte_order_mark_is_dropped(tmp_path):
+def test_newlines_are_kept_and_byte_order_mark_is_removed(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(BOM + b"one\r\ntwo\rthree\n\n" + BOM + b"four")
-    assert read(path) == "one\r\ntwo\rthree\n\n\ufefffour"  # only at the beginning is it a mark
+    assert read(path) == "one\r\ntwo\rthree\n\n\ufefffour"  # it is a mark only at the start of a file
 
 
 @settings(deadline=None)
 @example("\ufeff", 1, b"")
 @example("é" * 3, 1, b"")
-@example("abc\ufeff", 3, b"")  # no mark, though it begins a chunk
+@example("abc\ufeff", 3, b"")  # not a mark: it starts a chunk, not the file
 @example("\U0001f600", 3, b"\xf0\x9f\x98")
 @given(st.text(), st.integers(1, 7), st.binary(max_size=6))
-def test_any_bytes_in_any_chunks_are_read_as_python_reads_them_whole(tmp_path_factory, text, chunk, tail):
-    """Or refused at the offset that Python's decoder names, wherever the borders of the chunks fall."""
+def test_any_bytes_in_chunks_of_any_size_are_decoded_as_by_python(tmp_path_factory, text, chunk, tail):
+    """Invalid UTF-8 is refused at the offset that Python's decoder names, for every size of the chunks."""
     path = tmp_path_factory.getbasetemp() / "any.txt"
     data = text.encode() + tail
     path.write_bytes(data)
@@ -42,25 +42,25 @@ def test_any_bytes_in_any_chunks_are_read_as_python_reads_them_whole(tmp_path_fa
         except UnicodeDecodeError as error:
             with pytest.raises(UserError) as caught:
                 read(path)
-            place = f"byte 0x{data[error.start]:02x} at offset {error.start} ({error.reason})"
-            assert str(caught.value).startswith(f"{path} is not UTF-8: {place}; convert it, ")
+            problem = f"byte 0x{data[error.start]:02x} at offset {error.start} ({error.reason})"
+            assert str(caught.value).startswith(f"{path} is not UTF-8: {problem}; convert it, ")
         else:
             assert read(path) == whole.removeprefix("\ufeff")
 
 
 @pytest.mark.parametrize("start", [b"", BOM])
 @pytest.mark.parametrize("bad", [b"\xff", b"\xe9 ", b"\xf0\x9f\x98", b"\xed\xa0\x80"])
-def test_a_bad_byte_beyond_the_first_chunk(tmp_path, monkeypatch, start, bad):
+def test_invalid_byte_after_the_first_chunk_is_reported(tmp_path, monkeypatch, start, bad):
     monkeypatch.setattr(sources, "CHUNK_BYTES", 64)
     path = tmp_path / "a.txt"
-    good = start + "äöü ".encode() * 50  # no divisor of the chunk: characters lie on its borders
+    good = start + "äöü ".encode() * 50  # 7 bytes each: characters cross the ends of chunks
     path.write_bytes(good + bad + b"end")
     with pytest.raises(UserError, match=rf"0x{bad[0]:02x} at offset {len(good)} "):
         read(path)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "latin1"])
-def test_the_remedy_names_the_likely_encoding(tmp_path, encoding):
+def test_not_utf8_error_names_the_likely_encoding(tmp_path, encoding):
     path = tmp_path / "a.txt"
     path.write_bytes("café\n".encode(encoding))
     with pytest.raises(UserError, match=re.escape(f"iconv -f {encoding} -t utf-8 {path} > converted.txt")):
@@ -79,14 +79,14 @@ def folder(tmp_path):
     return tmp_path / "My Books"
 
 
-def test_files_of_a_folder_are_joined_in_sorted_order(folder):
+def test_folder_files_are_joined_in_sorted_order(folder):
     assert read(folder) == "\n".join(["A", "B\n", "C", "", "ž"])
     assert sources.find_source(str(folder)).name == "My_Books"
     assert sources.find_source(str(folder)).label == f"{folder / 'a.txt'} and 4 more files"
 
 
 @pytest.mark.parametrize("mark", ["metrics.jsonl", "last.safetensors", "train.bin"])
-def test_what_this_program_wrote_below_a_folder_is_no_text_of_it(folder, mark):
+def test_outputs_of_this_program_in_a_folder_are_skipped(folder, mark):
     before = read(folder)
     (folder / "runs" / "mine" / "hf").mkdir(parents=True)
     (folder / "runs" / "mine" / mark).write_bytes(b"\xff")
@@ -98,20 +98,20 @@ def test_what_this_program_wrote_below_a_folder_is_no_text_of_it(folder, mark):
     ("pattern", "joined"),
     [("*.txt", "A\nB\n"), ("**/*.txt", "A\nB\n\nC"), ("[b-z]*", "B\n\nž"), ("sub/*", "C"), ("a.tx?", "A")],
 )
-def test_globs(folder, pattern, joined, monkeypatch):
+def test_glob_matches_files_and_joins_them(folder, pattern, joined, monkeypatch):
     assert read(folder / pattern) == joined
     monkeypatch.chdir(folder)
     assert read(pattern) == joined
 
 
-def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):
+def test_existing_file_with_glob_characters_is_read_as_a_file(tmp_path):
     (tmp_path / "a[1].txt").write_text("this")
     (tmp_path / "a1.txt").write_text("not this")
     assert read(tmp_path / "a[1].txt") == "this"
 
 
 @pytest.mark.parametrize("pattern", ["", "*.txt"])
-def test_a_folder_without_files_is_refused(tmp_path, pattern):
+def test_folder_without_files_is_refused(tmp_path, pattern):
     (tmp_path / "sub").mkdir()
     (tmp_path / ".hidden").touch()
     with pytest.raises(UserError, match="no files to read"):
@@ -126,35 +126,35 @@ def test_a_folder_without_files_is_refused(tmp_path, pattern):
         ("books/missing.txt", "give one of shakespeare_char, python_docs, or the path or URL of a text"),
     ],
 )
-def test_an_unknown_name_is_refused_with_the_nearest(tmp_path, monkeypatch, name, remedy):
+def test_unknown_name_is_refused_with_nearest_name(tmp_path, monkeypatch, name, remedy):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=re.escape(f"no dataset, file or folder {name!r}; {remedy}")):
         sources.find_source(name)
 
 
-def test_a_file_that_is_gone_is_named(tmp_path):
+def test_deleted_file_is_named_in_the_error(tmp_path):
     path = tmp_path / "a.txt"
     path.touch()
-    text = sources.find_source(str(path))
+    source = sources.find_source(str(path))
     path.unlink()
     with pytest.raises(UserError, match=r"a\.txt cannot be read"):
-        list(text.pieces())
+        list(source.read_chunks())
 
 
-def test_a_text_can_be_read_again(folder):
-    text = sources.find_source(str(folder))
-    assert list(text.pieces()) == list(text.pieces())
+def test_source_can_be_read_twice(folder):
+    source = sources.find_source(str(folder))
+    assert list(source.read_chunks()) == list(source.read_chunks())
 
 
 @pytest.mark.parametrize(
     ("file", "name"), [("plain.txt", "plain"), ("My Book (1).txt", "My_Book_1"), ("源.txt", "源"), ("$.txt", "text")]
 )
-def test_names_are_plain(tmp_path, file, name):
+def test_source_name_has_only_safe_characters(tmp_path, file, name):
     (tmp_path / file).touch()
     assert sources.find_source(str(tmp_path / file)).name == name
 
 
-def test_python_docs_are_the_topics_of_this_python(monkeypatch):
+def test_python_docs_are_the_sorted_pydoc_topics(monkeypatch):
     from pydoc_data.topics import topics
 
     assert read("python_docs") == "\n".join(text for _, text in sorted(topics.items()))
@@ -163,13 +163,13 @@ def test_python_docs_are_the_topics_of_this_python(monkeypatch):
 
 
 @pytest.mark.parametrize("dataset", ["a" * 254 + "/b" * 3000, "bad\0name", "~nobody_of_this_name/text.txt"])
-def test_a_path_that_can_be_none_is_an_error(tmp_path, dataset):
-    with pytest.raises(UserError, match="cannot be read|is no name"):
+def test_invalid_path_is_refused(tmp_path, dataset):
+    with pytest.raises(UserError, match="cannot be read|is not a name or path"):
         sources.find_source(dataset)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no such files here")
-def test_what_can_be_read_once_only_is_no_text(tmp_path):
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_named_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.txt")
-    with pytest.raises(UserError, match="no ordinary file, .* copy it"):
+    with pytest.raises(UserError, match="not a regular file, .* copy it"):
         sources.find_source(str(tmp_path / "pipe.txt"))

@@ -68,7 +68,7 @@ def shakespeare(tmp_path, monkeypatch):
     resource = download.Resource("http://127.0.0.1:1/input.txt", "shakespeare_char/input.txt")
     monkeypatch.setattr("nanogpt_lite.data.sources.SHAKESPEARE", resource)
     monkeypatch.setenv("NANOGPT_LITE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    monkeypatch.setattr(download, "MAX_ATTEMPTS", 1)
     (tmp_path / "cache/shakespeare_char").mkdir(parents=True)
     (tmp_path / "cache/shakespeare_char/input.txt").write_bytes(text)
     work = tmp_path / "work"

@@ -299,7 +299,9 @@ def test_a_flipped_bit_in_the_tokens_is_told_of(text_file, figures):
                 lambda: ng.train(out_dir=OUT, init_from="resume", max_iters=20),
                 lambda: ng.evaluate(ng.Run(OUT)),
             ):
-                with pytest.raises(ng.UserError, match=r"not those of the text .* --out_dir data/bottles --overwrite"):
+                with pytest.raises(
+                    ng.UserError, match="not those of the text .* `out_dir='data/bottles'` `overwrite=True`"
+                ):
                     call()
         path.write_bytes(content)
     ng.prepare("bottles.txt", overwrite=True)

@@ -1,0 +1,201 @@
+"""Dataset folders: their files, what is never replaced, and what a crash or damage leaves."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from book_data import (
+    FILE_NAMES,
+    OTHER_TEXT,
+    TEXT,
+    file_names,
+    fingerprints,
+    nanogpt_bins,
+    read_bins,
+    replace_source,
+    write_book,
+)
+
+from nanogpt_lite import files
+from nanogpt_lite.data import preparation
+from nanogpt_lite.data.dataset import write_dataset
+from nanogpt_lite.data.preparation import prepare
+from nanogpt_lite.errors import ExternalError, UserError
+
+
+@pytest.fixture
+def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return write_book(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "byte"])
+def test_manifest_describes_the_dataset(book, tokenizer):
+    dataset = prepare(book, tokenizer=tokenizer)
+    size = 2  # bytes of a uint16
+    contents = read_bins(dataset.path)
+    assert file_names(dataset.path) == FILE_NAMES
+    assert json.loads((dataset.path / "manifest.json").read_text()) == {
+        "complete": True,
+        "tokenizer": tokenizer,
+        "source": str(book),
+        "sha256": hashlib.sha256(TEXT.encode()).hexdigest(),
+        "characters": len(TEXT),
+        "train_share": 0.9,
+        "vocab_size": len(set(TEXT)) if tokenizer == "char" else 256,
+        "dtype": "uint16",
+        "train_tokens": len(contents["train.bin"]) // size,
+        "val_tokens": len(contents["val.bin"]) // size,
+    }
+    assert dataset.sha256 == hashlib.sha256(TEXT.encode()).hexdigest()
+    assert dataset.name == "book"
+    assert f"{len(dataset.train)} train and {len(dataset.val)} val tokens" in repr(dataset)
+    with pytest.raises(ValueError, match="read-only"):
+        dataset.train[0] = 0
+
+
+@pytest.mark.parametrize("name", ["train.bin", "val.bin"])
+def test_files_of_other_programs_are_not_replaced(book, name):
+    folder = book.parent / "data" / "book"
+    folder.mkdir(parents=True)
+    (folder / name).write_bytes(b"precious")
+    before = fingerprints(folder)
+    with pytest.raises(UserError, match=f"{name} holds other data, which this program did not write"):
+        prepare(book)
+    assert fingerprints(folder) == before
+    assert (folder / name).read_bytes() == b"precious"
+    assert prepare(book, out_dir="elsewhere").path == Path("elsewhere")  # the remedy
+
+
+def test_equal_data_of_nanogpt_is_adopted(book):
+    folder = book.parent / "data" / "book"
+    folder.mkdir(parents=True)
+    for name, content in nanogpt_bins(TEXT).items():
+        (folder / name).write_bytes(content)
+    (folder / "meta.pkl").write_bytes(b"nanoGPT's")
+    dataset = prepare(book)
+    assert read_bins(folder) == nanogpt_bins(TEXT)
+    assert dataset.tokenizer.decode(dataset.val) == TEXT[int(0.9 * len(TEXT)) :]
+    assert file_names(folder) == sorted([*FILE_NAMES, "meta.pkl"])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, MemoryError])
+@pytest.mark.parametrize("old", [False, True])
+def test_error_while_reading_the_text_leaves_the_folder_unchanged(book, monkeypatch, error, old):
+    folder = book.parent / "data" / "text"
+    if old:
+        prepare(book, out_dir=folder)
+    before = fingerprints(folder) if old else {}
+
+    def broken() -> Iterator[str]:
+        yield OTHER_TEXT[:200]
+        raise error
+
+    replace_source(monkeypatch, lambda: iter([OTHER_TEXT]), broken)
+    with pytest.raises(error):
+        prepare(book, out_dir=folder)
+    assert (fingerprints(folder) if old else {}) == before
+    assert file_names(folder) == (FILE_NAMES if old else [])
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_kill_at_any_step_of_writing_never_leaves_a_mixed_dataset(book, monkeypatch, old):
+    """For every n: killed at the n-th flush or rename, the folder holds the old dataset, the new one, or none."""
+    flush, replace = files.sync_to_disk, Path.replace
+    count = 0
+
+    def killed(action: Callable[..., object]) -> Callable[..., object]:
+        def step(*arguments: object) -> object:
+            nonlocal count
+            count -= 1
+            if count == 0:
+                raise KeyboardInterrupt
+            return action(*arguments)
+
+        return step
+
+    outcomes = set()
+    for number in range(1, 100):
+        folder = book.parent / f"data-{number}"
+        if old:
+            prepare(book, out_dir=folder)
+        book.write_bytes(OTHER_TEXT.encode())
+        count = number
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "sync_to_disk", killed(flush))
+            patch.setattr(Path, "replace", killed(replace))
+            try:
+                prepare(book, out_dir=folder)
+            except KeyboardInterrupt:
+                finished = False
+            else:
+                finished = True
+        assert set(file_names(folder)) <= set(FILE_NAMES)  # no temporary files
+        try:
+            opened = prepare(folder)
+            text = opened.tokenizer.decode([*opened.train, *opened.val])
+        except UserError:
+            text = "none"
+        outcomes.add(text)
+        assert text in ({TEXT, OTHER_TEXT, "none"} if old else {OTHER_TEXT, "none"})
+        assert read_bins(prepare(book, out_dir=folder).path) == nanogpt_bins(OTHER_TEXT)  # the next call repairs it
+        book.write_bytes(TEXT.encode())
+        if finished:
+            assert text == OTHER_TEXT
+            break
+    assert number > 8
+    assert outcomes == ({TEXT, OTHER_TEXT, "none"} if old else {OTHER_TEXT, "none"})
+
+
+def test_incomplete_dataset_is_refused_and_written_again(book):
+    folder = prepare(book).path
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "complete": False}))
+    (folder / "val.bin").write_bytes(b"half")
+    with pytest.raises(UserError, match="is incomplete or damaged"):
+        prepare(folder)
+    prepare(book)
+    assert read_bins(folder) == nanogpt_bins(TEXT)
+    assert prepare(folder).sha256 == manifest["sha256"]
+
+
+@pytest.mark.parametrize("name", FILE_NAMES)
+@pytest.mark.parametrize("lost", [1, 2, 10, None])
+def test_damaged_dataset_is_refused_and_written_again(book, name, lost):
+    """One file has lost its last bytes, or is missing."""
+    path = prepare(book).path / name
+    content = path.read_bytes()
+    path.unlink()
+    if lost:
+        path.write_bytes(content[:-lost])
+    if name.endswith(".json") and lost == 1:
+        assert prepare(path.parent).path == path.parent  # only the final newline is lost
+        return
+    with pytest.raises(UserError):
+        prepare(path.parent)
+    if name != "manifest.json" or lost:  # without a manifest, the equal files are adopted
+        assert read_bins(prepare(book).path) == nanogpt_bins(TEXT)
+
+
+def test_dataset_replaced_while_it_is_written_is_an_external_error(text_file, monkeypatch):
+    def write_and_truncate(folder, **arguments):
+        write_dataset(folder, **arguments)
+        (folder / "train.bin").write_bytes(b"")
+
+    monkeypatch.setattr(preparation, "write_dataset", write_and_truncate)
+    with pytest.raises(ExternalError, match="changed while it was written"):
+        preparation.prepare("bottles.txt")
+
+
+def test_temporary_files_of_a_killed_process_are_removed(text_file):
+    Path("data/bottles").mkdir(parents=True)
+    for name in ("train.bin", "val.bin", "tokenizer.json", "manifest.json"):
+        Path(f"data/bottles/.{name}.123.tmp").write_bytes(b"half")
+    prepare("bottles.txt")
+    assert sorted(path.name for path in Path("data/bottles").iterdir()) == [
+        "manifest.json",
+        "tokenizer.json",
+        "train.bin",
+        "val.bin",
+    ]
