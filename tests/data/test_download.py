@@ -108,12 +108,12 @@ def write_cached(cache: Path, content: bytes) -> Path:
 
 @pytest.mark.parametrize("hash_known", [True, False])
 def test_file_is_downloaded_once_then_cached(server, cache, hash_known):
-    wanted = Resource(server.url, "book/a.txt", sha256(BODY) if hash_known else None)
+    resource = Resource(server.url, "book/a.txt", sha256(BODY) if hash_known else None)
     server.plan = [whole]
-    path = fetch(wanted)
+    path = fetch(resource)
     assert path == cache / "book" / "a.txt"
     assert path.read_bytes() == BODY
-    assert fetch(wanted) == path  # a second request would have no planned answer
+    assert fetch(resource) == path  # a second request would have no planned answer
     assert server.requests == ["/texts/a%20book.txt?version=1"]
     assert files_in(cache) == ["book/a.txt"]
 
