@@ -117,13 +117,7 @@ def _run_steps(
     timer.stop()
     if state.step == 0 or state.step not in (first_step, state.last_eval_step):  # else `last` is of this step already
         yield _save_checkpoint(state, out_dir, "last")
-    yield DoneRecord(
-        step=state.step,
-        reason=reason,
-        best_val_loss=state.best_val_loss,
-        best_step=state.best_step,
-        seconds=state.seconds,
-    )
+    yield _done_record(state, reason)
 
 
 def _prepare_network(state: TrainState) -> Callable[..., Any]:
@@ -245,6 +239,16 @@ def _step_record(state: TrainState, timer: _StepTimer) -> StepRecord:
         grad_norm=state.grad_norm.item() if state.grad_norm.isfinite() else None,
         tokens_per_second=tokens_per_second,
         mfu=mfu(per_rank, state.model.flops_per_token(), devices.device_name(state.device), config.dtype),
+        seconds=state.seconds,
+    )
+
+
+def _done_record(state: TrainState, reason: StopReason) -> DoneRecord:
+    return DoneRecord(
+        step=state.step,
+        reason=reason,
+        best_val_loss=state.best_val_loss,
+        best_step=state.best_step,
         seconds=state.seconds,
     )
 
