@@ -1,27 +1,26 @@
-"""The road on Modal: a text is prepared on a CPU, a network trained and sampled on a GPU, all kept on a Volume.
+"""The pipeline on Modal: a text is prepared on a CPU, a network trained and sampled on a GPU, all stored on a Volume.
 
     modal run modal_app.py                                  prepare, train, sample
-    modal run modal_app.py --dataset my.txt --gpu H100      a text of yours, another GPU
-    modal run modal_app.py::train --max-iters=2000          one step of it, with any option of the library
+    modal run modal_app.py --dataset my.txt --gpu H100      your own text, another GPU
+    modal run modal_app.py::train --max-iters=2000          one step of the pipeline, with any option of the library
     modal run modal_app.py::sample --start "ROMEO:"
 
-Nothing is computed here. The functions call the library, which works in the container's own folder and keeps what
-it makes on the Volume: /data/datasets/NAME and /data/runs/NAME (`nanogpt_lite.homes`).
+The Functions below call `nanogpt_lite.cloud.jobs`, which works in the container's current folder and copies the results
+to the Volume: /data/datasets/NAME and /data/runs/NAME (`nanogpt_lite.cloud.storage`). How training works is not shown
+here; see `nanogpt_lite.trainer`.
 """
 
-import glob
 import json
 import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import modal
 
 from nanogpt_lite.cloud import sweeps
+from nanogpt_lite.cloud.gpu_prices import gpu_order, report_cost, single_gpus
+from nanogpt_lite.cloud.messages import modal_spelling
 from nanogpt_lite.config import presets
 from nanogpt_lite.config.options import DataConfig, LoadConfig, RunConfig, SampleConfig, TrainConfig
 from nanogpt_lite.config.signatures import with_flags
@@ -30,161 +29,157 @@ from nanogpt_lite.errors import UserError
 if TYPE_CHECKING:
     from nanogpt_lite.cloud.storage import LocalStorage
 
-VOLUME = "nanogpt-lite"
-MOUNT = os.environ.get("NANOGPT_MOUNT", "/data")
+VOLUME_NAME = "nanogpt-lite"
+MOUNT = os.environ.get("NANOGPT_MOUNT", "/data")  # where containers see the Volume
 GPU = os.environ.get("NANOGPT_GPU", "A100-40GB")  # a type, or TYPE:n, or several with commas, preferred first
-SECRETS = ("WANDB_API_KEY", "HF_TOKEN")  # of yours, from the environment or .env; each may be missing
-DAY = 24 * 60 * 60  # seconds; the longest that Modal lets an attempt run
-
-# Dollars a second, from https://modal.com/pricing as listed in May 2026. CPU and memory come on top.
-PRICES = {
-    "T4": 0.000164,
-    "L4": 0.000222,
-    "A10": 0.000306,
-    "L40S": 0.000542,
-    "A100-40GB": 0.000583,
-    "A100-80GB": 0.000694,
-    "RTX-PRO-6000": 0.000842,
-    "H100": 0.001097,
-    "H200": 0.001261,
-    "B200": 0.001736,
-}
+SECRET_VARIABLES = ("WANDB_API_KEY", "HF_TOKEN")  # sent from your environment or .env, if they are set
+DAY = 24 * 60 * 60  # seconds; the longest timeout that Modal allows for one attempt
 
 
-def choices(gpus: str) -> list[str]:
-    """The GPUs to choose from, in order."""
-    return [name.strip() for name in gpus.split(",")]
-
-
-def one_of_each(gpus: str) -> list[str]:
-    """The same for what has use for one GPU only: A100:4 is four ranks for training, and one to sample."""
-    return [name.partition(":")[0] for name in choices(gpus)]
-
-
-def own_secrets() -> dict[str, str | None]:
-    """The secrets as they are set where the app is started; in a container they come from Modal."""
+def local_secrets() -> dict[str, str | None]:
+    """The secret variables of the machine where `modal run` is started. In a container Modal has set them already."""
     if not modal.is_local():
         return {}
-    in_file: dict[str, str | None] = {}
+    dotenv: dict[str, str | None] = {}
     if Path(".env").is_file():
         from dotenv import dotenv_values
 
-        in_file = dotenv_values(".env")
-    return {name: os.environ.get(name) or in_file.get(name) for name in SECRETS}
+        dotenv = dotenv_values(".env")
+    return {name: os.environ.get(name) or dotenv.get(name) for name in SECRET_VARIABLES}
 
 
+# An App is the group of Functions that `modal run` and `modal deploy` register.
 app = modal.App("nanogpt-lite")
-volume = modal.Volume.from_name(VOLUME, create_if_missing=True, version=2)
+
+# A Volume is a file system that outlives containers. A container's changes are stored by `commit`, and it sees those
+# of others after `reload`; `nanogpt_lite.cloud.storage` calls both.
+volume = modal.Volume.from_name(VOLUME_NAME, create_if_missing=True, version=2)
+
+# An Image is what a container's file system starts from. It is built once, and again when one of its steps changes.
 image = (
     modal.Image.debian_slim(python_version="3.12")
     .pip_install_from_pyproject(str(Path(__file__).with_name("pyproject.toml")), optional_dependencies=["image"])
-    .add_local_python_source("nanogpt_lite")
+    .add_local_python_source("nanogpt_lite")  # copied when a container starts, so a change does not rebuild the Image
 )
 
-named = os.environ.get("NANOGPT_SECRET")  # a secret that is kept at Modal, besides
-secrets = [  # two in any case: Modal wants as many here as it finds in a container
-    modal.Secret.from_dict(own_secrets()),
-    modal.Secret.from_name(named) if named else modal.Secret.from_dict({}),
+# A Secret sets environment variables in containers: here those of your machine, and one that is stored at Modal.
+secret_name = os.environ.get("NANOGPT_SECRET")
+secrets = [  # always two: a container runs this module too, and must register as many as were registered outside
+    modal.Secret.from_dict(local_secrets()),
+    modal.Secret.from_name(secret_name) if secret_name else modal.Secret.from_dict({}),
 ]
 
-# a container that does not start must not wait for a day
-on_volume: dict[str, Any] = {
+# What all Functions have in common.
+cpu_options: dict[str, Any] = {
     "image": image,
     "volumes": {MOUNT: volume},
     "secrets": secrets,
-    "startup_timeout": 600,
+    "startup_timeout": 600,  # seconds; without it a container that cannot start would have `timeout` to try, a day
 }
-on_gpu: dict[str, Any] = {**on_volume, "gpu": one_of_each(GPU)}
+gpu_options: dict[str, Any] = {**cpu_options, "gpu": single_gpus(GPU)}
 
 
-@app.function(**on_volume, cpu=2, timeout=DAY)
+# A Function runs in a container of its own when it is called with `.remote()`, which `modal run FILE::NAME` does. Its
+# parameters become flags of the command line; `with_flags` lists the library's options as such parameters.
+@app.function(**cpu_options, cpu=2, timeout=DAY)
 @with_flags(DataConfig, overwrite=bool)
+@modal_spelling()
 def prepare_data(dataset: str = DataConfig.dataset, **options: Any) -> str:
-    """Write a text as token ids to the Volume, unless it is there: a name, a URL, or a text that was sent up."""
+    """Write a text as token ids to the Volume, unless it is stored: a name, a URL, or an uploaded text."""
     from nanogpt_lite.cloud import jobs
 
-    prepared = str(jobs.prepare_job(home(), dataset, **options))
+    prepared = str(jobs.prepare_job(storage(), dataset, **options))
     print(prepared)
     return prepared
 
 
-# A mistake in the options is tried again too, since Modal cannot tell it from a crash; hence not the 10 it allows.
+# Retries start a failed call again in a new container; a call whose container is preempted starts again in any case.
+# Both resume from the last checkpoint. Modal cannot tell a mistake in the options from a crash and retries it too,
+# hence 3 retries and not the 10 that Modal allows.
 @app.function(
-    **{**on_gpu, "gpu": choices(GPU)},
+    **{**cpu_options, "gpu": gpu_order(GPU)},
     timeout=DAY,
     retries=modal.Retries(max_retries=3, initial_delay=0.0),
     single_use_containers=True,
 )
 @with_flags(TrainConfig, preset=str, overwrite=bool)
+@modal_spelling()
 def train(**options: Any) -> dict[str, Any]:
-    """Train a network, or go on with the run `out_dir` (a name; the dataset's if there is none) from its last state.
+    """Train a network, or resume the run `out_dir` (a name; by default the dataset's) from its last checkpoint.
 
-    On several GPUs each is a rank, with a share of every step.
+    With several GPUs, each trains as a rank, on its share of every step.
     """
     from nanogpt_lite.cloud import jobs
 
-    with bill():
-        run = jobs.train_job(home(), owner=modal.current_input_id() or "", count=gpu_count(), **options)
+    with report_cost():
+        # the input id is the same in every attempt of a call, which is how a retry knows its own run
+        run = jobs.train_job(storage(), owner=modal.current_input_id() or "", world_size=gpu_count(), **options)
     name = run.out_dir.name
     if not modal.is_local():
-        print(f"bring it home: modal volume get --force {VOLUME} runs/{name} . && nanogpt-lite sample --out_dir {name}")
+        print(
+            f"download it: modal volume get --force {VOLUME_NAME} runs/{name} . && nanogpt-lite sample --out_dir {name}"
+        )
     return {"run": name, "best_val_loss": run.best_val_loss}
 
 
-@app.function(**on_gpu, timeout=DAY)
+@app.function(**gpu_options, timeout=DAY)
 @with_flags(SampleConfig, out_dir=str)
+@modal_spelling()
 def sample(out_dir: str = "", **options: Any) -> list[str]:
-    """Draw text from the run `out_dir` (a name; the newest if there is none), shown as it is made."""
+    """Generate text from the run `out_dir` (a name; by default the newest run), printed token by token."""
     import nanogpt_lite as ng
     from nanogpt_lite.cli.commands import print_samples
     from nanogpt_lite.cloud import jobs
 
-    with bill():
-        return print_samples(ng.pieces(jobs.find_run(home(), out_dir), **options))
+    with report_cost():
+        return print_samples(ng.stream_batch(jobs.find_run(storage(), out_dir), **options))
 
 
-@app.function(**on_gpu, timeout=DAY)
+@app.function(**gpu_options, timeout=DAY)
 @with_flags(LoadConfig, out_dir=str)
+@modal_spelling()
 def evaluate(out_dir: str = "", **options: Any) -> dict[str, Any]:
-    """The loss of the run `out_dir` (a name; the newest if there is none) over both whole splits of its data."""
+    """The loss of the run `out_dir` (a name; by default the newest run) over the whole train and val splits."""
     from nanogpt_lite.cloud import jobs
 
-    with bill():
-        result = jobs.evaluate_job(home(), out_dir, **options)
+    with report_cost():
+        result = jobs.evaluate_job(storage(), out_dir, **options)
     print(json.dumps(result))
     return result
 
 
-@app.function(**on_volume, timeout=DAY)
+# A Function may call other Functions. This one runs on Modal too, so with `modal run --detach` a sweep continues when
+# your machine is switched off.
+@app.function(**cpu_options, timeout=DAY)
 @with_flags(sweep_iters=int, gpu=str, preset=str, **dict.fromkeys(TrainConfig.names(), str))
-def sweep(sweep_iters: int = 200, gpu: str = "", preset: str = presets.RENTED_GPU_PRESET, **texts: str) -> str:
-    """Train each combination of options, as of --learning-rate 3e-4,1e-3, for a while; then the best one to its end.
+@modal_spelling()
+def sweep(sweep_iters: int = 200, gpu: str = "", preset: str = presets.RENTED_GPU_PRESET, **grid: str) -> str:
+    """Train each combination of options, such as --learning-rate 3e-4,1e-3, for some steps; then the best to its end.
 
-    It runs on Modal itself (its containers call others), so that with --detach it needs no laptop to stay on. What
-    it found is on the Volume before the best one goes on: started again, it does not try everything anew.
+    The results of the trials are stored on the Volume before the best one is resumed: a second attempt of this call
+    does not train the trials again.
     """
-    from nanogpt_lite.cloud import storage
+    from nanogpt_lite.cloud.storage import require_safe_name
 
-    call = (modal.current_input_id() or "here")[-8:].lower()
-    name = storage.require_safe_name(f"{texts.pop('out_dir', 'sweep')}-{call}", "run")
-    tried = sweeps.make_trials(texts, preset=preset, steps=sweep_iters, name=name)
-    trainer = on(gpu, train)
-    found = home().read(f"sweeps/{name}.json")
-    if not found:
-        for dataset in {str(trial.begin.get("dataset", DataConfig.dataset)) for trial in tried}:
-            prepare_data.remote(dataset=dataset)  # once, not in each container
-        calls = [trainer.spawn(**trial.begin) for trial in tried]
-        found = json.dumps([loss_of(call) for call in calls])
-        home().write(f"sweeps/{name}.json", found)
-    results = json.loads(found)
-    table = sweeps.format_table(tried, results)
+    call_id = (modal.current_input_id() or "here")[-8:].lower()
+    name = require_safe_name(f"{grid.pop('out_dir', 'sweep')}-{call_id}", "run")
+    trials = sweeps.make_trials(grid, preset=preset, steps=sweep_iters, name=name)
+    trainer = with_gpu(gpu, train)
+    stored = storage().read_text(f"sweeps/{name}.json")
+    if not stored:
+        stored = json.dumps(run_trials(trials, trainer))
+        storage().write_text(f"sweeps/{name}.json", stored)
+    results = json.loads(stored)
+    table = sweeps.format_table(trials, results)
     print(table)
-    home().write(f"sweeps/{name}.md", table)
-    trainer.remote(**sweeps.best_trial(tried, results).go_on)
+    storage().write_text(f"sweeps/{name}.md", table)
+    trainer.remote(**sweeps.best_trial(trials, results).resume_options)
     return table
 
 
-@app.cls(**on_gpu, scaledown_window=300)
+# A Cls is a class whose objects live in containers: `enter` runs once when a container starts, and each method call
+# finds what it loaded. A container without calls for `scaledown_window` seconds is stopped.
+@app.cls(**gpu_options, scaledown_window=300)
 class Sampler:
     """A run that stays loaded between calls. After `modal deploy modal_app.py`, from any Python:
 
@@ -192,17 +187,20 @@ class Sampler:
     Sampler(run="shakespeare_char").sample.remote(start="ROMEO:", num_samples=3)
     """
 
+    # A parameter is an argument of the constructor. Each value has containers of its own.
     run: str = modal.parameter(default="")
 
     @modal.enter()
+    @modal_spelling()
     def load(self) -> None:
-        """Load the run once."""
+        """Load the run `run` (a name; by default the newest run)."""
         import nanogpt_lite as ng
         from nanogpt_lite.cloud import jobs
 
-        self.loaded = ng.load(jobs.find_run(home(), self.run))
+        self.loaded = ng.load(jobs.find_run(storage(), self.run))
 
     @modal.method()
+    @modal_spelling()
     def sample(self, /, **options: Any) -> list[str]:
         """`num_samples` texts, each with its prompt. Any option of `ng.sample` is a keyword."""
         import nanogpt_lite as ng
@@ -211,101 +209,75 @@ class Sampler:
 
     @modal.method()
     def stream(self, /, **options: Any) -> Iterator[str]:
-        """One text as it is made, piece by piece."""
+        """One text, in pieces as they are generated."""
         import nanogpt_lite as ng
 
-        yield from ng.stream(self.loaded, **options)
+        with modal_spelling():
+            yield from ng.stream(self.loaded, **options)
 
 
+# A local entry point runs on your machine: `modal run modal_app.py` calls it.
 @app.local_entrypoint()
 @with_flags(RunConfig, gpu=str, preset=str, overwrite=bool)
+@modal_spelling()
 def main(gpu: str = "", dataset: str = DataConfig.dataset, **options: Any) -> None:
-    """Prepare, train and sample; a text of yours is sent up first."""
-    trainer, sampler = on(gpu, train), on(gpu.partition(":")[0], sample)
-    training = chosen(options, *TrainConfig.names(), "preset", "overwrite")
-    sampling = {"num_samples": 3, "max_new_tokens": 300, **chosen(options, *SampleConfig.names())}
-    SampleConfig.from_dict(sampling)  # a mistake is told before anything is sent or rented
-    asked = {
-        **presets.get_preset(options.get("preset", presets.RENTED_GPU_PRESET)),
-        **chosen(options, *TrainConfig.names()),
-    }
-    TrainConfig.from_dict(asked).require_divisible_by(max(1, int(gpu.partition(":")[2] or 1)))
-    dataset = send_up(dataset)
-    prepare_data.remote(dataset=dataset, **chosen(options, "tokenizer", "overwrite"))
-    trained = trainer.remote(dataset=dataset, **training)
-    sampler.remote(out_dir=trained["run"], **sampling)
+    """Prepare, train and sample. A local text is uploaded first."""
+    from nanogpt_lite.cloud.uploads import upload_text
+
+    trainer, sampler = with_gpu(gpu, train), with_gpu(gpu.partition(":")[0], sample)
+    train_options = pick(options, *TrainConfig.names(), "preset", "overwrite")
+    sample_options = {"num_samples": 3, "max_new_tokens": 300, **pick(options, *SampleConfig.names())}
+    # a mistake in the options is reported before anything is uploaded or rented
+    SampleConfig.from_dict(sample_options)
+    preset = presets.get_preset(options.get("preset", presets.RENTED_GPU_PRESET))
+    config = TrainConfig.from_dict({**preset, **pick(options, *TrainConfig.names())})
+    config.require_divisible_by(max(1, int(gpu.partition(":")[2] or 1)))
+    dataset = upload_text(volume, dataset)
+    prepare_data.remote(dataset=dataset, **pick(options, "tokenizer", "overwrite"))
+    trained = trainer.remote(dataset=dataset, **train_options)
+    sampler.remote(out_dir=trained["run"], **sample_options)
 
 
-def on(gpu: str, function: modal.Function[..., Any, Any]) -> modal.Function[..., Any, Any]:
-    """The function on another GPU than it asks for, if one is named."""
+def with_gpu(gpu: str, function: modal.Function[..., Any, Any]) -> modal.Function[..., Any, Any]:
+    """The Function on another GPU than that of its decorator, if one is given."""
     if "," in gpu:
         raise UserError(f"--gpu takes one GPU; to give an order of preference, set NANOGPT_GPU={gpu}")
     return function.with_options(gpu=gpu) if gpu else function
 
 
-def send_up(dataset: str) -> str:
-    """Put a text of yours (a file, a folder, a glob) on the Volume, as one file; what to call the dataset there."""
-    from nanogpt_lite.cloud import storage
-    from nanogpt_lite.data import sources
-
-    if dataset in sources.DATASET_NAMES or not any(glob.iglob(str(Path(dataset).expanduser()), recursive=True)):  # noqa: PTH207
-        return dataset  # a name or a URL
-    name = f"{storage.UPLOADS_DIR}/{storage.require_safe_name(sources.dataset_name(dataset), 'dataset')}.txt"
-    with TemporaryFile() as file:
-        for piece in sources.find_source(dataset).read_chunks():
-            file.write(piece.encode())
-        file.seek(0)
-        with volume.batch_upload(force=True) as batch:
-            batch.put_file(file, name)
-    return name
+def run_trials(
+    trials: Sequence[sweeps.Trial], trainer: modal.Function[..., Any, dict[str, Any]]
+) -> list[sweeps.Result]:
+    """The results of the trials of a sweep, which train at the same time, each in a container of its own."""
+    for dataset in {str(trial.first_options.get("dataset", DataConfig.dataset)) for trial in trials}:
+        prepare_data.remote(dataset=dataset)  # once, not in the container of each trial
+    calls = [trainer.spawn(**trial.first_options) for trial in trials]  # `spawn` returns before the call has ended
+    return [trial_result(call) for call in calls]
 
 
-def loss_of(call: modal.FunctionCall[dict[str, Any]]) -> float | str:
-    """The val loss that a training came to, or why it failed."""
+def trial_result(call: modal.FunctionCall[dict[str, Any]]) -> sweeps.Result:
+    """The best val loss of a training, or the error that ended it."""
     try:
         return float(call.get()["best_val_loss"])
-    except Exception as error:  # whatever went wrong in one trial must not end the others
+    except Exception as error:  # of any kind: a failed trial must not end the sweep
         return f"{type(error).__name__}: {error}"
 
 
-def chosen(options: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Those of the options that have one of these names."""
+def pick(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The options that have one of these names."""
     return {name: value for name, value in options.items() if name in names}
 
 
-def home() -> "LocalStorage":
-    """Where data and runs are kept: on the Volume, or under `.local()` where they are made."""
-    from nanogpt_lite.cloud import storage
+def storage() -> "LocalStorage":
+    """Where data and runs are stored: on the Volume; in the current folder if a Function is called by `.local()`."""
+    from nanogpt_lite.cloud.storage import LocalStorage, VolumeStorage
 
-    return storage.LocalStorage() if modal.is_local() else storage.VolumeStorage(Path(MOUNT), volume)
+    return LocalStorage() if modal.is_local() else VolumeStorage(Path(MOUNT), volume)
 
 
 def gpu_count() -> int:
-    """How many ranks train: one for each GPU of the container, one where the app runs without Modal."""
+    """The number of ranks: one for each GPU of the container; one if the Function is called by `.local()`."""
     import torch
 
-    there = os.environ.get("NANOGPT_RANKS") or max(1, torch.cuda.device_count())  # the tests have none to count
-    return 1 if modal.is_local() else int(there)
-
-
-@contextmanager
-def bill() -> Iterator[None]:
-    """Say for how long the GPU was used, and what that costs about."""
-    import torch
-
-    begun = time.monotonic()
-    try:
-        yield
-    finally:
-        seconds, count = time.monotonic() - begun, torch.cuda.device_count()
-        device = torch.cuda.get_device_name() if count else "no GPU"
-        price = price_of(device)
-        cost = f", about ${price * count * seconds:.2f}" if price else ""
-        print(f"{max(count, 1)} x {device} for {seconds:.0f} s{cost}")
-
-
-def price_of(device: str) -> float | None:
-    """Dollars a second for a GPU by the name that its maker gives it, if it is in the list."""
-    by_length = sorted(PRICES, key=len, reverse=True)  # an A100 is no A10, an L40S no L4
-    found = (PRICES[name] for name in by_length if all(word in device for word in name.split("-")))
-    return next(found, None)
+    count = os.environ.get("NANOGPT_RANKS") or max(1, torch.cuda.device_count())  # tests set it: they have no GPU
+    return 1 if modal.is_local() else int(count)

@@ -1,8 +1,8 @@
-"""Training on several ranks, from a process that is none of them, by the launcher behind torchrun.
+"""Trains on several ranks of one machine from a process that is not a rank, with the launcher behind torchrun.
 
-Three kinds of processes run this module: the one that calls `training` and gets the records; one in which PyTorch's
-launcher works (`launch`), which wants signals and the main thread for itself; and the ranks (`work`), which call
-`pipeline.training`, and the first of which writes the records to a file.
+Three kinds of processes run this module. The calling process iterates over the records (`train_on_ranks`). A second
+one runs PyTorch's launcher (`launch`), which needs the main thread and the signals of its process. The ranks
+(`run_rank`) call `pipeline.training`, and the main one writes the records to a file, which the caller polls.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import BinaryIO
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -35,72 +35,66 @@ from nanogpt_lite.tracking.console import Console
 from nanogpt_lite.tracking.records import DoneRecord, Record, record_from_json
 
 REQUEST, RECORDS, ERROR = "request.json", "records.jsonl", "error.json"
-POLL_INTERVAL = 0.05  # seconds between two looks at what the ranks wrote
-STOP_TIMEOUT = 40.0  # seconds for ranks to save and end; the launcher itself kills those that take more than 30
+POLL_INTERVAL = 0.05  # seconds between two reads of the file of records
+STOP_TIMEOUT = 40.0  # seconds for ranks to save and exit; the launcher itself kills those that take more than 30
 
 
 @with_options(TrainConfig)
-def train_on_ranks(count: int, dataset: Dataset | str, **options: Value | Path) -> Generator[Record, None, None]:
-    """The same as `pipeline.training`, on `count` ranks of this machine: on a GPU each, or on parts of the CPU.
+def train_on_ranks(world_size: int, dataset: Dataset | str, **options: Value | Path) -> Generator[Record, None, None]:
+    """The same as `pipeline.training`, on `world_size` ranks of this machine, each on a GPU or on a part of the CPU.
 
-    The ranks see no signal but by way of this process, which passes on one request to stop.
+    The ranks run in a session of their own, so no signal reaches them directly: this process passes on one request to
+    stop. `ExternalError` if a rank ends without an error of its own, as when it is killed.
     """
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
-        given = request.paths_to_str(options)
-        asked = dataset.source if isinstance(dataset, Dataset) else dataset
-        files.write_json(folder / REQUEST, {"dataset": asked, **given})
-        written = stack.enter_context((folder / RECORDS).open("w+b"))
+        source = dataset.source if isinstance(dataset, Dataset) else dataset
+        files.write_json(folder / REQUEST, {"dataset": source, **request.paths_to_str(options)})
+        record_file = stack.enter_context((folder / RECORDS).open("w+b"))
         stop = stack.enter_context(signals.stop_on_signals())
-        launched = stack.enter_context(_start_launcher(count, folder))
-        record, ended = None, False
-        while not ended:
-            if stop.requested():
-                launched.stop()
-            ended = launched.process.poll() is not None  # and what it wrote before that is read once more
-            for record in _new_records(written):
-                yield record
-            if not ended:
-                time.sleep(POLL_INTERVAL)  # a file tells nobody that it grew
+        launcher = stack.enter_context(_start_launcher(world_size, folder))
+        record = None
+        for record in _poll_records(launcher, record_file, stop):
+            yield record
         _raise_rank_error(folder)
-        whole = isinstance(record, DoneRecord)
+        is_done = isinstance(record, DoneRecord)
         if stop.signum is not None:
-            raise Interrupted(stop.signum, "the state is saved" if whole else "the last checkpoint is as it was")
-        if launched.process.returncode or not whole:
+            raise Interrupted(stop.signum, "the state is saved" if is_done else "the last checkpoint is unchanged")
+        if launcher.process.returncode or not is_done:
             raise ExternalError(
-                "a rank has ended; what it said of the reason is above. Put that right, and go on from the last "
-                "checkpoint, if there is one (--init_from resume)"
+                "a rank ended without finishing; its error is printed above. Correct the cause and train again: "
+                "--init-from resume continues from the last checkpoint, if there is one"
             )
 
 
 @dataclass
 class _Launcher:
-    """The process in which the launcher works."""
+    """The process that runs PyTorch's launcher."""
 
     process: subprocess.Popen[bytes]
     stopping: bool = False
 
     def stop(self) -> None:
-        """Ask the ranks to save and end; asked twice, they would end at once."""
+        """Ask the ranks to save and exit, once: a second signal would end them without saving."""
         if not self.stopping and self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
         self.stopping = True
 
 
 @contextlib.contextmanager
-def _start_launcher(count: int, folder: Path) -> Iterator[_Launcher]:
-    """The ranks, at work; at the end of the block they end too, after they have saved."""
+def _start_launcher(world_size: int, folder: Path) -> Iterator[_Launcher]:
+    """Start the launcher and with it the ranks; at the end of the block they save and exit."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "nanogpt_lite.cloud.launcher", str(folder), str(count)],
-        env={"OMP_NUM_THREADS": str(max(1, devices.resolve_threads(0) // count)), **os.environ},
-        stdin=subprocess.PIPE,  # which ends when this process does, however that happens
-        start_new_session=True,  # so that Ctrl-C in a terminal comes to them once, from here
+        [sys.executable, "-m", "nanogpt_lite.cloud.launcher", str(folder), str(world_size)],
+        env={"OMP_NUM_THREADS": str(max(1, devices.resolve_threads(0) // world_size)), **os.environ},
+        stdin=subprocess.PIPE,  # closed when this process ends, also by SIGKILL: see `_stop_at_stdin_eof`
+        start_new_session=True,  # a terminal's Ctrl-C reaches this process alone, which passes it on once
     )
-    launched = _Launcher(process)
+    launcher = _Launcher(process)
     try:
-        yield launched
+        yield launcher
     finally:
-        launched.stop()
+        launcher.stop()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STOP_TIMEOUT)
         process.kill()
@@ -109,52 +103,67 @@ def _start_launcher(count: int, folder: Path) -> Iterator[_Launcher]:
         process.stdin.close()
 
 
-def _new_records(written: Any) -> Iterator[Record]:
-    """The records in a file from where it was last read, as far as their lines are whole."""
+def _poll_records(
+    launcher: _Launcher, record_file: BinaryIO, stop: signals.StopRequest
+) -> Generator[Record, None, None]:
+    """The records as the main rank writes them, until the launcher has exited."""
+    exited = False
+    while not exited:
+        if stop.requested():
+            launcher.stop()
+        exited = launcher.process.poll() is not None  # before the read, so that the last records are read too
+        yield from _read_new_records(record_file)
+        if not exited:
+            time.sleep(POLL_INTERVAL)  # Python has no portable way to wait until a file grows
+
+
+def _read_new_records(record_file: BinaryIO) -> Iterator[Record]:
+    """The records of the complete lines after the current position of the file."""
     while True:
-        begin = written.tell()
-        line = written.readline()
+        line_start = record_file.tell()
+        line = record_file.readline()
         if not line.endswith(b"\n"):
-            written.seek(begin)
+            record_file.seek(line_start)
             return
         yield record_from_json(json.loads(line))
 
 
 def _raise_rank_error(folder: Path) -> None:
-    """The error that ranks told of: a mistake of the user before what may have followed from it."""
+    """Raise the error that a rank wrote, if any; a `UserError` first, for other errors may be its consequence."""
     errors = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"*.{ERROR}"))]
     for error in sorted(errors, key=lambda error: error["kind"] != "UserError"):
-        raise {"UserError": UserError, "WorldError": ExternalError}[error["kind"]](error["message"])
+        kind = UserError if error["kind"] == "UserError" else ExternalError
+        raise kind(error["message"])
 
 
-def launch(folder: Path, count: int) -> None:
-    """Start the ranks, wait for them, and pass on signals: PyTorch's elastic launcher, on one machine."""
+def launch(folder: Path, world_size: int) -> None:
+    """Start the ranks, wait for them, and pass on signals, with PyTorch's elastic launcher for one machine."""
     threading.Thread(target=_stop_at_stdin_eof, daemon=True).start()
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
-        nproc_per_node=count,
+        nproc_per_node=world_size,
         run_id=folder.name,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
-        max_restarts=0,  # who asked for the training decides on that
+        max_restarts=0,  # the caller decides whether to train again
         logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
     )
     try:
         elastic_launch(config, sys.executable)("-m", "nanogpt_lite.cloud.launcher", str(folder))
     except (ChildFailedError, SignalException):
-        raise SystemExit(1) from None  # why is in the ranks' own words, or above
+        raise SystemExit(1) from None  # the ranks have written or printed their errors
 
 
 def _stop_at_stdin_eof() -> None:
-    """Stop the ranks when the process that asked for them has ended."""
-    while os.read(0, 1):  # and not sys.stdin, whose lock would be held while the interpreter ends
+    """Stop the ranks when the calling process has ended, which closes standard input."""
+    while os.read(0, 1):  # not sys.stdin: its lock would still be held while the interpreter shuts down
         pass
     os.kill(os.getpid(), signal.SIGINT)
 
 
 def run_rank(folder: Path) -> None:
-    """What each rank does: train as `request.json` in the folder says, and write what happens there."""
+    """Train one rank as request.json in the folder says; write the records, or the error, to the folder."""
     request = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
     status = 0
     try:

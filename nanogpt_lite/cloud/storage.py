@@ -1,8 +1,9 @@
-"""Where data and runs live: here, or on a volume that several machines share, such as Modal's.
+"""Where datasets and runs are stored: in the current folder, or on a Volume that several containers share.
 
-The work is done in the current folder, in `data/` and `runs/`, as on a laptop; folders are brought from the volume
-and put back. A volume is what can `commit` and `reload`, and neither works while a file on it is open: files are
-copied, never mapped or written in place. What is brought when, is the business of `volumes`.
+The library works in `data/` and `runs/` of the current folder, as on a laptop. `pull` copies a folder from the Volume
+before it is used, `push` copies it to the Volume and commits. A Modal Volume can neither commit nor reload while a
+file on it is open, so files are copied to and from it, never mapped or changed in place. When to pull and push is
+decided in `jobs`.
 """
 
 import os
@@ -19,155 +20,161 @@ from nanogpt_lite.errors import UserError
 from nanogpt_lite.runs.run_folder import RUNS_DIR
 
 VOLUME_DIRS = {DATA_DIR: "datasets", RUNS_DIR: "runs"}
-OWNERS_FILE = "owners"  # in a run's folder on the volume: the calls that trained it, one a line, the last one the owner
-UPLOADS_DIR = "texts"  # the folder on the volume for texts that were sent up
+OWNERS_FILE = "owners"  # in a run's folder on the Volume: ids of the calls that trained it, one a line, the owner last
+UPLOADS_DIR = "texts"  # the folder on the Volume for uploaded texts
 
 
 class Volume(Protocol):
-    """What several machines share: each sees what others committed once it reloads."""
+    """The two methods of `modal.Volume` that are used here."""
 
     def commit(self) -> None:
-        """Show the others what was written here."""
+        """Make the changes of this container visible to others, which see them after their next reload."""
 
     def reload(self) -> None:
-        """See what others committed."""
+        """Load what other containers committed."""
 
 
-def require_safe_name(name: str, what: str) -> str:
-    """The name of a run or a dataset, which is that of a folder. `UserError` if it could lead elsewhere."""
+def require_safe_name(name: str, kind: str) -> str:
+    """The name of a run or a dataset (`kind`), if it is a plain folder name. `UserError` if it could be a path."""
     if not re.fullmatch(r"\w[\w.-]{0,99}", name):
         raise UserError(
-            f"{what} {name!r} is no plain name: give up to 100 letters, digits, '-', '_' and '.', "
-            "the first a letter or a digit"
+            f"invalid {kind} name {name!r}: must be up to 100 letters, digits, '-', '_' and '.', the first a letter "
+            "or a digit"
         )
     return name
 
 
 class LocalStorage:
-    """Data and runs stay where the work is done: nothing to bring, nothing to put back."""
+    """Datasets and runs stay in the current folder: there is nothing to copy."""
 
-    elsewhere = False  # whether home is not the current folder
+    is_remote = False  # whether folders are copies of those on a Volume
 
-    def text(self, dataset: str) -> str:
-        """The dataset, or the path of the text if it was sent up under that name."""
+    def text_source(self, dataset: str) -> str:
+        """The path of an uploaded text (`texts/NAME.txt`); any other dataset as it is."""
         return dataset
 
-    def bring(self, folder: Path) -> None:
-        """Make `folder`, data/NAME or runs/NAME, what it is at home, if it is there."""
+    def pull(self, folder: Path) -> None:
+        """Make `folder`, data/NAME or runs/NAME, equal to the stored one, if there is one."""
 
-    def put(self, folder: Path, owner: str = "") -> None:
-        """Put the files in `folder` home. `UserError` if the run belongs to another owner by now."""
+    def push(self, folder: Path, owner: str = "") -> None:
+        """Store the files of `folder`. `UserError` if `owner` is given and no longer owns the stored run."""
 
-    def owns(self, folder: Path, owner: str) -> bool:
-        """Whether the run at home is this owner's. `UserError` if it was, and another one took it over since."""
+    def is_owner(self, folder: Path, owner: str) -> bool:
+        """Whether `owner` owns the stored run. `UserError` if it did, and another call has taken the run over."""
         return False
 
-    def claim(self, folder: Path, owner: str, *, anew: bool) -> None:
-        """Make the run at home this owner's; `anew`: and delete what is there of it."""
+    def claim(self, folder: Path, owner: str, *, delete_files: bool) -> None:
+        """Make `owner` the owner of the stored run; `delete_files` deletes the files stored so far."""
 
-    def read(self, path: str) -> str:
-        """A text that was kept by `write`, empty if there is none."""
+    def read_text(self, path: str) -> str:
+        """The text stored by `write_text`; empty if there is none."""
         return ""
 
-    def write(self, path: str, text: str) -> None:
-        """Keep a text for people at home, if that is elsewhere."""
+    def write_text(self, path: str, text: str) -> None:
+        """Store a text on the Volume, if there is one."""
 
-    def runs(self) -> list[str]:
+    def run_names(self) -> list[str]:
         """The names of the runs that have a checkpoint, the newest last."""
-        return _runs_by_age(RUNS_DIR)
+        return _run_names_by_age(RUNS_DIR)
 
 
 class VolumeStorage(LocalStorage):
-    """Data and runs on a volume that is mounted at `root`: datasets/NAME and runs/NAME."""
+    """Datasets and runs on a Volume that is mounted at `root`, in datasets/NAME and runs/NAME."""
 
-    elsewhere = True
+    is_remote = True
 
     def __init__(self, root: Path, volume: Volume) -> None:
         self.root, self.volume = root, volume
 
-    def text(self, dataset: str) -> str:
-        sent = self.root / UPLOADS_DIR / Path(dataset).name
-        return str(sent) if dataset == f"{UPLOADS_DIR}/{sent.name}" else dataset
+    def text_source(self, dataset: str) -> str:
+        uploaded = self.root / UPLOADS_DIR / Path(dataset).name
+        return str(uploaded) if dataset == f"{UPLOADS_DIR}/{uploaded.name}" else dataset
 
-    def bring(self, folder: Path) -> None:
-        if folder.parent not in VOLUME_DIRS:  # as of a run that came from another machine: it has no home
+    def pull(self, folder: Path) -> None:
+        if folder.parent not in VOLUME_DIRS:  # such as the data folder of a run that was trained on another machine
             return
         self.volume.reload()
-        home = self._home(folder)
-        if home.is_dir():
-            _copy_files(home, folder)
-            for path in folder.glob("*"):  # of a run that was there before
-                if path.is_file() and not (home / path.name).is_file():
+        stored = self._volume_dir(folder)
+        if stored.is_dir():
+            _copy_files(stored, folder)
+            for path in folder.glob("*"):  # a warm container may hold files of an earlier run of this name
+                if path.is_file() and not (stored / path.name).is_file():
                     path.unlink()
 
-    def put(self, folder: Path, owner: str = "") -> None:
+    def push(self, folder: Path, owner: str = "") -> None:
         self.volume.reload()
-        home = self._home(folder)
+        stored = self._volume_dir(folder)
         if owner:
-            _require_owner(home, owner)
-        if _copy_files(folder, home):
+            _require_owner(stored, owner)
+        if _copy_files(folder, stored):
             self.volume.commit()
 
-    def owns(self, folder: Path, owner: str) -> bool:
+    def is_owner(self, folder: Path, owner: str) -> bool:
         self.volume.reload()
-        home = self._home(folder)
-        if owner not in _owners(home):
+        stored = self._volume_dir(folder)
+        if owner not in _read_owners(stored):
             return False
-        _require_owner(home, owner)
+        _require_owner(stored, owner)
         return True
 
-    def claim(self, folder: Path, owner: str, *, anew: bool) -> None:
-        owned = self.owns(folder, owner)
-        home = self._home(folder)
-        home.mkdir(parents=True, exist_ok=True)
-        for path in home.iterdir():
-            if path.name != OWNERS_FILE and (anew or path.name.startswith(".")):  # hidden: left by a killed copy
+    def claim(self, folder: Path, owner: str, *, delete_files: bool) -> None:
+        already_owner = self.is_owner(folder, owner)
+        stored = self._volume_dir(folder)
+        stored.mkdir(parents=True, exist_ok=True)
+        for path in stored.iterdir():
+            is_leftover = path.name.startswith(".")  # a temporary file of a copy that was killed
+            if path.name != OWNERS_FILE and (delete_files or is_leftover):
                 path.unlink()
-        if not owned:  # last, so that a call that was stopped before this line begins anew again
-            with files.atomic_write(home / OWNERS_FILE) as new:
-                new.write_text("".join(f"{name}\n" for name in [*_owners(home), owner]), encoding="utf-8")
+        if not already_owner:  # written last: a call that is killed before this line deletes the files once more
+            with files.atomic_write(stored / OWNERS_FILE) as temporary:
+                owners = [*_read_owners(stored), owner]
+                temporary.write_text("".join(f"{name}\n" for name in owners), encoding="utf-8")
         self.volume.commit()
 
-    def read(self, path: str) -> str:
+    def read_text(self, path: str) -> str:
         self.volume.reload()
-        kept = self.root / path
-        return kept.read_text(encoding="utf-8") if kept.is_file() else ""
+        stored = self.root / path
+        return stored.read_text(encoding="utf-8") if stored.is_file() else ""
 
-    def write(self, path: str, text: str) -> None:
+    def write_text(self, path: str, text: str) -> None:
         self.volume.reload()
-        with files.atomic_write(self.root / path) as new:
-            new.write_text(text, encoding="utf-8")
+        with files.atomic_write(self.root / path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
         self.volume.commit()
 
-    def runs(self) -> list[str]:
+    def run_names(self) -> list[str]:
         self.volume.reload()
-        return _runs_by_age(self.root / "runs")
+        return _run_names_by_age(self.root / "runs")
 
-    def _home(self, folder: Path) -> Path:
+    def _volume_dir(self, folder: Path) -> Path:
         kind = VOLUME_DIRS[folder.parent]
         return self.root / kind / require_safe_name(folder.name, kind.removesuffix("s"))
 
 
 def _copy_files(source: Path, target: Path) -> bool:
-    """Give `target` the files of `source`, all at the end; whether there was anything to do.
+    """Copy the changed files of `source` to `target` and rename them all at the end; whether any had changed.
 
-    The run in `source` may go on meanwhile. What is copied first, and renamed last, stands for the others: `last` is
-    then never newer than they are, and a manifest never older than its data.
+    Training may replace files in `source` meanwhile. The file that is copied first is renamed last. `last` and the
+    manifest are copied first, so `last` is never newer than the other files, and a manifest never older than its data.
     """
-    found = [path for path in source.iterdir() if path.is_file() and not path.name.startswith(".")]
-    found.sort(key=lambda path: (path.name not in (f"last{SUFFIX}", "manifest.json"), path.name))
-    changed = [path for path in found if path.name != OWNERS_FILE and _version(path) != _version(target / path.name)]
-    with ExitStack() as stack:  # it leaves its contexts in the reverse order
+    paths = [path for path in source.iterdir() if path.is_file() and not path.name.startswith(".")]
+    paths.sort(key=lambda path: (path.name not in (f"last{SUFFIX}", "manifest.json"), path.name))
+    changed = [
+        path
+        for path in paths
+        if path.name != OWNERS_FILE and _size_and_mtime(path) != _size_and_mtime(target / path.name)
+    ]
+    with ExitStack() as stack:  # it closes its contexts, which renames, in the reverse order
         for path in changed:
-            new = stack.enter_context(files.atomic_write(target / path.name))
-            before = path.stat()  # of what is copied, or of something older that will be copied again
-            shutil.copyfile(path, new)
-            os.utime(new, ns=(before.st_atime_ns, before.st_mtime_ns))
+            temporary = stack.enter_context(files.atomic_write(target / path.name))
+            status = path.stat()  # before the copy: a file that is replaced during it is then copied again next time
+            shutil.copyfile(path, temporary)
+            os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
     return bool(changed)
 
 
-def _version(path: Path) -> tuple[int, int] | None:
-    """What tells two versions of a file apart."""
+def _size_and_mtime(path: Path) -> tuple[int, int] | None:
+    """What tells two versions of a file apart; None without a file."""
     try:
         status = path.stat()
         return status.st_size, status.st_mtime_ns
@@ -175,20 +182,20 @@ def _version(path: Path) -> tuple[int, int] | None:
         return None
 
 
-def _require_owner(home: Path, owner: str) -> None:
-    if _owners(home)[-1:] != [owner]:
+def _require_owner(stored: Path, owner: str) -> None:
+    if _read_owners(stored)[-1:] != [owner]:
         raise UserError(
-            f"another call took over the run {home.name} since, so this one stops; to train at the same time, give "
-            "each its own --out-dir"
+            f"another call took over the run {stored.name}, so this call stops; to train both, give each call its own "
+            "--out-dir"
         )
 
 
-def _owners(home: Path) -> list[str]:
-    path = home / OWNERS_FILE
+def _read_owners(stored: Path) -> list[str]:
+    path = stored / OWNERS_FILE
     return path.read_text(encoding="utf-8").split() if path.is_file() else []
 
 
-def _runs_by_age(runs: Path) -> list[str]:
+def _run_names_by_age(runs: Path) -> list[str]:
     """The names of the runs in a folder that have a checkpoint, the oldest first."""
-    found = sorted(runs.glob(f"*/last{SUFFIX}"), key=lambda path: path.stat().st_mtime)
-    return [path.parent.name for path in found]
+    checkpoints = sorted(runs.glob(f"*/last{SUFFIX}"), key=lambda path: path.stat().st_mtime)
+    return [path.parent.name for path in checkpoints]

@@ -1,0 +1,75 @@
+"""What a machine sees of a shared Volume, and what is on the Volume while training replaces the files."""
+
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from shared_volume import Machines
+
+import nanogpt_lite as ng
+from nanogpt_lite.checkpoint.checkpoint_file import SUFFIX
+from nanogpt_lite.cloud import jobs
+from nanogpt_lite.cloud import storage as storage_module
+from nanogpt_lite.cloud.storage import require_safe_name
+
+
+@pytest.fixture
+def machines(tmp_path, monkeypatch):
+    return Machines(tmp_path, monkeypatch)
+
+
+def test_pull_sees_what_another_machine_pushed_since(machines):
+    waiting = machines.start()
+    first_machine = Path.cwd()
+    jobs.prepare_job(machines.start(), machines.text)
+    os.chdir(first_machine)
+    waiting.pull(Path("data/text"))
+    assert Path("data/text/manifest.json").is_file()
+
+
+def test_pushed_last_is_never_newer_than_best(machines, monkeypatch):
+    """Training replaces all files after each file that is copied."""
+    storage, folder = machines.start(), Path("runs/x")
+    folder.mkdir(parents=True)
+    (storage.root / "runs").mkdir()
+
+    def write_all(version):
+        for name in ("best", "last"):
+            (folder / f"{name}{SUFFIX}").write_text(version)
+        (folder / "metrics.jsonl").write_text(version)
+
+    write_all("1")
+    copyfile = shutil.copyfile
+    slow = SimpleNamespace(copyfile=lambda source, target: (copyfile(source, target), write_all("2")))
+    monkeypatch.setattr(storage_module, "shutil", slow)
+    storage.push(folder)
+    stored = machines.shared / "runs" / "x"
+    assert (stored / f"last{SUFFIX}").read_text() == "1"
+    assert (stored / f"best{SUFFIX}").read_text() == "2"
+    assert (stored / "metrics.jsonl").read_text() == "2"
+
+
+def test_push_copies_a_file_again_that_was_replaced_during_the_copy(machines, monkeypatch):
+    """Training replaces a checkpoint by one of the same size while it is copied, and then ends."""
+    storage, folder = machines.start(), Path("runs/x")
+    folder.mkdir(parents=True)
+    (folder / f"last{SUFFIX}").write_text("old")
+    copyfile = shutil.copyfile
+
+    def copy_then_replace(source, target):
+        copyfile(source, target)
+        Path(source).write_text("new")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage_module, "shutil", SimpleNamespace(copyfile=copy_then_replace))
+        storage.push(folder)
+    storage.push(folder)
+    assert (machines.shared / "runs" / "x" / f"last{SUFFIX}").read_text() == "new"
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc", "a/b", "", ".", "..", "a" * 101, "x\n", "-x"])
+def test_name_that_could_be_a_path_is_refused(name):
+    with pytest.raises(ng.UserError, match="invalid run name"):
+        require_safe_name(name, "run")
