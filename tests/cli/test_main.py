@@ -87,7 +87,7 @@ def test_command_line_of_nanogpts_readme_runs(text_file, capsys):
         ("train --device cuda:77", "device='cuda:77' cannot be used on this machine"),
         ("train --init_from resume", "no run with a checkpoint under runs/"),
         ("train --init_from resume --out_dir nowhere", "no checkpoint last in nowhere"),
-        ("sample", "no run with a checkpoint under runs/.*nanogpt-lite run"),
+        ("sample", "no run with a checkpoint under runs/; train one, or give"),
         ("sample --top_p 1.5", "top_p=1.5 is an invalid value: .*from 0 to 1"),
         ("sample --out_dir nowhere", "no checkpoint last in nowhere"),
         ("eval --out_dir nowhere --json", "no checkpoint"),
@@ -289,7 +289,7 @@ def test_files_that_belong_to_no_run_are_not_replaced(text_file, capsys, name, c
     Path("mine").mkdir()
     (Path("mine") / name).write_text(content)
     assert main(f"{TRAIN} --max_iters 2 --out_dir mine{overwrite}") == 2
-    assert f"mine/{name} is there already, and no run wrote it" in capsys.readouterr().err
+    assert f"mine/{name} exists already, and no run wrote it" in capsys.readouterr().err
     assert (Path("mine") / name).read_text() == content
     assert len(list(Path("mine").iterdir())) == 1
 
@@ -310,7 +310,7 @@ def test_remedy_for_a_damaged_checkpoint_works(text_file, capsys):
     Path("r/last.safetensors").write_bytes(whole[:-9])
     assert main("train --out_dir r --init_from resume --max_iters 6") == 2
     told = capsys.readouterr().err
-    there, copied, over = re.search(r"beside it there is (\w+): .* copy (\S+) over (\S+)\n", told).groups()
+    there, copied, over = re.search(r"its folder also has (\w+): .* copy (\S+) over (\S+)\n", told).groups()
     assert there == "best"
     assert main(f"sample --out_dir r --checkpoint {there} --max_new_tokens 3") == 0
     Path(over).write_bytes(Path(copied).read_bytes())
