@@ -319,7 +319,7 @@ def test_remedy_for_a_damaged_checkpoint_works(text_file, capsys):
         path.write_bytes(b"")
     Path("r/last.safetensors").unlink()
     assert main("sample --out_dir r") == 2
-    assert "there is no other one beside it: train again (--overwrite" in capsys.readouterr().err
+    assert "its folder has no other checkpoint: train again (--overwrite" in capsys.readouterr().err
     assert main(f"{TRAIN} --max_iters 2 --out_dir r --overwrite") == 0
     assert main("sample --out_dir bottles.txt") == 2
     assert "give the folder of a run, or one of its checkpoints" in capsys.readouterr().err
