@@ -1,4 +1,4 @@
-"""GPT-2 from a folder of Hugging Face's, and a folder that transformers loads, against transformers itself."""
+"""GPT-2 in the format of Hugging Face, imported and exported, compared with transformers itself."""
 
 import hashlib
 import json
@@ -44,7 +44,7 @@ def logits_of(model, ids):
         return model(torch.tensor([ids]))[0] if isinstance(model, ng.GPT) else model(torch.tensor([ids])).logits
 
 
-def started_from(init_from, **options):
+def start_from(init_from, **options):
     """A run from these weights, whose learning rate is too small to change them."""
     still = {"learning_rate": 1e-12, "decay_lr": False, "weight_decay": 0.0}
     return ng.train("bottles.txt", init_from=init_from, **{**TINY, **still, **options})
@@ -52,7 +52,7 @@ def started_from(init_from, **options):
 
 @pytest.mark.parametrize("block_size", [32, 8])
 def test_gpt2_from_a_folder_has_the_logits_of_transformers(gpt2, block_size):
-    run = started_from("theirs", **({"block_size": block_size} if block_size < 32 else {}))
+    run = start_from("theirs", **({"block_size": block_size} if block_size < 32 else {}))
     model, tokenizer = ng.load(run)
     assert model.config.block_size == block_size
     ids = tokenizer.encode("7 green bottles hanging")[:block_size].tolist()
@@ -61,7 +61,7 @@ def test_gpt2_from_a_folder_has_the_logits_of_transformers(gpt2, block_size):
     assert theirs("7 green bottles hanging")["input_ids"][:block_size] == ids
 
 
-def test_the_oldest_files_are_the_same(gpt2):
+def test_old_files_without_prefix_and_with_masks_have_the_same_logits(gpt2):
     """Those of GPT-2 itself: names without a prefix, and the masks of attention among the weights."""
     path = Path("theirs/model.safetensors")
     tensors = {name.removeprefix("transformer."): tensor for name, tensor in load_file(path).items()}
@@ -70,7 +70,7 @@ def test_the_oldest_files_are_the_same(gpt2):
         tensors[f"h.{layer}.attn.bias"] = torch.ones(1, 1, 32, 32).tril()
         tensors[f"h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
     save_file(tensors, path)
-    model, tokenizer = ng.load(started_from("theirs"))
+    model, tokenizer = ng.load(start_from("theirs"))
     ids = tokenizer.encode("7 green bottles hanging").tolist()
     torch.testing.assert_close(logits_of(model, ids), logits_of(gpt2, ids), atol=1e-5, rtol=1e-5)
 
@@ -84,14 +84,14 @@ def test_the_oldest_files_are_the_same(gpt2):
         ("wpe.weight", ()),
     ],
 )
-def test_weights_of_another_shape_are_refused_at_once(gpt2, name, shape):
+def test_weights_of_a_wrong_shape_are_refused(gpt2, name, shape):
     path = Path("theirs/model.safetensors")
     save_file({**load_file(path), f"transformer.{name}": torch.zeros(shape)}, path)
     with pytest.raises(ng.UserError, match="holds no GPT-2|do not fit"):
-        started_from("theirs")
+        start_from("theirs")
 
 
-def test_it_is_finetuned_as_nanogpt_does_and_goes_on(gpt2):
+def test_finetuning_takes_nanogpts_options_and_resumes(gpt2):
     run = ng.train("bottles.txt", init_from="theirs", out_dir="runs/tuned", **{**TINY, "block_size": 16})
     config = json.loads((run.out_dir / "config.json").read_text())["config"]
     assert (config["learning_rate"], config["decay_lr"], config["gradient_accumulation_steps"]) == (3e-5, False, 32)
@@ -105,12 +105,12 @@ def test_it_is_finetuned_as_nanogpt_does_and_goes_on(gpt2):
     assert "green" in "".join(ng.sample(run, start="7 green", max_new_tokens=5, device="cpu"))
 
 
-def test_a_config_repeats_a_cropped_run(gpt2):
-    first = started_from("theirs", block_size=16)
+def test_config_json_repeats_a_run_with_a_shorter_block_size(gpt2):
+    first = start_from("theirs", block_size=16)
     assert ng.load(ng.train(config=str(first.out_dir / "config.json"), device="cpu"))[0].config.block_size == 16
 
 
-def test_another_numbering_is_refused(gpt2):
+def test_a_tokenizer_with_other_ids_or_splitting_is_refused(gpt2):
     """Most tokenizers that people train have their special texts first."""
     text = Path("bottles.txt").read_text()
     made = tokenizers.ByteLevelBPETokenizer()
@@ -119,7 +119,7 @@ def test_another_numbering_is_refused(gpt2):
         Path("theirs", name).unlink()
     made.save("theirs/tokenizer.json")
     with pytest.raises(ng.UserError, match="assigns its ids in another order"):
-        started_from("theirs")
+        start_from("theirs")
     form = json.loads(Path("theirs/tokenizer.json").read_text())
     before, pairs = form["pre_tokenizer"], form["model"]
     for changes in (
@@ -132,18 +132,18 @@ def test_another_numbering_is_refused(gpt2):
     ):
         Path("theirs/tokenizer.json").write_text(json.dumps({**form, **changes}))
         with pytest.raises(ng.UserError, match="no tokenizer like GPT-2's"):
-            started_from("theirs")
+            start_from("theirs")
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "merges.txt", "vocab.json"])
 @pytest.mark.parametrize("content", [None, b"", b"{}", b"a b c\n", b"\xff", b"[" * 100_000])
-def test_a_folder_that_holds_no_gpt2_is_refused(gpt2, file, content):
+def test_a_folder_with_a_missing_or_invalid_file_is_refused(gpt2, file, content):
     path = Path("theirs") / file
     path.unlink() if content is None else path.write_bytes(content)
     told = "theirs holds no GPT-2|no tokenizer like|assigns its ids in another order|invalid BPE merge|no checkpoint"
     told += "|model_type=None"
     with pytest.raises(ng.UserError, match=told):
-        started_from("theirs")
+        start_from("theirs")
     assert not Path("runs").exists()
 
 
@@ -159,11 +159,11 @@ def test_a_folder_that_holds_no_gpt2_is_refused(gpt2, file, content):
         ("tie_word_embeddings", False),
     ],
 )
-def test_another_network_is_refused_by_what_is_other(gpt2, name, value):
+def test_an_unsupported_network_is_refused_with_its_option(gpt2, name, value):
     path = Path("theirs/config.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
     with pytest.raises(ng.UserError, match=f"no network with {name}={value!r}"):
-        started_from("theirs")
+        start_from("theirs")
 
 
 @pytest.fixture
@@ -182,8 +182,8 @@ def cached(text_file, monkeypatch):
     return model / "snapshots/0123abc"
 
 
-def test_without_a_network_gpt2_is_a_fault_of_the_world(cached):
-    for call in (lambda: started_from("gpt2"), lambda: ng.prepare("bottles.txt", tokenizer="gpt2")):
+def test_an_unreachable_hub_is_an_external_error(cached):
+    for call in (lambda: start_from("gpt2"), lambda: ng.prepare("bottles.txt", tokenizer="gpt2")):
         with pytest.raises(
             ng.ExternalError, match=r"openai-community/gpt2 cannot be fetched \(no route to host\); check"
         ):
@@ -191,29 +191,29 @@ def test_without_a_network_gpt2_is_a_fault_of_the_world(cached):
     assert not list(Path("data").rglob("*.bin"))
 
 
-def as_gpt2s(monkeypatch):
+def accept_merges_as_gpt2(monkeypatch):
     """Let the merges of `theirs` be those of the real one."""
     merges = [line for line in Path("theirs/merges.txt").read_text(encoding="utf-8").splitlines() if line[0] != "#"]
     monkeypatch.setattr(bpe, "GPT2_MERGES_SHA256", hashlib.sha256("\n".join(merges).encode()).hexdigest())
 
 
-def test_what_the_hub_gave_before_needs_no_network(gpt2, cached, monkeypatch):
+def test_files_in_the_hub_cache_need_no_connection(gpt2, cached, monkeypatch):
     cached.mkdir(parents=True)
     for name in ("config.json", "model.safetensors", "merges.txt"):
         shutil.copy(Path("theirs") / name, cached)
     with pytest.raises(ng.ExternalError, match=r"merges.txt of openai-community/gpt2 in .* is not GPT-2"):
-        started_from("gpt2")
-    as_gpt2s(monkeypatch)
-    assert started_from("gpt2").metrics[-1]["step"] == TINY["max_iters"]
+        start_from("gpt2")
+    accept_merges_as_gpt2(monkeypatch)
+    assert start_from("gpt2").metrics[-1]["step"] == TINY["max_iters"]
 
 
-def test_without_the_package_the_extra_is_named(text_file, monkeypatch):
+def test_a_missing_huggingface_hub_is_a_user_error_that_names_the_extra(text_file, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
     with pytest.raises(ng.UserError, match=r"pip install 'nanogpt-lite\[hf\]'"):
-        started_from("gpt2")
+        start_from("gpt2")
 
 
-def test_gpt2_comes_from_the_hub(gpt2, cached, monkeypatch):
+def test_gpt2_medium_is_downloaded_from_the_hub(gpt2, cached, monkeypatch):
     import huggingface_hub
 
     asked = []
@@ -223,8 +223,8 @@ def test_gpt2_comes_from_the_hub(gpt2, cached, monkeypatch):
         return str(Path("theirs") / file)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    as_gpt2s(monkeypatch)
-    run = started_from("gpt2-medium")
+    accept_merges_as_gpt2(monkeypatch)
+    run = start_from("gpt2-medium")
     assert asked == [
         ("openai-community/gpt2-medium", "config.json"),
         ("openai-community/gpt2-medium", "model.safetensors"),
@@ -252,7 +252,7 @@ def test_gpt2_comes_from_the_hub(gpt2, cached, monkeypatch):
         {"activation": "gelu_tanh", "optimizer": "muon"},
     ],
 )
-def test_transformers_loads_what_is_exported(text_file, options):
+def test_transformers_loads_an_exported_model_with_equal_logits_and_ids(text_file, options):
     text_file.write_text(text_file.read_text() + "ä 天\t🙂  \r\n" * 20, encoding="utf-8")
     run = ng.train("bottles.txt", **{**NANOGPTS, "dropout": 0.1, **options})
     folder = conversion.to_huggingface(run, "exported")
@@ -277,29 +277,29 @@ def test_transformers_loads_what_is_exported(text_file, options):
     assert "![loss curves](loss.png)" in card
 
 
-def test_what_transformers_lacks_is_refused(text_file):
+def test_a_network_that_transformers_lacks_is_not_exported(text_file):
     run = ng.train("bottles.txt", preset="modern-cpu", **TINY, **SHAPE)
     with pytest.raises(ng.UserError, match=r"position=rotary, qk_norm=True, ngram=4, activation=relu2; .* `preset="):
         conversion.to_huggingface(run, "exported")
     assert not Path("exported").exists()
 
 
-def test_what_has_no_byte_pairs_does_not_come_back(text_file):
+def test_an_exported_character_tokenizer_is_refused_on_import(text_file):
     folder = conversion.to_huggingface(ng.train("bottles.txt", **NANOGPTS), "exported")
     with pytest.raises(ng.UserError, match="its model is not BPE"):
-        started_from(str(folder))
+        start_from(str(folder))
 
 
-def test_a_pickle_is_no_weights(gpt2):
+def test_pytorch_model_bin_is_refused(gpt2):
     Path("theirs/model.safetensors").rename("theirs/pytorch_model.bin")
     with pytest.raises(ng.UserError, match=r"or a folder with config.json, model.safetensors and tokenizer.json"):
-        started_from("theirs")
+        start_from("theirs")
 
 
-def test_what_was_exported_comes_back(text_file):
+def test_export_then_import_gives_the_same_weights(text_file):
     run = ng.train("bottles.txt", **{**NANOGPTS, "bias": True, "tokenizer": "bpe-300"})
     folder = conversion.to_huggingface(run, "exported")
-    back = started_from(str(folder))
+    back = start_from(str(folder))
     before, after = (load_file(conversion.export_weights(one)) for one in (run, back))
     assert before.keys() == after.keys()
     for name, tensor in before.items():

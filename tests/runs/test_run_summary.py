@@ -1,4 +1,4 @@
-"""What `info` says of a run, against numbers counted another way."""
+"""The summary of a run, compared with numbers counted in another way."""
 
 import json
 from importlib.metadata import version
@@ -17,7 +17,7 @@ SMALL |= {"max_iters": 6, "eval_interval": 3, "warmup_iters": 1}
 
 
 @pytest.mark.parametrize("options", [{"preset": "cpu", "bias": True}, {"preset": "modern-cpu"}])
-def test_the_numbers_are_those_of_the_network(text_file, options):
+def test_summary_counts_equal_those_of_the_model_and_its_files(text_file, options):
     run = ng.train("bottles.txt", **{**SMALL, **options})
     content = summary(run)
     model, tokenizer = ng.load(run)
@@ -45,7 +45,7 @@ def test_the_numbers_are_those_of_the_network(text_file, options):
     assert content["versions"]["torch"] == version("torch")
 
 
-def test_the_memory_of_training_is_that_of_the_run_for_weights_alone_too(text_file):
+def test_training_memory_is_the_same_for_exported_weights(text_file):
     run = ng.train("bottles.txt", **SMALL, preset="modern-cpu")
     ng.export_weights(run)
     assert summary(run, checkpoint="weights")["bytes_of_training"] == summary(run)["bytes_of_training"]
@@ -54,11 +54,11 @@ def test_the_memory_of_training_is_that_of_the_run_for_weights_alone_too(text_fi
 @pytest.mark.parametrize(
     ("number", "words"), [(999, "999"), (999.6, "1k"), (999_999, "1M"), (12_345, "12.3k"), (0, "0")]
 )
-def test_counts_are_rounded_before_their_unit_is_chosen(number, words):
+def test_counts_are_rounded_before_the_unit_is_chosen(number, words):
     assert run_summary._format_count(number) == words
 
 
-def test_the_command_line(text_file, capsys):
+def test_info_command_prints_the_summary_as_json_and_as_text(text_file, capsys):
     run = ng.train("bottles.txt", **SMALL, preset="cpu")
     capsys.readouterr()
     assert main(["info", "--out_dir", str(run.out_dir), "--json", "--checkpoint", "last"]) == 0
