@@ -1,6 +1,6 @@
-"""Sinks for records: what a person sees while it runs, and the metrics file.
+"""The sink that shows progress: a bar on a terminal or in a notebook, lines elsewhere.
 
-Everything for people goes to standard error; results, which `cli` prints, go to standard output.
+Progress and warnings go to standard error. Results go to standard output: see `cli`.
 """
 
 import contextlib
@@ -22,17 +22,17 @@ from nanogpt_lite.tracking.records import (
     StopReason,
 )
 
-SILENT_SECONDS = 30  # seconds without a line, where there is no bar
+SILENT_SECONDS = 30  # without a bar, a step is printed after this many seconds without output
 
 
 class _SafeStderr:
-    """Standard error for as long as somebody reads it: a run outlives its log."""
+    """Standard error, but writing never fails: a run continues after its terminal or pipe is closed."""
 
     def __init__(self) -> None:
         self._stream = sys.stderr
 
     def write(self, text: str) -> int:
-        if self._stream is not None:  # as in programs with windows alone
+        if self._stream is not None:  # None under pythonw, which has no console
             with contextlib.suppress(OSError, ValueError):
                 self._stream.write(text)
         return len(text)
@@ -45,7 +45,7 @@ class _SafeStderr:
     def isatty(self) -> bool:
         try:
             return bool(self._stream.isatty())
-        except (ValueError, AttributeError):  # it is closed, or there is none
+        except (ValueError, AttributeError):  # closed, or None
             return False
 
     def __getattr__(self, name: str) -> Any:
@@ -53,11 +53,12 @@ class _SafeStderr:
 
 
 class Console:
-    """Progress for people: a bar with loss, rate and time left on a terminal or in a notebook, lines elsewhere."""
+    """Shows records and messages: a bar (loss, rate, time left) on a terminal or in a notebook, lines elsewhere."""
 
     def __init__(self, bar: bool | None = None, *, silent: bool = False) -> None:
+        """`bar` overrides the detection of a terminal or notebook; `silent` shows nothing at all."""
         self._stream: Any = _SafeStderr()
-        self._told = time.monotonic()  # when there was the last line
+        self._last_output = time.monotonic()
         notebook = "ipykernel" in sys.modules
         interactive = (notebook or self._stream.isatty()) if bar is None else bar
         self._interactive, self._silent = interactive and not silent, silent
@@ -69,20 +70,20 @@ class Console:
             self._make_bar = notebook_bar
 
     def note(self, text: str) -> None:
-        """A line for the person who looks on."""
+        """Print a line."""
         if self._silent:
             return
         terminal_bar.write(text, file=self._stream)
         self._stream.flush()
-        self._told = time.monotonic()
+        self._last_output = time.monotonic()
 
-    def report(self, what: str, done: int, total: int | None) -> None:
-        """Show how far a long reading, writing or download is, in bytes."""
+    def report(self, task: str, done: int, total: int | None) -> None:
+        """Show the progress of a long read, write or download, in bytes."""
         if self._interactive:
-            if self._bar is None or self._bar.desc != what:
+            if self._bar is None or self._bar.desc != task:
                 self.close()
                 self._bar = self._make_bar(
-                    desc=what, total=total, unit="B", unit_scale=True, leave=False, delay=0.5, file=self._stream
+                    desc=task, total=total, unit="B", unit_scale=True, leave=False, delay=0.5, file=self._stream
                 )
             self._bar.update(done - self._bar.n)
 
@@ -101,24 +102,24 @@ class Console:
                     dynamic_ncols=True,
                 )
             case StepRecord():
-                shown = f"loss {record.loss:.4f}, {_count(record.tokens_per_second)} tokens/s"
+                status = f"loss {record.loss:.4f}, {_count(record.tokens_per_second)} tokens/s"
                 if record.mfu is not None:
-                    shown += f", MFU {record.mfu:.1%}"
+                    status += f", MFU {record.mfu:.1%}"
                 if self._bar is not None:
                     self._bar.update(record.step - self._bar.n)
-                    self._bar.set_postfix_str(shown)
-                if not self._interactive and time.monotonic() - self._told > SILENT_SECONDS:
-                    self.note(f"step {record.step}: {shown}")
+                    self._bar.set_postfix_str(status)
+                if not self._interactive and time.monotonic() - self._last_output > SILENT_SECONDS:
+                    self.note(f"step {record.step}: {status}")
             case EvalRecord():
-                best = ", the best so far" if record.is_best else f" (best {record.best_val_loss:.4f})"
+                best = ", best so far" if record.is_best else f" (best {record.best_val_loss:.4f})"
                 self.note(
                     f"step {record.step}: train loss {record.train_loss:.4f}, val loss {record.val_loss:.4f}{best}"
                     f", {record.seconds:.0f} s"
                 )
             case MicroBatchRecord():
                 self.note(
-                    f"step {record.step}: out of memory; going on with {record.rows} rows of the batch at a time, "
-                    "which gives the same result (but for dropout's masks)"
+                    f"step {record.step}: out of memory; continuing with micro-batches of {record.rows} rows, "
+                    "which give the same result, except for dropout masks"
                 )
             case SampleRecord():
                 self.note(f"--- sample at step {record.step}\n{record.text}\n---")
@@ -128,10 +129,10 @@ class Console:
                 self.close()
                 self.note(_footer(record))
             case CheckpointRecord():
-                pass  # it is said in the last line where they are
+                pass  # written after an evaluation, which is shown
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Close the bar, if one is shown."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -139,15 +140,15 @@ class Console:
 
 def _header(record: StartRecord) -> str:
     if record.step >= record.max_iters:
-        return f"{record.out_dir} has its {record.max_iters} steps; to go on, give more --max_iters"
-    begin = f"from step {record.step} " if record.step else ""
+        return f"{record.out_dir} already has its {record.max_iters} steps; to train longer, give a larger `max_iters`"
+    start = f"from step {record.step} " if record.step else ""
     threads = f"{record.threads} thread{'s' if record.threads > 1 else ''}"
-    of_each = f" on each of {record.ranks} ranks" if record.ranks > 1 else ""
-    of_each += " (dropout masks of their own)" if record.ranks > 1 and record.dropout else ""
+    ranks = f" on each of {record.ranks} ranks" if record.ranks > 1 else ""
+    ranks += " (dropout masks differ from those of one process)" if record.ranks > 1 and record.dropout else ""
     return (
-        f"training {record.out_dir} {begin}to step {record.max_iters}: {_count(record.parameters)} parameters, "
-        f"{record.vocab_size:,} symbols ({record.tokenizer}), {record.tokens_per_step:,} tokens a step, "
-        f"{record.epochs:.1f} epochs; {record.device}, {record.dtype}, {threads}{of_each}"
+        f"training {record.out_dir} {start}to step {record.max_iters}: {_count(record.parameters)} parameters, "
+        f"vocabulary of {record.vocab_size:,} tokens ({record.tokenizer}), {record.tokens_per_step:,} tokens per step, "
+        f"{record.epochs:.1f} epochs; {record.device}, {record.dtype}, {threads}{ranks}"
     )
 
 

@@ -1,6 +1,6 @@
-"""Sinks for records: what a person sees while it runs, and the metrics file.
+"""`metrics.jsonl` of a run: the sink that appends to it, and its reader.
 
-Everything for people goes to standard error; results, which `cli` prints, go to standard output.
+The last line may be incomplete after a kill or on a full disk. Readers ignore it, and resuming removes it.
 """
 
 import errno
@@ -11,18 +11,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nanogpt_lite import files
-from nanogpt_lite.tracking.records import (
-    Record,
-)
+from nanogpt_lite.tracking.records import Record
 
-LINE_PREFIX = b'{"kind"'  # with which every line of a metrics file begins
+LINE_PREFIX = b'{"kind"'  # every line of a metrics file starts with it
 
 
 class MetricsFile:
-    """One JSON object a line. A line is written by one call; what does not end with a newline is no line yet."""
+    """One JSON object per line. Each line, with its newline, is written by a single `os.write`."""
 
     def __init__(self, path: Path, *, keep_until: int = -1) -> None:
-        """Append to what the file holds up to step `keep_until`; -1: begin anew."""
+        """Keep the records up to step `keep_until`, drop later ones, and append; -1 starts an empty file."""
         kept = [record for record in read_metrics(path) if record["step"] <= keep_until]
         with files.atomic_write(path) as temporary:
             temporary.write_bytes(b"".join(map(_to_line, kept)))
@@ -30,7 +28,7 @@ class MetricsFile:
         self._file = path.open("ab", buffering=0)
 
     def write(self, record: Record) -> None:
-        """Append one record. `OSError` if the disk is full; no part of the line is left then."""
+        """Append one record. `OSError` if the disk is full; the file is then as before."""
         line = _to_line(record.to_json())
         handle = self._file.fileno()
         try:
@@ -42,12 +40,12 @@ class MetricsFile:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
     def close(self) -> None:
-        """Nothing follows."""
+        """Close the file."""
         self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records in a metrics file, oldest first; none if there is no file. What is no whole record does not count."""
+    """The records in a metrics file, oldest first; empty without a file. Incomplete and invalid lines are ignored."""
     records = []
     if path.is_file():
         for line in path.read_bytes().splitlines():
@@ -61,15 +59,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _is_record(content: dict[str, Any]) -> bool:
-    """Whether a JSON object has what is drawn and compared of a record of its kind, in numbers."""
-    needed = {"step": ("loss", "learning_rate"), "eval": ("val_loss", "best_val_loss")}
-    names = needed.get(str(content.get("kind")), ())
-    numbers = all(type(content.get(name)) in (int, float) for name in names)
-    return "kind" in content and type(content.get("step")) is int and numbers
+    """Whether a JSON object has a kind, a step, and as numbers the values that plots and comparisons read."""
+    required = {"step": ("loss", "learning_rate"), "eval": ("val_loss", "best_val_loss")}
+    names = required.get(str(content.get("kind")), ())
+    has_numbers = all(type(content.get(name)) in (int, float) for name in names)
+    return "kind" in content and type(content.get("step")) is int and has_numbers
 
 
 def _reject_constant(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no number of JSON")
+    raise ValueError(f"{word} is not a JSON number")
 
 
 def _parse_finite(digits: str) -> float:

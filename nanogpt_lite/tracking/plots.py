@@ -1,28 +1,32 @@
-"""Pictures of a run, from the records in its metrics file."""
+"""The loss plot of a run, from the records in its metrics file."""
 
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nanogpt_lite import files
 from nanogpt_lite.errors import UserError
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # an optional dependency
+
 DPI = 120
 
 
-def loss_figure(records: Sequence[dict[str, Any]], title: str = "") -> Any:
-    """A matplotlib Figure, which a notebook shows: train and val loss over steps, below them the learning rate.
+def loss_figure(records: Sequence[dict[str, Any]], title: str = "") -> "Figure":
+    """A matplotlib Figure: train and val loss (nats per token) over steps, and below them the learning rate.
 
-    `UserError` if matplotlib is not installed, or if there is nothing to draw.
+    `records` are JSON objects as `read_metrics` returns them. A notebook shows the figure as the value of a cell.
+    `UserError` if matplotlib is not installed, or if the records hold no loss.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError("drawing needs matplotlib: pip install 'nanogpt-lite[plot]'") from None
+        raise UserError("plots need matplotlib; install it: pip install 'nanogpt-lite[plot]'") from None
 
-    class Shown(Figure):
-        """A figure that needs no pyplot to be shown, which would keep it in memory for ever."""
+    class NotebookFigure(Figure):
+        """A figure that IPython shows without pyplot, which would keep every figure in memory."""
 
         def _repr_png_(self) -> bytes:
             content = io.BytesIO()
@@ -32,8 +36,8 @@ def loss_figure(records: Sequence[dict[str, Any]], title: str = "") -> Any:
     steps = [record for record in records if record["kind"] == "step"]
     evals = [record for record in records if record["kind"] == "eval"]
     if not steps and not evals:
-        raise UserError("the metrics hold no losses yet; train for at least one log_interval first")
-    figure = Shown(figsize=(8, 6), layout="constrained")
+        raise UserError("the metrics hold no losses yet; train for at least one `log_interval` first")
+    figure = NotebookFigure(figsize=(8, 6), layout="constrained")
     losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     losses.plot(*_series(steps, "loss"), color="tab:blue", alpha=0.4, linewidth=1, label="train")
     losses.plot(*_series(evals, "val_loss"), color="tab:orange", marker="o", markersize=4, label="val")
@@ -46,7 +50,7 @@ def loss_figure(records: Sequence[dict[str, Any]], title: str = "") -> Any:
             textcoords="offset points",
             ha="center",
             color="tab:orange",
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},  # the train curve may be there
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},  # over the train curve
         )
     losses.set(ylabel="loss (nats per token)", title=title)
     losses.margins(y=0.1)
@@ -59,7 +63,7 @@ def loss_figure(records: Sequence[dict[str, Any]], title: str = "") -> Any:
     return figure
 
 
-def save_figure(figure: Any, path: Path) -> None:
+def save_figure(figure: "Figure", path: Path) -> None:
     """Write a figure as PNG, atomically."""
     with files.atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=DPI, format="png")

@@ -1,6 +1,6 @@
-"""Sinks for records: what a person sees while it runs, and the metrics file.
+"""The records that the training loop yields, one dataclass for each kind, and the protocol of their sinks.
 
-Everything for people goes to standard error; results, which `cli` prints, go to standard output.
+A record is written as JSON to `metrics.jsonl`, so its field names and `kind` are a file format and do not change.
 """
 
 import dataclasses
@@ -11,63 +11,63 @@ from typing import Any, ClassVar, Protocol
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """Something that happened, when `step` optimizer steps were done."""
+    """An event of a training. `step` is the number of optimizer steps that were done before it."""
 
     kind: ClassVar[str]
     step: int
 
     def to_json(self) -> dict[str, Any]:
-        """The record as a JSON object, its kind first."""
+        """The record as a JSON object; the key `kind` comes first."""
         return {"kind": self.kind, **dataclasses.asdict(self)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class StartRecord(Record):
-    """Training begins, or goes on."""
+    """Training starts, or resumes at `step`."""
 
     kind = "start"
     out_dir: str
     parameters: int
-    tokenizer: str  # its kind: char, byte, gpt2, bpe-SIZE
+    tokenizer: str  # the kind: char, byte, gpt2, bpe-SIZE
     vocab_size: int
-    tokens_per_step: int
+    tokens_per_step: int  # of all ranks together
     epochs: float  # passes over the train split until max_iters
     max_iters: int
     device: str
     dtype: str
-    threads: int  # of each rank
+    threads: int  # per rank
     ranks: int
-    dropout: bool  # whether there are masks, which differ with the number of ranks
+    dropout: bool  # whether dropout is used; its masks depend on the number of ranks
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord(Record):
-    """What the steps since the last such record were like, on average; `learning_rate` and `grad_norm` of the last."""
+    """The steps since the last step record: mean loss and rate; `learning_rate` and `grad_norm` are the last step's."""
 
     kind = "step"
     loss: float  # nats per token
     learning_rate: float
-    grad_norm: float | None  # before clipping; None where it was not finite, and float16's loss scaler left it out
+    grad_norm: float | None  # before clipping; None if not finite: float16's loss scaler skipped the step
     tokens_per_second: float
-    mfu: float | None  # share of the device's peak rate, 0 to 1; None where the peak is not known
-    seconds: float  # of training steps so far, evaluations left out
+    mfu: float | None  # model FLOPs utilization, 0 to 1; None if the device's peak is not known
+    seconds: float  # of training steps so far, without evaluations
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalRecord(Record):
-    """An evaluation. `train_loss` is the mean of the steps since the last one."""
+    """An evaluation on the val split. `train_loss` is the mean over the training steps since the last evaluation."""
 
     kind = "eval"
-    train_loss: float
+    train_loss: float  # nats per token, like the next two
     val_loss: float
     best_val_loss: float
     is_best: bool
-    seconds: float  # of training steps so far, evaluations left out
+    seconds: float  # of training steps so far, without evaluations
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointRecord(Record):
-    """A checkpoint is on disk, whole: `name` is last, best, or step_N."""
+    """A checkpoint was written completely. `name` is last, best, or step_N."""
 
     kind = "checkpoint"
     name: str
@@ -76,7 +76,7 @@ class CheckpointRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatchRecord(Record):
-    """Memory did not suffice: from this step on at most `rows` rows go through the network at a time."""
+    """Out of memory: from this step on a micro-batch has at most `rows` rows."""
 
     kind = "micro_batch"
     rows: int
@@ -84,7 +84,7 @@ class MicroBatchRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRecord(Record):
-    """A text drawn in the middle of training."""
+    """A sample that was generated during training."""
 
     kind = "sample"
     text: str
@@ -113,17 +113,17 @@ class DoneRecord(Record):
 
 
 class Sink(Protocol):
-    """Something that takes the records of a run."""
+    """Shows or stores the records of a run."""
 
     def write(self, record: Record) -> None:
-        """Take one more record."""
+        """Show or store one record."""
 
     def close(self) -> None:
-        """Nothing follows."""
+        """No more records follow: flush, and release files and connections."""
 
 
 def record_from_json(content: dict[str, Any]) -> Record:
-    """The record that `to_json` made a JSON object of."""
+    """The inverse of `Record.to_json`."""
     kinds = {kind.kind: kind for kind in Record.__subclasses__()}
     fields = {name: value for name, value in content.items() if name != "kind"}
     if "reason" in fields:

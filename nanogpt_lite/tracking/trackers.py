@@ -1,6 +1,7 @@
-"""Sinks that show a run elsewhere: TensorBoard and Weights & Biases, each if it was asked for.
+"""Sinks for experiment trackers: TensorBoard and Weights & Biases, each enabled by an option.
 
-Training does not depend on them: one that is missing or fails is told of once, and left out from then on.
+Training does not depend on them: if one is not installed or fails, there is one warning, and training continues
+without it.
 """
 
 import dataclasses
@@ -14,12 +15,12 @@ from nanogpt_lite import files
 from nanogpt_lite.config.options import TrainConfig
 from nanogpt_lite.tracking.records import EvalRecord, Record, SampleRecord, Sink, StepRecord
 
-INIT_TIMEOUT = 30.0  # seconds that training may have to wait for W&B
-WANDB_ID_FILE = "wandb.json"  # in a run's folder: which run it is at Weights & Biases
+INIT_TIMEOUT = 30.0  # seconds that training waits for W&B at most
+WANDB_ID_FILE = "wandb.json"  # in a run's folder: the run's id at Weights & Biases
 
 
 def make_trackers(config: TrainConfig, out_dir: Path, *, step: int, warn: Callable[[str], None]) -> Iterator[Sink]:
-    """The trackers that `config` asks for, of a run that goes on from `step`."""
+    """The trackers that `config` enables, for a run that starts or resumes at `step`."""
     if config.tensorboard:
         yield BestEffortSink("tensorboard", lambda: TensorBoard(out_dir, step=step), warn)
     if config.wandb_log:
@@ -27,41 +28,41 @@ def make_trackers(config: TrainConfig, out_dir: Path, *, step: int, warn: Callab
 
 
 class BestEffortSink:
-    """A sink that may fail, which is told of once; then it takes records and drops them."""
+    """Wraps a sink that may fail: the first failure is one warning, and later records are dropped."""
 
     def __init__(self, name: str, make: Callable[[], Sink], warn: Callable[[str], None]) -> None:
-        """`make` makes the sink; `name` is that of the package that it needs."""
+        """`make` creates the sink; `name` is the extra that installs its package."""
         self._name, self._warn = name, warn
         self._sink: Sink | None = None
-        self._sink = self._try(make)
+        self._sink = self._attempt(make)
 
     def write(self, record: Record) -> None:
         if sink := self._sink:
-            self._try(lambda: sink.write(record))
+            self._attempt(lambda: sink.write(record))
 
     def close(self) -> None:
         if sink := self._sink:
-            self._try(sink.close)
+            self._attempt(sink.close)
 
-    def _try(self, work: Callable[[], Any]) -> Any:
+    def _attempt(self, action: Callable[[], Sink | None]) -> Sink | None:
         try:
-            return work()
-        except Exception as error:  # whatever another program can think of
+            return action()
+        except Exception as error:  # another package may raise anything
             self._sink = None
             missing = isinstance(error, ModuleNotFoundError)
             remedy = f"; install it: pip install 'nanogpt-lite[{self._name}]'" if missing else ""
             reason = " ".join(str(error).split())[:300]
-            self._warn(f"warning: going on without {self._name} ({type(error).__name__}: {reason}{remedy})")
+            self._warn(f"warning: continuing without {self._name} ({type(error).__name__}: {reason}{remedy})")
             return None
 
 
 class TensorBoard:
-    """Events in the run's folder, so that `tensorboard --logdir runs` compares all runs."""
+    """Writes event files to the run's folder, so that `tensorboard --logdir runs` compares all runs."""
 
     def __init__(self, out_dir: Path, *, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # what was written after the checkpoint that the run goes on from is not shown
+        # hides what was written after the checkpoint that the run resumes from
         self._writer: Any = SummaryWriter(str(out_dir), purge_step=step + 1 if step else None)
 
     def write(self, record: Record) -> None:
@@ -75,7 +76,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run at wandb.ai, or in the run's folder with WANDB_MODE=offline; it goes on there when training does."""
+    """A run at wandb.ai, or in the run's folder with WANDB_MODE=offline. A resumed training continues the same run."""
 
     def __init__(self, config: TrainConfig, out_dir: Path) -> None:
         import wandb
@@ -86,35 +87,35 @@ class WeightsAndBiases:
             id=_wandb_id(out_dir),
             resume="allow",
             config=dataclasses.asdict(config),
-            dir=str(out_dir.resolve()),  # its service may have begun in another folder
+            dir=str(out_dir.resolve()),  # its service may have started in another folder
             settings=wandb.Settings(init_timeout=INIT_TIMEOUT),
         )
-        # W&B's own count never goes back, and a run that goes on from a checkpoint does
+        # W&B's own step counter only increases, but resuming from a checkpoint goes back to an earlier step
         self._run.define_metric("*", step_metric="step")
 
     def write(self, record: Record) -> None:
-        shown: dict[str, Any] = scalars(record)
+        values: dict[str, Any] = scalars(record)
         if isinstance(record, SampleRecord):
-            shown["sample"] = record.text
-        if shown:
-            self._run.log({"step": record.step, **shown})
+            values["sample"] = record.text
+        if values:
+            self._run.log({"step": record.step, **values})
 
     def close(self) -> None:
         self._run.finish()
 
 
 def scalars(record: Record) -> dict[str, float]:
-    """What there is to draw in a record."""
+    """The values of a record that trackers plot, by tag; empty for records without any."""
     match record:
         case StepRecord():
-            found = {
+            values = {
                 "train/loss": record.loss,
                 "train/learning_rate": record.learning_rate,
                 "train/grad_norm": record.grad_norm,
                 "train/tokens_per_second": record.tokens_per_second,
                 "train/mfu": record.mfu,
             }
-            return {name: value for name, value in found.items() if value is not None}
+            return {name: value for name, value in values.items() if value is not None}
         case EvalRecord():
             return {"val/loss": record.val_loss, "val/best_loss": record.best_val_loss}
     return {}

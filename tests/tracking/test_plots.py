@@ -1,4 +1,4 @@
-"""A figure holds exactly the data of the records, and its file appears whole or not at all."""
+"""The loss plot holds exactly the data of the records; its file is written completely or not at all."""
 
 import subprocess
 import sys
@@ -24,21 +24,21 @@ RECORDS = [
 ]
 
 
-def only(*kinds: str) -> list[dict[str, Any]]:
+def records_of(*kinds: str) -> list[dict[str, Any]]:
     return [record for record in RECORDS if record["kind"] in kinds]
 
 
-def data(line) -> list[tuple[float, float]]:
+def points_of(line: Any) -> list[tuple[float, float]]:
     return list(zip(line.get_xdata(), line.get_ydata(), strict=True))
 
 
-def test_lines_hold_the_data_of_the_records():
+def test_curves_hold_the_data_of_the_records():
     losses, rates = plots.loss_figure(RECORDS, title="runs/a").axes
-    assert {line.get_label(): data(line) for line in losses.lines} == {
+    assert {line.get_label(): points_of(line) for line in losses.lines} == {
         "train": [(2, 3.1), (4, 2.2), (6, 1.9)],
         "val": [(0, 4.3), (4, 2.4), (6, 2.6)],
     }
-    assert [data(line) for line in rates.lines] == [[(2, 1e-3), (4, 5e-4), (6, 1e-4)]]
+    assert [points_of(line) for line in rates.lines] == [[(2, 1e-3), (4, 5e-4), (6, 1e-4)]]
     (best,) = losses.texts
     assert (best.get_text(), best.xy) == ("2.4000", (4, 2.4))
     assert losses.get_title() == "runs/a"
@@ -46,24 +46,24 @@ def test_lines_hold_the_data_of_the_records():
 
 
 @pytest.mark.parametrize(("kind", "points"), [("step", [3, 0, 3]), ("eval", [0, 3, 0])])
-def test_either_kind_of_loss_is_enough(kind, points):
-    losses, rates = plots.loss_figure(only("start", kind)).axes
+def test_one_kind_of_loss_is_enough_for_a_plot(kind, points):
+    losses, rates = plots.loss_figure(records_of("start", kind)).axes
     assert [len(line.get_xdata()) for line in [*losses.lines, *rates.lines]] == points
 
 
-@pytest.mark.parametrize("records", [[], only("start", "sample", "checkpoint", "done")])
-def test_without_losses_there_is_nothing_to_draw(records):
+@pytest.mark.parametrize("records", [[], records_of("start", "sample", "checkpoint", "done")])
+def test_records_without_losses_are_an_error(records):
     with pytest.raises(UserError, match="no losses yet"):
         plots.loss_figure(records)
 
 
-def test_without_matplotlib_the_extra_is_named(monkeypatch):
+def test_missing_matplotlib_is_an_error_that_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match=r"pip install 'nanogpt-lite\[plot\]'"):
         plots.loss_figure(RECORDS)
 
 
-def test_a_png_is_written(tmp_path):
+def test_figure_is_saved_as_png(tmp_path):
     path = tmp_path / "loss.png"
     plots.save_figure(plots.loss_figure(RECORDS), path)
     assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
@@ -71,12 +71,12 @@ def test_a_png_is_written(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["loss.png"]
 
 
-def test_a_picture_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
+def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "loss.png"
     path.write_bytes(b"old")
     figure = plots.loss_figure(RECORDS)
 
-    def savefig(self, path: Path, **_: object) -> None:
+    def savefig(self: object, path: Path, **_: object) -> None:
         path.write_bytes(b"half")
         raise OSError(28, "full")
 
@@ -87,8 +87,8 @@ def test_a_picture_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["loss.png"]
 
 
-def test_no_display_and_no_global_state_are_needed():
-    """pyplot would choose a window system, and keep every figure alive."""
+def test_plots_do_not_import_pyplot():
+    """pyplot would choose a window system, and keep every figure in memory."""
     code = "import sys, nanogpt_lite.tracking.plots as p; p.loss_figure([{'kind': 'eval', 'step': 1, 'val_loss': 2.0}])"
     done = subprocess.run(
         [sys.executable, "-c", f"{code}; print('matplotlib.pyplot' in sys.modules)"],

@@ -1,4 +1,4 @@
-"""Trackers get the numbers of the records; one that fails or is missing stops nothing."""
+"""Trackers get the scalars of the records; a tracker that fails or is not installed does not stop training."""
 
 import json
 import sys
@@ -17,19 +17,19 @@ SMALL = {"preset": "cpu", "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 
 SMALL |= {"eval_interval": 4, "log_interval": 2, "out_dir": "runs/a"}
 
 
-def numbers(run, kind, key):
+def scalar_series(run, kind, key):
     return [(record["step"], pytest.approx(record[key])) for record in run.metrics if record["kind"] == kind]
 
 
-def test_tensorboard_shows_each_number_once_also_after_going_on(text_file):
+def test_tensorboard_shows_each_scalar_once_after_a_resume(text_file):
     ng.train("bottles.txt", max_iters=6, tensorboard=True, sample_interval=4, **SMALL)
     options = {**SMALL, "out_dir": "runs/b", "max_iters": 12, "keep_every": 4}
     run = ng.train("bottles.txt", **options, tensorboard=True)
-    # as after a kill: the steps after the fourth are done again
+    # as after a kill: the steps after the fourth are repeated
     (run.out_dir / "step_000004.safetensors").replace(run.out_dir / "last.safetensors")
     ng.train(out_dir="runs/b", init_from="resume", tensorboard=True)
     events = EventAccumulator("runs/b").Reload()
-    drawn = {
+    expected = {
         "train/loss": ("step", "loss"),
         "train/learning_rate": ("step", "learning_rate"),
         "train/grad_norm": ("step", "grad_norm"),
@@ -37,9 +37,9 @@ def test_tensorboard_shows_each_number_once_also_after_going_on(text_file):
         "val/loss": ("eval", "val_loss"),
         "val/best_loss": ("eval", "best_val_loss"),
     }
-    assert set(events.Tags()["scalars"]) == set(drawn)
-    for tag, (kind, key) in drawn.items():
-        assert [(event.step, event.value) for event in events.Scalars(tag)] == numbers(run, kind, key)
+    assert set(events.Tags()["scalars"]) == set(expected)
+    for tag, (kind, key) in expected.items():
+        assert [(event.step, event.value) for event in events.Scalars(tag)] == scalar_series(run, kind, key)
     assert EventAccumulator("runs/a").Reload().Tags()["tensors"] == ["sample/text_summary"]
 
 
@@ -50,14 +50,14 @@ class FakeRun:
     def define_metric(self, name, step_metric):
         assert (name, step_metric) == ("*", "step")
 
-    def log(self, numbers):
-        self.logged.append(numbers)
+    def log(self, values):
+        self.logged.append(values)
 
     def finish(self):
         self.finished = True
 
 
-def test_wandb_gets_the_numbers_and_goes_on_with_the_same_run(text_file, monkeypatch):
+def test_wandb_gets_the_scalars_and_resume_continues_its_run(text_file, monkeypatch):
     runs = []
     fake = SimpleNamespace(init=lambda **arguments: runs.append(FakeRun(**arguments)) or runs[-1], Settings=dict)
     monkeypatch.setitem(sys.modules, "wandb", fake)
@@ -73,39 +73,39 @@ def test_wandb_gets_the_numbers_and_goes_on_with_the_same_run(text_file, monkeyp
     assert first.arguments["id"] == second.arguments["id"] != third.arguments["id"]
     assert all(one.finished for one in runs)
     logged = [(one["step"], one["val/loss"]) for one in third.logged if "val/loss" in one]
-    assert logged == numbers(run, "eval", "val_loss")
+    assert logged == scalar_series(run, "eval", "val_loss")
     assert [(one["step"], len(one["sample"])) for one in first.logged if "sample" in one] == [(4, 200)]
 
 
 @pytest.mark.slow
-def test_wandb_itself_offline(text_file, monkeypatch):
+def test_real_wandb_writes_offline(text_file, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     ng.train("bottles.txt", max_iters=4, wandb_log=True, **SMALL)
     (written,) = text_file.parent.glob("runs/a/wandb/offline-run-*/*.wandb")
     deadline = time.monotonic() + 30
     while b"val/loss" not in written.read_bytes():
-        assert time.monotonic() < deadline, "nothing was written"
-        time.sleep(0.05)  # a process of W&B's writes it, and may not be done when `finish` returns
+        assert time.monotonic() < deadline, "W&B wrote no val/loss"
+        time.sleep(0.05)  # W&B's own process writes it, maybe after `finish` has returned
 
 
 @pytest.mark.parametrize(
     ("missing", "option", "extra"),
     [("wandb", "wandb_log", "wandb"), ("torch.utils.tensorboard", "tensorboard", "tensorboard")],
 )
-def test_a_missing_one_is_told_of_and_stops_nothing(text_file, monkeypatch, capsys, missing, option, extra):
+def test_missing_tracker_is_one_warning_and_training_completes(text_file, monkeypatch, capsys, missing, option, extra):
     monkeypatch.setitem(sys.modules, missing, None)
     arguments = [f"--{name}={value}" for name, value in {**SMALL, option: True, "max_iters": 4}.items()]
     assert main(["train", "--dataset=bottles.txt", *arguments]) == 0
     (warning,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
-    assert f"going on without {extra}" in warning
+    assert f"continuing without {extra}" in warning
     assert f"pip install 'nanogpt-lite[{extra}]'" in warning
     assert ng.Run(text_file.parent / "runs/a").metrics[-1]["kind"] == "done"
 
 
 @pytest.mark.parametrize("failing", ["make", "write", "close"])
-def test_one_that_fails_is_told_of_once(failing):
-    told = []
+def test_failing_tracker_is_reported_once(failing):
+    warnings = []
 
     class Sink:
         def write(self, record):
@@ -121,14 +121,14 @@ def test_one_that_fails_is_told_of_once(failing):
             raise OSError("no\nspace")
         return Sink()
 
-    sink = BestEffortSink("tracker", make, told.append)
+    sink = BestEffortSink("tracker", make, warnings.append)
     for step in range(3):
         sink.write(SampleRecord(step=step, text="a"))
     sink.close()
-    assert told == ["warning: going on without tracker (OSError: no space)"]
+    assert warnings == ["warning: continuing without tracker (OSError: no space)"]
 
 
-def test_they_belong_to_one_call(text_file):
+def test_trackers_are_not_enabled_again_on_resume(text_file):
     ng.train("bottles.txt", max_iters=4, tensorboard=True, **SMALL)
     assert json.loads((text_file.parent / "runs/a/config.json").read_text())["config"]["tensorboard"] is True
     before = sorted(text_file.parent.glob("runs/a/events*"))
