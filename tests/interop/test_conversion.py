@@ -115,7 +115,7 @@ def test_import_and_export_from_the_command_line(nanogpt_ckpt, capsys):
         ("export --out_dir runs/a", "what to export? give one of --to"),
         ("export --out_dir runs/a --to nanogtp", "did you mean nanogpt"),
         ("export --out_dir runs/a --to hf --weights", "what to export? give one of --to"),
-        ("export --out_dir runs/a --to hf --dataset", "--dataset goes with --to nanogpt"),
+        ("export --out_dir runs/a --to hf --dataset", "--dataset is for --to nanogpt"),
     ]:
         assert main(line.split()) == 2
         assert told in capsys.readouterr().err

@@ -40,14 +40,14 @@ def test_gpt2_merges_that_cannot_be_fetched_are_an_external_error(nanogpt_ckpt, 
     content, *_ = nanogpt_ckpt
     Path("data/bottles/meta.pkl").unlink()
     save_ckpt(content, model_args={**content["model_args"], "vocab_size": 50257})
-    monkeypatch.setattr(gpt2, "gpt2_merges", unreachable)
+    monkeypatch.setattr(gpt2, "fetch_gpt2_merges", unreachable)
     with pytest.raises(ng.ExternalError, match="no route"):
         conversion.from_nanogpt("out/ckpt.pt")
 
 
 def gpt2_merges():
     """As many as GPT-2 has: every pair of two bytes, as far as they go."""
-    octets = list(bpe.printable_bytes())
+    octets = list(bpe.unicode_to_bytes())
     return [f"{one} {other}" for one in octets for other in octets][:50000]
 
 
@@ -70,7 +70,7 @@ def test_without_meta_pkl_the_tokenizer_is_that_of_gpt2(nanogpt_ckpt, monkeypatc
     assert model.transformer.wte.weight.shape == (size, 16)
     assert tokenizer.vocab_size == size
     assert tokenizer.encode("<|endoftext|>").tolist() == [50256]
-    monkeypatch.setattr(gpt2, "gpt2_merges", gpt2_merges)
+    monkeypatch.setattr(gpt2, "fetch_gpt2_merges", gpt2_merges)
     assert ng.load(conversion.from_nanogpt("out/ckpt.pt"))[1].to_json() == tokenizer.to_json()
     back = torch.load(conversion.to_nanogpt(run, "again"), weights_only=True)
     assert back["model_args"] == args
