@@ -13,7 +13,7 @@ from conftest import wait_for
 
 import nanogpt_lite as ng
 from nanogpt_lite.cloud import launcher
-from nanogpt_lite.tracking.records import EvalRecord, record_from_json
+from nanogpt_lite.tracking.records import DoneRecord, EvalRecord, record_from_json
 
 SMALL = {"preset": "cpu", "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8, "batch_size": 8, "threads": 1}
 SMALL |= {"eval_interval": 4, "log_interval": 2, "warmup_iters": 2, "lr_decay_iters": 12}
@@ -54,6 +54,7 @@ def test_signal_to_the_caller_stops_the_ranks_with_the_state_saved(text_file):
         for record in launcher.train_on_ranks(2, "bottles.txt", out_dir="runs/shared", max_iters=100_000, **SMALL):
             if isinstance(record, EvalRecord) and record.step == 4:
                 os.kill(os.getpid(), signal.SIGTERM)
+    assert isinstance(record, DoneRecord)
     assert (record.kind, record.reason) == ("done", "interrupted")
     ng.train(out_dir="runs/shared", init_from="resume", max_iters=record.step + 2)
 
@@ -112,7 +113,8 @@ def test_incomplete_line_is_read_again_when_it_is_complete(tmp_path):
         for content, count in ((line + line[:7], 1), (line[7:] + line, 2), (b"", 0)):
             with path.open("ab") as appended:
                 appended.write(content)
-            assert [record.text for record in launcher._read_new_records(record_file)] == ["a"] * count
+            records = list(launcher._read_new_records(record_file))
+            assert [record.to_json() for record in records] == [json.loads(line)] * count
 
 
 def test_record_survives_json(text_file):
@@ -130,6 +132,7 @@ for record in launcher.train_on_ranks(2, "bottles.txt", out_dir="runs/killed", m
     print(record.kind, flush=True)
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
     assert process.stdout.readline() == "start\n"
     process.kill()
     process.wait()

@@ -1,8 +1,8 @@
-"""The local Modal, driven by the real client: what an app may do, and what a test may do to an app.
+"""The local Modal, used by the real client: each feature of an app, and each event that a test can cause.
 
-Each test writes its app into a folder of its own. Functions that have to wait for the test, or for one another, are
-given a folder of this machine: containers are processes here, so they see it. What `test_modal_app` needs anyway is
-slow here.
+Each test writes its app into a folder of its own. Functions that wait for the test, or for one another, get the path of
+a file on this machine: containers are processes of this machine, so they see it. The tests of features that
+`test_modal_app` uses too are marked slow.
 """
 
 import signal
@@ -13,10 +13,10 @@ import pytest
 
 pytest.importorskip("modal")
 if sys.platform != "linux":
-    pytest.skip("containers are watched through /proc", allow_module_level=True)
+    pytest.skip("the local Modal watches containers through /proc", allow_module_level=True)
 
 from local_modal import LocalModal
-from local_modal.containers import session
+from local_modal.containers import session_processes
 
 HEAD = """
 import os, signal, sys, time
@@ -30,17 +30,17 @@ app = modal.App("tiny")
 def wait_for(path):
     deadline = time.monotonic() + 20
     while not Path(path).exists():
-        assert time.monotonic() < deadline, f"{path} did not come"
-        time.sleep(0.02)  # between two looks at what the test has done
+        assert time.monotonic() < deadline, f"{path} was not created"
+        time.sleep(0.02)  # the interval of polling for a file of the test
 
 def attempt(path):
-    # 1 for the first time that this is called with a path, then 2, 3, ...
+    # the number of calls with this path so far: 1, 2, 3, ...
     with open(path, "a") as file:
         file.write(".")
     return Path(path).stat().st_size
 
-def say(*words):
-    # in one piece: what containers print is written to the same place at the same time
+def print_line(*words):
+    # in one write: several containers print to the same stream at the same time
     sys.stdout.write(" ".join(map(str, words)) + "\\n")
 """
 
@@ -61,12 +61,13 @@ def write_app(tmp_path):
     return write
 
 
-def good(done):
+def stdout_of(done):
+    """The output of a command that has to succeed."""
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def test_run_a_function_whose_logs_arrive_as_they_are_printed(service, write_app, tmp_path):
+def test_modal_run_streams_logs_and_stores_the_result(service, write_app, tmp_path):
     app = write_app(
         """
 @app.function()
@@ -86,12 +87,13 @@ def fail():
         "run", "-w", result, "tiny.py::greet", "--gate", gate, "--name=joe", "--loud", cwd=tmp_path
     )
     while "to stderr" not in (line := client.stdout.readline()):
-        assert line, client.communicate()  # the gate is closed: a log that comes late would come never
+        # the function waits for the gate, so a log that is not streamed would never arrive
+        assert line, client.communicate()
     gate.touch()
     assert client.wait(20) == 0
     assert result.read_text() == "hello joe!"
     assert sorted(service.containers[0].output.splitlines()) == ["to stderr", "to stdout: ünïcode"]
-    assert (service.containers[0].ended, service.containers[0].exit_status) == ("stopped", 0)
+    assert (service.containers[0].end_reason, service.containers[0].exit_status) == ("stopped", 0)
 
     failed = service.modal("run", "--detach", f"{app}::fail")
     assert failed.returncode == 1
@@ -99,7 +101,7 @@ def fail():
     assert service.failures == []
 
 
-def test_every_way_to_call(service, write_app, tmp_path):
+def test_remote_spawn_local_map_and_generator_calls(service, write_app, tmp_path):
     write_app(
         """
 @app.function()
@@ -128,18 +130,20 @@ def fail():
 @app.local_entrypoint()
 def main(folder: str):
     call = square.spawn(4)
-    say("results", square.remote(3), call.get(timeout=20), square.local(5), square_of_square.remote(2))
-    say("map", sorted(meet.starmap([(folder, 1, 2), (folder, 2, 1)])))
-    say("generator", list(count.remote_gen(4)))
+    print_line("results", square.remote(3), call.get(timeout=20), square.local(5), square_of_square.remote(2))
+    print_line("map", sorted(meet.starmap([(folder, 1, 2), (folder, 2, 1)])))
+    print_line("generator", list(count.remote_gen(4)))
     try:
         fail.remote()
     except LookupError as error:
-        say("caught", repr(error))
+        print_line("caught", repr(error))
 """
     )
     (tmp_path / "meeting").mkdir()
     done = service.modal("run", "tiny.py", "--folder", tmp_path / "meeting", cwd=tmp_path)
-    lines = [line for line in good(done).splitlines() if line.startswith(("results", "map", "generator", "caught"))]
+    lines = [
+        line for line in stdout_of(done).splitlines() if line.startswith(("results", "map", "generator", "caught"))
+    ]
     assert lines == [
         "results 9 16 25 16",
         "map ['1 met 2', '2 met 1']",
@@ -156,11 +160,11 @@ def main(folder: str):
 
     script = tmp_path / "script.py"
     script.write_text("from tiny import app, square\nwith app.run():\n    print('script', square.remote(7))\n")
-    assert good(service.python(script)) == "script 49\n"
+    assert stdout_of(service.python(script)) == "script 49\n"
 
 
 @pytest.mark.slow
-def test_options_of_functions_and_their_timeouts(service, write_app, tmp_path):
+def test_function_options_and_timeouts(service, write_app, tmp_path):
     app = write_app(
         """
 image = modal.Image.debian_slim(python_version="3.11").uv_pip_install("numpy")
@@ -173,34 +177,34 @@ def where() -> str:
 @app.function(timeout=1, retries=modal.Retries(max_retries=1, initial_delay=0.0))
 def sleep(log: str):
     print("attempt", attempt(log), flush=True)
-    time.sleep(30)  # longer than the test lasts: it is ended from outside
+    time.sleep(30)  # longer than the test: the container is killed
 
 @app.local_entrypoint()
 def main(log: str):
-    say("plain", where.remote())
-    say("changed", where.with_options(gpu="H100:8", timeout=60, volumes={"/elsewhere": other}).remote())
+    print_line("plain", where.remote())
+    print_line("changed", where.with_options(gpu="H100:8", timeout=60, volumes={"/elsewhere": other}).remote())
     try:
         sleep.remote(log)
     except modal.exception.FunctionTimeoutError as error:
-        say("late", error)
+        print_line("late", error)
 """
     )
     for name in ("shared", "other"):
         service.volume(name).mkdir()
         (service.volume(name) / f"in {name}").touch()
-    lines = good(service.modal("run", f"{app}::main", "--log", tmp_path / "log")).splitlines()
+    lines = stdout_of(service.modal("run", f"{app}::main", "--log", tmp_path / "log")).splitlines()
     assert "plain ['in shared']" in lines
     assert "changed ['in other']" in lines
     assert any("late" in line and "timeout of 1s" in line for line in lines)
     plain, changed, *late = service.containers
     assert (plain.gpu_type, plain.gpu_count, plain.timeout, plain.single_use) == ("T4", 1, 30, True)
     assert (changed.gpu_type, changed.gpu_count, changed.timeout, changed.single_use) == ("H100", 8, 60, True)
-    assert [container.ended for container in late] == ["timed out", "timed out"]
+    assert [container.end_reason for container in late] == ["timed out", "timed out"]
     assert any("uv pip install" in command for image in service.images for command in image.dockerfile_commands)
 
 
 @pytest.mark.slow
-def test_failed_attempts_are_retried_and_a_crash_is_one(service, write_app, tmp_path):
+def test_exceptions_and_crashes_are_retried(service, write_app, tmp_path):
     app = write_app(
         """
 retries = modal.Retries(max_retries=2, initial_delay=0.0)
@@ -217,26 +221,26 @@ def flaky(log: str, crash: bool) -> int:
 @app.function()
 def killed():
     print("ready", flush=True)
-    time.sleep(30)  # longer than the test lasts: it is ended from outside
+    time.sleep(30)  # longer than the test: the container is killed
 
 @app.local_entrypoint()
 def main(folder: str):
     spawned = flaky.spawn(f"{folder}/spawned", True)
     mapped = list(flaky.starmap([(f"{folder}/mapped0", False), (f"{folder}/mapped1", True)]))
-    say("results", mapped, spawned.get(timeout=20), flaky.remote(f"{folder}/remote", False))
+    print_line("results", mapped, spawned.get(timeout=20), flaky.remote(f"{folder}/remote", False))
     killed.remote()
 """
     )
     logs = tmp_path / "logs"
     logs.mkdir()
     client = service.popen_modal("run", f"{app}::main", "--folder", logs)
-    ready = service.wait_for(lambda: [one for one in service.containers if "ready" in one.output])
+    ready = service.wait_for(lambda: [container for container in service.containers if "ready" in container.output])
     service.crash(ready[0])
     stdout, stderr = client.communicate(timeout=30)
     assert "results [2, 2] 2 2" in stdout
     attempts = {path.name: path.stat().st_size for path in logs.iterdir()}
     assert attempts == {"spawned": 2, "mapped0": 2, "mapped1": 2, "remote": 2}
-    flaky = [one.ended for one in service.containers if one.function == "flaky"]
+    flaky = [container.end_reason for container in service.containers if container.function == "flaky"]
     assert sorted(flaky) == ["crashed"] * 2 + ["done"] * 6
     assert client.returncode == 1
     assert "crashed: exit status -9" in stdout + stderr
@@ -244,7 +248,7 @@ def main(folder: str):
     assert retried == 3, "the client retries .remote and .map, the service .spawn"
 
 
-def test_a_preempted_input_starts_again_in_a_new_container(service, write_app, tmp_path):
+def test_preempted_input_starts_again_in_a_new_container(service, write_app, tmp_path):
     app = write_app(
         """
 @app.function(volumes={MOUNT: volume}, single_use_containers=True)
@@ -264,7 +268,7 @@ def train(log: str, steps: int) -> str:
             state.write_text(str(done))
             volume.commit()
             print("saved", flush=True)
-            if number != 2:  # the second goes on, until it is killed
+            if number != 2:  # the second continues, until it is killed
                 raise
 """
     )
@@ -285,16 +289,16 @@ def train(log: str, steps: int) -> str:
     client.send_signal(signal.SIGINT)
     stdout, _ = client.communicate(timeout=30)
     assert "Disconnecting from Modal" in stdout
-    assert int(state.read_text()) >= second + 5, "Ctrl-C interrupts the container, and it has the time to save"
+    assert int(state.read_text()) >= second + 5, "Ctrl-C interrupts the container, which has time to save"
 
-    assert [one.ended for one in service.containers] == ["preempted", "preempted", "stopped"]
-    assert [one.exit_status for one in service.containers] == [0, -signal.SIGKILL, 0]
-    [[input_id]] = {tuple(one.input_ids) for one in service.containers}
-    starts = [one.output.splitlines()[0] for one in service.containers]
+    assert [container.end_reason for container in service.containers] == ["preempted", "preempted", "stopped"]
+    assert [container.exit_status for container in service.containers] == [0, -signal.SIGKILL, 0]
+    [[input_id]] = {tuple(container.input_ids) for container in service.containers}
+    starts = [container.output.splitlines()[0] for container in service.containers]
     assert starts == [f"start at {done}, input {input_id}" for done in (0, first, second)]
 
 
-def test_containers_see_what_was_committed_and_only_after_a_reload(service, write_app):
+def test_volume_shows_committed_files_after_a_reload_only(service, write_app):
     app = write_app(
         """
 import ctypes, mmap
@@ -342,7 +346,7 @@ class Reader:
             self.held.close()
 
     @modal.method()
-    def let_go(self):
+    def release(self):
         if self.held.closed:
             libc.munmap(ctypes.c_void_p(self.address), 1)
         self.held.close()
@@ -366,21 +370,21 @@ def main():
         message = reader.reload.remote()
         assert "there are open files preventing the operation: path a is " + how in message, message
         assert reader.commit.remote(how) == message, "a commit ends with a reload"
-        reader.let_go.remote()
+        reader.release.remote()
         assert reader.reload.remote() == ""
-    print("all is well")
+    print("all checks passed")
 """
     )
-    assert "all is well" in good(service.modal("run", f"{app}::main"))
+    assert "all checks passed" in stdout_of(service.modal("run", f"{app}::main"))
     committed = service.volume("shared")
     assert sorted(path.name for path in committed.iterdir()) == ["a", "c", "folder", "mapped", "open"]
     readers = [container for container in service.containers if container.function == "Reader.*"]
-    assert len(readers) == 1, "all of this was one container"
-    assert service.count("VolumeCommit") == 2 + 3, "no commits but those of the app"
+    assert len(readers) == 1, "all calls were served by one container"
+    assert service.count("VolumeCommit") == 2 + 3, "only the app commits"
 
 
 @pytest.mark.slow
-def test_volumes_from_outside(service, tmp_path):
+def test_volume_upload_download_and_listing_by_a_client(service, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         """
@@ -411,7 +415,7 @@ except FileNotFoundError:
     )
     (tmp_path / "small.txt").write_text("small")
     size = 256 * 40_000 + 8_000_000
-    assert good(service.python(script, cwd=tmp_path)).splitlines() == [
+    assert stdout_of(service.python(script, cwd=tmp_path)).splitlines() == [
         "exists",
         f"[('big.bin', 'FILE', {size}), ('empty', 'FILE', 0), ('runs', 'DIRECTORY', 0)]",
         "['runs/one', 'runs/one/small.txt']",
@@ -419,12 +423,12 @@ except FileNotFoundError:
     ]
     assert (service.volume("new") / "big.bin").stat().st_size == size
 
-    good(service.modal("volume", "create", "made"))
-    good(service.modal("volume", "put", "made", "small.txt", "/runs/a/small.txt", cwd=tmp_path))
-    assert good(service.modal("volume", "ls", "made", "runs")) == "runs/a\n"
+    stdout_of(service.modal("volume", "create", "made"))
+    stdout_of(service.modal("volume", "put", "made", "small.txt", "/runs/a/small.txt", cwd=tmp_path))
+    assert stdout_of(service.modal("volume", "ls", "made", "runs")) == "runs/a\n"
     (tmp_path / "got").mkdir()
-    good(service.modal("volume", "get", "made", "runs/a", "got", cwd=tmp_path))
-    good(service.modal("volume", "get", "made", "runs/a/small.txt", "got/one.txt", cwd=tmp_path))
+    stdout_of(service.modal("volume", "get", "made", "runs/a", "got", cwd=tmp_path))
+    stdout_of(service.modal("volume", "get", "made", "runs/a/small.txt", "got/one.txt", cwd=tmp_path))
     assert (tmp_path / "got/a/small.txt").read_text() == (tmp_path / "got/one.txt").read_text() == "small"
     missing = service.modal("volume", "get", "made", "nothing", "got", cwd=tmp_path)
     assert missing.returncode != 0
@@ -460,7 +464,7 @@ def double(x: int) -> int:
     return 2 * x
 """
     )
-    assert "App deployed" in good(service.modal("deploy", app))
+    assert "App deployed" in stdout_of(service.modal("deploy", app))
     script = tmp_path / "script.py"
     script.write_text(
         """
@@ -478,7 +482,7 @@ except modal.exception.NotFoundError as error:
     print("not found")
 """
     )
-    lines = good(service.python(script)).splitlines()
+    lines = stdout_of(service.python(script)).splitlines()
     x, y, function = service.containers
     assert lines == [
         f"x loaded in {x.pid}: abab, call 1",
@@ -489,7 +493,7 @@ except modal.exception.NotFoundError as error:
         "not found",
     ]
     assert [len(container.input_ids) for container in (x, y, function)] == [3, 1, 1]
-    assert not any(container.ended for container in (x, y, function)), "a deployed app stays"
+    assert not any(container.end_reason for container in (x, y, function)), "a deployed app keeps running"
 
 
 def test_environment_and_files_of_a_container(service, write_app, tmp_path, monkeypatch):
@@ -521,7 +525,7 @@ def main():
     try:
         look.remote()
     except ModuleNotFoundError as error:
-        say("caught", error)
+        print_line("caught", error)
     modal.Dict.from_name("x", create_if_missing=True).hydrate()
 """
     )
@@ -532,7 +536,7 @@ def main():
     assert service.failures == ["DictGetOrCreate is not implemented"]
 
 
-def test_secrets_from_a_file(service, write_app, tmp_path):
+def test_secret_from_dotenv(service, write_app, tmp_path):
     pytest.importorskip("dotenv")
     (tmp_path / ".env").write_text("FROM_FILE=yes\n")
     app = write_app(
@@ -542,12 +546,12 @@ def look() -> str:
     return os.environ["FROM_FILE"]
 """
     )
-    good(service.modal("run", "-w", tmp_path / "result", f"{app}::look", cwd=tmp_path))
+    stdout_of(service.modal("run", "-w", tmp_path / "result", f"{app}::look", cwd=tmp_path))
     assert (tmp_path / "result").read_text() == "yes"
 
 
 @pytest.mark.slow
-def test_nothing_survives_the_end_and_the_report_tells_what_went_on(tmp_path, write_app, capsys):
+def test_exit_kills_all_processes_and_prints_the_report(tmp_path, write_app, capsys):
     app = write_app(
         """
 import subprocess
@@ -556,24 +560,24 @@ import subprocess
 def sleep():
     subprocess.Popen(["sleep", "60"])
     print("sleeping", flush=True)
-    time.sleep(60)  # longer than the test lasts: it is ended from outside
+    time.sleep(60)  # longer than the test: the container is killed
 """
     )
     with pytest.raises(TimeoutError, match="sleeping"), LocalModal(tmp_path / "modal") as service:
-        good(service.modal("--help"))
-        with pytest.raises(TimeoutError, match="nothing runs any more"):
+        stdout_of(service.modal("--help"))
+        with pytest.raises(TimeoutError, match="all processes have exited"):
             service.wait_for(lambda: service.containers)
         client = service.popen_modal("run", f"{app}::sleep")
         service.wait_for(lambda: service.containers and "sleeping" in service.containers[0].output)
         pid = service.containers[0].pid
-        assert len(session(pid)) == 2
+        assert len(session_processes(pid)) == 2
         service.wait_for(lambda: False, timeout=0.1)
-    assert session(pid) == session(client.pid) == []
+    assert session_processes(pid) == session_processes(client.pid) == []
     assert "--- container of sleep" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_an_app_that_cannot_be_imported_fails_with_its_own_error(service, write_app):
+def test_app_that_fails_at_import_reports_its_own_error(service, write_app):
     app = write_app(
         """
 if not modal.is_local():
@@ -587,4 +591,4 @@ def never():
     done = service.modal("run", f"{app}::never")
     assert done.returncode == 1
     assert "LookupError: broken at import" in done.stdout + done.stderr
-    assert [container.ended for container in service.containers] == ["crashed", "crashed"]
+    assert [container.end_reason for container in service.containers] == ["crashed", "crashed"]

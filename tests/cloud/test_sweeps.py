@@ -50,7 +50,7 @@ def test_invalid_grid_is_refused(grid, message):
 
 def test_table_shows_the_options_that_differ_and_the_best_trial_first():
     trials = make_trials(learning_rate="3e-4,1e-3,0.1", n_layer="4")
-    results = [1.6, 1.5, "UserError: a | b\nc"]
+    results: list[sweeps.Result] = [1.6, 1.5, "UserError: a | b\nc"]
     assert sweeps.format_table(trials, results).splitlines() == [
         "| run | learning_rate | val loss |",
         "| --- | --- | --- |",

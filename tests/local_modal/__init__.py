@@ -1,10 +1,10 @@
-"""A local Modal: a service on loopback for the real `modal` client, with real containers, for tests.
+"""A local emulator of Modal's servers, for tests: the real `modal` client talks to it on the loopback interface.
 
     with LocalModal(tmp_path) as service:
         done = service.modal("run", "app.py::train", "--steps", "3", cwd=tmp_path)
 
-No account, network, docker or root: it drives the `modal` command of the installed SDK and its container entrypoint as
-processes of this machine. What only the real service knows it cannot prove: GPUs, image builds, schedules, web urls.
+It needs no account, network, docker or root. Clients are processes of the installed SDK's `modal` command, containers
+are processes of its container entrypoint. It cannot emulate GPUs, image builds, schedules and web URLs.
 """
 
 from .containers import Container

@@ -1,7 +1,7 @@
-"""Apps, functions, calls and inputs, and how an input finds a container: queue, attempts, retries, time-outs.
+"""Apps, functions, calls and inputs, and the dispatch of inputs to containers: queues, attempts, retries, timeouts.
 
 Who retries a failed attempt in SDK 1.6: the client for `.remote()` and `.map()`, which send the input again with
-FunctionRetryInputs; the service for `.spawn()` and generators. A preempted input counts as no attempt.
+FunctionRetryInputs; the service for `.spawn()` and generators. A preemption does not count as an attempt.
 """
 
 import asyncio
@@ -15,16 +15,16 @@ from modal_proto import api_pb2
 from .containers import Container
 
 Result = api_pb2.GenericResult
-LONGEST_WAIT = 50.0  # seconds; a stream or a poll that has nothing to say ends then, and the client asks again
+MAX_WAIT = 50.0  # seconds; a stream or a poll without news ends after it, and the client calls again
 
 
 class Changes:
-    """Lets coroutines wait for a condition; whoever changes something announces it."""
+    """Lets coroutines wait for a condition. Code that changes the state calls `notify`."""
 
     def __init__(self) -> None:
         self._next = asyncio.Event()
 
-    def announce(self) -> None:
+    def notify(self) -> None:
         self._next.set()
         self._next = asyncio.Event()
 
@@ -58,7 +58,7 @@ class Function:
     definition: api_pb2.Function
     params: bytes = b""
     queue: deque["Input"] = field(default_factory=deque)
-    containers: list[Container] = field(default_factory=list)  # those that live
+    containers: list[Container] = field(default_factory=list)  # running ones
 
 
 @dataclass(eq=False)
@@ -68,7 +68,7 @@ class Call:
     invocation_type: "api_pb2.FunctionCallInvocationType.ValueType"
     inputs: list["Input"] = field(default_factory=list)
     outputs: list[api_pb2.FunctionGetOutputsItem] = field(default_factory=list)
-    chunks: list[api_pb2.DataChunk] = field(default_factory=list)  # what a generator has yielded
+    chunks: list[api_pb2.DataChunk] = field(default_factory=list)  # yielded by a generator
 
     @property
     def client_retries(self) -> bool:
@@ -87,7 +87,7 @@ class Input:
 
 
 class Dispatcher:
-    """Starts containers as the queues need them, hands out inputs, and settles what becomes of each attempt."""
+    """Starts containers for queued inputs, assigns inputs to them, and handles the result of each attempt."""
 
     def __init__(
         self,
@@ -107,87 +107,87 @@ class Dispatcher:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def add(self, call: Call, index: int, message: api_pb2.FunctionInput) -> Input:
-        added = Input(f"in-{len(self.inputs) + 1}", call, index, message)
-        self.inputs[added.input_id] = added
-        call.inputs.append(added)
-        self._queue(added)
-        return added
+        new = Input(f"in-{len(self.inputs) + 1}", call, index, message)
+        self.inputs[new.input_id] = new
+        call.inputs.append(new)
+        self._queue(new)
+        return new
 
-    def retry(self, again: Input, message: api_pb2.FunctionInput, retry_count: int) -> None:
-        again.message, again.retry_count, again.unfinished = message, retry_count, True
-        self._queue(again)
+    def retry(self, failed: Input, message: api_pb2.FunctionInput, retry_count: int) -> None:
+        failed.message, failed.retry_count, failed.unfinished = message, retry_count, True
+        self._queue(failed)
 
-    async def next_input(self, function: Function, container: Container, patience: float) -> Input | None:
-        """None is the end: the container is to go, for `patience` seconds without an input or another reason."""
-        await self._changes.wait_for(lambda: function.queue or container.ending, patience)
-        if container.ending or not function.queue:
-            container.ending = container.ending or "idle"
+    async def next_input(self, function: Function, container: Container, idle_timeout: float) -> Input | None:
+        """None tells the container to exit, because of `idle_timeout` seconds without an input, or another reason."""
+        await self._changes.wait_for(lambda: function.queue or container.end_request, idle_timeout)
+        if container.end_request or not function.queue:
+            container.end_request = container.end_request or "idle"
             return None
-        taken = function.queue.popleft()
-        container.running.append(taken.input_id)
-        container.input_ids.append(taken.input_id)
+        next_input = function.queue.popleft()
+        container.running.append(next_input.input_id)
+        container.input_ids.append(next_input.input_id)
         if container.timeout:
             loop = asyncio.get_running_loop()
-            taken.timer = loop.call_later(container.timeout, self._time_out, container, taken)
-        self._changes.announce()
-        return taken
+            next_input.timer = loop.call_later(container.timeout, self._time_out, container, next_input)
+        self._changes.notify()
+        return next_input
 
     def put_output(self, container: Container, item: api_pb2.FunctionPutOutputsItem) -> None:
-        """The output of a container that is being preempted or has run out of time comes too late."""
-        if item.input_id in container.running and container.ending in ("", "stopped", "replaced"):
+        """Record a result, unless the container is being preempted or has timed out."""
+        if item.input_id in container.running and container.end_request in ("", "stopped", "replaced"):
             self._settle(self._release(container, item.input_id), item.result, item.data_format, container)
 
-    def ended(self, function: Function, container: Container, startup_failure: Result | None) -> None:
-        """Settles what a container leaves behind, and starts another one where inputs wait."""
+    def on_container_exit(self, function: Function, container: Container, startup_failure: Result | None) -> None:
+        """Settles the inputs that the container was running, and starts another one if inputs are queued."""
         function.containers.remove(container)
-        left = [self._release(container, input_id) for input_id in list(container.running)]
-        container.ended = container.ending or ("crashed" if left or not container.input_ids else "done")
+        unfinished = [self._release(container, input_id) for input_id in list(container.running)]
+        container.end_reason = container.end_request or ("crashed" if unfinished or not container.input_ids else "done")
         status = f"exit status {container.exit_status}"
-        for one in left:
-            if one.input_id == container.late_input:
-                text = f"Task's current input {one.input_id} hit its timeout of {container.timeout}s"
-                self._settle(one, Result(status=Result.GENERIC_STATUS_TIMEOUT, exception=text), container=container)
-            elif container.ended in ("preempted", "timed out"):
-                function.queue.appendleft(one)
-            elif container.ended == "stopped":
-                self._settle(one, Result(status=Result.GENERIC_STATUS_TERMINATED), container=container)
+        for input_ in unfinished:
+            if input_.input_id == container.timed_out_input:
+                text = f"Task's current input {input_.input_id} hit its timeout of {container.timeout}s"
+                self._settle(input_, Result(status=Result.GENERIC_STATUS_TIMEOUT, exception=text), container=container)
+            elif container.end_reason in ("preempted", "timed out"):
+                function.queue.appendleft(input_)
+            elif container.end_reason == "stopped":
+                self._settle(input_, Result(status=Result.GENERIC_STATUS_TERMINATED), container=container)
             else:
                 text = f"Container {container.task_id} crashed: {status}"
-                self._settle(one, Result(status=Result.GENERIC_STATUS_FAILURE, exception=text), container=container)
-        if container.ended == "crashed" and not container.input_ids:
+                self._settle(input_, Result(status=Result.GENERIC_STATUS_FAILURE, exception=text), container=container)
+        if container.end_reason == "crashed" and not container.input_ids:
             text = f"Container {container.task_id} failed to start: {status}"
             result = startup_failure or Result(status=Result.GENERIC_STATUS_FAILURE, exception=text)
-            for _ in range(min(container.places, len(function.queue))):
+            for _ in range(min(container.max_inputs, len(function.queue))):
                 self._settle(function.queue.popleft(), result, container=container)
-        self._staff(function)
-        self._changes.announce()
+        self._start_containers(function)
+        self._changes.notify()
 
-    async def stop(self, app: App, living: Callable[[], list[Container]]) -> None:
-        """Ends the app: idle containers are told that there is nothing more, busy ones are interrupted. A detached
-        app finishes what it has begun before that."""
+    async def stop(self, app: App, running_containers: Callable[[], list[Container]]) -> None:
+        """Stops the app: idle containers get no more inputs, busy ones are interrupted. A detached app first finishes
+        all of its inputs."""
 
-        def busy() -> bool:
-            return any(one.unfinished for one in self.inputs.values() if one.call.function.app is app)
+        def is_busy() -> bool:
+            return any(input_.unfinished for input_ in self.inputs.values() if input_.call.function.app is app)
 
-        while app.state == api_pb2.APP_STATE_DETACHED and busy():
-            await self._changes.wait_for(lambda: not busy(), LONGEST_WAIT)
+        while app.state == api_pb2.APP_STATE_DETACHED and is_busy():
+            await self._changes.wait_for(lambda: not is_busy(), MAX_WAIT)
         app.stopping = True
 
         async def end(container: Container) -> None:
-            leaving = container.single_use and container.input_ids and not container.running
-            container.ending = container.ending or ("" if leaving else "stopped")
-            self._changes.announce()
+            is_exiting = container.single_use and container.input_ids and not container.running
+            container.end_request = container.end_request or ("" if is_exiting else "stopped")
+            self._changes.notify()
             if container.running or not container.input_ids:
                 await container.interrupt(self._grace)
             else:
                 await container.wait_or_kill(self._grace)
 
-        await asyncio.gather(*(end(container) for container in living()))
+        await asyncio.gather(*(end(container) for container in running_containers()))
         app.done = True
-        self._changes.announce()
+        self._changes.notify()
 
     def run(self, coroutine: Coroutine[None, None, None]) -> None:
-        """In the background; a failure is kept, for it is a mistake of the local service."""
+        """Run in the background. An exception is recorded: it is a bug of the local service."""
 
         async def guarded() -> None:
             try:
@@ -199,19 +199,19 @@ class Dispatcher:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _queue(self, one: Input) -> None:
-        one.call.function.queue.append(one)
-        self._staff(one.call.function)
-        self._changes.announce()
+    def _queue(self, input_: Input) -> None:
+        input_.call.function.queue.append(input_)
+        self._start_containers(input_.call.function)
+        self._changes.notify()
 
-    def _staff(self, function: Function) -> None:
+    def _start_containers(self, function: Function) -> None:
         if function.app.stopping:
             function.queue.clear()
             return
         settings = function.definition.autoscaler_settings
         limit = settings.max_containers or function.definition.concurrency_limit or self._max_containers
         while len(function.containers) < limit and len(function.queue) > sum(
-            container.free_places for container in function.containers
+            container.free_slots for container in function.containers
         ):
             function.containers.append(self._start(function))
 
@@ -224,32 +224,32 @@ class Dispatcher:
 
     def _settle(
         self,
-        one: Input,
+        input_: Input,
         result: Result,
         data_format: "api_pb2.DataFormat.ValueType" = api_pb2.DATA_FORMAT_UNSPECIFIED,
         container: Container | None = None,
     ) -> None:
         final = (Result.GENERIC_STATUS_SUCCESS, Result.GENERIC_STATUS_TERMINATED)
-        policy = one.call.function.definition.retry_policy
-        if result.status not in final and not one.call.client_retries and one.retry_count < policy.retries:
-            delay = policy.initial_delay_ms / 1000 * policy.backoff_coefficient**one.retry_count
-            one.retry_count += 1
-            asyncio.get_running_loop().call_later(delay, self._queue, one)
+        policy = input_.call.function.definition.retry_policy
+        if result.status not in final and not input_.call.client_retries and input_.retry_count < policy.retries:
+            delay = policy.initial_delay_ms / 1000 * policy.backoff_coefficient**input_.retry_count
+            input_.retry_count += 1
+            asyncio.get_running_loop().call_later(delay, self._queue, input_)
             return
-        one.unfinished = False
-        one.call.outputs.append(
+        input_.unfinished = False
+        input_.call.outputs.append(
             api_pb2.FunctionGetOutputsItem(
                 result=result,
-                idx=one.index,
-                input_id=one.input_id,
+                idx=input_.index,
+                input_id=input_.input_id,
                 data_format=data_format,
                 task_id=container.task_id if container else "",
-                retry_count=one.retry_count,
+                retry_count=input_.retry_count,
             )
         )
-        self._changes.announce()
+        self._changes.notify()
 
-    def _time_out(self, container: Container, late: Input) -> None:
-        if late.input_id in container.running and not container.ending:
-            container.ending, container.late_input = "timed out", late.input_id
+    def _time_out(self, container: Container, timed_out: Input) -> None:
+        if timed_out.input_id in container.running and not container.end_request:
+            container.end_request, container.timed_out_input = "timed out", timed_out.input_id
             self.run(container.interrupt(self._grace))

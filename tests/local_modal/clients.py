@@ -1,4 +1,4 @@
-"""Clients: the `modal` command and Python scripts, as processes that know this service and no other."""
+"""Clients: processes of the `modal` command and of Python scripts, configured for the local service."""
 
 import os
 import subprocess
@@ -11,20 +11,20 @@ from .containers import INTERRUPTIBLE, kill_session
 
 class Clients:
     def __init__(self, folder: Path) -> None:
-        """`folder` gets their HOME and their temporary files."""
+        """Their HOME and their temporary files are below `folder`."""
         self._home = folder / "home"
         self._temporary = folder / "tmp"
         self._processes: list[subprocess.Popen[str]] = []
 
     def environ(self, url: str, extra: Mapping[str, str]) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("MODAL_")}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MODAL_")}
         return {
-            **kept,
+            **inherited,
             "HOME": str(self._home),
             "TMPDIR": str(self._temporary),
             "NO_PROXY": "127.0.0.1",
             "no_proxy": "127.0.0.1",
-            "COLUMNS": "200",  # else long lines are broken
+            "COLUMNS": "200",  # wide enough that the client does not wrap lines
             "MODAL_SERVER_URL": url,
             "MODAL_TOKEN_ID": "ak-local",
             "MODAL_TOKEN_SECRET": "as-local",
@@ -60,16 +60,21 @@ class Clients:
             kill_session(process.pid)
             stdout, stderr = process.communicate()
             command = " ".join(map(str, arguments))
-            raise TimeoutError(f"not within {timeout} s: python {command}\n{stdout}\n{stderr}") from None
+            raise TimeoutError(f"not finished within {timeout} s: python {command}\n{stdout}\n{stderr}") from None
         return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
 
-    def all_ended(self) -> bool:
+    def have_all_exited(self) -> bool:
         return all(process.poll() is not None for process in self._processes)
 
-    def last_words(self) -> str:
-        """What a client that has ended and whom nobody has listened to had to say."""
-        ended = [process for process in self._processes if process.poll() is not None]
-        return "\n".join(output for process in ended if not process.stdout.closed for output in process.communicate())
+    def unread_output(self) -> str:
+        """The output of clients that have exited, where no test has read it."""
+        exited = [process for process in self._processes if process.poll() is not None]
+        return "\n".join(
+            output
+            for process in exited
+            if process.stdout and not process.stdout.closed
+            for output in process.communicate()
+        )
 
     def kill(self) -> None:
         for process in self._processes:

@@ -1,4 +1,4 @@
-"""Definitions of functions, and what clients and containers are told of them."""
+"""Definitions of functions, and the messages that describe them to clients and containers."""
 
 from modal_proto import api_pb2
 
@@ -8,7 +8,7 @@ UNLIMITED = 1 << 40  # bytes of arguments and results in a message, so that no s
 
 
 def with_options(definition: api_pb2.Function, options: api_pb2.FunctionOptions) -> api_pb2.Function:
-    """What `with_options` makes of a function: resources are merged, all else is replaced."""
+    """The definition after `Function.with_options`: resources are merged, other options are replaced."""
     changed = api_pb2.Function()
     changed.CopyFrom(definition)
     changed.resources.MergeFrom(options.resources)
@@ -90,7 +90,7 @@ def container_arguments(
     definition = api_pb2.Function()
     definition.CopyFrom(function.definition)
     for mount in definition.volume_mounts:
-        mount.allow_background_commits = exit_commits  # the entrypoint commits on its way out
+        mount.allow_background_commits = exit_commits  # the entrypoint commits when it exits
     return api_pb2.ContainerArguments(
         task_id=task_id,
         function_id=function.function_id,
@@ -105,19 +105,20 @@ def container_arguments(
 def _layout(app: App, functions: dict[str, Function], volumes: dict[str, api_pb2.VolumeMetadata]) -> api_pb2.AppLayout:
     """The functions and classes of the app, and every object that one of them depends on."""
     members = [functions[function_id] for function_id in app.function_ids.values()]
-    dependencies = {dependency.object_id for one in members for dependency in one.definition.object_dependencies}
+    dependencies = {dependency.object_id for member in members for dependency in member.definition.object_dependencies}
     objects = [
-        api_pb2.Object(object_id=one.function_id, function_handle_metadata=handle_metadata(one)) for one in members
+        api_pb2.Object(object_id=member.function_id, function_handle_metadata=handle_metadata(member))
+        for member in members
     ]
     objects += [
         api_pb2.Object(object_id=class_id, class_handle_metadata=api_pb2.ClassHandleMetadata())
         for class_id in app.class_ids.values()
     ]
-    for object_id in sorted(dependencies - {one.function_id for one in members}):
+    for object_id in sorted(dependencies - {member.function_id for member in members}):
         if object_id in volumes:
             objects.append(api_pb2.Object(object_id=object_id, volume_metadata=volumes[object_id]))
         elif object_id.startswith("mo-"):
             objects.append(api_pb2.Object(object_id=object_id, mount_handle_metadata=api_pb2.MountHandleMetadata()))
-        else:  # images and secrets have nothing to tell
+        else:  # images and secrets have no metadata
             objects.append(api_pb2.Object(object_id=object_id))
     return api_pb2.AppLayout(objects=objects, function_ids=app.function_ids, class_ids=app.class_ids)

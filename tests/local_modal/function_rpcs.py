@@ -9,7 +9,7 @@ from modal._utils.jwt_utils import DecodedJwt
 from modal_proto import api_pb2
 
 from .app_rpcs import AppRpcs
-from .calls import LONGEST_WAIT, App, Call, Changes, Dispatcher, Function, Input
+from .calls import MAX_WAIT, App, Call, Changes, Dispatcher, Function, Input
 from .definitions import function_data, handle_metadata, with_options
 from .rpcs import Caller, Request
 
@@ -45,7 +45,7 @@ class FunctionRpcs:
         )
 
     async def function_create(self, request: Request, caller: Caller) -> api_pb2.FunctionCreateResponse:
-        ranked = request.function_data.ranked_functions  # there for a list of GPUs; the first is the first choice
+        ranked = request.function_data.ranked_functions  # set for a list of GPUs, the preferred one first
         definition = ranked[0].function if ranked else request.function
         function = self._new_function(self._apps.app(request.app_id), definition, request.existing_function_id)
         return api_pb2.FunctionCreateResponse(
@@ -111,12 +111,12 @@ class FunctionRpcs:
 
     async def function_retry_inputs(self, request: Request, caller: Caller) -> api_pb2.FunctionRetryInputsResponse:
         """The client's own retries. `.map()` counts its attempts and expects the count back; `.remote()` does not."""
-        tokens = []
+        input_jwts = []
         for item in request.inputs:
-            again = self._dispatcher.inputs[DecodedJwt.decode_without_verification(item.input_jwt).payload["input"]]
-            self._dispatcher.retry(again, item.input, item.retry_count or again.retry_count + 1)
-            tokens.append(_token(again))
-        return api_pb2.FunctionRetryInputsResponse(input_jwts=tokens)
+            failed = self._dispatcher.inputs[DecodedJwt.decode_without_verification(item.input_jwt).payload["input"]]
+            self._dispatcher.retry(failed, item.input, item.retry_count or failed.retry_count + 1)
+            input_jwts.append(_input_jwt(failed))
+        return api_pb2.FunctionRetryInputsResponse(input_jwts=input_jwts)
 
     async def function_get_outputs(self, request: Request, caller: Caller) -> api_pb2.FunctionGetOutputsResponse:
         call = self._calls[request.function_call_id]
@@ -127,17 +127,17 @@ class FunctionRpcs:
                 entry: item
                 for entry, item in enumerate(call.outputs, 1)
                 if entry > last
-                # what came of an earlier attempt is history
+                # not the output of an earlier attempt
                 and item.retry_count == self._dispatcher.inputs[item.input_id].retry_count
                 and (not request.HasField("start_idx") or request.start_idx <= item.idx <= request.end_idx)
             }
 
-        await self._changes.wait_for(new_outputs, min(request.timeout, LONGEST_WAIT))
-        found = new_outputs()
+        await self._changes.wait_for(new_outputs, min(request.timeout, MAX_WAIT))
+        outputs = new_outputs()
         return api_pb2.FunctionGetOutputsResponse(
-            outputs=found.values(),
-            last_entry_id=f"{max(found, default=last)}-0",
-            num_unfinished_inputs=sum(one.unfinished for one in call.inputs),
+            outputs=outputs.values(),
+            last_entry_id=f"{max(outputs, default=last)}-0",
+            num_unfinished_inputs=sum(input_.unfinished for input_ in call.inputs),
         )
 
     async def function_call_from_id(self, request: Request, caller: Caller) -> api_pb2.FunctionCallFromIdResponse:
@@ -145,14 +145,14 @@ class FunctionRpcs:
         return api_pb2.FunctionCallFromIdResponse(function_call_id=call.call_id, num_inputs=len(call.inputs))
 
     async def function_call_get_data_out(self, request: Request, caller: Caller) -> AsyncIterator[api_pb2.DataChunk]:
-        """What a generator yields. A second attempt numbers from 1 again, and the client skips what it has."""
+        """The chunks that a generator yields. A retry counts from 1 again, and the client skips what it has."""
         chunks = self._calls[request.function_call_id].chunks
         sent = 0
 
-        def more() -> bool:
+        def has_more() -> bool:
             return sent < len(chunks)
 
-        while await self._changes.wait_for(more, LONGEST_WAIT):
+        while await self._changes.wait_for(has_more, MAX_WAIT):
             for chunk in chunks[sent:]:
                 sent += 1
                 if chunk.index > request.last_index:
@@ -160,7 +160,7 @@ class FunctionRpcs:
 
     async def container_hello(self, request: Request, caller: Caller) -> Empty:
         assert caller is not None
-        caller.greeted = True
+        caller.said_hello = True
         return Empty()
 
     async def container_heartbeat(self, request: Request, caller: Caller) -> api_pb2.ContainerHeartbeatResponse:
@@ -170,16 +170,16 @@ class FunctionRpcs:
         assert caller is not None
         function = self.functions[caller.function_id]
         settings = function.definition.autoscaler_settings
-        patience = settings.scaledown_window or function.definition.task_idle_timeout_secs or IDLE_SECONDS
-        taken = await self._dispatcher.next_input(function, caller, patience)
-        if taken is None:
+        idle_timeout = settings.scaledown_window or function.definition.task_idle_timeout_secs or IDLE_SECONDS
+        next_input = await self._dispatcher.next_input(function, caller, idle_timeout)
+        if next_input is None:
             return api_pb2.FunctionGetInputsResponse(inputs=[api_pb2.FunctionGetInputsItem(kill_switch=True)])
         item = api_pb2.FunctionGetInputsItem(
-            input_id=taken.input_id,
-            input=taken.message,
-            function_call_id=taken.call.call_id,
-            function_call_invocation_type=taken.call.invocation_type,
-            retry_count=taken.retry_count,
+            input_id=next_input.input_id,
+            input=next_input.message,
+            function_call_id=next_input.call.call_id,
+            function_call_invocation_type=next_input.call.invocation_type,
+            retry_count=next_input.retry_count,
         )
         return api_pb2.FunctionGetInputsResponse(inputs=[item])
 
@@ -191,7 +191,7 @@ class FunctionRpcs:
 
     async def function_call_put_data_out(self, request: Request, caller: Caller) -> Empty:
         self._calls[request.function_call_id].chunks.extend(request.data_chunks)
-        self._changes.announce()
+        self._changes.notify()
         return Empty()
 
     async def task_result(self, request: Request, caller: Caller) -> Empty:
@@ -203,18 +203,18 @@ class FunctionRpcs:
     def _new_function(
         self, app: App, definition: api_pb2.Function, existing_id: str = "", params: bytes = b""
     ) -> Function:
-        if existing_id:  # deployed anew: containers with the old code get no more inputs
+        if existing_id:  # deployed again: containers with the old code get no more inputs
             for container in self.functions[existing_id].containers:
-                container.ending = container.ending or "replaced"
+                container.end_request = container.end_request or "replaced"
         function = Function(existing_id or f"fu-{next(self._numbers)}", app, definition, params)
         self.functions[function.function_id] = function
         return function
 
     def _put(self, call: Call, item: api_pb2.FunctionPutInputsItem) -> api_pb2.FunctionPutInputsResponseItem:
-        added = self._dispatcher.add(call, item.idx, item.input)
-        return api_pb2.FunctionPutInputsResponseItem(idx=item.idx, input_id=added.input_id, input_jwt=_token(added))
+        new = self._dispatcher.add(call, item.idx, item.input)
+        return api_pb2.FunctionPutInputsResponseItem(idx=item.idx, input_id=new.input_id, input_jwt=_input_jwt(new))
 
 
-def _token(one: Input) -> str:
-    """`.map()` reads the index from it."""
-    return DecodedJwt.encode_without_signature({"input": one.input_id, "idx": one.index})
+def _input_jwt(input_: Input) -> str:
+    """The token of an input, from which `.map()` reads the index."""
+    return DecodedJwt.encode_without_signature({"input": input_.input_id, "idx": input_.index})

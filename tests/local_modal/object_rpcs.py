@@ -1,7 +1,7 @@
-"""The RPCs of what a container is made of: images, secrets, and mounts, which are the local files that it gets.
+"""The RPCs of images, secrets, and mounts, which are the local files that an app ships to its containers.
 
-Images are never built, but their ENV lines are set, and a container finds no other project files than those that were
-shipped. So an app that forgets to ship a module fails here as it would on the service.
+Images are never built, but their ENV lines are set. A container has no other project files than those that were
+shipped, so an app that forgets to ship a module fails here as it would on Modal.
 """
 
 import shlex
@@ -74,7 +74,7 @@ class ObjectRpcs:
         return api_pb2.SecretGetOrCreateResponse(secret_id=secret_id, metadata=metadata)
 
     async def mount_get_or_create(self, request: Request, caller: Caller) -> api_pb2.MountGetOrCreateResponse:
-        """Also the mount with the client itself, by name: it has no files, for the container has `modal` already."""
+        """Also the mount of the client itself, by name. It is empty: the container process has `modal` already."""
         mount_id = f"mo-{next(self._numbers)}"
         self._mounts[mount_id] = list(request.files)
         return api_pb2.MountGetOrCreateResponse(mount_id=mount_id, handle_metadata=api_pb2.MountHandleMetadata())

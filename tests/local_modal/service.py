@@ -1,4 +1,4 @@
-"""LocalModal: the service on a thread of its own, and what a test asks it and does to it."""
+"""LocalModal: the service, which runs on a thread of its own, and the methods that tests use."""
 
 import asyncio
 import os
@@ -28,16 +28,16 @@ from .volume_rpcs import VolumeRpcs
 from .volumes import Blocks
 
 T = TypeVar("T")
-POLL = 0.03  # seconds between two looks of `wait_for`
-LONGEST_CALL = 120.0  # seconds for what a test asks the service to do
+POLL_INTERVAL = 0.03  # seconds between two checks of `wait_for`
+MAX_SERVICE_CALL = 120.0  # seconds for a call from a test to the service's thread
 
 
 class LocalModal:
-    """A Modal of one's own, for the length of a `with` block; everything that it writes lies under `folder`.
+    """The local service, for the length of a `with` block; all that it writes is below `folder`.
 
-    A container finds the files that its app ships in its working folder, which stands for /root, and the Volume that
-    the function mounts in the folder that the variable `mount_variable` names: nothing can be mounted at /data without
-    being root. With several Volumes the variable names the first one's folder.
+    The current folder of a container stands for /root and has the files that its app ships. Mounting at /data needs
+    root, so the environment variable `mount_variable` has the folder of the Volume that the function mounts; with
+    several Volumes, that of the first container.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class LocalModal:
         max_containers: int = 4,
         exit_commits: bool = False,
     ) -> None:
-        """Containers import from `pythonpath` besides what was shipped, and get these `variables` besides their own.
-        The variable `ranks_variable` tells how many GPUs were asked for. `secrets` are the named ones. `grace` is the
-        time in seconds from SIGINT to SIGKILL. `max_containers` holds for a function that sets no limit.
-        `exit_commits`: a container that ends in order commits what it has written."""
+        """Containers also import from `pythonpath`, and also get the environment `variables`. The variable
+        `ranks_variable` has the number of GPUs that were requested. `secrets`: those stored under a name. `grace`: the
+        time from SIGINT to SIGKILL, in seconds. `max_containers`: for a function without a limit of its own.
+        `exit_commits`: a container that exits normally commits its Volumes."""
         self.folder = folder.resolve()  # /proc shows real paths
-        self.calls: list[tuple[str, Message]] = []  # (RPC, request), as they came
-        self.failures: list[str] = []  # RPCs that are not implemented, and mistakes of the local service itself
+        self.calls: list[tuple[str, Message]] = []  # (RPC, request), in order
+        self.failures: list[str] = []  # RPCs that are not implemented, and bugs of the local service
         self.containers: list[Container] = []  # in the order of their start
         self._mount_variable, self._ranks_variable = mount_variable, ranks_variable
         self._pythonpath = [str(path) for path in pythonpath]
@@ -91,7 +91,7 @@ class LocalModal:
         return self
 
     def __exit__(self, *error: object) -> None:
-        print(self.report())  # pytest shows it where a test failed
+        print(self.report())  # pytest shows it if the test fails
         self._clients.kill()
         self._await(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -105,13 +105,13 @@ class LocalModal:
         env: Mapping[str, str] | None = None,
         timeout: float = 60,
     ) -> subprocess.CompletedProcess[str]:
-        """The `modal` command, to its end; `env` is added to `environ()`."""
+        """Run the `modal` command until it exits; `env` is added to `environ()`."""
         return self.python("-m", "modal", *arguments, cwd=cwd, env=env, timeout=timeout)
 
     def popen_modal(
         self, *arguments: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None
     ) -> subprocess.Popen[str]:
-        """The `modal` command, running, with pipes for its text."""
+        """Start the `modal` command, with pipes for its output."""
         return self._clients.popen(("-m", "modal", *arguments), cwd=cwd, env=self.environ(env))
 
     def python(
@@ -121,15 +121,15 @@ class LocalModal:
         env: Mapping[str, str] | None = None,
         timeout: float = 60,
     ) -> subprocess.CompletedProcess[str]:
-        """A Python script that uses the service, to its end."""
+        """Run a Python script that uses the service until it exits."""
         return self._clients.run(arguments, cwd=cwd, env=self.environ(env), timeout=timeout)
 
     def environ(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-        """For any client process: this service, and none of the user's own settings of Modal."""
+        """The environment of a client process: this service's address, and none of the user's Modal settings."""
         return self._clients.environ(self._url, extra or {})
 
     def volume(self, name: str) -> Path:
-        """The folder with the committed files of a Volume. A test that makes it and puts files there creates it."""
+        """The folder with the committed files of a Volume. A test may create the Volume by creating the folder."""
         return self.folder / "volumes" / name
 
     @property
@@ -138,45 +138,49 @@ class LocalModal:
         return list(self._objects.images.values())
 
     def preempt(self, container: Container, *, grace: float | None = None) -> None:
-        """Ends a container as Modal does when it needs the machine, and returns when it is gone: SIGINT, and after
-        `grace` seconds SIGKILL. Its inputs start again in another container, and that counts as no attempt."""
-        container.ending = container.ending or "preempted"
+        """Preempt a container and wait until it has exited: SIGINT, and after `grace` seconds SIGKILL. Its inputs
+        start again in another container, which does not count as a retry."""
+        container.end_request = container.end_request or "preempted"
         self._await(container.interrupt(self._grace if grace is None else grace))
 
     def crash(self, container: Container) -> None:
-        """SIGKILL, and returns when the container is gone: a failed attempt, retried as the function's policy says."""
-        container.ending = container.ending or "crashed"
+        """SIGKILL a container and wait until it has exited: a failed attempt, which the retry policy applies to."""
+        container.end_request = container.end_request or "crashed"
         container.kill()
-        self._await(container.gone.wait())
+        self._await(container.exited.wait())
 
     def wait_for(self, condition: Callable[[], T], timeout: float = 30) -> T:
-        """Waits until the condition holds, and returns what it returned; no longer than anything runs."""
+        """Wait until the condition is true and return its value. `TimeoutError` also once all processes have exited."""
         deadline = time.monotonic() + timeout
         while True:
-            over = self._clients.all_ended() and all(container.ended for container in self.containers)
+            all_exited = self._clients.have_all_exited() and all(container.end_reason for container in self.containers)
             if result := condition():
                 return result
-            if over or time.monotonic() > deadline:
-                reason = "nothing runs any more" if over else f"not within {timeout} s"
-                raise TimeoutError(f"{reason}\n{self._clients.last_words()}\n{self.report()}")
-            time.sleep(POLL)  # a condition is any function: there is nothing to be woken by
+            if all_exited or time.monotonic() > deadline:
+                reason = "all processes have exited" if all_exited else f"not within {timeout} s"
+                raise TimeoutError(f"{reason}\n{self._clients.unread_output()}\n{self.report()}")
+            time.sleep(POLL_INTERVAL)  # a condition is any function, so it can only be polled
 
     def count(self, rpc: str) -> int:
-        """How often an RPC was called."""
+        """The number of calls of an RPC."""
         return sum(name == rpc for name, _ in self.calls)
 
     def report(self) -> str:
-        """What went on, for the message of a test that fails."""
+        """The failures, and the state and output of each container, for the message of a failed test."""
         lines = ["--- local Modal", *self.failures]
-        for one in self.containers:
-            state = f"{one.ended}, exit status {one.exit_status}" if one.ended else "alive"
-            lines.append(f"--- container of {one.function}, pid {one.pid}, inputs {one.input_ids}, {state}")
-            lines.append(one.output)
+        for container in self.containers:
+            state = (
+                f"{container.end_reason}, exit status {container.exit_status}" if container.end_reason else "running"
+            )
+            lines.append(
+                f"--- container of {container.function}, pid {container.pid}, inputs {container.input_ids}, {state}"
+            )
+            lines.append(container.output)
         return "\n".join(lines)
 
     async def _open(self) -> None:
         await self._blocks.open()
-        # IPPROTO_TCP spelt out, for asyncio turns Nagle's delay off (40 ms a call) only where it sees it
+        # explicit IPPROTO_TCP: without it asyncio does not set TCP_NODELAY, and each call takes 40 ms longer
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.bind(("127.0.0.1", 0))
         self._url = "http://{}:{}".format(*listener.getsockname())
@@ -185,36 +189,36 @@ class LocalModal:
 
     async def _close(self) -> None:
         for container in self.containers:
-            container.ending = container.ending or "stopped"
+            container.end_request = container.end_request or "stopped"
             container.kill()
         for container in self.containers:
-            await container.gone.wait()
+            await container.exited.wait()
         await self._blocks.close()
         if self._server is not None:
             self._server.close()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._server.wait_closed(), 5)
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _start(self, function: Function) -> Container:
         definition = function.definition
         number = len(self.containers) + 1
-        folder = self.folder / f"c{number}"  # short, for the paths of sockets
+        folder = self.folder / f"c{number}"  # short: the path of a Unix socket has at most 108 characters
         for name in ("root", "home", "tmp"):
             (folder / name).mkdir(parents=True)
         self._objects.place_files(definition, folder)
         container = Container(
-            task_id=f"ta-{number:026}",  # the client knows a remote traceback by ids of this form
+            task_id=f"ta-{number:026}",  # the client recognises a remote traceback by ids of this form
             function=definition.function_name,
             function_id=function.function_id,
             gpu_type=definition.resources.gpu_config.gpu_type,
             gpu_count=definition.resources.gpu_config.count,
             timeout=definition.timeout_secs,
             single_use=definition.single_use_containers,
-            places=max(1, definition.max_concurrent_inputs),
+            max_inputs=max(1, definition.max_concurrent_inputs),
             folder=folder,
             volumes={mount.volume_id: self._volumes.mount(mount, folder) for mount in definition.volume_mounts},
         )
@@ -231,14 +235,14 @@ class LocalModal:
         container.start(
             self._container_environ(container, definition),
             on_output=lambda descriptor, text: self._apps.log(function.app, container, descriptor, text),
-            on_end=lambda: self._dispatcher.ended(
+            on_end=lambda: self._dispatcher.on_container_exit(
                 function, container, self._functions.startup_failures.get(container.task_id)
             ),
         )
         return container
 
     def _container_environ(self, container: Container, definition: api_pb2.Function) -> dict[str, str]:
-        mounted = [str(copy.folder) for copy in container.volumes.values()]
+        mount_dirs = [str(copy.folder) for copy in container.volumes.values()]
         return {
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
             "LANG": "C.UTF-8",
@@ -254,16 +258,20 @@ class LocalModal:
             "MODAL_ENVIRONMENT": "main",
             "MODAL_OVERRIDE_HEADERS": f"{CONTAINER_HEADER}:{container.task_id}",
             "MODAL_CONTAINER_ARGUMENTS_PATH": str(container.folder / "arguments"),
-            **({self._mount_variable: mounted[0]} if mounted else {}),
+            **({self._mount_variable: mount_dirs[0]} if mount_dirs else {}),
             self._ranks_variable: str(max(1, container.gpu_count)),
         }
 
     def _stop(self, app: App) -> None:
-        def living() -> list[Container]:
+        def running_containers() -> list[Container]:
             functions = self._functions.functions
-            return [one for one in self.containers if not one.ended and functions[one.function_id].app is app]
+            return [
+                container
+                for container in self.containers
+                if not container.end_reason and functions[container.function_id].app is app
+            ]
 
-        self._dispatcher.run(self._dispatcher.stop(app, living))
+        self._dispatcher.run(self._dispatcher.stop(app, running_containers))
 
     def _await(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(LONGEST_CALL)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(MAX_SERVICE_CALL)

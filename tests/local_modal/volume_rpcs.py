@@ -1,4 +1,4 @@
-"""The RPCs of Volumes: names, listings, files in blocks, and commit and reload of a container's copy."""
+"""The RPCs of Volumes: lookup by name, listing, files in blocks, and commit and reload of a container's copy."""
 
 import time
 from collections.abc import AsyncIterator
@@ -9,7 +9,7 @@ from google.protobuf.empty_pb2 import Empty
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 
-from .containers import session
+from .containers import session_processes
 from .rpcs import Caller, Request
 from .volumes import BLOCK_SIZE, Blocks, Volume, WorkingCopy, paths_in_use
 
@@ -36,13 +36,13 @@ class VolumeRpcs:
             raise GRPCError(Status.INVALID_ARGUMENT, "the local Modal has Volumes of version 2 only")
         name = request.deployment_name or f"ephemeral{next(self._numbers)}"
         folder = self._folder / name
-        known = [volume for volume in self._volumes.values() if volume.name == name]
-        exists = bool(known) or folder.is_dir()  # a test may have put files there
+        existing = [volume for volume in self._volumes.values() if volume.name == name]
+        exists = bool(existing) or folder.is_dir()  # a test may have put files there
         if exists and request.object_creation_type == api_pb2.OBJECT_CREATION_TYPE_CREATE_FAIL_IF_EXISTS:
             raise GRPCError(Status.ALREADY_EXISTS, f"Volume '{name}' already exists")
         if not exists and request.object_creation_type == api_pb2.OBJECT_CREATION_TYPE_UNSPECIFIED:
             raise GRPCError(Status.NOT_FOUND, f"Volume '{name}' not found in environment '{request.environment_name}'")
-        volume = known[0] if known else Volume(f"vo-{next(self._numbers)}", name, folder)
+        volume = existing[0] if existing else Volume(f"vo-{next(self._numbers)}", name, folder)
         self._volumes[volume.volume_id] = volume
         return api_pb2.VolumeGetOrCreateResponse(
             volume_id=volume.volume_id, version=api_pb2.VOLUME_FS_VERSION_V2, metadata=self.metadata(volume)
@@ -79,7 +79,7 @@ class VolumeRpcs:
         yield api_pb2.VolumeListFiles2Response(entries=entries)
 
     async def volume_get_file2(self, request: Request, caller: Caller) -> api_pb2.VolumeGetFile2Response:
-        """Puts what the file holds now into blocks, so that a commit during the download changes nothing."""
+        """Copies the file into blocks first, so that a commit during the download does not change it."""
         path = self.find(request.volume_id).existing(request.path)
         if path.is_dir():
             raise GRPCError(Status.INVALID_ARGUMENT, f"{request.path}: is a directory")
@@ -89,7 +89,7 @@ class VolumeRpcs:
         return api_pb2.VolumeGetFile2Response(get_urls=urls, size=len(content), start=0, len=len(content))
 
     async def volume_put_files2(self, request: Request, caller: Caller) -> api_pb2.VolumePutFiles2Response:
-        """Asks for the blocks that are missing; once none is, writes the files."""
+        """Requests the missing blocks; writes the files when none is missing."""
         volume = self.find(request.volume_id)
         missing = [
             api_pb2.VolumePutFiles2Response.MissingBlock(
@@ -102,7 +102,7 @@ class VolumeRpcs:
         if not missing:
             for file in request.files:
                 blocks = [self._blocks[block.contents_sha256] for block in file.blocks]
-                # a block travels without the zeros at its end
+                # a block is sent without its trailing zeros
                 content = b"".join(block.ljust(BLOCK_SIZE, b"\0") for block in blocks)[: file.size]
                 overwrite = not request.disallow_overwrite_existing_files
                 volume.write(file.path, content, mode=file.mode, overwrite=overwrite)
@@ -124,9 +124,9 @@ class VolumeRpcs:
     async def volume_reload(self, request: Request, caller: Caller) -> Empty:
         copy = self._working_copy(request.volume_id, caller)
         assert caller is not None
-        if held := paths_in_use(copy.folder, session(caller.pid)):
+        if in_use := paths_in_use(copy.folder, session_processes(caller.pid)):
             raise GRPCError(
-                Status.FAILED_PRECONDITION, f"there are open files preventing the operation: {', '.join(held)}"
+                Status.FAILED_PRECONDITION, f"there are open files preventing the operation: {', '.join(in_use)}"
             )
         copy.refresh()
         return Empty()

@@ -1,8 +1,8 @@
 """Volumes, version 2: the committed files in a plain folder, and the private copy that a container works on.
 
-A container sees the state at its start until it reloads, and nobody sees its changes until it commits. There are no
-background commits, and none at exit unless a test asks for them, and a reload drops what was not committed, so that a
-forgotten call shows in a test. The real service also commits by itself, at moments that nobody chose.
+A container sees the state at its start until it reloads, and its changes are visible to others after it commits. A
+reload drops uncommitted changes, and nothing is committed in the background (at exit only with `exit_commits`), so a
+test fails where an app forgets a call. Modal itself also commits in the background, at any moment.
 """
 
 import hashlib
@@ -16,12 +16,12 @@ from pathlib import Path, PurePosixPath
 from aiohttp import web
 from grpclib import GRPCError, Status
 
-BLOCK_SIZE = 8 * 1024 * 1024  # a file travels in blocks of this size: modal._utils.blob_utils.BLOCK_SIZE
+BLOCK_SIZE = 8 * 1024 * 1024  # files are sent in blocks of this size: modal._utils.blob_utils.BLOCK_SIZE
 
 
 @dataclass(eq=False)
 class Volume:
-    """The committed state. Paths are those of the service: relative to the Volume, with or without a leading slash."""
+    """The committed files. Paths are relative to the Volume, with or without a leading slash, as in the RPCs."""
 
     volume_id: str
     name: str
@@ -52,11 +52,11 @@ class Volume:
         local = self.local(path)
         if local.is_dir() or (local.exists() and not overwrite):
             raise GRPCError(Status.ALREADY_EXISTS, f"{path}: already exists")
-        arriving = self._arriving()
-        arriving.write_bytes(content)
-        arriving.chmod(mode)
+        temporary = self._temporary_path()
+        temporary.write_bytes(content)
+        temporary.chmod(mode)
         local.parent.mkdir(parents=True, exist_ok=True)
-        arriving.replace(local)
+        temporary.replace(local)
 
     def remove(self, path: str, *, recursive: bool) -> None:
         local = self.existing(path)
@@ -78,19 +78,19 @@ class Volume:
             else:
                 shutil.copy2(source, to)
 
-    def take(self, copy: Path, path: str, kind: str) -> None:
-        """Makes `path` what it is in a container's copy; a file appears in one piece, for a test may be reading."""
-        _transfer(copy / path, self.folder / path, kind, self._arriving())
+    def update(self, path: str, copy: Path, kind: str) -> None:
+        """Makes `path` equal to that in a container's copy, a file atomically: a test may be reading it."""
+        _transfer(copy / path, self.folder / path, kind, self._temporary_path())
 
-    def drop(self, path: str) -> None:
+    def discard(self, path: str) -> None:
         _remove(self.folder / path)
 
-    def _arriving(self) -> Path:
+    def _temporary_path(self) -> Path:
         return self.folder.with_name(f".arriving-{self.volume_id}")
 
 
 class WorkingCopy:
-    """What one container sees of a Volume, in a folder of its own."""
+    """The copy of a Volume that one container works on, in a folder of its own."""
 
     def __init__(self, volume: Volume, folder: Path) -> None:
         self.volume = volume
@@ -100,18 +100,18 @@ class WorkingCopy:
         self.refresh()
 
     def commit(self) -> None:
-        """Merges what changed since the last commit or reload; of two containers that wrote a file, the last wins."""
+        """Merges the changes since the last commit or reload. If two containers wrote a file, the last commit wins."""
         present = dict(_contents(self.folder))
         for path in sorted(self._known.keys() - present.keys(), reverse=True):  # files before their folder
-            self.volume.drop(path)
+            self.volume.discard(path)
         for path, kind in present.items():
             if self._known.get(path) != kind:
-                with suppress(FileNotFoundError):  # a temporary file of another thread, gone since
-                    self.volume.take(self.folder, path, kind)
+                with suppress(FileNotFoundError):  # a temporary file of another thread, deleted meanwhile
+                    self.volume.update(path, self.folder, kind)
         self._known = present
 
     def refresh(self) -> None:
-        """Makes the copy equal to the committed state; files that are equal already stay as they are."""
+        """Makes the copy equal to the committed files; equal files are not written again."""
         present = dict(_contents(self.folder))
         committed = dict(_contents(self.volume.folder))
         for path in sorted(present.keys() - committed.keys(), reverse=True):
@@ -123,7 +123,7 @@ class WorkingCopy:
 
 
 def _contents(folder: Path) -> Iterator[tuple[str, str]]:
-    """Every path in the folder, folders before their files, and a text that is equal where the contents are."""
+    """Every path in the folder, folders before their files, each with a digest of its content."""
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder).as_posix()
         try:
@@ -138,7 +138,7 @@ def _contents(folder: Path) -> Iterator[tuple[str, str]]:
             continue
 
 
-def _transfer(source: Path, target: Path, kind: str, arriving: Path) -> None:
+def _transfer(source: Path, target: Path, kind: str, temporary: Path) -> None:
     if target.is_dir() and not target.is_symlink() and kind != "folder":
         shutil.rmtree(target)
     elif kind == "folder" and os.path.lexists(target) and not target.is_dir():
@@ -147,29 +147,29 @@ def _transfer(source: Path, target: Path, kind: str, arriving: Path) -> None:
     if kind == "folder":
         target.mkdir(exist_ok=True)
     else:
-        shutil.copy2(source, arriving, follow_symlinks=False)
-        arriving.replace(target)
+        shutil.copy2(source, temporary, follow_symlinks=False)
+        temporary.replace(target)
 
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        if not any(path.iterdir()):  # else another container has put a file there
+        if not any(path.iterdir()):  # another container may have put a file there
             path.rmdir()
     else:
         path.unlink(missing_ok=True)
 
 
 def paths_in_use(folder: Path, pids: list[int]) -> list[str]:
-    """What these processes hold under the folder: working folders, open files, memory maps (Linux only)."""
-    held = []
+    """What these processes use below the folder: current folders, open files, memory maps (Linux only)."""
+    in_use = []
     for pid in pids:
-        for how, path in _holdings(Path("/proc", str(pid))):
+        for how, path in _paths_of_process(Path("/proc", str(pid))):
             if path.is_relative_to(folder):
-                held.append(f"path {path.relative_to(folder)} is {how} by process {pid}".replace(" (deleted)", ""))
-    return held
+                in_use.append(f"path {path.relative_to(folder)} is {how} by process {pid}".replace(" (deleted)", ""))
+    return in_use
 
 
-def _holdings(process: Path) -> Iterator[tuple[str, Path]]:
+def _paths_of_process(process: Path) -> Iterator[tuple[str, Path]]:
     try:
         links = [process / "cwd", *(process / "fd").iterdir()]
         maps = (process / "maps").read_text(errors="replace").splitlines()
@@ -184,7 +184,7 @@ def _holdings(process: Path) -> Iterator[tuple[str, Path]]:
 
 
 class Blocks:
-    """The store of file blocks, by the SHA-256 of what they hold, with its urls on loopback."""
+    """The store of file blocks, by the SHA-256 of their content, served over HTTP on the loopback interface."""
 
     def __init__(self) -> None:
         self._blocks: dict[str, bytes] = {}
@@ -213,7 +213,7 @@ class Blocks:
         return f"{self._url}/{digest.hex()}"
 
     def add(self, content: bytes) -> bytes:
-        """The digest under which the block is found."""
+        """Store a block; its digest."""
         digest = hashlib.sha256(content).digest()
         self._blocks[digest.hex()] = content
         return digest
