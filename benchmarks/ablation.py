@@ -1,12 +1,12 @@
-"""What each part of the recipe `modern-cpu` is worth: the val loss after the same time with the part changed.
+"""Ablation of the recipe `modern-cpu`: the val loss after the same training time with one part changed.
 
     python benchmarks/ablation.py                         # on Shakespeare
-    python benchmarks/ablation.py --dataset python_docs   # on a text that the recipe was not made for
+    python benchmarks/ablation.py --dataset python_docs   # on a text that the recipe was not tuned on
 
-The recipe is timed once, and each variant against it, step by step in turn, since the pace of a machine changes from
-minute to minute; then the variant trains for as many steps as fit into the time at the recipe's first pace, from
-several seeds, with the schedule stretched to that number. The loss is that of the whole val split. Nothing else should
-use the machine meanwhile.
+The recipe is timed once. Each variant is timed against it, alternating steps, since the speed of a machine changes
+from minute to minute. Then the variant trains for as many steps as fit into the time at the recipe's first speed, with
+several seeds and the schedule stretched to that number of steps. The loss is that of the whole val split. Run nothing
+else on the machine meanwhile.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
-from table import circumstances, exit_status, machine_line, save
+from table import describe_environment, exit_status, machine_line, save
 
 import nanogpt_lite as ng
 from nanogpt_lite.config.schema import Value
@@ -29,7 +29,7 @@ from nanogpt_lite.tracking.records import EvalRecord, Record, StepRecord
 RESULTS = Path(__file__).resolve().parent / "results"
 TIMED_STEPS, WARM_UP = 60, 5
 
-# what is changed, and how; where a part leaves a number behind that was chosen together with it, that is chosen anew
+# the changed options; a number that was tuned together with a removed part is tuned again
 VARIANTS: dict[str, dict[str, Value]] = {
     "the recipe": {},
     "no n-grams": {"ngram": 1},
@@ -54,104 +54,106 @@ VARIANTS: dict[str, dict[str, Value]] = {
 
 
 def main() -> int:
-    """The exit status."""
+    """Run the benchmark; returns the exit status."""
     return exit_status(lambda: measure(parse_arguments()))
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The options of this call. `UserError` if they make no sense."""
-    parser = argparse.ArgumentParser(description="What each part of modern-cpu is worth.", allow_abbrev=False)
+    """The command line. `UserError` for invalid values."""
+    parser = argparse.ArgumentParser(description="Ablation of the recipe modern-cpu.", allow_abbrev=False)
     parser.add_argument("--dataset", default="shakespeare_char", help="a text (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=30.0, help="of training (default: %(default)g)")
-    parser.add_argument("--seeds", type=int, default=3, help="how many (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=30.0, help="training time of a variant (default: %(default)g)")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: %(default)s)")
     parser.add_argument("--only", nargs="+", default=list(VARIANTS), help="variants, by name (default: all)")
-    parser.add_argument("--out", type=Path, help="writes OUT.json, OUT.md (default: by dataset)")
-    given = parser.parse_args()
-    given.out = given.out or RESULTS / f"ablation_{Path(given.dataset).stem}"
-    if unknown := [name for name in given.only if name not in VARIANTS]:
-        raise ng.UserError(f"--only has {unknown[0]!r}, which is no variant; give some of: {', '.join(VARIANTS)}")
-    if given.seeds < 1 or given.seconds <= 0:
-        raise ng.UserError(f"--seeds {given.seeds} and --seconds {given.seconds:g} have to be above 0")
-    return given
+    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md (default: named by dataset)")
+    args = parser.parse_args()
+    args.out = args.out or RESULTS / f"ablation_{Path(args.dataset).stem}"
+    if unknown := [name for name in args.only if name not in VARIANTS]:
+        raise ng.UserError(f"--only has {unknown[0]!r}, which is not a variant; give some of: {', '.join(VARIANTS)}")
+    if args.seeds < 1 or args.seconds <= 0:
+        raise ng.UserError(f"--seeds {args.seeds} and --seconds {args.seconds:g} must be above 0")
+    return args
 
 
-def measure(given: argparse.Namespace) -> None:
+def measure(args: argparse.Namespace) -> None:
     """Train each variant, and write the table after each."""
-    words = ["--dataset", given.dataset, "--seconds", f"{given.seconds:g}", "--seeds", str(given.seeds)]
-    only = [] if given.only == list(VARIANTS) else ["--only", *given.only]
-    report = {**circumstances(shlex.join(["python", "benchmarks/ablation.py", *words, *only])), "rows": []}
+    words = ["--dataset", args.dataset, "--seconds", f"{args.seconds:g}", "--seeds", str(args.seeds)]
+    only = [] if args.only == list(VARIANTS) else ["--only", *args.only]
+    report = {**describe_environment(shlex.join(["python", "benchmarks/ablation.py", *words, *only])), "rows": []}
     with tempfile.TemporaryDirectory(prefix="ablation_") as folder:
-        data = ng.prepare(given.dataset, out_dir=Path(folder) / "data")
-        report["text"] = {"dataset": given.dataset, "sha256": data.sha256}
-        (alone,) = step_times(data, [{}], Path(folder))
-        for name in given.only:
-            recipe, variant = step_times(data, [{}, VARIANTS[name]], Path(folder))
-            steps = max(1, round(given.seconds / alone * recipe / variant))
-            runs = [train(data, VARIANTS[name], steps, seed, Path(folder) / "run") for seed in range(given.seeds)]
+        data = ng.prepare(args.dataset, out_dir=Path(folder) / "data")
+        report["text"] = {"dataset": args.dataset, "sha256": data.sha256}
+        (first_recipe_time,) = step_times(data, [{}], Path(folder))
+        for name in args.only:
+            recipe_time, variant_time = step_times(data, [{}, VARIANTS[name]], Path(folder))
+            steps = max(1, round(args.seconds / first_recipe_time * recipe_time / variant_time))
+            runs = [train(data, VARIANTS[name], steps, seed, Path(folder) / "run") for seed in range(args.seeds)]
             losses = [run["val_loss"] for run in runs]
             report["rows"].append({
                 "variant": name,
                 "changed": VARIANTS[name],
-                "step_time": variant / recipe,
+                "step_time": variant_time / recipe_time,
                 "steps": steps,
                 "seconds": median(run["seconds"] for run in runs),
                 "val_loss": mean(losses),
                 "spread": stdev(losses) if len(losses) > 1 else 0.0,
                 "runs": runs,
             })  # fmt: skip
-            shown = report["rows"][-1]
-            print(f"{name}: {shown['val_loss']:.4f} after {steps} steps, {shown['seconds']:.1f} s", file=sys.stderr)
-            save(report, markdown(report), given.out)
+            row = report["rows"][-1]
+            print(f"{name}: {row['val_loss']:.4f} after {steps} steps, {row['seconds']:.1f} s", file=sys.stderr)
+            save(report, markdown(report), args.out)
     print(markdown(report), end="")
 
 
-def begin(data: ng.Dataset, out_dir: Path, options: dict[str, Any]) -> Generator[Record]:
-    """The records of a training by the recipe with other options."""
+def start_training(data: ng.Dataset, out_dir: Path, options: dict[str, Any]) -> Generator[Record]:
+    """The records of a training by the recipe with some options changed."""
     return ng.training(data, preset="modern-cpu", out_dir=out_dir, overwrite=True, **options)
 
 
 def step_times(data: ng.Dataset, variants: Sequence[Mapping[str, Value]], folder: Path) -> list[float]:
-    """Seconds of a step of each variant, taken in turn: medians after a warm-up."""
+    """Median seconds per step of each variant, in alternating steps, after a warm-up."""
     options = {"max_iters": TIMED_STEPS + 1, "log_interval": 1, "eval_interval": TIMED_STEPS + 1}
-    taken: list[list[float]] = [[] for _ in variants]
+    step_seconds: list[list[float]] = [[] for _ in variants]
     with ExitStack() as stack:
-        runs = [begin(data, folder / f"timed_{n}", {**changed, **options}) for n, changed in enumerate(variants)]
+        runs = [
+            start_training(data, folder / f"timed_{n}", {**changed, **options}) for n, changed in enumerate(variants)
+        ]
         for records in runs:
             stack.enter_context(closing(records))
         for _ in range(TIMED_STEPS):
-            for records, seconds in zip(runs, taken, strict=True):
-                begun = time.perf_counter()
+            for records, seconds in zip(runs, step_seconds, strict=True):
+                start = time.perf_counter()
                 next(record for record in records if isinstance(record, StepRecord))
-                seconds.append(time.perf_counter() - begun)
-    return [median(seconds[WARM_UP:]) for seconds in taken]
+                seconds.append(time.perf_counter() - start)
+    return [median(seconds[WARM_UP:]) for seconds in step_seconds]
 
 
 def train(data: ng.Dataset, changed: Mapping[str, Value], steps: int, seed: int, out_dir: Path) -> dict[str, float]:
-    """The loss of a variant after so many steps, and the seconds that they took."""
+    """The val loss of a variant after `steps` steps, and the seconds of training."""
     options = {"max_iters": steps, "eval_interval": steps, "log_interval": steps, "seed": seed}
-    records = begin(data, out_dir, {**changed, **options})
+    records = start_training(data, out_dir, {**changed, **options})
     (last,) = (record for record in records if isinstance(record, EvalRecord))
     return {"val_loss": last.val_loss, "seconds": last.seconds}
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The table, the worst part to lose first."""
+    """The table; the variant with the highest loss comes first."""
     rows = report["rows"]
     recipe = next((row["val_loss"] for row in rows if not row["changed"]), None)
     lines = [
         f"{machine_line(report)}; text {report['text']['dataset']}, SHA-256 {report['text']['sha256'][:12]}…",
         "",
-        "| variant | val loss | spread | against the recipe | a step takes | steps | s |",
+        "| variant | val loss | std | difference from the recipe | relative step time | steps | s |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in sorted(rows, key=lambda row: (bool(row["changed"]), -row["val_loss"])):
-        against = f"{row['val_loss'] - recipe:+.4f}" if recipe is not None and row["changed"] else ""
-        cells = [row["variant"], f"{row['val_loss']:.4f}", f"{row['spread']:.4f}", against]
+        difference = f"{row['val_loss'] - recipe:+.4f}" if recipe is not None and row["changed"] else ""
+        cells = [row["variant"], f"{row['val_loss']:.4f}", f"{row['spread']:.4f}", difference]
         cells += [f"{row['step_time']:.2f}", str(row["steps"]), f"{row['seconds']:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        "Mean and standard deviation over the seeds. Above zero is worse than the recipe, whose step takes 1.",
+        "Mean and standard deviation over the seeds. A positive difference is worse than the recipe.",
     ]
     return "\n".join(lines) + "\n"
 

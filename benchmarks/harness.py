@@ -1,6 +1,6 @@
-"""A temporary folder in which this program and nanoGPT run by turns, with the same threads on the same device.
+"""Runs nanogpt_lite and nanoGPT as processes in a temporary folder, with the same threads on the same device.
 
-What is run there, and what that tells, is the business of the benchmarks.
+What is run and measured: see the benchmarks.
 """
 
 import json
@@ -20,32 +20,32 @@ import nanogpt_lite as ng
 from nanogpt_lite.device import devices
 from nanogpt_lite.trainer.state import init_state, save_state
 
-DATA = Path("data", "shakespeare_char")  # either program's folder of the tokens
+DATA = Path("data", "shakespeare_char")  # the folder of the tokens, in both programs
 NEEDED = ("train.py", "model.py", "configurator.py", "config/train_shakespeare_char.py", str(DATA / "prepare.py"))
 PROBE, LAUNCH = (Path(__file__).resolve().with_name(name) for name in ("probe.py", "launch.py"))
 COMMAND = ("-m", "nanogpt_lite")
 RECIPE_STEPS = int(ng.PRESETS["cpu"]["max_iters"])
-# nanoGPT's README, "I only have a macbook", without the lengths
+# nanoGPT's README, "I only have a macbook", without the numbers of steps
 README_COMMAND = shlex.split(
     "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 "
     "--batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --dropout=0.0"
 )
-THEIR_SHAPE = ("block_size", "n_layer", "n_head", "n_embd", "bias", "dropout")
-MUCH = 0.1  # of a core: when others take more, the time of a run counts for little
+NANOGPT_SHAPE = ("block_size", "n_layer", "n_head", "n_embd", "bias", "dropout")
+MAX_OTHER_LOAD = 0.1  # of a core; if other processes use more, the measured time is not reliable
 
 
 @dataclass(frozen=True)
-class Ended:
-    """What a process printed, the seconds that it took, and the most memory that it had at a time, in MB."""
+class CompletedRun:
+    """The result of a process."""
 
-    printed: str
+    stdout: str
     seconds: float
-    memory: float
+    memory: float  # peak resident set size, in MB
 
 
 @dataclass(frozen=True)
 class Harness:
-    """The folder, with the data and with a folder for either program."""
+    """The temporary folder, with the dataset and a working folder for each program."""
 
     folder: Path
     threads: int
@@ -54,60 +54,59 @@ class Harness:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What both programs find: the same threads, and a GPU only if it is meant."""
+        """The environment variables of both programs: the same threads, and no GPU unless `device` is one."""
         hidden = {"CUDA_VISIBLE_DEVICES": ""} if self.device == "cpu" else {}
         return {**os.environ, "OMP_NUM_THREADS": str(self.threads), **hidden}
 
     @property
-    def ours(self) -> Path:
-        """Where this program runs."""
-        return self.folder / "ours"
+    def lite_dir(self) -> Path:
+        """The working folder of nanogpt_lite."""
+        return self.folder / "lite"
 
     @property
-    def theirs(self) -> Path:
-        """Where nanoGPT runs: a copy of what it needs."""
-        return self.folder / "theirs"
+    def nanogpt_dir(self) -> Path:
+        """The working folder of nanoGPT: a copy of the files that it needs."""
+        return self.folder / "nanogpt"
 
     @property
     def text(self) -> bytes:
-        """The text that was prepared."""
+        """The dataset as text."""
         return self.dataset.tokenizer.decode(np.concatenate([self.dataset.train, self.dataset.val])).encode("ascii")
 
-    def call(self, cwd: Path, *command: str | Path) -> Ended:
-        """Run Python to its end. `WorldError` if it failed."""
-        os.sync()  # so that nobody waits for what the run before has yet to write to disk
-        others = _seconds_of_others()
-        ended = launch([sys.executable, *map(str, command)], cwd, self.environment)
-        others = _seconds_of_others() - others
-        if others > MUCH * ended.seconds:
-            taken = others / ended.seconds
-            print(f"warning: other programs took {taken:.1f} cores meanwhile; measure again", file=sys.stderr)
-        return ended
+    def call(self, cwd: Path, *command: str | Path) -> CompletedRun:
+        """Run Python with arguments. `ExternalError` if it fails."""
+        os.sync()  # so that the run does not wait until the one before is written to disk
+        before = _cpu_seconds_of_others()
+        run = launch([sys.executable, *map(str, command)], cwd, self.environment)
+        other_load = (_cpu_seconds_of_others() - before) / run.seconds
+        if other_load > MAX_OTHER_LOAD:
+            print(f"warning: other programs used {other_load:.1f} cores meanwhile; measure again", file=sys.stderr)
+        return run
 
-    def probe(self, verb: str, *arguments: str | Path) -> dict[str, float]:
-        """What a verb of `probe` measured."""
-        ended = self.call(self.theirs, PROBE, verb, *arguments)
-        measured: dict[str, float] = json.loads(ended.printed.splitlines()[-1])
-        return {**measured, "memory": ended.memory}
+    def probe(self, function: str, *arguments: str | Path) -> dict[str, float]:
+        """What a function of `probe.py` measures in its own process, and the memory of that process in MB."""
+        run = self.call(self.nanogpt_dir, PROBE, function, *arguments)
+        measured: dict[str, float] = json.loads(run.stdout.splitlines()[-1])
+        return {**measured, "memory": run.memory}
 
 
-def launch(command: list[str], cwd: Path, environment: dict[str, str]) -> Ended:
-    """Run a command to its end. `WorldError` if it failed."""
-    with TemporaryDirectory() as folder, TemporaryFile("w+") as printed, TemporaryFile("w+") as complained:
-        path = Path(folder) / "told.json"
+def launch(command: list[str], cwd: Path, environment: dict[str, str]) -> CompletedRun:
+    """Run a command and measure it. `ExternalError` if it fails."""
+    with TemporaryDirectory() as folder, TemporaryFile("w+") as stdout, TemporaryFile("w+") as stderr:
+        path = Path(folder) / "usage.json"
         launching = [sys.executable, str(LAUNCH), str(path), *command]
-        subprocess.run(launching, cwd=cwd, env=environment, stdout=printed, stderr=complained, check=True)
-        told = json.loads(path.read_text())
-        for file in (printed, complained):
+        subprocess.run(launching, cwd=cwd, env=environment, stdout=stdout, stderr=stderr, check=True)
+        usage = json.loads(path.read_text())
+        for file in (stdout, stderr):
             file.seek(0)
-        if told["status"]:
-            last = " | ".join(complained.read().strip().splitlines()[-3:])
-            raise ng.ExternalError(f"{shlex.join(command)} ended with status {told['status']}: {last}")
-        return Ended(printed.read(), told["seconds"], told["memory"])
+        if usage["status"]:
+            last_lines = " | ".join(stderr.read().strip().splitlines()[-3:])
+            raise ng.ExternalError(f"{shlex.join(command)} ended with status {usage['status']}: {last_lines}")
+        return CompletedRun(stdout.read(), usage["seconds"], usage["memory"])
 
 
 def require_clone(clone: Path) -> None:
-    """`UserError` if a folder does not hold what is needed of nanoGPT."""
+    """`UserError` if a folder does not contain the files of nanoGPT that are needed."""
     for name in NEEDED:
         if not (clone / name).is_file():
             raise ng.UserError(
@@ -117,30 +116,30 @@ def require_clone(clone: Path) -> None:
 
 
 def set_up(folder: Path, clone: Path, *, device: str = "cpu") -> Harness:
-    """Put a copy of nanoGPT into a folder, and the data, which each program prepares for itself."""
-    dataset = ng.prepare("shakespeare_char", out_dir=folder / "ours" / DATA)
-    place = Harness(folder, devices.resolve_threads(0), dataset, device)
+    """Copy nanoGPT into a folder, and prepare the dataset with each program."""
+    dataset = ng.prepare("shakespeare_char", out_dir=folder / "lite" / DATA)
+    harness = Harness(folder, devices.resolve_threads(0), dataset, device)
     for name in NEEDED:
-        (place.theirs / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(clone / name, place.theirs / name)
-    (place.theirs / DATA / "input.txt").write_bytes(place.text)
-    place.call(place.theirs / DATA, "prepare.py")
-    return place
+        (harness.nanogpt_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(clone / name, harness.nanogpt_dir / name)
+    (harness.nanogpt_dir / DATA / "input.txt").write_bytes(harness.text)
+    harness.call(harness.nanogpt_dir / DATA, "prepare.py")
+    return harness
 
 
-def networks(arena: Harness) -> tuple[Path, Path]:
-    """The network of shakespeare_char with random weights, as a checkpoint of either program."""
+def save_networks(harness: Harness) -> tuple[Path, Path]:
+    """Write the network of shakespeare_char with random weights: the checkpoints of nanogpt_lite and of nanoGPT."""
     config = ng.TrainConfig.from_dict({**ng.PRESETS["shakespeare_char"], "device": "cpu", "dtype": "float32"})
-    network = init_state(config, arena.dataset.tokenizer)
-    ours, theirs = arena.folder / "sample.safetensors", arena.folder / "sample.pt"
-    save_state(network, ours)
-    model_args = {**{name: getattr(config, name) for name in THEIR_SHAPE}, "vocab_size": network.model.vocab_size}
-    torch.save({"model_args": model_args, "model": network.model.state_dict()}, theirs)
-    return ours, theirs
+    state = init_state(config, harness.dataset.tokenizer)
+    lite, nanogpt = harness.folder / "sample.safetensors", harness.folder / "sample.pt"
+    save_state(state, lite)
+    model_args = {**{name: getattr(config, name) for name in NANOGPT_SHAPE}, "vocab_size": state.model.vocab_size}
+    torch.save({"model_args": model_args, "model": state.model.state_dict()}, nanogpt)
+    return lite, nanogpt
 
 
-def _seconds_of_others() -> float:
-    """Processor time that all but this process and its ended children have taken; 0 where there is no /proc/stat."""
+def _cpu_seconds_of_others() -> float:
+    """CPU time of all processes except this one and its ended children; 0 where there is no /proc/stat."""
     if sys.platform != "linux":
         return 0.0
     user, nice, system = map(int, Path("/proc/stat").read_text().split()[1:4])

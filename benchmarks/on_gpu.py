@@ -1,11 +1,11 @@
-"""This program and nanoGPT in turn on one GPU: training, and drawing text.
+"""nanogpt_lite and nanoGPT in turn on one GPU: training and sampling.
 
-    benchmarks/gpu.sh nanoGPT                              # this, the tests and the scaling, within 8 minutes
-    python benchmarks/on_gpu.py --nanogpt nanoGPT          # this alone
-    python benchmarks/on_gpu.py --nanogpt nanoGPT --device cpu --short   # whether it works, where there is no GPU
+    benchmarks/gpu.sh nanoGPT                              # this, the GPU tests and scaling.py, within 8 minutes
+    python benchmarks/on_gpu.py --nanogpt nanoGPT          # only this
+    python benchmarks/on_gpu.py --nanogpt nanoGPT --device cpu --short   # a quick check without a GPU
 
-Seconds of training are steps times the time of a step, the median over the run's stretches between two lines of its
-log, at which the GPU is waited for; evaluations, start-up and compilation are left out for both programs.
+Training time is the number of steps times the median time of a step. A step is timed between two lines of the log, at
+which both programs synchronize with the GPU. Evaluations, start-up and compilation are left out for both.
 """
 
 import argparse
@@ -20,14 +20,14 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median, stdev
 
-from harness import COMMAND, Harness, networks, require_clone, set_up
-from table import Row, circumstances, exit_status, markdown, save
+from harness import COMMAND, Harness, require_clone, save_networks, set_up
+from table import Row, describe_environment, exit_status, markdown, save
 
 import nanogpt_lite as ng
 
 OUT = Path(__file__).resolve().parent / "results" / "on_gpu"
 SEEDS = 5
-SPEED_STEPS = 400  # of the run that only tells how fast nanoGPT's recipe is here
+SPEED_STEPS = 400  # of the run that only measures the speed of nanoGPT's recipe
 GOAL = 1.4697  # nanoGPT's README
 SHORT = ["--n_layer", "1", "--n_embd", "48", "--block_size", "32", "--batch_size", "4", "--eval_interval", "10"]
 
@@ -50,12 +50,12 @@ BEST = Row(
     part="gpu",
     name="best val loss, mean",
     unit="nats",
-    note=f"of {SEEDS} seeds (or those there was time for): evaluations of --preset modern, chosen on the val split; "
+    note=f"of {SEEDS} seeds (fewer if the time was over): evaluations of --preset modern, chosen on the val split; "
     "nanoGPT's best estimate of one run",
     most=1.38,
 )
 LAST = Row(part="gpu", name="last val loss, mean", unit="nats", note="of the last evaluations of the same runs")
-WHOLE = Row(part="gpu", name="seconds of training in all", unit="s", note="of these runs, the median", least_ratio=1)
+WHOLE = Row(part="gpu", name="seconds of training in all", unit="s", note="the median of these runs", least_ratio=1)
 SAMPLING = Row(
     part="gpu",
     name="ten samples of 500 tokens",
@@ -67,106 +67,107 @@ ROWS = (SPEED, SPRINT, BEST, LAST, WHOLE, SAMPLING)
 
 
 @dataclass
-class Seen:
-    """What a training printed, or wrote: the seconds between lines of its log, a step; its evaluations."""
+class TrainingLog:
+    """What the log of a training holds."""
 
-    steps: list[float] = field(default_factory=list)
-    evaluations: list[tuple[int, float]] = field(default_factory=list)
+    step_times: list[float] = field(default_factory=list)  # seconds per step, between two lines of the log
+    evaluations: list[tuple[int, float]] = field(default_factory=list)  # step and val loss
 
     @property
-    def step(self) -> float:
-        """The median time of a step."""
-        return median(self.steps)
+    def step_time(self) -> float:
+        """The median seconds per step."""
+        return median(self.step_times)
 
     def best(self) -> tuple[int, float]:
-        """The lowest evaluation, and its step."""
-        return min(self.evaluations, key=lambda found: found[1])
+        """The step and the val loss of the best evaluation."""
+        return min(self.evaluations, key=lambda evaluation: evaluation[1])
 
 
 def main() -> int:
-    """The exit status."""
-    parser = argparse.ArgumentParser(description="Compare this program with nanoGPT on a GPU.", allow_abbrev=False)
-    parser.add_argument("--nanogpt", type=Path, required=True, help="a clone of nanoGPT; it is only read")
+    """Run the benchmark; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Compare nanogpt_lite with nanoGPT on a GPU.", allow_abbrev=False)
+    parser.add_argument("--nanogpt", type=Path, required=True, help="a clone of nanoGPT, which is not changed")
     parser.add_argument("--device", default="cuda", help="(default: %(default)s)")
-    parser.add_argument("--short", action="store_true", help="a tiny network and few steps: does it work?")
-    parser.add_argument("--seconds", type=float, default=280, help="then no further seed begins (default: 280)")
-    parser.add_argument("--out", type=Path, default=OUT, help="writes OUT.json, OUT.md")
-    given = parser.parse_args()
-    return exit_status(lambda: measure(given))
+    parser.add_argument("--short", action="store_true", help="a tiny network and few steps, as a quick check")
+    parser.add_argument(
+        "--seconds", type=float, default=280, help="start no further seed after this time (default: 280)"
+    )
+    parser.add_argument("--out", type=Path, default=OUT, help="write OUT.json and OUT.md")
+    args = parser.parse_args()
+    return exit_status(lambda: measure(args))
 
 
-def measure(given: argparse.Namespace) -> None:
-    """Every row, in turn."""
-    require_clone(given.nanogpt)
+def measure(args: argparse.Namespace) -> None:
+    """Set up both programs and measure every row."""
+    require_clone(args.nanogpt)
     with tempfile.TemporaryDirectory(prefix="on_gpu_") as folder:
-        tabulate(set_up(Path(folder), given.nanogpt, device=given.device), given)
+        tabulate(set_up(Path(folder), args.nanogpt, device=args.device), args)
 
 
-def tabulate(harness: Harness, given: argparse.Namespace) -> None:
-    """The rows; the table is written after each part, and the last seeds are left out if time is up."""
-    deadline = time.monotonic() + given.seconds
-    compiled = [] if given.short else ["--compile", "True"]
-    lengths = ["--max_iters", "30"] if given.short else []
-    seen = train_theirs(harness, given.short)
-    speed_steps = ["--max_iters", "30" if given.short else str(SPEED_STEPS), "--eval_interval", "10000"]
-    speed, tokens = train_ours(harness, "shakespeare_char", [*compiled, *speed_steps], given.short)
-    best_step, best = seen.best()
-    ours = {SPEED.name: tokens / speed.step}
-    theirs = {
-        SPEED.name: tokens / seen.step,
-        SPRINT.name: best_step * seen.step,
-        BEST.name: best,
-        LAST.name: seen.evaluations[-1][1],
-        WHOLE.name: seen.evaluations[-1][0] * seen.step,
+def tabulate(harness: Harness, args: argparse.Namespace) -> None:
+    """Measure the rows. The table is saved after each run; the last seeds are left out when the time is over."""
+    deadline = time.monotonic() + args.seconds
+    compiled = [] if args.short else ["--compile", "True"]
+    lengths = ["--max_iters", "30"] if args.short else []
+    nanogpt_log = train_nanogpt(harness, args.short)
+    speed_steps = ["--max_iters", "30" if args.short else str(SPEED_STEPS), "--eval_interval", "10000"]
+    speed_log, tokens = train_lite(harness, "shakespeare_char", [*compiled, *speed_steps], args.short)
+    best_step, best_loss = nanogpt_log.best()
+    lite = {SPEED.name: tokens / speed_log.step_time}
+    nanogpt = {
+        SPEED.name: tokens / nanogpt_log.step_time,
+        SPRINT.name: best_step * nanogpt_log.step_time,
+        BEST.name: best_loss,
+        LAST.name: nanogpt_log.evaluations[-1][1],
+        WHOLE.name: nanogpt_log.evaluations[-1][0] * nanogpt_log.step_time,
     }
-    ours[SAMPLING.name], theirs[SAMPLING.name] = sample(harness)
-    command = ["python", "benchmarks/on_gpu.py", "--nanogpt", "nanoGPT", "--device", given.device]
-    report = circumstances(shlex.join([*command, *(["--short"] if given.short else [])]), given.nanogpt)
-    report["machine"]["device"] = ng.Run(harness.ours / "runs" / "shakespeare_char").metrics[0]["device"]
-    runs: list[Seen] = []
-    seeds = 1 if given.short else SEEDS
+    lite[SAMPLING.name], nanogpt[SAMPLING.name] = sample(harness)
+    command = ["python", "benchmarks/on_gpu.py", "--nanogpt", "nanoGPT", "--device", args.device]
+    report = describe_environment(shlex.join([*command, *(["--short"] if args.short else [])]), args.nanogpt)
+    report["machine"]["device"] = ng.Run(harness.lite_dir / "runs" / "shakespeare_char").metrics[0]["device"]
+    logs: list[TrainingLog] = []
+    seeds = 1 if args.short else SEEDS
     while True:
-        report["runs"] = [{"step": run.step, "evaluations": run.evaluations} for run in runs]
-        report["spread"] = stdev(run.best()[1] for run in runs) if len(runs) > 1 else 0.0
-        values = {**ours, **summary(runs)}
-        report["rows"] = [row.line([values], [theirs]) for row in ROWS if row.name in values]
-        save(report, markdown(report), given.out)
-        if len(runs) == seeds or (runs and time.monotonic() > deadline):
+        report["runs"] = [{"step": log.step_time, "evaluations": log.evaluations} for log in logs]
+        report["spread"] = stdev(log.best()[1] for log in logs) if len(logs) > 1 else 0.0
+        values = {**lite, **summarize(logs)}
+        report["rows"] = [row.line([values], [nanogpt]) for row in ROWS if row.name in values]
+        save(report, markdown(report), args.out)
+        if len(logs) == seeds or (logs and time.monotonic() > deadline):
             break
-        runs.append(train_ours(harness, "modern", [*compiled, *lengths, "--seed", str(len(runs))], given.short)[0])
+        logs.append(train_lite(harness, "modern", [*compiled, *lengths, "--seed", str(len(logs))], args.short)[0])
     print(markdown(report), end="")
 
 
-def summary(runs: list[Seen]) -> dict[str, float]:
-    """What the rows about --preset modern are of its runs so far."""
-    if not runs:
+def summarize(logs: list[TrainingLog]) -> dict[str, float]:
+    """The values of the rows about --preset modern, from its runs so far."""
+    if not logs:
         return {}
-    reached = [next((step for step, loss in run.evaluations if loss <= GOAL), None) for run in runs]
-    sprints = [step * run.step for step, run in zip(reached, runs, strict=True) if step]
-    found = {SPRINT.name: median(sprints)} if len(sprints) == len(runs) else {}
+    goal_steps = [next((step for step, loss in log.evaluations if loss <= GOAL), None) for log in logs]
+    sprints = [step * log.step_time for step, log in zip(goal_steps, logs, strict=True) if step]
     return {
-        **found,
-        BEST.name: mean(run.best()[1] for run in runs),
-        LAST.name: mean(run.evaluations[-1][1] for run in runs),
-        WHOLE.name: median(run.evaluations[-1][0] * run.step for run in runs),
+        **({SPRINT.name: median(sprints)} if len(sprints) == len(logs) else {}),
+        BEST.name: mean(log.best()[1] for log in logs),
+        LAST.name: mean(log.evaluations[-1][1] for log in logs),
+        WHOLE.name: median(log.evaluations[-1][0] * log.step_time for log in logs),
     }
 
 
-def train_ours(harness: Harness, preset: str, options: list[str], short: bool) -> tuple[Seen, int]:
-    """A preset's run, and the tokens of its steps."""
-    out_dir = harness.ours / "runs" / preset
+def train_lite(harness: Harness, preset: str, options: list[str], short: bool) -> tuple[TrainingLog, int]:
+    """Train with a preset of nanogpt_lite; also the tokens per step."""
+    out_dir = harness.lite_dir / "runs" / preset
     more = ["--device", harness.device, "--log_interval", "10", "--out_dir", str(out_dir), "--overwrite"]
     tiny = SHORT if short else []
-    harness.call(harness.ours, *COMMAND, "train", "--preset", preset, *tiny, *options, *more)
+    harness.call(harness.lite_dir, *COMMAND, "train", "--preset", preset, *tiny, *options, *more)
     records = ng.Run(out_dir).metrics
     clock = [(r["step"], r["seconds"]) for r in records if r["kind"] == "step"]
-    steps = [(end - begin) / (last - first) for (first, begin), (last, end) in pairwise(clock)]
+    step_times = [(end - begin) / (last - first) for (first, begin), (last, end) in pairwise(clock)]
     evaluations = [(r["step"], r["val_loss"]) for r in records if r["kind"] == "eval"]
-    return Seen(steps, evaluations), records[0]["tokens_per_step"]
+    return TrainingLog(step_times, evaluations), records[0]["tokens_per_step"]
 
 
-def train_theirs(harness: Harness, short: bool) -> Seen:
-    """NanoGPT's recipe, with the time at which each line came."""
+def train_nanogpt(harness: Harness, short: bool) -> TrainingLog:
+    """Train nanoGPT's recipe; a step is timed by when its lines are printed."""
     words = ["train.py", "config/train_shakespeare_char.py", f"--device={harness.device}"]
     if short:
         words += [
@@ -179,37 +180,33 @@ def train_theirs(harness: Harness, short: bool) -> Seen:
         ]
         words += [f"{name}={value}" for name, value in zip(SHORT[::2], SHORT[1::2], strict=True)]
     environment = {**harness.environment, "PYTHONUNBUFFERED": "1"}
-    seen, last = Seen(), (0, 0.0)
-    with tempfile.TemporaryFile("w+") as complained:
-        command, there = [sys.executable, *words], harness.theirs
-        child = subprocess.Popen(
-            command, cwd=there, env=environment, stdout=subprocess.PIPE, stderr=complained, text=True
-        )
+    log, last = TrainingLog(), (0, 0.0)  # the iteration and the time of the last line
+    with tempfile.TemporaryFile("w+") as stderr:
+        command, cwd = [sys.executable, *words], harness.nanogpt_dir
+        child = subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True)
         assert child.stdout is not None
         for line in child.stdout:
             now = time.perf_counter()
-            if found := re.match(r"step (\d+): train loss .*, val loss ([\d.]+)", line):
-                seen.evaluations.append((int(found[1]), float(found[2])))
-                last = (0, 0.0)  # the next stretch has an evaluation in it
-            elif found := re.match(r"iter (\d+): loss", line):
-                number = int(found[1])
+            if match := re.match(r"step (\d+): train loss .*, val loss ([\d.]+)", line):
+                log.evaluations.append((int(match[1]), float(match[2])))
+                last = (0, 0.0)  # the time until the next line includes an evaluation
+            elif match := re.match(r"iter (\d+): loss", line):
+                number = int(match[1])
                 if last[1]:
-                    seen.steps.append((now - last[1]) / (number - last[0]))
+                    log.step_times.append((now - last[1]) / (number - last[0]))
                 last = (number, now)
         if child.wait():
-            complained.seek(0)
-            raise ng.ExternalError(
-                f"nanoGPT's train.py ended with status {child.returncode}: {complained.read()[-300:]}"
-            )
-    return seen
+            stderr.seek(0)
+            raise ng.ExternalError(f"nanoGPT's train.py ended with status {child.returncode}: {stderr.read()[-300:]}")
+    return log
 
 
 def sample(harness: Harness) -> tuple[float, float]:
-    """Tokens per second of ten samples, by networks with the same random weights."""
-    ours, theirs = networks(harness)
+    """Tokens per second of ten samples in nanogpt_lite and in nanoGPT, with the same random weights."""
+    lite, nanogpt = save_networks(harness)
     return (
-        harness.probe("sample_ours", ours, "10", "bfloat16", harness.device)["tokens_per_second"],
-        harness.probe("sample_theirs", theirs, "2", harness.device)["tokens_per_second"],
+        harness.probe("sample_lite", lite, "10", "bfloat16", harness.device)["tokens_per_second"],
+        harness.probe("sample_nanogpt", nanogpt, "2", harness.device)["tokens_per_second"],
     )
 
 

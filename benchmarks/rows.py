@@ -1,8 +1,8 @@
-"""The rows of the table that `vs_nanogpt.py` makes: what is measured, what to know about it, what is hoped for."""
+"""The rows of the table of `vs_nanogpt.py`: what is measured, notes about it, and targets."""
 
 from table import Row
 
-FEWER_SAMPLES = 2  # of nanoGPT's ten
+FEWER_SAMPLES = 2  # nanoGPT generates these instead of ten
 
 PREPARE = Row(
     part="prepare",
@@ -12,19 +12,20 @@ PREPARE = Row(
     least_ratio=10,
 )
 _SAMPLING = (
-    "10.65M parameters, in nanoGPT in float32, since its sample.py knows no other on a CPU; int8 is --int8=True with "
-    "--dtype bfloat16; 500 tokens after one, temperature 0.8, top_k 200; without start-up. Once the context of 256 is "
-    "full, nanogpt_lite keeps its last half and fills it up again, nanoGPT reads all for each token"
+    "10.65M parameters, in nanoGPT in float32, since its sample.py supports no other dtype on a CPU; int8 is "
+    "--int8=True with --dtype bfloat16; 500 tokens after one, temperature 0.8, top_k 200; without start-up. Once the "
+    "context of 256 is full, nanogpt_lite keeps its last half and fills it again; nanoGPT processes the whole context "
+    "for each token"
 )
 _AT_ONCE = (
-    "; nanogpt_lite makes all ten at once, nanoGPT one after the other, so that its rate is taken from "
-    f"{FEWER_SAMPLES} of them"
+    "; nanogpt_lite generates all ten at once, nanoGPT one after the other, so its rate is measured "
+    f"with {FEWER_SAMPLES} of them"
 )
-FORMATS = {"float32": (8, 40), "bfloat16": (18, 100), "int8": (25, 150)}  # and what is hoped for: one sample, ten
+FORMATS = {"float32": (8, 40), "bfloat16": (18, 100), "int8": (25, 150)}  # and the targets for one sample and for ten
 ONE_SAMPLE, TEN_SAMPLES = (
     {
-        name: Row(part="sample", name=f"{samples}, {name}", unit="tokens/s", note=note, least_ratio=hoped[number])
-        for name, hoped in FORMATS.items()
+        name: Row(part="sample", name=f"{samples}, {name}", unit="tokens/s", note=note, least_ratio=targets[number])
+        for name, targets in FORMATS.items()
     }
     for number, (samples, note) in enumerate([("one sample", _SAMPLING), ("ten samples", f"the same{_AT_ONCE}")])
 )
@@ -32,7 +33,7 @@ SAMPLING_MEMORY = Row(
     part="sample",
     name="ten samples, memory",
     unit="MB",
-    note="most of it in use by the process, in float32; ten at once in nanogpt_lite, one at a time in nanoGPT",
+    note="peak of the process, in float32; ten at once in nanogpt_lite, one at a time in nanoGPT",
     least_ratio=1,
 )
 TRAINING = Row(
@@ -57,12 +58,12 @@ LOSS = Row(
     note="of the last weights over the whole val split, each target once; both by the same function",
     most=1.90,
 )
-MEMORY = Row(part="train", name="cpu recipe, memory", unit="MB", note="most of it in use by the process", least_ratio=1)
+MEMORY = Row(part="train", name="cpu recipe, memory", unit="MB", note="peak of the process", least_ratio=1)
 STEP_FAST = Row(
     part="train",
     name="cpu recipe in bfloat16, a step",
     unit="ms",
-    note="--dtype bfloat16 in nanogpt_lite; nanoGPT's is the step above: on a CPU its train.py knows float32 only",
+    note="--dtype bfloat16 in nanogpt_lite; nanoGPT's is the step above: on a CPU its train.py supports float32 only",
     least_ratio=2,
 )
 LOSS_FAST = Row(
@@ -104,7 +105,7 @@ MODERN_MEMORY = Row(
     part="train",
     name="modern recipe, memory",
     unit="MB",
-    note="most of it in use by the process; its n-gram tables and their means are what nanoGPT has not",
+    note="peak of the process; it includes n-gram tables and their moments, which nanoGPT does not have",
     least_ratio=1,
 )
 INT8_LOSS = Row(

@@ -1,6 +1,6 @@
-"""A table of what two programs took: its rows, the line over it that says how it came about, JSON and Markdown.
+"""Tables that compare two programs: rows with targets, a line about the machine, JSON and Markdown.
 
-What is measured, and how, is the business of the benchmark that writes the table.
+What is measured, and how: see the benchmark that writes the table.
 """
 
 import os
@@ -21,68 +21,68 @@ from nanogpt_lite import files
 from nanogpt_lite.device import devices
 
 Values = Mapping[str, float]
-"""What one run of one program gave for each row, by the row's name."""
+"""The values that one run of one program measured, by the name of the row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A row: what is measured, in which unit, what to know about it, and what is hoped for."""
+    """A row of the table: what is measured, its unit, a note about the measurement, and a target."""
 
     part: str
     name: str
     unit: str
     note: str
     least_ratio: float | None = None  # how many times better than nanoGPT
-    most: float | None = None  # of our own value
+    most: float | None = None  # upper limit of nanogpt_lite's own value
 
-    def ratio(self, ours: float, theirs: float) -> float:
-        """How many times better ours is: a rate is better if it is higher, anything else if it is lower."""
-        return ours / theirs if self.unit.endswith("/s") else theirs / ours
+    def ratio(self, lite: float, nanogpt: float) -> float:
+        """How many times better nanogpt_lite is: a rate is better if it is higher, all else if it is lower."""
+        return lite / nanogpt if self.unit.endswith("/s") else nanogpt / lite
 
     def target(self) -> str:
-        """What is hoped for, in words."""
+        """The target as text, empty if there is none."""
         if self.least_ratio is not None:
             return f"ratio ≥ {self.least_ratio:g}"
         return f"nanogpt_lite ≤ {self.most:g}" if self.most is not None else ""
 
-    def met(self, ours: float, theirs: float | None) -> bool | None:
-        """Whether the target is met; None if there is none. `theirs` is None where nanoGPT has no such thing."""
-        if self.least_ratio is not None and theirs is not None:
-            return self.ratio(ours, theirs) >= self.least_ratio
-        return ours <= self.most if self.most is not None else None
+    def met(self, lite: float, nanogpt: float | None) -> bool | None:
+        """Whether the target is met; None without a target. `nanogpt` is None if nanoGPT has no such feature."""
+        if self.least_ratio is not None and nanogpt is not None:
+            return self.ratio(lite, nanogpt) >= self.least_ratio
+        return lite <= self.most if self.most is not None else None
 
-    def line(self, ours: Sequence[Values], theirs: Sequence[Values]) -> dict[str, Any]:
-        """The row from the runs of both programs: medians, and each run's value."""
-        our_runs, their_runs = (
-            [values[self.name] for values in runs if self.name in values] for runs in (ours, theirs)
+    def line(self, lite: Sequence[Values], nanogpt: Sequence[Values]) -> dict[str, Any]:
+        """The row as JSON, from the runs of both programs: the medians, and the value of each run."""
+        lite_runs, nanogpt_runs = (
+            [values[self.name] for values in runs if self.name in values] for runs in (lite, nanogpt)
         )
-        our_median, their_median = median(our_runs), median(their_runs) if their_runs else None
+        lite_median, nanogpt_median = median(lite_runs), median(nanogpt_runs) if nanogpt_runs else None
         return {
             "name": self.name,
             "unit": self.unit,
-            "nanogpt_lite": our_median,
-            "nanogpt": their_median,
-            "ratio": self.ratio(our_median, their_median) if their_median else None,
+            "nanogpt_lite": lite_median,
+            "nanogpt": nanogpt_median,
+            "ratio": self.ratio(lite_median, nanogpt_median) if nanogpt_median else None,
             "target": self.target(),
-            "met": self.met(our_median, their_median),
+            "met": self.met(lite_median, nanogpt_median),
             "note": self.note,
-            "nanogpt_lite_runs": our_runs,
-            "nanogpt_runs": their_runs,
+            "nanogpt_lite_runs": lite_runs,
+            "nanogpt_runs": nanogpt_runs,
         }
 
 
-def exit_status(work: Callable[[], None]) -> int:
-    """Do the work: 0 if it was done, 1 at a fault of the world, 2 at a mistake of the user."""
+def exit_status(benchmark: Callable[[], None]) -> int:
+    """Run a benchmark; 0 if it succeeds, 1 after a failure outside the program, 2 after a mistake of the user."""
     try:
-        work()
+        benchmark()
     except (ng.UserError, ng.ExternalError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ng.UserError) else 1
     return 0
 
 
-def circumstances(command: str, clone: Path | None = None) -> dict[str, Any]:
-    """How, on what and with what it was measured; `clone` is the folder of nanoGPT, if that was."""
+def describe_environment(command: str, clone: Path | None = None) -> dict[str, Any]:
+    """The command, the machine and the versions of a measurement; `clone` is the folder of nanoGPT, if it is used."""
     return {
         "command": command,
         "machine": {"cpu": _cpu_model(), "cores": os.cpu_count(), "threads": devices.resolve_threads(0)},
@@ -96,23 +96,23 @@ def circumstances(command: str, clone: Path | None = None) -> dict[str, Any]:
 
 
 def machine_line(report: dict[str, Any]) -> str:
-    """What `circumstances` gave, in one line."""
+    """The result of `describe_environment` in one line."""
     machine, versions = report["machine"], report["versions"]
-    shown = ", ".join(f"{name} {number}" for name, number in versions.items())
+    versions_text = ", ".join(f"{name} {number}" for name, number in versions.items())
     device = f"{machine['device']}; " if machine.get("device", "cpu") != "cpu" else ""
     cores = f"{machine['cores']} cores, {machine['threads']} threads"
-    return f"{device}{machine['cpu']}, {cores}; {shown}; `{report['command']}`"
+    return f"{device}{machine['cpu']}, {cores}; {versions_text}; `{report['command']}`"
 
 
 def save(report: dict[str, Any], text: str, out: Path) -> None:
-    """Write OUT.json from `circumstances` and "rows", and OUT.md."""
+    """Write `report` to OUT.json and `text` to OUT.md."""
     out.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(out.with_name(f"{out.name}.json"), report)
     out.with_name(f"{out.name}.md").write_text(text, encoding="utf-8")
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The rows of both programs."""
+    """The rows as a Markdown table, with their notes."""
     lines = [
         machine_line(report),
         "",
@@ -121,10 +121,10 @@ def markdown(report: dict[str, Any]) -> str:
     ]
     for row in report["rows"]:
         digits = 4 if row["unit"] == "nats" else 1
-        both = ["" if row[name] is None else f"{row[name]:,.{digits}f}" for name in ("nanogpt_lite", "nanogpt")]
+        values = ["" if row[name] is None else f"{row[name]:,.{digits}f}" for name in ("nanogpt_lite", "nanogpt")]
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
         verdict = {True: "met", False: "missed", None: ""}[row["met"]]
-        cells = [row["name"], row["unit"], *both, ratio, row["target"], verdict]
+        cells = [row["name"], row["unit"], *values, ratio, row["target"], verdict]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "Medians. A ratio above 1 is better than nanoGPT.", ""]
     lines += [f"- {row['name']}: {row['note']}" for row in report["rows"]]
@@ -132,17 +132,17 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def _cpu_model() -> str:
-    """The processor's name, as far as the system tells it."""
+    """The name of the processor, as the operating system gives it."""
     info = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
-    return found[1] if found else platform.processor() or platform.machine()
+    match = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
+    return match[1] if match else platform.processor() or platform.machine()
 
 
 def _commit(clone: Path) -> str:
-    """The commit of a clone, with "-dirty" if its files were changed since; "unknown" where git does not tell."""
+    """The commit of a clone, with "-dirty" if its files were changed; "unknown" without git."""
     if not (clone / ".git").exists() or not shutil.which("git"):
         return "unknown"
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # so that git writes nothing there
-    told = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True)
-    return told.stdout.strip() or "unknown"
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # so that git does not write to the clone
+    result = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True)
+    return result.stdout.strip() or "unknown"

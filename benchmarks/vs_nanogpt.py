@@ -1,11 +1,11 @@
-"""This program and nanoGPT in turn, on the same data and machine: how fast, and whether with the same losses.
+"""nanogpt_lite and nanoGPT in turn, on the same data and machine: speed, memory and losses.
 
     git clone https://github.com/karpathy/nanoGPT
     python benchmarks/vs_nanogpt.py --nanogpt nanoGPT              # the table
-    python benchmarks/vs_nanogpt.py --nanogpt nanoGPT --parity     # the same weights and batches: the same losses?
+    python benchmarks/vs_nanogpt.py --nanogpt nanoGPT --parity     # the losses with the same weights and batches
 
-Everything runs on the CPU, which nothing else should use meanwhile. The clone is only read. How the programs are
-run is the business of `harness`, what has to happen inside a process of `probe`, the form of the table of `table`.
+Everything runs on the CPU; run nothing else on it meanwhile. The clone is not changed. See `harness` for how the
+programs are run, `probe` for measurements inside a process, `rows` for what is measured, `table` for the output.
 """
 
 import argparse
@@ -25,7 +25,17 @@ from statistics import median
 from typing import Any
 
 import torch
-from harness import COMMAND, DATA, README_COMMAND, RECIPE_STEPS, Ended, Harness, networks, require_clone, set_up
+from harness import (
+    COMMAND,
+    DATA,
+    README_COMMAND,
+    RECIPE_STEPS,
+    CompletedRun,
+    Harness,
+    require_clone,
+    save_networks,
+    set_up,
+)
 from rows import (
     FEWER_SAMPLES,
     FORMATS,
@@ -49,7 +59,7 @@ from rows import (
     TEN_SAMPLES,
     TRAINING,
 )
-from table import Values, circumstances, exit_status, markdown, save
+from table import Values, describe_environment, exit_status, markdown, save
 
 import nanogpt_lite as ng
 from nanogpt_lite.tracking.records import StepRecord
@@ -63,211 +73,214 @@ PARITY_STEPS = 20
 PARITY_LIMIT = 1e-5  # relative difference of a step's loss
 
 Pair = tuple[Callable[[], Values], Callable[[], Values]]
-"""How to measure a part of the table once: in this program, and in nanoGPT."""
+"""Functions that measure a part of the table once, in nanogpt_lite and in nanoGPT."""
 
 
 def main() -> int:
-    """The exit status; 1 also if the losses are not nanoGPT's."""
+    """Run the benchmark; returns the exit status, which is 1 if the losses differ from nanoGPT's."""
     return exit_status(compare)
 
 
 def compare() -> None:
-    """What this call asks for."""
-    given = parse_arguments()
+    """Set up both programs, and compare their speed or their losses."""
+    args = parse_arguments()
     with tempfile.TemporaryDirectory(prefix="vs_nanogpt_") as folder:
-        harness = set_up(Path(folder), given.nanogpt)
-        if not given.parity:
-            compare_speed(harness, given)
+        harness = set_up(Path(folder), args.nanogpt)
+        if not args.parity:
+            compare_speed(harness, args)
         elif not compare_losses(harness):
-            raise ng.ExternalError("the losses are not nanoGPT's")
+            raise ng.ExternalError("the losses differ from nanoGPT's")
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The options of this call. `UserError` if they make no sense."""
-    parser = argparse.ArgumentParser(description="Compare this program with nanoGPT on a CPU.", allow_abbrev=False)
-    parser.add_argument("--nanogpt", type=Path, required=True, help="a clone of nanoGPT; it is only read")
+    """The command line. `UserError` for invalid values."""
+    parser = argparse.ArgumentParser(description="Compare nanogpt_lite with nanoGPT on a CPU.", allow_abbrev=False)
+    parser.add_argument("--nanogpt", type=Path, required=True, help="a clone of nanoGPT, which is not changed")
     parser.add_argument("--parity", action="store_true", help=f"only compare the losses of {PARITY_STEPS} steps")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each program, in turn (default: 3)")
     parser.add_argument("--only", default=",".join(PARTS), help="parts to measure (default: %(default)s)")
     parser.add_argument("--max_iters", type=int, default=RECIPE_STEPS, help="training steps (default: %(default)s)")
     parser.add_argument("--sprint", type=int, default=SPRINT_STEPS, help="steps of the sprint (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=OUT, help="writes OUT.json, OUT.md")
-    given = parser.parse_args()
-    given.only = given.only.split(",")
-    for part in given.only:
+    parser.add_argument("--out", type=Path, default=OUT, help="write OUT.json and OUT.md")
+    args = parser.parse_args()
+    args.only = args.only.split(",")
+    for part in args.only:
         if part not in PARTS:
-            raise ng.UserError(f"--only has {part!r}, which is no part; give some of {','.join(PARTS)}")
+            raise ng.UserError(f"--only has {part!r}, which is not a part; give some of {','.join(PARTS)}")
     for name in ("repeats", "max_iters", "sprint"):
-        if getattr(given, name) < 1:
-            raise ng.UserError(f"--{name} is {getattr(given, name)}; it must be 1 or more")
-    require_clone(given.nanogpt)
-    return given
+        if getattr(args, name) < 1:
+            raise ng.UserError(f"--{name} is {getattr(args, name)}; it must be 1 or more")
+    require_clone(args.nanogpt)
+    return args
 
 
-def compare_speed(harness: Harness, given: argparse.Namespace) -> None:
-    """Measure what was asked for, program by turns, and write and print the table."""
-    asked = {
-        "repeats": given.repeats,
-        "only": ",".join(given.only),
-        "max_iters": given.max_iters,
-        "sprint": given.sprint,
+def compare_speed(harness: Harness, args: argparse.Namespace) -> None:
+    """Measure the selected parts, both programs in turn; save and print the table."""
+    settings = {
+        "repeats": args.repeats,
+        "only": ",".join(args.only),
+        "max_iters": args.max_iters,
+        "sprint": args.sprint,
     }
-    options = [word for name, value in asked.items() for word in (f"--{name}", str(value))]
+    options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     command = shlex.join(["python", "benchmarks/vs_nanogpt.py", "--nanogpt", "nanoGPT", *options])
-    report = {**circumstances(command, given.nanogpt), "rows": []}
+    report = {**describe_environment(command, args.nanogpt), "rows": []}
     pairs: dict[str, Callable[[Harness], Pair]] = {
         "prepare": prepare,
         "sample": sample,
-        "train": partial(train, max_iters=given.max_iters, sprint=given.sprint),
+        "train": partial(train, max_iters=args.max_iters, sprint=args.sprint),
     }
-    for part in given.only:
+    for part in args.only:
         pair = pairs[part](harness)
         runs: tuple[list[Values], list[Values]] = [], []
-        for number in range(given.repeats):
+        for number in range(args.repeats):
             for program, measure, values in zip(("nanogpt_lite", "nanoGPT"), pair, runs, strict=True):
                 values.append(measure())
-                shown = ", ".join(f"{name} {value:.4g}" for name, value in values[-1].items())
-                print(f"{part} {number + 1}/{given.repeats}, {program}: {shown}", file=sys.stderr)
+                summary = ", ".join(f"{name} {value:.4g}" for name, value in values[-1].items())
+                print(f"{part} {number + 1}/{args.repeats}, {program}: {summary}", file=sys.stderr)
         report["rows"] += [row.line(*runs) for row in ROWS if row.part == part]
-        save(report, markdown(report), given.out)  # after each part: the next one takes long
+        save(report, markdown(report), args.out)  # after each part, since the next one takes long
     print(markdown(report), end="")
 
 
 def prepare(harness: Harness) -> Pair:
-    """A long text's way to tokens."""
-    ours, theirs = harness.folder / "prepare" / "ours", harness.folder / "prepare" / "theirs"
-    theirs.mkdir(parents=True)
-    shutil.copyfile(harness.theirs / DATA / "prepare.py", theirs / "prepare.py")
-    source, text = theirs / "input.txt", harness.text
+    """Encoding of a long text."""
+    lite_dir, nanogpt_dir = harness.folder / "prepare" / "lite", harness.folder / "prepare" / "nanogpt"
+    nanogpt_dir.mkdir(parents=True)
+    shutil.copyfile(harness.nanogpt_dir / DATA / "prepare.py", nanogpt_dir / "prepare.py")
+    source, text = nanogpt_dir / "input.txt", harness.text
     source.write_bytes((text * (TEXT_SIZE // len(text) + 1))[:TEXT_SIZE])
 
-    def measure_ours() -> Values:
-        shutil.rmtree(ours, ignore_errors=True)
-        where = ["--dataset", str(source), "--out_dir", str(ours)]
-        return {PREPARE.name: TEXT_SIZE / 1e6 / harness.call(harness.ours, *COMMAND, "prepare", *where).seconds}
+    def measure_lite() -> Values:
+        shutil.rmtree(lite_dir, ignore_errors=True)
+        paths = ["--dataset", str(source), "--out_dir", str(lite_dir)]
+        return {PREPARE.name: TEXT_SIZE / 1e6 / harness.call(harness.lite_dir, *COMMAND, "prepare", *paths).seconds}
 
-    def measure_theirs() -> Values:
-        seconds = harness.call(theirs, "prepare.py").seconds
+    def measure_nanogpt() -> Values:
+        seconds = harness.call(nanogpt_dir, "prepare.py").seconds
         for name in ("train.bin", "val.bin"):
-            if not filecmp.cmp(ours / name, theirs / name, shallow=False):
+            if not filecmp.cmp(lite_dir / name, nanogpt_dir / name, shallow=False):
                 raise ng.ExternalError(f"{name} differs from what nanoGPT's prepare.py writes")
-            (theirs / name).unlink()
+            (nanogpt_dir / name).unlink()
         return {PREPARE.name: TEXT_SIZE / 1e6 / seconds}
 
-    return measure_ours, measure_theirs
+    return measure_lite, measure_nanogpt
 
 
 def sample(harness: Harness) -> Pair:
-    """Generation, by networks with the same random weights."""
-    ours, theirs = networks(harness)
+    """Text generation, with the same random weights."""
+    lite, nanogpt = save_networks(harness)
 
-    def measure_ours() -> Values:
+    def measure_lite() -> Values:
         values, memory = {}, 0.0
         for name in FORMATS:
             for samples, row in (("1", ONE_SAMPLE[name]), ("10", TEN_SAMPLES[name])):
-                measured = harness.probe("sample_ours", ours, samples, name, "cpu")
+                measured = harness.probe("sample_lite", lite, samples, name, "cpu")
                 values[row.name] = measured["tokens_per_second"]
                 memory = measured["memory"] if name == "float32" else memory
         return {**values, SAMPLING_MEMORY.name: memory}
 
-    def measure_theirs() -> Values:
-        one, some = (harness.probe("sample_theirs", theirs, str(samples), "cpu") for samples in (1, FEWER_SAMPLES))
+    def measure_nanogpt() -> Values:
+        one, some = (harness.probe("sample_nanogpt", nanogpt, str(samples), "cpu") for samples in (1, FEWER_SAMPLES))
         return {
             **{row.name: one["tokens_per_second"] for row in ONE_SAMPLE.values()},
             **{row.name: some["tokens_per_second"] for row in TEN_SAMPLES.values()},
             SAMPLING_MEMORY.name: some["memory"],
         }
 
-    return measure_ours, measure_theirs
+    return measure_lite, measure_nanogpt
 
 
 def train(harness: Harness, *, max_iters: int, sprint: int) -> Pair:
-    """NanoGPT's recipe for a CPU from the start of the process to its end, and today's recipe against it."""
-    usual = ng.TrainConfig.eval_interval
-    interval = max_iters if max_iters % usual else usual  # nanoGPT saves at an evaluation only: one has to come last
-    decay = max(max_iters, ng.TrainConfig.warmup_iters + 1)  # without a step of decay nanoGPT divides by zero
+    """nanoGPT's recipe for a CPU as whole processes, and the recipe `modern-cpu` compared with it."""
+    default = ng.TrainConfig.eval_interval
+    # nanoGPT saves only at an evaluation, so the last step has to be one
+    interval = max_iters if max_iters % default else default
+    decay = max(max_iters, ng.TrainConfig.warmup_iters + 1)  # with no decay step nanoGPT divides by zero
     length = [f"--max_iters={max_iters}", f"--lr_decay_iters={decay}"]
 
-    seeds = itertools.count(ng.TrainConfig.seed)  # another one for each repeat
+    seeds = itertools.count(ng.TrainConfig.seed)  # a new seed for each repeat
 
     def evaluate(run: ng.Run, *options: str) -> float:
-        where = ["--out_dir", str(run.out_dir), "--checkpoint", "last", "--device", "cpu", "--json"]
-        found: float = json.loads(harness.call(harness.ours, *COMMAND, "eval", *where, *options).printed)["val_loss"]
-        return found
+        words = ["--out_dir", str(run.out_dir), "--checkpoint", "last", "--device", "cpu", "--json", *options]
+        val_loss: float = json.loads(harness.call(harness.lite_dir, *COMMAND, "eval", *words).stdout)["val_loss"]
+        return val_loss
 
-    def run(name: str, *options: str) -> tuple[Ended, ng.Run]:
-        out_dir = harness.ours / "runs" / name
+    def run(name: str, *options: str) -> tuple[CompletedRun, ng.Run]:
+        out_dir = harness.lite_dir / "runs" / name
         more = ["--device", "cpu", "--out_dir", str(out_dir), "--overwrite"]
-        return harness.call(harness.ours, *COMMAND, "train", *options, *more), ng.Run(out_dir)
+        return harness.call(harness.lite_dir, *COMMAND, "train", *options, *more), ng.Run(out_dir)
 
-    def measure_ours() -> Values:
-        ended, exact = run("cpu", "--preset", "cpu", *length)
-        _, fast = run("bfloat16", "--preset", "cpu", "--dtype", "bfloat16", *length)
+    def measure_lite() -> Values:
+        cpu_process, cpu = run("cpu", "--preset", "cpu", *length)
+        _, bfloat16 = run("bfloat16", "--preset", "cpu", "--dtype", "bfloat16", *length)
         seed = ("--seed", str(next(seeds)))
-        short, sprinted = run("sprint", "--preset", "modern-cpu", "--max_iters", str(sprint), *seed)
-        whole, modern = run("modern", "--preset", "modern-cpu", *seed)
+        sprint_process, sprint_run = run("sprint", "--preset", "modern-cpu", "--max_iters", str(sprint), *seed)
+        modern_process, modern = run("modern", "--preset", "modern-cpu", *seed)
         return {
-            TRAINING.name: ended.seconds,
-            STEP.name: milliseconds(exact),
-            LOSS.name: last_evaluation(exact)["val_loss"],
-            MEMORY.name: ended.memory,
-            STEP_FAST.name: milliseconds(fast),
-            LOSS_FAST.name: last_evaluation(fast)["val_loss"],
-            SPRINT.name: last_evaluation(sprinted)["seconds"],
-            SPRINT_PROCESS.name: short.seconds,
-            SPRINT_LOSS.name: last_evaluation(sprinted)["val_loss"],
-            MODERN.name: whole.seconds,
+            TRAINING.name: cpu_process.seconds,
+            STEP.name: step_milliseconds(cpu),
+            LOSS.name: last_evaluation(cpu)["val_loss"],
+            MEMORY.name: cpu_process.memory,
+            STEP_FAST.name: step_milliseconds(bfloat16),
+            LOSS_FAST.name: last_evaluation(bfloat16)["val_loss"],
+            SPRINT.name: last_evaluation(sprint_run)["seconds"],
+            SPRINT_PROCESS.name: sprint_process.seconds,
+            SPRINT_LOSS.name: last_evaluation(sprint_run)["val_loss"],
+            MODERN.name: modern_process.seconds,
             MODERN_LOSS.name: last_evaluation(modern)["val_loss"],
-            MODERN_MEMORY.name: whole.memory,
+            MODERN_MEMORY.name: modern_process.memory,
             INT8_LOSS.name: abs(evaluate(modern, "--int8=True") - evaluate(modern)),
         }
 
-    def measure_theirs() -> Values:
-        out_dir = harness.theirs / "out"
-        # without always_save_checkpoint it keeps the weights that its own estimate finds best, not the last ones
+    def measure_nanogpt() -> Values:
+        out_dir = harness.nanogpt_dir / "out"
+        # without always_save_checkpoint it keeps the weights with its best estimate, not the last ones
         more = [f"--eval_interval={interval}", "--always_save_checkpoint=True", f"--out_dir={out_dir}"]
-        ended = harness.call(harness.theirs, "train.py", *README_COMMAND, *length, *more)
-        found = re.findall(r"^iter (\d+): loss .*, time ([\d.]+)ms", ended.printed, re.MULTILINE)
-        step = median(float(shown) for _, shown in found)
-        # the time of an iteration that begins with an evaluation has that in it
-        alone = sum(step if int(number) % interval == 0 else float(shown) for number, shown in found) / 1000
-        loss = harness.probe("evaluate_theirs", out_dir / "ckpt.pt", harness.theirs / DATA / "val.bin")["val_loss"]
+        process = harness.call(harness.nanogpt_dir, "train.py", *README_COMMAND, *length, *more)
+        times = re.findall(r"^iter (\d+): loss .*, time ([\d.]+)ms", process.stdout, re.MULTILINE)
+        step = median(float(time) for _, time in times)
+        # the time of an iteration with an evaluation includes the evaluation, so the median replaces it
+        training = sum(step if int(number) % interval == 0 else float(time) for number, time in times) / 1000
+        loss = harness.probe("evaluate_nanogpt", out_dir / "ckpt.pt", harness.nanogpt_dir / DATA / "val.bin")[
+            "val_loss"
+        ]
         return {
-            **{row.name: ended.seconds for row in (TRAINING, SPRINT_PROCESS, MODERN)},
+            **{row.name: process.seconds for row in (TRAINING, SPRINT_PROCESS, MODERN)},
             **{row.name: step for row in (STEP, STEP_FAST)},
             **{row.name: loss for row in (LOSS, LOSS_FAST, SPRINT_LOSS, MODERN_LOSS)},
-            **{row.name: ended.memory for row in (MEMORY, MODERN_MEMORY)},
-            SPRINT.name: alone,
+            **{row.name: process.memory for row in (MEMORY, MODERN_MEMORY)},
+            SPRINT.name: training,
         }
 
-    return measure_ours, measure_theirs
+    return measure_lite, measure_nanogpt
 
 
-def milliseconds(run: ng.Run) -> float:
-    """The median time of a step of a run."""
+def step_milliseconds(run: ng.Run) -> float:
+    """The median milliseconds per step of a run."""
     clock: list[tuple[int, float]] = [(0, 0.0)]
     clock += [(record["step"], record["seconds"]) for record in run.metrics if record["kind"] == "step"]
     return median(1000 * (end - begin) / (last - first) for (first, begin), (last, end) in pairwise(clock))
 
 
 def last_evaluation(run: ng.Run) -> dict[str, Any]:
-    """What the last evaluation of a run found."""
-    found: dict[str, Any] = [record for record in run.metrics if record["kind"] == "eval"][-1]
-    return found
+    """The last evaluation record of a run."""
+    record: dict[str, Any] = [record for record in run.metrics if record["kind"] == "eval"][-1]
+    return record
 
 
 def compare_losses(harness: Harness) -> bool:
-    """Give nanoGPT's first weights and its batches to our trainer, and print the losses of both: are they equal?"""
+    """Train from nanoGPT's initial weights on its batches, and print the losses of both; returns whether they agree."""
     path = harness.folder / "parity.pt"
-    length = [f"--max_iters={PARITY_STEPS - 1}", f"--lr_decay_iters={RECIPE_STEPS}"]  # it takes a step more
+    length = [f"--max_iters={PARITY_STEPS - 1}", f"--lr_decay_iters={RECIPE_STEPS}"]  # nanoGPT does one step more
     more = ["--dtype=float32", f"--out_dir={harness.folder / 'out'}"]
-    harness.probe("record_theirs", path, *README_COMMAND, *length, *more)
-    recorded: dict[str, Any] = torch.load(path, weights_only=True)  # from `probe`; executes nothing
+    harness.probe("record_nanogpt", path, *README_COMMAND, *length, *more)
+    recorded: dict[str, Any] = torch.load(path, weights_only=True)  # written by `probe`; executes no code
     options = {"device": "cpu", "dtype": "float32", "log_interval": 1, "eval_interval": RECIPE_STEPS}
-    ours = init_state(ng.TrainConfig.from_dict({**ng.PRESETS["cpu"], **options}), harness.dataset.tokenizer)
-    ours.model.load_state_dict(recorded["initial"])
+    state = init_state(ng.TrainConfig.from_dict({**ng.PRESETS["cpu"], **options}), harness.dataset.tokenizer)
+    state.model.load_state_dict(recorded["initial"])
     records = loop.train_loop(
-        ours,
+        state,
         harness.dataset.train,
         harness.dataset.val,
         out_dir=harness.folder,

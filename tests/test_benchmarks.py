@@ -1,4 +1,4 @@
-"""What the benchmarks stand on: rows and verdicts, possible variants, the memory of another process."""
+"""Parts of the benchmarks: rows and targets, valid variants, the memory of another process."""
 
 import sys
 from pathlib import Path
@@ -12,12 +12,12 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture(autouse=True)
-def importable(monkeypatch):
+def benchmarks_on_path(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
 
 
 @pytest.mark.parametrize("name", ["ablation", "curves", "on_gpu", "scaling", "vs_nanogpt"])
-def test_each_says_what_it_is_and_refuses_what_it_does_not_know(name, monkeypatch, capsys):
+def test_each_benchmark_has_help_and_refuses_unknown_options(name, monkeypatch, capsys):
     module = __import__(name)
     for arguments, status in (["--help"], 0), (["--nonsense"], 2):
         monkeypatch.setattr(sys, "argv", [name, *arguments])
@@ -27,7 +27,7 @@ def test_each_says_what_it_is_and_refuses_what_it_does_not_know(name, monkeypatc
     assert "usage:" in capsys.readouterr().out
 
 
-def test_every_variant_of_the_recipe_is_possible():
+def test_every_ablation_variant_is_a_valid_config():
     from ablation import VARIANTS
 
     recipe = TrainConfig.from_dict(ng.PRESETS["modern-cpu"])
@@ -36,7 +36,7 @@ def test_every_variant_of_the_recipe_is_possible():
     assert len(set(changed)) == len(VARIANTS)
 
 
-def test_every_point_of_the_scaling_is_possible():
+def test_every_scaling_point_is_a_valid_config():
     from scaling import AXES
 
     for device, preset in (("cpu", "cpu"), ("cuda", "shakespeare_char")):
@@ -48,7 +48,7 @@ def test_every_point_of_the_scaling_is_possible():
 
 
 @pytest.mark.parametrize(
-    ("unit", "hoped", "ours", "theirs", "ratio", "met"),
+    ("unit", "target", "lite", "nanogpt", "ratio", "met"),
     [
         ("tokens/s", {"least_ratio": 8}, [3, 90, 100], [10, 10, 11], 9, True),
         ("s", {"least_ratio": 8}, [10, 20, 30], [100, 140, 150], 7, False),
@@ -57,38 +57,38 @@ def test_every_point_of_the_scaling_is_possible():
         ("MB", {}, [4], [8], 2, None),
     ],
 )
-def test_a_row_is_of_medians_and_judged_by_its_target(unit, hoped, ours, theirs, ratio, met):
+def test_row_holds_medians_and_is_compared_with_its_target(unit, target, lite, nanogpt, ratio, met):
     from table import Row
 
-    row = Row(part="p", name="n", unit=unit, note="", **hoped)
-    line = row.line([{"n": value, "other": 0} for value in ours], [{"n": value} for value in theirs])
+    row = Row(part="p", name="n", unit=unit, note="", **target)
+    line = row.line([{"n": value, "other": 0} for value in lite], [{"n": value} for value in nanogpt])
     assert (line["ratio"], line["met"]) == (ratio, met)
 
 
-def test_a_table_shows_what_there_is():
-    from table import Row, circumstances, markdown
+def test_table_shows_rows_targets_and_notes():
+    from table import Row, describe_environment, markdown
 
     row = Row(part="p", name="what int8 changes", unit="nats", note="a note", most=0.001)
-    text = markdown({**circumstances("python x.py"), "rows": [row.line([{row.name: 0.0002}], [{}])]})
+    text = markdown({**describe_environment("python x.py"), "rows": [row.line([{row.name: 0.0002}], [{}])]})
     assert "| what int8 changes | nats | 0.0002 |  |  | nanogpt_lite ≤ 0.001 | met |" in text
     assert "`python x.py`" in text.splitlines()[0]
     assert "- what int8 changes: a note" in text
 
 
-def test_memory_is_that_of_the_process_itself(tmp_path):
+def test_memory_is_that_of_the_launched_process(tmp_path):
     from harness import launch
 
-    much = bytearray(200_000_000)  # of this process, which does not count
+    own_memory = bytearray(200_000_000)  # of this process, which must not count
     small, large = (
         launch([sys.executable, "-S", "-c", f"x = bytearray({size}); print(len(x))"], tmp_path, {}).memory
         for size in (1, 100_000_000)
     )
-    assert len(much) > 1e8
+    assert len(own_memory) > 1e8
     assert small < 50
     assert 100 < large < 150
 
 
-def test_a_process_that_fails_is_told_with_its_last_lines(tmp_path):
+def test_failed_process_is_reported_with_its_last_lines(tmp_path):
     from harness import launch
 
     with pytest.raises(ng.ExternalError, match="ended with status 3: .*broken"):
