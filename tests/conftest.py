@@ -1,4 +1,4 @@
-"""What the tests share: when a test is skipped and why, and a small text to train on."""
+"""Shared fixtures, the options of pytest, and the counts of injected faults."""
 
 import time
 from collections import Counter
@@ -28,26 +28,26 @@ TINY = {  # options of a run that takes a moment
 
 
 def wait_for(condition):
-    """Wait until it holds, for a minute at most: what other processes do, in files or by ending, tells nobody."""
+    """Poll until `condition()` is true, for at most a minute. For what other processes do, such as writing a file."""
     deadline = time.monotonic() + 60
     while not condition():
-        assert time.monotonic() < deadline, "it does not come about"
+        assert time.monotonic() < deadline, "the condition did not become true within 60 s"
         time.sleep(0.005)
 
 
 def pytest_addoption(parser):
-    parser.addoption("--slow", action="store_true", help="run the slow tests too")
+    parser.addoption("--slow", action="store_true", help="also run the slow tests, and more cases of the fuzz tests")
 
 
 def pytest_configure(config):
-    hypothesis.settings.register_profile("the same each time", derandomize=True)
-    if not config.getoption("--slow"):  # which tries other cases each time
-        hypothesis.settings.load_profile("the same each time")
-    error_recorder.listen()
+    hypothesis.settings.register_profile("deterministic", derandomize=True)
+    if not config.getoption("--slow"):  # which tries new cases each time
+        hypothesis.settings.load_profile("deterministic")
+    error_recorder.start()
 
 
 def pytest_unconfigure():
-    error_recorder.forget()
+    error_recorder.stop()
 
 
 def pytest_collection_modifyitems(config, items):
@@ -56,12 +56,12 @@ def pytest_collection_modifyitems(config, items):
     skips = []
     files = {path.name for path in Path(__file__).parent.rglob("test_*.py")}
     if files - {item.path.name for item in items} or config.option.keyword or config.option.markexpr:
-        skips.append(("whole_suite", pytest.mark.skip(reason="looks at what all other tests have met")))
-    items.sort(key=lambda item: "whole_suite" in item.keywords)  # they come last
+        skips.append(("whole_suite", pytest.mark.skip(reason="needs a run of the whole test suite")))
+    items.sort(key=lambda item: "whole_suite" in item.keywords)  # they run last
     if not config.getoption("--slow"):
         skips.append(("slow", pytest.mark.skip(reason="slow; run with --slow")))
     if not torch.cuda.is_available():
-        skips.append(("gpu", pytest.mark.skip(reason="needs a CUDA device, and there is none here")))
+        skips.append(("gpu", pytest.mark.skip(reason="needs a CUDA device, and this machine has none")))
     for item in items:
         for name, skip in skips:
             if name in item.keywords:
@@ -70,7 +70,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture
 def text_file(tmp_path, monkeypatch) -> Path:
-    """bottles.txt in a folder of its own, which is the current folder too: data/ and runs/ go there."""
+    """bottles.txt in a temporary folder, which is also the current folder, so data/ and runs/ are created there."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "bottles.txt"
     path.write_text(TEXT, encoding="utf-8")
@@ -87,18 +87,18 @@ def trained(text_file, capsys):
     return run
 
 
-FIGURES = pytest.StashKey[Counter[str]]()
+CASE_COUNTS = pytest.StashKey[Counter[str]]()
 
 
 @pytest.fixture
-def figures(request) -> Counter[str]:
-    """What the tests of trust count, for the lines at the end: a figure that is there is one whose test passed."""
-    return request.config.stash.setdefault(FIGURES, Counter())
+def case_counts(request) -> Counter[str]:
+    """Counts of injected faults and fuzzed inputs, which pytest prints at the end. A test adds to it when it passes."""
+    return request.config.stash.setdefault(CASE_COUNTS, Counter())
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    counted = config.stash.get(FIGURES, {})
-    if counted:
-        terminalreporter.section("faults injected, cases tried: lost, none but for what failed above")
-        for name, number in counted.items():
+    counts = config.stash.get(CASE_COUNTS, {})
+    if counts:
+        terminalreporter.section("injected faults and fuzzed inputs (tests that failed are not counted)")
+        for name, number in counts.items():
             terminalreporter.write_line(f"{number:>7,}  {name}")

@@ -78,7 +78,7 @@ def _run_rank(folder: str, variables: dict[str, str], work: Callable[..., Any], 
     import error_recorder
     import torch
 
-    error_recorder.listen()
+    error_recorder.start()
     torch.set_num_threads(1)
     try:
         work(*arguments)

@@ -44,7 +44,7 @@ def test_two_imports_into_one_folder_do_not_mix(nanogpt_ckpt, monkeypatch, done)
     assert len(list(Path("runs/a").iterdir())) == (2 if done else 0)
 
 
-def test_an_export_over_the_file_size_limit_leaves_existing_files_unchanged(text_file, figures):
+def test_an_export_over_the_file_size_limit_leaves_existing_files_unchanged(text_file, case_counts):
     """In a process that may write 30 kB a file at most."""
     run = ng.train("bottles.txt", **SMALL)
     conversion.to_nanogpt(run, "there", dataset=True)
@@ -64,7 +64,7 @@ def test_an_export_over_the_file_size_limit_leaves_existing_files_unchanged(text
         assert re.search(told, done.stderr), done.stderr
         assert "Traceback" not in done.stderr
         assert {path: path.read_bytes() for path in Path("there").rglob("*") if path.is_file()} == before
-        figures["refused by the system"] += 1
+        case_counts["refused by the system"] += 1
 
 
 def test_an_export_does_not_count_as_a_run_and_replaces_none(nanogpt_ckpt):

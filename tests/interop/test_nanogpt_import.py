@@ -91,7 +91,7 @@ def test_an_imported_run_resumes_and_then_stores_the_hash_of_its_dataset(nanogpt
     assert min(record["val_loss"] for record in run.metrics if record["kind"] == "eval") > run.best_val_loss == 2.5
 
 
-def test_import_executes_no_code_of_a_pickle(nanogpt_ckpt, figures):
+def test_import_executes_no_code_of_a_pickle(nanogpt_ckpt, case_counts):
     content = nanogpt_ckpt[0]
     for bomb in (
         {**content, "config": Canary()},
@@ -101,7 +101,7 @@ def test_import_executes_no_code_of_a_pickle(nanogpt_ckpt, figures):
         torch.save(bomb, "out/ckpt.pt")
         with pytest.raises(ng.UserError, match="without executing code in it"):
             conversion.from_nanogpt("out/ckpt.pt")
-        figures["pickles refused"] += 1
+        case_counts["pickles refused"] += 1
     save_ckpt(content)
     for bomb in (
         Canary(),
@@ -112,7 +112,7 @@ def test_import_executes_no_code_of_a_pickle(nanogpt_ckpt, figures):
             Path("data/bottles/meta.pkl").write_bytes(pickle.dumps(bomb, protocol))
             with pytest.raises(ng.UserError, match=r"not a meta.pkl of characters \(it refers to"):
                 conversion.from_nanogpt("out/ckpt.pt")
-            figures["pickles refused"] += 1
+            case_counts["pickles refused"] += 1
     assert not Path("executed").exists()
     assert not Path("runs").exists()
 

@@ -1,6 +1,6 @@
-"""Files and command lines that somebody made to do harm, or that are nonsense: an error of the user, nothing executed.
+"""Malicious or meaningless files and command lines give a `UserError`, and no code in them is executed.
 
-Every case is tried in bounded memory. `pytest --slow` tries many more of them; its last lines say how many.
+Every case runs with a memory limit. `pytest --slow` tries many more cases; its last lines count them.
 """
 
 import contextlib
@@ -35,8 +35,8 @@ from nanogpt_lite.tracking import metrics_file
 TINY = {"preset": "modern-cpu", "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8, "ngram": 2, "batch_size": 4}
 TINY |= {"max_iters": 3, "eval_interval": 2, "warmup_iters": 1, "threads": 1, "device": "cpu"}
 OUT = Path("runs/bottles-1")
-EXECUTED = Path("executed")  # what a pickle leaves behind if anybody loads it
-ROOM = 2 * 2**30  # bytes of memory, beyond what the process has, before it is refused more
+EXECUTED = Path("executed")  # created by the pickles below if they are loaded
+MEMORY_LIMIT = 2 * 2**30  # bytes, beyond what the process has already
 
 few_and_many = pytest.mark.parametrize("cases", [1, pytest.param(25, marks=pytest.mark.slow)])
 UNUSUAL = st.sampled_from([0, -1, 2**31, 2**63, 10**30, 1e308, "", "\0", "\ud800", "é" * 300, [], {}, None, True])
@@ -47,7 +47,7 @@ ANY_JSON = st.recursive(
 )
 
 
-class Bomb:
+class MaliciousPickle:
     def __reduce__(self):
         return (Path.touch, (EXECUTED.absolute(),))
 
@@ -58,74 +58,75 @@ def trained(text_file):
 
 
 @pytest.fixture(autouse=True)
-def bounded():
-    """A process that would take very much memory is refused it, instead of taking it from all others."""
+def memory_limit():
+    """Limits the memory of the process, so that a huge allocation fails instead of exhausting the machine."""
     if sys.platform != "linux":
         yield
         return
     resource = importlib.import_module("resource")
     before = resource.getrlimit(resource.RLIMIT_AS)
     (used,) = (line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmSize" in line)
-    resource.setrlimit(resource.RLIMIT_AS, (int(used) * 1024 + ROOM, before[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (int(used) * 1024 + MEMORY_LIMIT, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def try_cases(number, strategy, case, figures, what):
-    """Call `case` with so many examples; nothing but an error of the user may come of one."""
-    tried, told, refused = [], [], []
+def try_cases(max_examples, strategy, case, case_counts, name):
+    """Call `case` with examples of a strategy; the only errors allowed are `UserError` and `ExternalError`."""
+    messages: list[str] = []
+    tried, out_of_memory = [], []
 
-    @settings(max_examples=number, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=max_examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(strategy)
     def attempt(example):
         tried.append(1)
         try:
             case(example)
         except (ng.UserError, ng.ExternalError) as error:
-            told.append(str(error))
+            messages.append(str(error))
         except (MemoryError, RuntimeError) as error:
             if not memory.is_out_of_memory(error):
                 raise
-            refused.append(example)
+            out_of_memory.append(example)
 
     attempt()
-    assert not refused, "more memory was asked for than anybody needs"
+    assert not out_of_memory, "an allocation beyond the memory limit"
     assert not EXECUTED.exists()
-    assert max((message.count("\n") for message in told), default=0) <= 1
-    figures[f"inputs fuzzed: {what}"] += len(tried)
+    assert max((message.count("\n") for message in messages), default=0) <= 1
+    case_counts[f"inputs fuzzed: {name}"] += len(tried)
 
 
 @st.composite
 def damaged(draw, content):
-    """Bytes with something changed, missing, twice, or put in."""
-    begin = draw(st.integers(0, len(content)))
-    end = min(begin + draw(st.sampled_from([0, 1, 2, 8, 100])), len(content))
-    other = draw(st.binary(max_size=12) | st.just(content[begin:end] * 2) | st.just(pickle.dumps(Bomb())))
-    return content[:begin] + other + content[end:]
+    """The bytes with a part changed, missing, doubled, or inserted."""
+    start = draw(st.integers(0, len(content)))
+    end = min(start + draw(st.sampled_from([0, 1, 2, 8, 100])), len(content))
+    new = draw(st.binary(max_size=12) | st.just(content[start:end] * 2) | st.just(pickle.dumps(MaliciousPickle())))
+    return content[:start] + new + content[end:]
 
 
 @st.composite
-def with_other_value(draw, form):
-    """A JSON value in which one part, at any depth, is another one, is missing, or has another name."""
-    changed = place = copy.deepcopy(form)
+def changed_json(draw, value):
+    """The JSON value with one part, at any depth, replaced, missing, or under another key."""
+    changed = parent = copy.deepcopy(value)
     while True:
-        key = draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
-        inner = place[key]
-        if not (isinstance(inner, dict | list) and inner) or draw(st.integers(0, 3)) == 0:
+        key = draw(st.sampled_from(sorted(parent) if isinstance(parent, dict) else range(len(parent))))
+        child = parent[key]
+        if not (isinstance(child, dict | list) and child) or draw(st.integers(0, 3)) == 0:
             break
-        place = inner
-    how = draw(st.sampled_from(["value", "value", "value", "missing", "name"]))
-    if how == "value":
-        place[key] = draw(ANY_JSON)
+        parent = child
+    change = draw(st.sampled_from(["value", "value", "value", "missing", "name"]))
+    if change == "value":
+        parent[key] = draw(ANY_JSON)
     else:
-        value = place.pop(key)
-        if how == "name" and isinstance(place, dict):
-            place[draw(st.text(max_size=9))] = value
+        child = parent.pop(key)
+        if change == "name" and isinstance(parent, dict):
+            parent[draw(st.text(max_size=9))] = child
     return changed
 
 
-def go_on(path):
-    """All that reads a checkpoint."""
+def use_checkpoint(path):
+    """Call everything that reads a checkpoint."""
     checkpoint_file.read_tensors_and_json(path)
     with contextlib.suppress(ng.UserError):
         ng.load(path, device="cpu")
@@ -138,7 +139,7 @@ def go_on(path):
 
 
 @few_and_many
-def test_damaged_checkpoints(trained, cases, figures):
+def test_damaged_checkpoint_is_an_error(trained, cases, case_counts):
     path = OUT / "last.safetensors"
     content = path.read_bytes()
 
@@ -146,50 +147,50 @@ def test_damaged_checkpoints(trained, cases, figures):
         path.write_bytes(example)
         if example != content:
             checkpoint_file.read_tensors_and_json(path)
-            raise AssertionError("it was not noticed")
+            raise AssertionError("the damage was not detected")
 
-    try_cases(200 * cases, st.binary(max_size=200) | damaged(content), case, figures, "checkpoint files")
+    try_cases(200 * cases, st.binary(max_size=200) | damaged(content), case, case_counts, "checkpoint files")
 
 
 @few_and_many
-def test_checkpoints_that_are_whole_and_say_nonsense(trained, cases, figures):
+def test_intact_checkpoint_with_meaningless_metadata_gives_only_user_errors(trained, cases, case_counts):
     path = OUT / "last.safetensors"
     saved = checkpoint_file.read_checkpoint(path)
 
-    def case(about):
-        checkpoint_file.write_tensors_and_json(path, saved.tensors, about)
-        go_on(path)
+    def case(metadata):
+        checkpoint_file.write_tensors_and_json(path, saved.tensors, metadata)
+        use_checkpoint(path)
 
-    described = with_other_value(saved.metadata.to_json()).filter(lambda about: isinstance(about, dict))
-    try_cases(40 * cases, described, case, figures, "descriptions in checkpoints")
+    metadata = changed_json(saved.metadata.to_json()).filter(lambda value: isinstance(value, dict))
+    try_cases(40 * cases, metadata, case, case_counts, "descriptions in checkpoints")
 
 
 @few_and_many
-def test_checkpoints_with_other_tensors(trained, cases, figures):
+def test_checkpoint_with_other_tensors_gives_only_user_errors(trained, cases, case_counts):
     path = OUT / "last.safetensors"
     saved = checkpoint_file.read_checkpoint(path)
     names = sorted(saved.tensors)
 
     def case(example):
-        name, other, whose = example
-        tensors = {**saved.tensors, other: saved.tensors[whose].clone()}
-        tensors.pop(name, None)
+        removed, replaced, source = example
+        tensors = {**saved.tensors, replaced: saved.tensors[source].clone()}
+        tensors.pop(removed, None)
         checkpoint_file.write_checkpoint(path, tensors, saved.metadata)
-        go_on(path)
+        use_checkpoint(path)
 
     any_name = st.sampled_from(names)
-    try_cases(40 * cases, st.tuples(any_name, any_name, any_name), case, figures, "tensors in checkpoints")
+    try_cases(40 * cases, st.tuples(any_name, any_name, any_name), case, case_counts, "tensors in checkpoints")
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "tokenizer.json", "train.bin", "val.bin"])
 @few_and_many
-def test_damaged_data(text_file, cases, figures, name):
+def test_damaged_prepared_data_gives_only_user_errors(text_file, cases, case_counts, name):
     dataset = ng.prepare("bottles.txt")
     path = dataset.path / name
     content = path.read_bytes()
     examples = st.binary(max_size=200) | damaged(content)
     if name.endswith(".json"):
-        examples |= with_other_value(json.loads(content)).map(lambda form: json.dumps(form).encode())
+        examples |= changed_json(json.loads(content)).map(lambda value: json.dumps(value).encode())
 
     def case(example):
         path.write_bytes(example)
@@ -200,11 +201,11 @@ def test_damaged_data(text_file, cases, figures, name):
         finally:
             path.write_bytes(content)
 
-    try_cases(50 * cases, examples, case, figures, "prepared data")
+    try_cases(50 * cases, examples, case, case_counts, "prepared data")
 
 
 @few_and_many
-def test_any_bytes_as_a_text(text_file, cases, figures):
+def test_any_bytes_as_a_text_give_only_user_errors(text_file, cases, case_counts):
     def case(example):
         Path("any.txt").write_bytes(example)
         dataset = ng.prepare("any.txt", tokenizer="byte" if len(example) % 2 else "char")
@@ -213,11 +214,11 @@ def test_any_bytes_as_a_text(text_file, cases, figures):
     texts = st.binary(min_size=9, max_size=60) | st.text(min_size=9, max_size=60).map(
         lambda text: text.encode("utf-8", "surrogatepass")
     )
-    try_cases(100 * cases, texts, case, figures, "texts")
+    try_cases(100 * cases, texts, case, case_counts, "texts")
 
 
 @few_and_many
-def test_any_metrics(text_file, cases, figures):
+def test_any_metrics_file_can_be_read(text_file, cases, case_counts):
     path = Path("metrics.jsonl")
     lines = ANY_JSON.map(json.dumps) | st.text(max_size=30) | st.just('{"kind": "eval", "step": 3, "val_loss": 1.5')
 
@@ -227,11 +228,11 @@ def test_any_metrics(text_file, cases, figures):
         metrics_file.MetricsFile(path, keep_until=2).close()
         assert all(record["step"] <= 2 for record in metrics_file.read_metrics(path))
 
-    try_cases(100 * cases, st.lists(lines, max_size=5), case, figures, "metrics files")
+    try_cases(100 * cases, st.lists(lines, max_size=5), case, case_counts, "metrics files")
 
 
 @few_and_many
-def test_any_config_file_and_any_tokenizer(trained, cases, figures):
+def test_any_config_file_and_any_tokenizer_gives_only_user_errors(trained, cases, case_counts):
     path = OUT / "config.json"
     content = path.read_bytes()
 
@@ -240,44 +241,44 @@ def test_any_config_file_and_any_tokenizer(trained, cases, figures):
         options = read_config_file(path)
         TrainConfig.from_dict(options)
 
-    forms = with_other_value(json.loads(content)).map(lambda form: json.dumps(form).encode())
-    try_cases(100 * cases, st.binary(max_size=99) | damaged(content) | forms, case, figures, "config files")
+    forms = changed_json(json.loads(content)).map(lambda value: json.dumps(value).encode())
+    try_cases(100 * cases, st.binary(max_size=99) | damaged(content) | forms, case, case_counts, "config files")
     form = {"type": "char", "chars": "abc"}
     pairs = {"type": "bpe-260", "merges": ["a b", "ab c", "c c"], "special": ["<end>"]}
-    forms = ANY_JSON | with_other_value(form) | with_other_value(pairs)
-    try_cases(100 * cases, forms, tokenizer_from_json, figures, "tokenizers")
+    forms = ANY_JSON | changed_json(form) | changed_json(pairs)
+    try_cases(100 * cases, forms, tokenizer_from_json, case_counts, "tokenizers")
 
 
 @pytest.fixture
 def plain(text_file):
-    """A run with a network that nanoGPT and transformers have too."""
+    """A run whose network nanoGPT and transformers support too."""
     options = {name: value for name, value in TINY.items() if name != "ngram"}
     return ng.train("bottles.txt", **options | {"preset": "cpu"})
 
 
 @few_and_many
-def test_any_checkpoint_of_nanogpt(plain, cases, figures):
+def test_any_checkpoint_of_nanogpt_gives_only_user_errors(plain, cases, case_counts):
     path, meta = conversion.to_nanogpt(plain, "theirs"), Path("theirs/data/bottles/meta.pkl")
     contents = path.read_bytes(), meta.read_bytes()
 
     def case(example):
-        content, its_meta = example
+        content, meta_content = example
         if isinstance(content, dict):
             torch.save(content, path)
         else:
             path.write_bytes(content or contents[0])
-        meta.write_bytes(its_meta or contents[1])
+        meta.write_bytes(meta_content or contents[1])
         nanogpt_import.import_nanogpt_checkpoint(path, meta)
 
-    # both were just written here, and are read as nanoGPT reads them
-    other = with_other_value(torch.load(path, weights_only=True))
-    metas = damaged(contents[1]) | with_other_value(pickle.loads(contents[1])).map(pickle.dumps)
-    examples = st.tuples(other | damaged(contents[0]), st.none()) | st.tuples(st.none(), metas)
-    try_cases(80 * cases, examples, case, figures, "checkpoints of nanoGPT")
+    # both files were just written by this test, and are read as nanoGPT reads them
+    changed = changed_json(torch.load(path, weights_only=True))
+    metas = damaged(contents[1]) | changed_json(pickle.loads(contents[1])).map(pickle.dumps)
+    examples = st.tuples(changed | damaged(contents[0]), st.none()) | st.tuples(st.none(), metas)
+    try_cases(80 * cases, examples, case, case_counts, "checkpoints of nanoGPT")
 
 
 @few_and_many
-def test_any_folder_of_hugging_face(text_file, cases, figures):
+def test_any_hugging_face_folder_gives_only_user_errors(text_file, cases, case_counts):
     pairs = ng.train("bottles.txt", **TINY | {"preset": "cpu", "ngram": 1, "tokenizer": "bpe-260"})
     folder = conversion.to_huggingface(pairs, "theirs")
     contents = {name: (folder / name).read_bytes() for name in ("config.json", "tokenizer.json", "model.safetensors")}
@@ -288,7 +289,7 @@ def test_any_folder_of_hugging_face(text_file, cases, figures):
         setup.read_initial_weights("theirs", 4)
 
     forms = [
-        with_other_value(json.loads(contents[n])).map(lambda form: json.dumps(form).encode())
+        changed_json(json.loads(contents[n])).map(lambda value: json.dumps(value).encode())
         for n in contents
         if "json" in n
     ]
@@ -298,7 +299,7 @@ def test_any_folder_of_hugging_face(text_file, cases, figures):
         80 * cases,
         st.one_of(st.tuples(st.just(n), c) for n, c in parts).map(lambda pair: dict([pair])),
         case,
-        figures,
+        case_counts,
         "folders of Hugging Face",
     )
 
@@ -310,20 +311,20 @@ VALUES = st.sampled_from(
 
 
 @few_and_many
-def test_any_command_line(trained, cases, figures, monkeypatch, capsys):
-    def only_check(kind):
-        def check(**given):
+def test_any_command_line_gives_only_user_errors(trained, cases, case_counts, monkeypatch, capsys):
+    def validate_only(kind):
+        def validate(**arguments):
             switches = {"preset", "config", "overwrite", "console"}
-            kind.from_dict({name: value for name, value in given.items() if name not in switches})
-            raise ng.UserError("so far it is right, and no test needs more")
+            kind.from_dict({name: value for name, value in arguments.items() if name not in switches})
+            raise ng.UserError("the arguments are valid, and the test stops here")
 
-        return check
+        return validate
 
     def offline(*_args, **_options):
         raise ng.ExternalError("no network in this test")
 
-    monkeypatch.setattr(pipeline, "train", only_check(TrainConfig))
-    monkeypatch.setattr(pipeline, "run", only_check(RunConfig))
+    monkeypatch.setattr(pipeline, "train", validate_only(TrainConfig))
+    monkeypatch.setattr(pipeline, "run", validate_only(RunConfig))
     monkeypatch.setattr("nanogpt_lite.data.download.fetch", offline)
 
     def case(argv):
@@ -336,47 +337,47 @@ def test_any_command_line(trained, cases, figures, monkeypatch, capsys):
 
     words = st.lists(WORDS | VALUES | st.text(max_size=12), max_size=6)
     named = st.tuples(st.sampled_from(sorted(COMMANDS)), words).map(lambda parts: [parts[0], *parts[1]])
-    try_cases(60 * cases, words | named, case, figures, "command lines")
+    try_cases(60 * cases, words | named, case, case_counts, "command lines")
 
 
 @pytest.mark.parametrize("name", ["last.safetensors", "best.safetensors"])
-def test_a_pickle_as_a_checkpoint_is_refused_and_not_executed(trained, name, figures):
-    for content in (pickle.dumps(Bomb()), pickle.dumps({"model": Bomb()}, protocol=0)):
+def test_pickle_as_a_checkpoint_is_refused_and_not_executed(trained, name, case_counts):
+    for content in (pickle.dumps(MaliciousPickle()), pickle.dumps({"model": MaliciousPickle()}, protocol=0)):
         (OUT / name).write_bytes(content)
         with pytest.raises(ng.UserError, match="damaged"):
             ng.load(OUT, checkpoint=Path(name).stem)
-    torch.save({"model": Bomb()}, OUT / name)
+    torch.save({"model": MaliciousPickle()}, OUT / name)
     with pytest.raises(ng.UserError, match="damaged"):
         ng.train(out_dir=OUT, init_from="resume" if name.startswith("last") else str(OUT / name))
     assert not EXECUTED.exists()
-    figures["pickles refused"] += 3
+    case_counts["pickles refused"] += 3
 
 
 @pytest.mark.parametrize("name", ["train.bin", "tokenizer.json", "manifest.json", "meta.pkl"])
-def test_a_pickle_among_the_data_is_not_executed(text_file, name, figures):
+def test_pickle_in_the_data_folder_is_not_executed(text_file, name, case_counts):
     dataset = ng.prepare("bottles.txt")
-    (dataset.path / name).write_bytes(pickle.dumps(Bomb()))
+    (dataset.path / name).write_bytes(pickle.dumps(MaliciousPickle()))
     with contextlib.suppress(ng.UserError):
         ng.train(ng.prepare("bottles.txt"), **TINY)
     with contextlib.suppress(ng.UserError):
         ng.train(ng.prepare(dataset.path), **TINY)
     assert not EXECUTED.exists()
-    figures["pickles refused"] += 1
+    case_counts["pickles refused"] += 1
 
 
-def test_a_text_that_is_a_pickle_is_text_or_refused(text_file, figures):
+def test_pickle_as_a_text_is_text_or_refused(text_file, case_counts):
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        Path("text.pkl").write_bytes(pickle.dumps(Bomb(), protocol) * 9)
+        Path("text.pkl").write_bytes(pickle.dumps(MaliciousPickle(), protocol) * 9)
         with contextlib.suppress(ng.UserError):
             ng.prepare("text.pkl")
-        figures["pickles refused"] += 1
+        case_counts["pickles refused"] += 1
     assert not EXECUTED.exists()
 
 
-@pytest.mark.parametrize("claimed", [2**50, 2**63, 2**64 - 1, 100 * 2**20])
-def test_a_header_that_claims_a_petabyte_costs_nothing(tmp_path, claimed):
+@pytest.mark.parametrize("claimed_size", [2**50, 2**63, 2**64 - 1, 100 * 2**20])
+def test_header_that_claims_a_petabyte_is_refused_without_allocating(tmp_path, claimed_size):
     path = tmp_path / "last.safetensors"
-    path.write_bytes(struct.pack("<Q", claimed) + b"{}")
+    path.write_bytes(struct.pack("<Q", claimed_size) + b"{}")
     with pytest.raises(ng.UserError, match="damaged"):
         checkpoint_file.read_checkpoint(path)
     huge = {"a": {"dtype": "F32", "shape": [2**48], "data_offsets": [0, 2**50]}, "__metadata__": {"nanogpt_lite": "{}"}}
@@ -401,7 +402,7 @@ def test_a_header_that_claims_a_petabyte_costs_nothing(tmp_path, claimed):
         {"batch_size": 10**18},
     ],
 )
-def test_a_network_that_nobody_could_hold_is_refused_before_it_is_made(trained, options):
+def test_impossibly_large_network_is_refused_before_it_is_built(trained, options):
     path = OUT / "last.safetensors"
     saved = checkpoint_file.read_checkpoint(path)
     checkpoint_file.write_checkpoint(
@@ -416,7 +417,7 @@ def test_a_network_that_nobody_could_hold_is_refused_before_it_is_made(trained, 
             call()
 
 
-def test_a_vocabulary_that_nobody_needs_is_refused(trained):
+def test_vocabulary_that_does_not_fit_the_weights_is_refused(trained):
     path = OUT / "last.safetensors"
     saved = checkpoint_file.read_checkpoint(path)
     chars = "".join(map(chr, range(0x20, 0xD000)))
@@ -428,7 +429,7 @@ def test_a_vocabulary_that_nobody_needs_is_refused(trained):
 
 
 @pytest.mark.parametrize("opening", ["[", '{"a":'])
-def test_json_of_any_depth_is_an_error(trained, opening):
+def test_deeply_nested_json_is_an_error(trained, opening):
     deep = (opening * 100_000).encode()
     for path in (Path("data/bottles/manifest.json"), Path("data/bottles/tokenizer.json"), OUT / "config.json"):
         before = path.read_bytes()
@@ -441,7 +442,7 @@ def test_json_of_any_depth_is_an_error(trained, opening):
 
 
 @pytest.mark.parametrize("id_", [65535, 60])
-def test_ids_beyond_the_vocabulary_are_an_error(text_file, id_):
+def test_token_ids_outside_the_vocabulary_are_an_error(text_file, id_):
     dataset = ng.prepare("bottles.txt")
     content = bytearray((dataset.path / "train.bin").read_bytes())
     content[100:102] = struct.pack("<H", id_)
@@ -450,16 +451,16 @@ def test_ids_beyond_the_vocabulary_are_an_error(text_file, id_):
         ng.train(dataset, **TINY)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only there a process has such a limit")
-def test_the_limit_of_memory_is_one(trained):
-    """Without it the cases above would show nothing."""
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS works on Linux only")
+def test_memory_limit_is_in_force(trained):
+    """Without the limit the cases above would not show a huge allocation."""
     with pytest.raises((MemoryError, RuntimeError)) as caught:
-        bytearray(2 * ROOM)
+        bytearray(2 * MEMORY_LIMIT)
     assert memory.is_out_of_memory(caught.value)
     forked_ranks.kill_all()
 
 
-def test_the_largest_context_that_is_permitted_takes_no_memory_before_it_is_needed(text_file, tmp_path):
+def test_largest_allowed_block_size_allocates_no_memory_in_advance(text_file, tmp_path):
     options = {**TINY, "n_layer": 100, "n_embd": 2, "n_head": 1, "ngram": 1}
     ng.train("bottles.txt", **options, eval_iters=1)
     saved = checkpoint_file.read_checkpoint(OUT / "last.safetensors")

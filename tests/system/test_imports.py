@@ -1,4 +1,4 @@
-"""What importing a module does: nothing but define names. The layers are checked by import-linter (pyproject.toml)."""
+"""Importing a module has no effect but to define names. Layers: see import-linter in pyproject.toml."""
 
 import ast
 import subprocess
@@ -21,8 +21,8 @@ def source_of(module: str) -> str:
     return (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
 
 
-def imported(source: str) -> Iterator[str]:
-    """Every module that is imported anywhere in a source: `package.module`, or `package.name` after a `from`."""
+def imports_of(source: str) -> Iterator[str]:
+    """Every module that a source imports anywhere: `package.module`, or `package.name` after a `from`."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -32,43 +32,43 @@ def imported(source: str) -> Iterator[str]:
             yield from (f"{origin}.{alias.name}" for alias in node.names) if package else [origin]
 
 
-def foreign(source: str) -> set[str]:
-    """What a source imports from outside the standard library."""
-    return {name for name in imported(source) if name.split(".")[0] not in sys.stdlib_module_names}
+def third_party_imports(source: str) -> set[str]:
+    """The modules that a source imports from outside the standard library."""
+    return {name for name in imports_of(source) if name.split(".")[0] not in sys.stdlib_module_names}
 
 
-def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def run_python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
 
 
-def test_the_package_itself_imports_nothing_before_a_name_is_used():
+def test_package_imports_nothing_until_a_name_is_used():
     tree = ast.parse(source_of(""))
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             node.body = [ast.Pass()]
-    assert set(imported(ast.unparse(tree))) == {"importlib", "typing"}
+    assert set(imports_of(ast.unparse(tree))) == {"importlib", "typing"}
 
 
-def test_config_needs_the_standard_library_only():
-    assert foreign(source_of("config.options")) == {"nanogpt_lite.errors", "nanogpt_lite.config.schema"}
-    assert foreign(source_of("config.schema")) == {"nanogpt_lite.errors"}
-    assert "numpy.random" in foreign(source_of("config.options") + "\nimport numpy.random")
+def test_config_imports_only_the_standard_library():
+    assert third_party_imports(source_of("config.options")) == {"nanogpt_lite.errors", "nanogpt_lite.config.schema"}
+    assert third_party_imports(source_of("config.schema")) == {"nanogpt_lite.errors"}
+    assert "numpy.random" in third_party_imports(source_of("config.options") + "\nimport numpy.random")
 
 
 @pytest.mark.parametrize("module", ["nanogpt_lite", "nanogpt_lite.cli.main"])
-def test_heavy_packages_are_left_for_later(module, tmp_path):
+def test_heavy_packages_are_not_imported_at_start(module, tmp_path):
     code = f"import sys, {module}; print(*{{'torch', 'numpy', 'requests', 'tqdm', 'matplotlib'}} & set(sys.modules))"
-    done = python(code, tmp_path)
-    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
+    result = run_python(code, tmp_path)
+    assert (result.returncode, result.stdout.strip(), result.stderr) == (0, "", "")
 
 
 def test_importing_has_no_effect(tmp_path):
-    """No output, no file, no seeding, no settings: the state of the world is the same before and after."""
+    """No output, no file, no seeding, no settings: the global state is the same before and after."""
     code = f"""
 import importlib, logging, os, random, signal, sys
 import numpy, torch
 
-def world():
+def global_state():
     return (
         torch.get_rng_state().tolist(), torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(),
         torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision(),
@@ -78,11 +78,11 @@ def world():
         torch.cuda.is_initialized(), os.listdir(),
     )
 
-before = world()
+before = global_state()
 for module in {MODULES}:
     importlib.import_module("nanogpt_lite." + module)
-for number, (old, new) in enumerate(zip(before, world(), strict=True)):
+for number, (old, new) in enumerate(zip(before, global_state(), strict=True)):
     assert old == new, (number, old, new)
 """
-    done = python(code, tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    result = run_python(code, tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

@@ -30,7 +30,7 @@ TOLERANCE = {
 }
 QUICK = ("cpu", "modern-cpu")
 RECIPES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TOLERANCE]
-FORMATS = ["float32", "bfloat16", pytest.param("float16", marks=pytest.mark.slow)]  # which a CPU is slow in
+DTYPES = ["float32", "bfloat16", pytest.param("float16", marks=pytest.mark.slow)]  # slow on a CPU
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
@@ -49,25 +49,25 @@ def val_loss(data, options, dtype, device, out_dir):
 
 @pytest.fixture(scope="module")
 def exact():
-    """The losses in 64 bits, each computed once."""
+    """The losses in float64, each computed once."""
     return {}
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_the_loss_is_that_of_64_bits_within_what_is_promised(text_file, tmp_path, exact, recipe, dtype, device):
+def test_loss_is_within_the_documented_tolerance_of_float64(text_file, tmp_path, exact, recipe, dtype, device):
     data, options = ng.prepare("bottles.txt"), {**ng.PRESETS[recipe], **PLAIN, **SMALL}
     if recipe not in exact:
         exact[recipe] = val_loss(data, options, "float64", "cpu", tmp_path)
-    got = val_loss(data, options, dtype, device, tmp_path)
-    assert got == pytest.approx(exact[recipe], abs=TOLERANCE[recipe][dtype])
-    assert exact[recipe] < 3.2  # it has learned something: at the beginning it is the logarithm of the vocabulary
+    loss = val_loss(data, options, dtype, device, tmp_path)
+    assert loss == pytest.approx(exact[recipe], abs=TOLERANCE[recipe][dtype])
+    assert exact[recipe] < 3.2  # it has learned something: the initial loss is the logarithm of the vocabulary size
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["cpu", "modern-cpu"])
-def test_at_full_size_it_is_no_further_away(text_file, tmp_path, recipe):
+def test_loss_at_full_size_is_within_the_tolerance_too(text_file, tmp_path, recipe):
     preset, data = ng.PRESETS[recipe], ng.prepare("python_docs")
     options = {**preset, **PLAIN, "lr_decay_iters": preset["max_iters"], "eval_iters": 20}
     exact = val_loss(data, options, "float64", "cpu", tmp_path)
