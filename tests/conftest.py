@@ -7,24 +7,9 @@ from pathlib import Path
 import error_recorder
 import hypothesis
 import pytest
+from tiny import TINY
 
 TEXT = "".join(f"{n} green bottles hanging on the wall, and if {n % 7} should fall;\n" for n in range(400))
-
-
-TINY = {  # options of a run that takes a moment
-    "device": "cpu",
-    "threads": 1,
-    "block_size": 16,
-    "n_layer": 1,
-    "n_head": 2,
-    "n_embd": 16,
-    "ngram": 1,
-    "dropout": 0.1,
-    "batch_size": 4,
-    "max_iters": 20,
-    "eval_interval": 10,
-    "warmup_iters": 2,
-}
 
 
 def wait_for(condition):

@@ -4,15 +4,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import TINY_GPT
 
 import nanogpt_lite as ng
 
-SMALL = {"preset": "cpu", "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8, "batch_size": 8, "threads": 1}
-SMALL |= {"max_iters": 12, "eval_interval": 4, "log_interval": 1, "warmup_iters": 2, "learning_rate": 0.01}
+OPTIONS: dict[str, Any] = {
+    **TINY_GPT,
+    "batch_size": 8,
+    "max_iters": 12,
+    "eval_interval": 4,
+    "log_interval": 1,
+    "learning_rate": 0.01,
+}
 
 
 def train(options: dict[str, Any]) -> None:
-    ng.train("bottles.txt", **{**SMALL, **options})
+    ng.train("bottles.txt", **{**OPTIONS, **options})
 
 
 def records(out_dir: str, kind: str) -> list[dict[str, Any]]:

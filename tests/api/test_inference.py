@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from tiny import TINY
 
 import nanogpt_lite as ng
 from nanogpt_lite.checkpoint import checkpoint_file

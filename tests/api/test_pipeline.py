@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from tiny import TINY
 
 import nanogpt_lite as ng
 from nanogpt_lite.api import pipeline, request, setup
@@ -319,6 +319,7 @@ def test_other_scripts_train_and_sample(text_file, text, tokenizer):
     drawn = ng.sample(run, start=text[:4], max_new_tokens=60, temperature=0.0)[0]
     assert drawn.startswith(text[:4])
     assert set(drawn) <= set(text) | {"\ufffd"}
+    assert run.best_val_loss is not None
     assert run.best_val_loss < 1.5  # what each symbol's frequency alone allows is above 2
 
 
@@ -430,11 +431,11 @@ def test_ranks_that_are_started_anew_go_on_from_the_newest_there_is(text_file):
 
 def test_a_folder_that_was_taken_meanwhile_is_left_alone(text_file, monkeypatch):
     """Two runs begin with one name, and one is over before the other one has its data."""
-    open_data, begun = setup.open_data, []
+    open_data, begun = setup.open_data, list[bytes]()
 
     def slow(*arguments, **options):
         if not begun:
-            begun.append(1)
+            begun.append(b"")
             ng.train("bottles.txt", out_dir="one", **TINY)
             begun.append(Path("one/last.safetensors").read_bytes())
         return open_data(*arguments, **options)

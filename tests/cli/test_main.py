@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 from conftest import wait_for
+from tiny import TINY, to_arguments
 
 import nanogpt_lite as ng
 from nanogpt_lite.cli import main as command_line
 
-TINY = "--device cpu --threads 1 --block_size 16 --n_layer 1 --n_head 2 --n_embd 16 --ngram 1 --batch_size 4"
-TINY += " --warmup_iters 2"
-TRAIN = f"train --dataset bottles.txt {TINY}"
+SHORT = " ".join(
+    to_arguments({name: TINY[name] for name in TINY if name not in ("dropout", "max_iters", "eval_interval")})
+)
+TRAIN = f"train --dataset bottles.txt {SHORT}"
 
 
 def main(line, *more):
@@ -161,7 +163,7 @@ def test_samples_are_printed_completely_and_in_order(text_file, capsys):
 
 
 def test_run_prepares_trains_and_samples(text_file, capsys):
-    assert main(f"run --dataset bottles.txt {TINY} --max_iters 4 --max_new_tokens 30 --temperature 0.5") == 0
+    assert main(f"run --dataset bottles.txt {SHORT} --max_iters 4 --max_new_tokens 30 --temperature 0.5") == 0
     captured = capsys.readouterr()
     assert captured.out.startswith("\n")
     assert len(captured.out) == 1 + 30 + 1
@@ -275,8 +277,9 @@ def test_prepare_finds_a_damaged_dataset_and_its_remedy_works(text_file, capsys)
     path.write_bytes(content[:100] + b"\1" + content[101:])
     assert main("prepare --dataset bottles.txt") == 2
     told = capsys.readouterr().err
-    remedy = re.search(r"prepare it again with (--dataset bottles.txt --out_dir data/bottles --overwrite)", told)[1]
-    assert main(f"prepare {remedy}") == 0
+    remedy = re.search(r"prepare it again with (--dataset bottles.txt --out_dir data/bottles --overwrite)", told)
+    assert remedy
+    assert main(f"prepare {remedy[1]}") == 0
     assert path.read_bytes() == content
 
 
@@ -310,7 +313,9 @@ def test_remedy_for_a_damaged_checkpoint_works(text_file, capsys):
     Path("r/last.safetensors").write_bytes(whole[:-9])
     assert main("train --out_dir r --init_from resume --max_iters 6") == 2
     told = capsys.readouterr().err
-    there, copied, over = re.search(r"its folder also has (\w+): .* copy (\S+) over (\S+)\n", told).groups()
+    match = re.search(r"its folder also has (\w+): .* copy (\S+) over (\S+)\n", told)
+    assert match
+    there, copied, over = match.groups()
     assert there == "best"
     assert main(f"sample --out_dir r --checkpoint {there} --max_new_tokens 3") == 0
     Path(over).write_bytes(Path(copied).read_bytes())

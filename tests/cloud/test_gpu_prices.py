@@ -1,5 +1,7 @@
 """Prices of GPUs by the names that PyTorch reports, lists of GPU types, and the line that reports the cost."""
 
+import time
+
 import pytest
 import torch
 
@@ -30,7 +32,7 @@ def test_gpu_list_keeps_the_order_of_preference():
 )
 def test_report_cost_prints_the_cost_of_all_gpus_also_after_an_error(count, name, line, monkeypatch, capsys):
     times = iter([5.0, 105.0])
-    monkeypatch.setattr(gpu_prices.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(time, "monotonic", lambda: next(times))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
     with pytest.raises(ZeroDivisionError), gpu_prices.report_cost():

@@ -4,9 +4,11 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from shared_volume import TEXT, Machines
+from tiny import TINY_GPT
 
 import nanogpt_lite as ng
 from nanogpt_lite import files
@@ -16,8 +18,7 @@ from nanogpt_lite.cloud.storage import OWNERS_FILE, LocalStorage
 from nanogpt_lite.data import sources
 from nanogpt_lite.tracking.records import CheckpointRecord
 
-TINY = {"preset": "cpu", "block_size": 8, "batch_size": 2, "n_layer": 1, "n_head": 2, "n_embd": 8, "device": "cpu"}
-TINY |= {"eval_interval": 4, "log_interval": 1, "warmup_iters": 2}
+OPTIONS: dict[str, Any] = {**TINY_GPT, "batch_size": 2, "eval_interval": 4, "log_interval": 1}
 
 
 @pytest.fixture
@@ -29,12 +30,12 @@ def train_without_volume(machines, **options):
     """The bytes of the last checkpoint of the same training without a Volume."""
     machines.start()
     jobs.prepare_job(LocalStorage(), machines.text)
-    run = ng.train("data/text", out_dir="runs/undisturbed", **{**TINY, **options})
+    run = ng.train("data/text", out_dir="runs/undisturbed", **{**OPTIONS, **options})
     return (run.out_dir / f"last{SUFFIX}").read_bytes()
 
 
 def train(storage, machines, owner, **options):
-    return jobs.train_job(storage, owner=owner, dataset=machines.text, **{**TINY, **options})
+    return jobs.train_job(storage, owner=owner, dataset=machines.text, **{**OPTIONS, **options})
 
 
 def read_last(machines, run="text"):
@@ -57,7 +58,7 @@ def test_sync_checkpoints_pushes_each_checkpoint_and_the_last_state_when_the_run
     folder = Path("runs/text")
     storage.claim(folder, "me", delete_files=True)
     commits = storage.volume.commits
-    records = jobs.sync_checkpoints(ng.training("text", out_dir=folder, max_iters=50, **TINY), storage, folder, "me")
+    records = jobs.sync_checkpoints(ng.training("text", out_dir=folder, max_iters=50, **OPTIONS), storage, folder, "me")
     next(record for record in records if isinstance(record, CheckpointRecord))
     next(records)  # the push of the checkpoint starts when the next record is asked for
     deadline = time.monotonic() + 30
@@ -76,7 +77,9 @@ def test_later_call_takes_the_run_over_and_the_earlier_one_stops(machines):
     jobs.prepare_job(first, machines.text)
     folder = Path("runs/text")
     first.claim(folder, "first", delete_files=True)
-    records = jobs.sync_checkpoints(ng.training("text", out_dir=folder, max_iters=50, **TINY), first, folder, "first")
+    records = jobs.sync_checkpoints(
+        ng.training("text", out_dir=folder, max_iters=50, **OPTIONS), first, folder, "first"
+    )
     next(record for record in records if isinstance(record, CheckpointRecord))
     first_machine = Path.cwd()
     train(machines.start(), machines, "second", max_iters=4)
@@ -102,7 +105,7 @@ def test_retry_of_an_overwriting_call_resumes_instead_of_overwriting_again(machi
 @pytest.mark.parametrize("other", [{"n_embd": 16}, {"preset": "shakespeare_char"}])
 def test_resume_with_another_network_shape_is_refused(machines, other):
     train(machines.start(), machines, "first", max_iters=4)
-    options = {**({} if "preset" in other else TINY), "max_iters": 8, **other}
+    options = {**({} if "preset" in other else OPTIONS), "max_iters": 8, **other}
     with pytest.raises(ng.UserError, match="another network"):
         jobs.train_job(machines.start(), owner="second", dataset=machines.text, **options)
 
@@ -127,7 +130,7 @@ def test_evaluate_job_finds_data_outside_of_the_volume(machines, tmp_path):
     machines.start()
     data = ng.prepare(machines.text, out_dir=tmp_path / "elsewhere")
     storage = machines.start()
-    ng.train(data, **TINY, max_iters=2, out_dir=storage.root / "runs/far")
+    ng.train(data, **OPTIONS, max_iters=2, out_dir=storage.root / "runs/far")
     storage.volume.commit()
     assert jobs.evaluate_job(storage, "far")["step"] == 2
     shutil.rmtree(data.path)
@@ -156,7 +159,7 @@ def test_prepare_job_reads_an_uploaded_text(machines):
 
 def test_resumed_trial_equals_a_training_without_interruption(machines):
     jobs.prepare_job(machines.start(), machines.text)
-    shape = {name: str(value) for name, value in TINY.items() if name not in ("preset", "eval_interval")}
+    shape = {name: str(value) for name, value in OPTIONS.items() if name not in ("preset", "eval_interval")}
     trials = sweeps.make_trials({**shape, "learning_rate": "1e-3, 5e-3"}, preset="cpu", steps=4, name="s")
     options = {"max_iters": 12, "eval_interval": 4}
     for trial in trials:
@@ -181,7 +184,7 @@ def test_call_with_a_user_error_leaves_the_volume_unchanged(machines, wrong):
     train(machines.start(), machines, "good", max_iters=4)
     before = {path: path.read_bytes() for path in machines.shared.rglob("*") if path.is_file()}
     for overwrite in (True, False):
-        options = {**TINY, "dataset": machines.text, "out_dir": "text", "max_iters": 8, **wrong}
+        options = {**OPTIONS, "dataset": machines.text, "out_dir": "text", "max_iters": 8, **wrong}
         with pytest.raises(ng.UserError):
             jobs.train_job(machines.start(), owner="bad", overwrite=overwrite, **options)
     after = {path: path.read_bytes() for path in machines.shared.rglob("*") if path.is_file()}
@@ -211,7 +214,7 @@ def test_run_from_another_runs_weights_and_another_text_resumes(machines):
     train(machines.start(), machines, "one", max_iters=4)
     letters = Path(machines.text).with_name("letters.txt")
     letters.write_text("that is to be\n" * 100)  # fewer characters than the first text has
-    call = {**TINY, "owner": "two", "dataset": str(letters), "out_dir": "child", "init_from": "runs/text"}
+    call = {**OPTIONS, "owner": "two", "dataset": str(letters), "out_dir": "child", "init_from": "runs/text"}
     del call["n_embd"]  # the preset's differs from the first run's
     jobs.train_job(machines.start(), **call, max_iters=4)
     run = jobs.train_job(machines.start(), **call, max_iters=8)

@@ -7,16 +7,17 @@ import subprocess
 import sys
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import wait_for
+from tiny import TINY_GPT
 
 import nanogpt_lite as ng
 from nanogpt_lite.cloud import launcher
 from nanogpt_lite.tracking.records import DoneRecord, EvalRecord, record_from_json
 
-SMALL = {"preset": "cpu", "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8, "batch_size": 8, "threads": 1}
-SMALL |= {"eval_interval": 4, "log_interval": 2, "warmup_iters": 2, "lr_decay_iters": 12}
+OPTIONS: dict[str, Any] = {**TINY_GPT, "batch_size": 8, "eval_interval": 4, "log_interval": 2, "lr_decay_iters": 12}
 
 
 def read_metrics(out_dir):
@@ -38,11 +39,11 @@ def running_ranks(folder):
 def test_train_on_ranks_gives_the_records_and_losses_of_one_process(text_file):
     data = ng.prepare(text_file)
     records = [
-        record.to_json() for record in launcher.train_on_ranks(2, data, out_dir="runs/shared", max_iters=12, **SMALL)
+        record.to_json() for record in launcher.train_on_ranks(2, data, out_dir="runs/shared", max_iters=12, **OPTIONS)
     ]
     assert (records[-1]["kind"], records[-1]["reason"]) == ("done", "max_iters")
     assert records == ng.Run(Path("runs/shared")).metrics
-    ng.train(data, out_dir="runs/alone", max_iters=12, **SMALL)
+    ng.train(data, out_dir="runs/alone", max_iters=12, **OPTIONS)
     shared = {r["step"]: r["val_loss"] for r in read_metrics("runs/shared") if r["kind"] == "eval"}
     alone = {r["step"]: r["val_loss"] for r in read_metrics("runs/alone") if r["kind"] == "eval"}
     assert shared == pytest.approx(alone, abs=1e-5)
@@ -51,7 +52,7 @@ def test_train_on_ranks_gives_the_records_and_losses_of_one_process(text_file):
 @pytest.mark.slow
 def test_signal_to_the_caller_stops_the_ranks_with_the_state_saved(text_file):
     with pytest.raises(ng.Interrupted, match="the state is saved"):
-        for record in launcher.train_on_ranks(2, "bottles.txt", out_dir="runs/shared", max_iters=100_000, **SMALL):
+        for record in launcher.train_on_ranks(2, "bottles.txt", out_dir="runs/shared", max_iters=100_000, **OPTIONS):
             if isinstance(record, EvalRecord) and record.step == 4:
                 os.kill(os.getpid(), signal.SIGTERM)
     assert isinstance(record, DoneRecord)
@@ -62,7 +63,7 @@ def test_signal_to_the_caller_stops_the_ranks_with_the_state_saved(text_file):
 @pytest.mark.slow
 def test_user_error_of_a_rank_is_raised_in_the_caller(text_file):
     with pytest.raises(ng.UserError, match="a step of 8 rows .* cannot be shared equally by 3 ranks"):
-        list(launcher.train_on_ranks(3, str(text_file), out_dir="runs/three", max_iters=1, **SMALL))
+        list(launcher.train_on_ranks(3, str(text_file), out_dir="runs/three", max_iters=1, **OPTIONS))
     assert not Path("runs").exists()
 
 
@@ -73,7 +74,7 @@ def test_ranks_that_end_without_an_error_of_their_own_raise_external_error(text_
 
     monkeypatch.setattr(launcher, "_start_launcher", start_and_end)
     with pytest.raises(ng.ExternalError, match=r"a rank ended .* continues from the last checkpoint"):
-        list(launcher.train_on_ranks(2, "bottles.txt", out_dir="runs/none", max_iters=1, **SMALL))
+        list(launcher.train_on_ranks(2, "bottles.txt", out_dir="runs/none", max_iters=1, **OPTIONS))
 
 
 def test_user_error_of_a_rank_is_raised_before_other_errors(tmp_path):
@@ -99,7 +100,7 @@ def test_user_error_of_a_rank_is_raised_before_other_errors(tmp_path):
 @pytest.mark.slow
 def test_closed_generator_stops_the_ranks_with_the_state_saved(text_file):
     with closing(
-        launcher.train_on_ranks(2, str(text_file), out_dir="runs/left", max_iters=100_000, **SMALL)
+        launcher.train_on_ranks(2, str(text_file), out_dir="runs/left", max_iters=100_000, **OPTIONS)
     ) as records:
         next(record for record in records if isinstance(record, EvalRecord))
     assert not running_ranks(text_file.parent)
@@ -118,7 +119,7 @@ def test_incomplete_line_is_read_again_when_it_is_complete(tmp_path):
 
 
 def test_record_survives_json(text_file):
-    records = list(ng.training(str(text_file), **SMALL, sample_interval=2, max_iters=4))
+    records = list(ng.training(str(text_file), **OPTIONS, sample_interval=2, max_iters=4))
     assert {record.kind for record in records} == {"start", "step", "sample", "eval", "checkpoint", "done"}
     assert [record_from_json(record.to_json()) for record in records] == records
 
@@ -128,7 +129,7 @@ def test_ranks_end_when_the_caller_is_killed(text_file):
     code = f"""
 import nanogpt_lite as ng
 from nanogpt_lite.cloud import launcher
-for record in launcher.train_on_ranks(2, "bottles.txt", out_dir="runs/killed", max_iters=100_000, **{SMALL!r}):
+for record in launcher.train_on_ranks(2, "bottles.txt", out_dir="runs/killed", max_iters=100_000, **{OPTIONS!r}):
     print(record.kind, flush=True)
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

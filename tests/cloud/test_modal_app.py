@@ -9,6 +9,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import documentation
 import pytest
@@ -29,7 +30,7 @@ from local_modal import LocalModal
 ROOT = Path(__file__).parents[2]
 APP = ROOT / "modal_app.py"
 MODAL_PAGE = ROOT / "docs/modal.md"
-SMALL = {"block_size": 8, "batch_size": 2, "n_layer": 1, "n_head": 2, "n_embd": 8, "threads": 1}
+SMALL: dict[str, Any] = {"block_size": 8, "batch_size": 2, "n_layer": 1, "n_head": 2, "n_embd": 8, "threads": 1}
 
 
 def to_flags(options):

@@ -279,7 +279,7 @@ def test_subset_replace_and_stored():
         *trackers,
     }
     with pytest.raises(dataclasses.FrozenInstanceError):
-        whole.n_layer = 4  # type: ignore[misc]
+        whole.n_layer = 4
 
 
 @pytest.mark.parametrize("form", [{"n_layer": 2}, {"config": {"n_layer": 2}, "versions": {"torch": "2.9"}}])

@@ -12,7 +12,7 @@ import forked_ranks
 import pytest
 import torch
 from conftest import wait_for
-from rank_training import SMALL, losses, records, require_same_losses, train
+from rank_training import OPTIONS, losses, records, require_same_losses, train
 
 import nanogpt_lite as ng
 from nanogpt_lite.checkpoint import checkpoint_file
@@ -102,7 +102,7 @@ def test_rows_that_cannot_be_shared_equally_are_an_error_on_every_rank(folder):
         message = Path(f"rank{rank}.error").read_text()
         assert message.startswith("UserError: a step of 8 rows")
         assert "cannot be shared equally by 3 ranks" in message
-        assert "--batch_size 9" in message
+        assert "`batch_size=9`" in message
     assert not Path("runs/three").exists()
 
 
@@ -201,7 +201,7 @@ def test_a_failure_of_the_main_process_alone_ends_all_ranks(folder):
 def test_several_ranks_resume_only_with_an_out_dir(folder):
     train({"out_dir": "runs/one"})
     assert forked_ranks.run(2, train, {"init_from": "resume"}) == [1, 1]
-    assert "give --out_dir" in Path("rank1.error").read_text()
+    assert "give `out_dir`" in Path("rank1.error").read_text()
 
 
 def test_world_size_without_other_ranks_is_an_error(folder, monkeypatch):
@@ -253,7 +253,7 @@ def flags(**options):
 
 @pytest.mark.slow
 def test_torchrun_restarts_after_a_rank_is_killed(folder):
-    options = {**SMALL, "max_iters": 400, "lr_decay_iters": 400}
+    options = {**OPTIONS, "max_iters": 400, "lr_decay_iters": 400}
     command = [*TORCHRUN, "--standalone", "--nproc_per_node=2", "--max-restarts=1", "-m", "nanogpt_lite", "train"]
     command += flags(dataset="bottles.txt", out_dir="runs/shared", **options)
     torchrun = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -301,7 +301,7 @@ def test_torchrun_on_two_machines_has_the_losses_of_one_process(folder):
     launched = []
     for number in range(2):
         command = [*TORCHRUN, *nodes, f"--node_rank={number}", "-m", "nanogpt_lite", "train"]
-        command += flags(dataset="bottles.txt", out_dir="runs/shared", **SMALL)
+        command += flags(dataset="bottles.txt", out_dir="runs/shared", **OPTIONS)
         launched.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
     for number, machine in enumerate(launched):
         stdout, stderr = machine.communicate(timeout=120)

@@ -4,25 +4,13 @@ import json
 
 import pytest
 import torch
+from tiny import TINY_GPT, to_arguments
 
 from nanogpt_lite.cli import main
 from nanogpt_lite.device import profiling
 from nanogpt_lite.device.distributed import ProcessGroup
 
-TINY = [
-    "--n_layer",
-    "1",
-    "--n_head",
-    "2",
-    "--n_embd",
-    "16",
-    "--block_size",
-    "8",
-    "--batch_size",
-    "2",
-    "--device",
-    "cpu",
-]
+ARGUMENTS = to_arguments({**TINY_GPT, "batch_size": 2})
 
 
 @pytest.mark.parametrize("is_traced", [True, False])
@@ -30,7 +18,10 @@ def test_a_trace_of_a_few_steps_is_written(tmp_path, monkeypatch, is_traced):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.txt").write_text("all is well that ends well\n" * 40)
     trace = ["--trace", "look"] if is_traced else []
-    assert main.main(["train", "--dataset", "my.txt", "--max_iters", "12", "--eval_interval", "12", *TINY, *trace]) == 0
+    assert (
+        main.main(["train", "--dataset", "my.txt", "--max_iters", "12", "--eval_interval", "12", *ARGUMENTS, *trace])
+        == 0
+    )
     if not is_traced:
         assert not (tmp_path / "look").exists()
         return

@@ -5,17 +5,16 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
-from nanogpt_files import SHAPE, make_nanogpt_ckpt
+from nanogpt_files import SMALL, make_nanogpt_ckpt
 
 import nanogpt_lite as ng
 from nanogpt_lite.checkpoint.checkpoint_file import read_checkpoint
 from nanogpt_lite.cli.main import main
 from nanogpt_lite.interop import conversion
 from nanogpt_lite.runs import run_files, run_folder
-
-SMALL = {**SHAPE, "preset": "cpu", "device": "cpu", "threads": 1, "batch_size": 4, "max_iters": 6, "eval_interval": 3}
 
 
 @pytest.fixture
@@ -88,7 +87,7 @@ def test_exported_weights_load_and_sample(text_file):
     path = conversion.export_weights(run)
     assert path == run.out_dir / "weights.safetensors"
     assert path.stat().st_size < 0.45 * (run.out_dir / "best.safetensors").stat().st_size
-    options = {"start": "7 green", "max_new_tokens": 20, "device": "cpu"}
+    options: dict[str, Any] = {"start": "7 green", "max_new_tokens": 20, "device": "cpu"}
     assert ng.sample(path, **options) == ng.sample(run, **options) == ng.sample(run, checkpoint="weights", **options)
     assert not [name for name in read_checkpoint(path).tensors if name.startswith("optimizer")]
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +19,16 @@ from nanogpt_lite.tokenizers.bpe import END_OF_TEXT
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
-TINY = {"device": "cpu", "threads": 1, "max_iters": 4, "eval_interval": 2, "batch_size": 4, "warmup_iters": 1}
-SHAPE = {"block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 16}
-NANOGPTS = {**TINY, **SHAPE, "preset": "cpu", "dropout": 0.0}
+SHORT: dict[str, Any] = {
+    "device": "cpu",
+    "threads": 1,
+    "max_iters": 4,
+    "eval_interval": 2,
+    "batch_size": 4,
+    "warmup_iters": 1,
+}
+SHAPE: dict[str, Any] = {"block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 16}
+NANOGPTS = {**SHORT, **SHAPE, "preset": "cpu", "dropout": 0.0}
 
 
 @pytest.fixture
@@ -47,7 +55,7 @@ def logits_of(model, ids):
 def start_from(init_from, **options):
     """A run from these weights, whose learning rate is too small to change them."""
     still = {"learning_rate": 1e-12, "decay_lr": False, "weight_decay": 0.0}
-    return ng.train("bottles.txt", init_from=init_from, **{**TINY, **still, **options})
+    return ng.train("bottles.txt", init_from=init_from, **{**SHORT, **still, **options})
 
 
 @pytest.mark.parametrize("block_size", [32, 8])
@@ -92,7 +100,7 @@ def test_weights_of_a_wrong_shape_are_refused(gpt2, name, shape):
 
 
 def test_finetuning_takes_nanogpts_options_and_resumes(gpt2):
-    run = ng.train("bottles.txt", init_from="theirs", out_dir="runs/tuned", **{**TINY, "block_size": 16})
+    run = ng.train("bottles.txt", init_from="theirs", out_dir="runs/tuned", **{**SHORT, "block_size": 16})
     config = json.loads((run.out_dir / "config.json").read_text())["config"]
     assert (config["learning_rate"], config["decay_lr"], config["gradient_accumulation_steps"]) == (3e-5, False, 32)
     assert (config["tokenizer"], config["activation"], config["bias"]) == ("bpe-301", "gelu_tanh", True)
@@ -204,7 +212,7 @@ def test_files_in_the_hub_cache_need_no_connection(gpt2, cached, monkeypatch):
     with pytest.raises(ng.ExternalError, match=r"merges.txt of openai-community/gpt2 in .* is not GPT-2"):
         start_from("gpt2")
     accept_merges_as_gpt2(monkeypatch)
-    assert start_from("gpt2").metrics[-1]["step"] == TINY["max_iters"]
+    assert start_from("gpt2").metrics[-1]["step"] == SHORT["max_iters"]
 
 
 def test_a_missing_huggingface_hub_is_a_user_error_that_names_the_extra(text_file, monkeypatch):
@@ -234,7 +242,7 @@ def test_gpt2_medium_is_downloaded_from_the_hub(gpt2, cached, monkeypatch):
     ids = tokenizer.encode("7 green").tolist()
     torch.testing.assert_close(logits_of(model, ids), logits_of(gpt2, ids), atol=1e-5, rtol=1e-5)
     # as on Modal, where the data has a folder of its own, and a call that is started again goes on
-    options = {**TINY, "owner": "a call", "init_from": "gpt2-medium", "dataset": "bottles.txt", "block_size": 16}
+    options = {**SHORT, "owner": "a call", "init_from": "gpt2-medium", "dataset": "bottles.txt", "block_size": 16}
     run = jobs.train_job(LocalStorage(), out_dir="tuned", **options)
     assert run.data_folder == Path("data/bottles-for-gpt2-medium")
     assert json.loads((run.out_dir / "config.json").read_text())["config"]["learning_rate"] == 3e-5
@@ -278,7 +286,7 @@ def test_transformers_loads_an_exported_model_with_equal_logits_and_ids(text_fil
 
 
 def test_a_network_that_transformers_lacks_is_not_exported(text_file):
-    run = ng.train("bottles.txt", preset="modern-cpu", **TINY, **SHAPE)
+    run = ng.train("bottles.txt", preset="modern-cpu", **SHORT, **SHAPE)
     with pytest.raises(ng.UserError, match=r"position=rotary, qk_norm=True, ngram=4, activation=relu2; .* `preset="):
         conversion.to_huggingface(run, "exported")
     assert not Path("exported").exists()

@@ -14,13 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nanogpt_files import SHAPE, make_nanogpt_ckpt, make_nanogpt_optimizer, nanogpt_parameters, save_ckpt
+from nanogpt_files import SHAPE, SMALL, make_nanogpt_ckpt, make_nanogpt_optimizer, nanogpt_parameters, save_ckpt
 
 import nanogpt_lite as ng
 from nanogpt_lite.checkpoint.checkpoint_file import read_checkpoint
 from nanogpt_lite.interop import conversion
-
-SMALL = {**SHAPE, "preset": "cpu", "device": "cpu", "threads": 1, "batch_size": 4, "max_iters": 6, "eval_interval": 3}
 
 
 @pytest.fixture
@@ -109,6 +107,7 @@ def test_a_clone_of_nanogpt_reads_and_writes_the_same_checkpoints(text_file):
     folder.mkdir()
     for name in ("train.bin", "val.bin"):
         shutil.copy(data.path / name, folder)
+    assert isinstance(data.tokenizer, ng.CharTokenizer)
     chars = dict(enumerate(data.tokenizer.chars))
     meta = {"vocab_size": len(chars), "itos": chars, "stoi": {char: number for number, char in chars.items()}}
     (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
@@ -130,7 +129,8 @@ def test_a_clone_of_nanogpt_reads_and_writes_the_same_checkpoints(text_file):
     text = ng.sample(ours, start="7 green", temperature=0.0, max_new_tokens=50, device="cpu")[0]
     assert f"\n{text}\n------" in drawn
     ng.train("bottles.txt", out_dir="runs/ours", init_from="resume", max_iters=150, device="cpu")
-    best = ng.Run("runs/ours").best_val_loss
+    best = ng.Run(Path("runs/ours")).best_val_loss
+    assert best is not None
     assert best < their_loss + 0.02
     conversion.to_nanogpt(ours, clone / "out", overwrite=True)
     assert run("sample.py", "--start=7 green", "--num_samples=1", "--max_new_tokens=50", "--top_k=1")

@@ -3,8 +3,10 @@
 import json
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tiny import TINY
 
 import nanogpt_lite as ng
 from nanogpt_lite.checkpoint import checkpoint_file
@@ -12,19 +14,23 @@ from nanogpt_lite.cli.main import main
 from nanogpt_lite.runs import run_summary
 from nanogpt_lite.runs.run_summary import summary
 
-SMALL = {"device": "cpu", "threads": 1, "block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 16, "batch_size": 4}
-SMALL |= {"max_iters": 6, "eval_interval": 3, "warmup_iters": 1}
+OPTIONS: dict[str, Any] = {
+    **{name: value for name, value in TINY.items() if name not in ("ngram", "dropout")},
+    "n_layer": 2,
+}
+OPTIONS |= {"max_iters": 6, "eval_interval": 3, "warmup_iters": 1}
 
 
 @pytest.mark.parametrize("options", [{"preset": "cpu", "bias": True}, {"preset": "modern-cpu"}])
 def test_summary_counts_equal_those_of_the_model_and_its_files(text_file, options):
-    run = ng.train("bottles.txt", **{**SMALL, **options})
+    run = ng.train("bottles.txt", **{**OPTIONS, **options})
     content = summary(run)
     model, tokenizer = ng.load(run)
     assert content["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert content["parameters"] == sum(content["parameters_by_part"].values())
-    attention = sum(p.numel() for block in model.transformer.h for p in block.attn.parameters())
-    mlp = sum(p.numel() for block in model.transformer.h for p in block.mlp.parameters())
+    blocks = dict(model.transformer.h.named_parameters())
+    attention = sum(p.numel() for name, p in blocks.items() if ".attn." in name)
+    mlp = sum(p.numel() for name, p in blocks.items() if ".mlp." in name)
     assert (content["parameters_by_part"]["attention"], content["parameters_by_part"]["MLP"]) == (attention, mlp)
     modern = options["preset"] == "modern-cpu"
     looked_up = ("token embedding", "n-gram embedding") if modern else ("position embedding",)
@@ -46,7 +52,7 @@ def test_summary_counts_equal_those_of_the_model_and_its_files(text_file, option
 
 
 def test_training_memory_is_the_same_for_exported_weights(text_file):
-    run = ng.train("bottles.txt", **SMALL, preset="modern-cpu")
+    run = ng.train("bottles.txt", **OPTIONS, preset="modern-cpu")
     ng.export_weights(run)
     assert summary(run, checkpoint="weights")["bytes_of_training"] == summary(run)["bytes_of_training"]
 
@@ -59,7 +65,7 @@ def test_counts_are_rounded_before_the_unit_is_chosen(number, words):
 
 
 def test_info_command_prints_the_summary_as_json_and_as_text(text_file, capsys):
-    run = ng.train("bottles.txt", **SMALL, preset="cpu")
+    run = ng.train("bottles.txt", **OPTIONS, preset="cpu")
     capsys.readouterr()
     assert main(["info", "--out_dir", str(run.out_dir), "--json", "--checkpoint", "last"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(summary(run, checkpoint="last")))

@@ -24,6 +24,7 @@ from documentation import (
     shell_commands,
     slug,
 )
+from tiny import TINY, to_arguments
 
 import nanogpt_lite as ng
 from nanogpt_lite.cli import main
@@ -32,10 +33,9 @@ from nanogpt_lite.data import download, sources
 from nanogpt_lite.interop import conversion
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-TINY = shlex.split(
-    "--block_size 16 --n_layer 1 --n_head 2 --n_embd 16 --ngram 1 --batch_size 4 --max_iters 4 --device cpu"
-)
-SHORT_RUN: dict[str, Any] = {"max_iters": 2, "block_size": 16, "n_layer": 1, "n_head": 2, "n_embd": 16, "device": "cpu"}
+SHORT_OPTIONS = {name: TINY[name] for name in ("block_size", "n_layer", "n_head", "n_embd", "device")}
+ARGUMENTS = to_arguments({**SHORT_OPTIONS, "ngram": 1, "batch_size": 4, "max_iters": 4})
+SHORT_RUN: dict[str, Any] = {**SHORT_OPTIONS, "max_iters": 2}
 TORCHRUN = ["torchrun", "--nproc_per_node=2", "-m", "nanogpt_lite"]  # tests/device/test_distributed.py runs torchrun
 GPT2 = "gpt2"  # needs the Hugging Face hub: tests/interop/test_huggingface.py trains from it
 MODAL_PAGE = ROOT / "docs/modal.md"  # whose Python is run by tests/cloud/test_modal_app.py
@@ -102,7 +102,7 @@ def test_the_first_two_commands_set_up_and_run():
 
 def test_the_first_command_with_the_cache_filled_and_without(shakespeare, capsys):
     first = program_commands(README)[0]
-    assert main.main([*first, *TINY]) == 0
+    assert main.main([*first, *ARGUMENTS]) == 0
     captured = capsys.readouterr()
     assert len(captured.out) == 502
     assert "warning" not in captured.err
@@ -111,12 +111,12 @@ def test_the_first_command_with_the_cache_filled_and_without(shakespeare, capsys
     assert "runs/shakespeare_char-1/loss.png" in written
     assert set(listed) == {*written, "data/shakespeare_char/"}
     shakespeare.unlink()
-    assert main.main([*first, *TINY]) == 0
+    assert main.main([*first, *ARGUMENTS]) == 0
     captured = capsys.readouterr()
     assert len(captured.out) == 502
     assert captured.err.count("warning: cannot fetch http://127.0.0.1:1/input.txt") == 1
     assert Path("runs/python_docs-1/best.safetensors").is_file()
-    assert main.main(["run", "--dataset", "shakespeare_char", *TINY]) == 1
+    assert main.main(["run", "--dataset", "shakespeare_char", *ARGUMENTS]) == 1
 
 
 def test_every_command_of_the_program_is_understood():
@@ -142,7 +142,7 @@ def test_the_commands_of_a_page_run_in_their_order(page, shakespeare, capsys, mo
     for words in program_commands(page):
         if GPT2 in words:
             continue
-        short = TINY if words[0] in ("run", "train") and "--init_from" not in words else []
+        short = ARGUMENTS if words[0] in ("run", "train") and "--init_from" not in words else []
         if "--init_from" in words:
             short = ["--max_iters", "6", "--device", "cpu"]
         if words[:3] == ["train", "--preset", "shakespeare_char"]:  # nanoGPT's command, of a small network

@@ -12,6 +12,7 @@ import re
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import forked_ranks
 import numpy as np
@@ -19,16 +20,16 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import wait_for
+from tiny import TINY_GPT
 
 import nanogpt_lite as ng
 from nanogpt_lite.checkpoint import checkpoint_file
 from nanogpt_lite.data import verification
 from nanogpt_lite.tracking import metrics_file
-from nanogpt_lite.trainer import loop
+from nanogpt_lite.trainer import loop, step
 
 resource = pytest.importorskip("resource", reason="Windows has no such limits and signals")
-TINY = {"preset": "cpu", "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8, "batch_size": 4, "dropout": 0.1}
-TINY |= {"max_iters": 12, "eval_interval": 4, "log_interval": 3, "warmup_iters": 2, "threads": 1, "device": "cpu"}
+OPTIONS: dict[str, Any] = {**TINY_GPT, "dropout": 0.1, "max_iters": 12, "eval_interval": 4, "log_interval": 3}
 OUT = Path("runs/faulty")
 
 
@@ -78,9 +79,9 @@ class KillPoints:
 
 def train(options, fatal=None, count=False):
     """Start or resume the run, as a user would."""
-    resume = any(OUT.glob("*.safetensors"))
+    resume: dict[str, Any] = {"init_from": "resume"} if any(OUT.glob("*.safetensors")) else {}
     points = KillPoints(fatal) if fatal is not None or count else None
-    ng.train("bottles.txt", **{**TINY, "out_dir": OUT, **options}, **({"init_from": "resume"} if resume else {}))
+    ng.train("bottles.txt", **{**OPTIONS, "out_dir": OUT, **options}, **resume)
     if points is not None and count:
         Path("points.json").write_text(json.dumps(points.reached))
 
@@ -90,8 +91,8 @@ STARTED = Path("started")
 
 def train_and_signal_start(options):
     """The same; creates a file when training has started."""
-    resume = {"init_from": "resume"} if any(OUT.glob("*.safetensors")) else {}
-    for record in ng.training("bottles.txt", **{**TINY, "out_dir": OUT, **options}, **resume):
+    resume: dict[str, Any] = {"init_from": "resume"} if any(OUT.glob("*.safetensors")) else {}
+    for record in ng.training("bottles.txt", **{**OPTIONS, "out_dir": OUT, **options}, **resume):
         if record.kind == "start":
             STARTED.touch()
 
@@ -218,7 +219,9 @@ def test_full_disk_ends_a_run_with_its_last_save_and_it_resumes(undisturbed, fra
 
 def train_as_nobody(options):
     if os.geteuid() == 0:
-        ng.train("bottles.txt", **{**TINY, "out_dir": "runs/before"})  # imports everything, which `nobody` may not do
+        ng.train(
+            "bottles.txt", **{**OPTIONS, "out_dir": "runs/before"}
+        )  # imports everything, which `nobody` may not do
         os.setuid(65534)
     train(options)
 
@@ -239,6 +242,7 @@ def test_read_only_folder_is_an_error_and_stays_unchanged(undisturbed, case_coun
 
 def test_second_interrupt_ends_at_once_and_keeps_the_last_save(undisturbed, case_counts):
     (process,) = forked_ranks.Job().start(1, train_that_hangs, {"max_iters": 1000})
+    assert process.pid is not None
     wait_for((OUT / "hanging").exists)
     os.kill(process.pid, signal.SIGINT)
     process.join(0.5)
@@ -256,7 +260,7 @@ def test_second_interrupt_ends_at_once_and_keeps_the_last_save(undisturbed, case
 
 def train_that_hangs(options):
     """A step after the second evaluation never ends."""
-    original = loop.train_step
+    original = step.train_step
 
     def hanging_step(state, forward, batch):
         if state.step == 9:
@@ -265,7 +269,7 @@ def train_that_hangs(options):
                 time.sleep(0.01)  # a step that hangs
         original(state, forward, batch)
 
-    loop.train_step = hanging_step
+    vars(loop)["train_step"] = hanging_step
     train({**options, "lr_decay_iters": 12})
 
 
@@ -288,7 +292,7 @@ def test_flipped_bit_in_a_checkpoint_is_an_error(undisturbed, tmp_path, count, c
 
 def test_flipped_bit_in_the_tokens_is_an_error(text_file, case_counts):
     dataset = ng.prepare("bottles.txt")
-    ng.train(dataset, **{**TINY, "out_dir": OUT})
+    ng.train(dataset, **{**OPTIONS, "out_dir": OUT})
     rng = random.Random(0)
     for name in ("train.bin", "val.bin"):
         path = dataset.path / name
@@ -296,7 +300,7 @@ def test_flipped_bit_in_the_tokens_is_an_error(text_file, case_counts):
         for _ in range(20):
             path.write_bytes(flip_bit(content, rng.randrange(8 * len(content))))
             for call in (
-                lambda: ng.train(dataset, **{**TINY, "out_dir": "runs/new"}),
+                lambda: ng.train(dataset, **{**OPTIONS, "out_dir": "runs/new"}),
                 lambda: ng.train(out_dir=OUT, init_from="resume", max_iters=20),
                 lambda: ng.evaluate(ng.Run(OUT)),
             ):

@@ -13,12 +13,14 @@ import re
 import struct
 import sys
 from pathlib import Path
+from typing import Any
 
 import forked_ranks
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny import TINY_GPT
 
 import nanogpt_lite as ng
 from nanogpt_lite.api import pipeline, setup
@@ -32,8 +34,14 @@ from nanogpt_lite.interop import conversion, nanogpt_import
 from nanogpt_lite.tokenizers.registry import tokenizer_from_json
 from nanogpt_lite.tracking import metrics_file
 
-TINY = {"preset": "modern-cpu", "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8, "ngram": 2, "batch_size": 4}
-TINY |= {"max_iters": 3, "eval_interval": 2, "warmup_iters": 1, "threads": 1, "device": "cpu"}
+OPTIONS: dict[str, Any] = {
+    **TINY_GPT,
+    "preset": "modern-cpu",
+    "ngram": 2,
+    "max_iters": 3,
+    "eval_interval": 2,
+    "warmup_iters": 1,
+}
 OUT = Path("runs/bottles-1")
 EXECUTED = Path("executed")  # created by the pickles below if they are loaded
 MEMORY_LIMIT = 2 * 2**30  # bytes, beyond what the process has already
@@ -54,7 +62,7 @@ class MaliciousPickle:
 
 @pytest.fixture
 def trained(text_file):
-    return ng.train("bottles.txt", **TINY)
+    return ng.train("bottles.txt", **OPTIONS)
 
 
 @pytest.fixture(autouse=True)
@@ -134,7 +142,7 @@ def use_checkpoint(path):
         "".join(ng.stream(path, max_new_tokens=2, device="cpu"))
     with contextlib.suppress(ng.UserError):
         ng.evaluate(path, device="cpu")
-    quick = {"max_iters": 4, "eval_iters": 1, "compile": False}
+    quick: dict[str, Any] = {"max_iters": 4, "eval_iters": 1, "compile": False}
     ng.train(out_dir=path.parent, init_from="resume", **quick)
 
 
@@ -245,14 +253,14 @@ def test_any_config_file_and_any_tokenizer_gives_only_user_errors(trained, cases
     try_cases(100 * cases, st.binary(max_size=99) | damaged(content) | forms, case, case_counts, "config files")
     form = {"type": "char", "chars": "abc"}
     pairs = {"type": "bpe-260", "merges": ["a b", "ab c", "c c"], "special": ["<end>"]}
-    forms = ANY_JSON | changed_json(form) | changed_json(pairs)
-    try_cases(100 * cases, forms, tokenizer_from_json, case_counts, "tokenizers")
+    tokenizers = ANY_JSON | changed_json(form) | changed_json(pairs)
+    try_cases(100 * cases, tokenizers, tokenizer_from_json, case_counts, "tokenizers")
 
 
 @pytest.fixture
 def plain(text_file):
     """A run whose network nanoGPT and transformers support too."""
-    options = {name: value for name, value in TINY.items() if name != "ngram"}
+    options = {name: value for name, value in OPTIONS.items() if name != "ngram"}
     return ng.train("bottles.txt", **options | {"preset": "cpu"})
 
 
@@ -279,7 +287,7 @@ def test_any_checkpoint_of_nanogpt_gives_only_user_errors(plain, cases, case_cou
 
 @few_and_many
 def test_any_hugging_face_folder_gives_only_user_errors(text_file, cases, case_counts):
-    pairs = ng.train("bottles.txt", **TINY | {"preset": "cpu", "ngram": 1, "tokenizer": "bpe-260"})
+    pairs = ng.train("bottles.txt", **OPTIONS | {"preset": "cpu", "ngram": 1, "tokenizer": "bpe-260"})
     folder = conversion.to_huggingface(pairs, "theirs")
     contents = {name: (folder / name).read_bytes() for name in ("config.json", "tokenizer.json", "model.safetensors")}
 
@@ -297,7 +305,7 @@ def test_any_hugging_face_folder_gives_only_user_errors(text_file, cases, case_c
     parts = zip([*contents, "config.json", "tokenizer.json"], [*bytes_of, *forms], strict=True)
     try_cases(
         80 * cases,
-        st.one_of(st.tuples(st.just(n), c) for n, c in parts).map(lambda pair: dict([pair])),
+        st.one_of([st.tuples(st.just(n), c) for n, c in parts]).map(lambda pair: dict([pair])),
         case,
         case_counts,
         "folders of Hugging Face",
@@ -329,7 +337,7 @@ def test_any_command_line_gives_only_user_errors(trained, cases, case_counts, mo
 
     def case(argv):
         try:
-            status = main.main(argv)
+            status: object = main.main(argv)
         except SystemExit as ended:
             status = ended.code
         assert status in (0, 1, 2), argv
@@ -358,9 +366,9 @@ def test_pickle_in_the_data_folder_is_not_executed(text_file, name, case_counts)
     dataset = ng.prepare("bottles.txt")
     (dataset.path / name).write_bytes(pickle.dumps(MaliciousPickle()))
     with contextlib.suppress(ng.UserError):
-        ng.train(ng.prepare("bottles.txt"), **TINY)
+        ng.train(ng.prepare("bottles.txt"), **OPTIONS)
     with contextlib.suppress(ng.UserError):
-        ng.train(ng.prepare(dataset.path), **TINY)
+        ng.train(ng.prepare(dataset.path), **OPTIONS)
     assert not EXECUTED.exists()
     case_counts["pickles refused"] += 1
 
@@ -411,7 +419,7 @@ def test_impossibly_large_network_is_refused_before_it_is_built(trained, options
     for call in (
         lambda: ng.train(out_dir=OUT, init_from="resume", max_iters=4),
         lambda: ng.load(path),
-        lambda: ng.train("bottles.txt", init_from=str(path), **{**TINY, "out_dir": "runs/new"}),
+        lambda: ng.train("bottles.txt", init_from=str(path), **{**OPTIONS, "out_dir": "runs/new"}),
     ):
         with pytest.raises(ng.UserError):
             call()
@@ -448,7 +456,7 @@ def test_token_ids_outside_the_vocabulary_are_an_error(text_file, id_):
     content[100:102] = struct.pack("<H", id_)
     (dataset.path / "train.bin").write_bytes(content)
     with pytest.raises(ng.UserError, match="not those of the text that was prepared"):
-        ng.train(dataset, **TINY)
+        ng.train(dataset, **OPTIONS)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS works on Linux only")
@@ -460,14 +468,20 @@ def test_memory_limit_is_in_force(trained):
     forked_ranks.kill_all()
 
 
+def peak_memory() -> int:
+    """The most memory that this process has had so far, in kB."""
+    match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match
+    return int(match[1])
+
+
 def test_largest_allowed_block_size_allocates_no_memory_in_advance(text_file, tmp_path):
-    options = {**TINY, "n_layer": 100, "n_embd": 2, "n_head": 1, "ngram": 1}
+    options = {**OPTIONS, "n_layer": 100, "n_embd": 2, "n_head": 1, "ngram": 1}
     ng.train("bottles.txt", **options, eval_iters=1)
     saved = checkpoint_file.read_checkpoint(OUT / "last.safetensors")
     saved.metadata.config["block_size"] = 2**20
     path = tmp_path / "large.safetensors"
     checkpoint_file.write_checkpoint(path, saved.tensors, saved.metadata)
-    before = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+    before = peak_memory()
     assert ng.sample(path, max_new_tokens=2, device="cpu")
-    after = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
-    assert after - before < 100_000
+    assert peak_memory() - before < 100_000

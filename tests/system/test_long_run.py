@@ -5,13 +5,14 @@ import json
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tiny import TINY_GPT
 
 import nanogpt_lite as ng
 
-TINY = {"preset": "cpu", "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8, "batch_size": 4, "threads": 1}
-TINY |= {"device": "cpu", "eval_interval": 500, "log_interval": 10, "keep_every": 5000, "warmup_iters": 10}
+OPTIONS: dict[str, Any] = {**TINY_GPT, "eval_interval": 500, "log_interval": 10, "keep_every": 5000, "warmup_iters": 10}
 WARM_UP_STEPS = 2000  # after these everything is allocated that is allocated once
 
 
@@ -44,7 +45,7 @@ def test_20_000_steps_take_no_more_than_2_000(text_file, case_counts):
     reader.start()
     used = []
     try:
-        for record in ng.training("bottles.txt", max_iters=20_000, **TINY):
+        for record in ng.training("bottles.txt", max_iters=20_000, **OPTIONS):
             if record.kind == "step" and record.step in (WARM_UP_STEPS, 20_000):
                 used.append(resources_in_use())
     finally:

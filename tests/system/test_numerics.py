@@ -5,6 +5,7 @@ The same weights, batches and steps; dropout is off, since its masks depend on t
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +18,16 @@ from nanogpt_lite.trainer import loop
 from nanogpt_lite.trainer.state import init_state
 
 STEPS = 50
-PLAIN = {"dropout": 0.0, "ngram_dropout": 0.0, "max_iters": STEPS, "eval_interval": STEPS}
-SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 32, "batch_size": 8, "threads": 1, "warmup_iters": 5}
+PLAIN: dict[str, Any] = {"dropout": 0.0, "ngram_dropout": 0.0, "max_iters": STEPS, "eval_interval": STEPS}
+SMALL: dict[str, Any] = {
+    "n_layer": 2,
+    "n_head": 2,
+    "n_embd": 64,
+    "block_size": 32,
+    "batch_size": 8,
+    "threads": 1,
+    "warmup_iters": 5,
+}
 NANOGPTS = {"float32": 1e-5, "bfloat16": 1e-3, "float16": 5e-4}  # nats per token
 MODERN = {"float32": 3e-4, "bfloat16": 1e-2, "float16": 5e-3}
 TOLERANCE = {

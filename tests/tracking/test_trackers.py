@@ -4,17 +4,18 @@ import json
 import sys
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import TINY_GPT
 
 import nanogpt_lite as ng
 from nanogpt_lite.cli.main import main
 from nanogpt_lite.tracking.records import SampleRecord
 from nanogpt_lite.tracking.trackers import BestEffortSink
 
-SMALL = {"preset": "cpu", "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8, "batch_size": 2, "threads": 1}
-SMALL |= {"eval_interval": 4, "log_interval": 2, "out_dir": "runs/a"}
+OPTIONS: dict[str, Any] = {**TINY_GPT, "batch_size": 2, "eval_interval": 4, "log_interval": 2, "out_dir": "runs/a"}
 
 
 def scalar_series(run, kind, key):
@@ -22,8 +23,8 @@ def scalar_series(run, kind, key):
 
 
 def test_tensorboard_shows_each_scalar_once_after_a_resume(text_file):
-    ng.train("bottles.txt", max_iters=6, tensorboard=True, sample_interval=4, **SMALL)
-    options = {**SMALL, "out_dir": "runs/b", "max_iters": 12, "keep_every": 4}
+    ng.train("bottles.txt", max_iters=6, tensorboard=True, sample_interval=4, **OPTIONS)
+    options = {**OPTIONS, "out_dir": "runs/b", "max_iters": 12, "keep_every": 4}
     run = ng.train("bottles.txt", **options, tensorboard=True)
     # as after a kill: the steps after the fourth are repeated
     (run.out_dir / "step_000004.safetensors").replace(run.out_dir / "last.safetensors")
@@ -61,10 +62,10 @@ def test_wandb_gets_the_scalars_and_resume_continues_its_run(text_file, monkeypa
     runs = []
     fake = SimpleNamespace(init=lambda **arguments: runs.append(FakeRun(**arguments)) or runs[-1], Settings=dict)
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    options = {"wandb_log": True, "wandb_project": "bottles"}
-    run = ng.train("bottles.txt", max_iters=4, sample_interval=4, **options, **SMALL)
+    options: dict[str, Any] = {"wandb_log": True, "wandb_project": "bottles"}
+    run = ng.train("bottles.txt", max_iters=4, sample_interval=4, **options, **OPTIONS)
     ng.train(out_dir="runs/a", init_from="resume", max_iters=8, **options)
-    ng.train("bottles.txt", max_iters=4, wandb_run_name="b", overwrite=True, **options, **SMALL)
+    ng.train("bottles.txt", max_iters=4, wandb_run_name="b", overwrite=True, **options, **OPTIONS)
     first, second, third = runs
     assert (first.arguments["project"], first.arguments["name"], third.arguments["name"]) == ("bottles", "a", "b")
     assert first.arguments["config"]["n_embd"] == 8
@@ -81,7 +82,7 @@ def test_wandb_gets_the_scalars_and_resume_continues_its_run(text_file, monkeypa
 def test_real_wandb_writes_offline(text_file, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    ng.train("bottles.txt", max_iters=4, wandb_log=True, **SMALL)
+    ng.train("bottles.txt", max_iters=4, wandb_log=True, **OPTIONS)
     (written,) = text_file.parent.glob("runs/a/wandb/offline-run-*/*.wandb")
     deadline = time.monotonic() + 30
     while b"val/loss" not in written.read_bytes():
@@ -95,7 +96,7 @@ def test_real_wandb_writes_offline(text_file, monkeypatch):
 )
 def test_missing_tracker_is_one_warning_and_training_completes(text_file, monkeypatch, capsys, missing, option, extra):
     monkeypatch.setitem(sys.modules, missing, None)
-    arguments = [f"--{name}={value}" for name, value in {**SMALL, option: True, "max_iters": 4}.items()]
+    arguments = [f"--{name}={value}" for name, value in {**OPTIONS, option: True, "max_iters": 4}.items()]
     assert main(["train", "--dataset=bottles.txt", *arguments]) == 0
     (warning,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert f"continuing without {extra}" in warning
@@ -129,7 +130,7 @@ def test_failing_tracker_is_reported_once(failing):
 
 
 def test_trackers_are_not_enabled_again_on_resume(text_file):
-    ng.train("bottles.txt", max_iters=4, tensorboard=True, **SMALL)
+    ng.train("bottles.txt", max_iters=4, tensorboard=True, **OPTIONS)
     assert json.loads((text_file.parent / "runs/a/config.json").read_text())["config"]["tensorboard"] is True
     before = sorted(text_file.parent.glob("runs/a/events*"))
     ng.train(out_dir="runs/a", init_from="resume", max_iters=8)

@@ -2,12 +2,22 @@
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tiny import TINY_GPT
 
-SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 16, "bias": True}
-OPTIONS = {"learning_rate": 0.01, "weight_decay": 0.3, "beta1": 0.8, "beta2": 0.9, "warmup_iters": 2, "min_lr": 0.001}
+SHAPE: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 16, "bias": True}
+SMALL: dict[str, Any] = {**TINY_GPT, **SHAPE, "max_iters": 6, "eval_interval": 3}
+OPTIONS: dict[str, Any] = {
+    "learning_rate": 0.01,
+    "weight_decay": 0.3,
+    "beta1": 0.8,
+    "beta2": 0.9,
+    "warmup_iters": 2,
+    "min_lr": 0.001,
+}
 OPTIONS |= {"max_iters": 20, "lr_decay_iters": 20, "batch_size": 4, "gradient_accumulation_steps": 1, "grad_clip": 1.0}
 OPTIONS |= {"decay_lr": True, "eval_interval": 5, "eval_iters": 3, "log_interval": 1, "dropout": 0.0}
 NANOGPT_ONLY_OPTIONS = {"out_dir": "out", "eval_only": False, "always_save_checkpoint": True, "backend": "nccl"}
