@@ -209,7 +209,7 @@ class Sampler:
 
     @modal.method()
     def stream(self, /, **options: Any) -> Iterator[str]:
-        """One text, in pieces as they are generated."""
+        """One text in chunks, as they are generated."""
         import nanogpt_lite as ng
 
         with modal_spelling():
@@ -229,8 +229,8 @@ def main(gpu: str = "", dataset: str = DataConfig.dataset, **options: Any) -> No
     sample_options = {"num_samples": 3, "max_new_tokens": 300, **pick(options, *SampleConfig.names())}
     # a mistake in the options is reported before anything is uploaded or rented
     SampleConfig.from_dict(sample_options)
-    preset = presets.get_preset(options.get("preset", presets.RENTED_GPU_PRESET))
-    config = TrainConfig.from_dict({**preset, **pick(options, *TrainConfig.names())})
+    preset = options.get("preset", presets.RENTED_GPU_PRESET)
+    config = presets.config_with_preset(preset, pick(options, *TrainConfig.names()))
     config.require_divisible_by(max(1, int(gpu.partition(":")[2] or 1)))
     dataset = upload_text(volume, dataset)
     prepare_data.remote(dataset=dataset, **pick(options, "tokenizer", "overwrite"))

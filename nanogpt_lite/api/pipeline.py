@@ -1,6 +1,6 @@
 """The pipeline, put together: prepare, train, sample.
 
-The only module that connects all parts; the command line and `import nanogpt_lite` call it. How a run starts or resumes
+The command line and `import nanogpt_lite` call this module. How a run starts or resumes
 is in `api.setup`; what a trained run is used for is in `api.inference`.
 """
 
@@ -43,18 +43,19 @@ def train(
     preset: str | None = None,
     config: str | Path | None = None,
     overwrite: bool = False,
+    console: Console | None = None,
     **options: Value | Path,
 ) -> Run:
     """Train a network, show the progress, and return the run. Any option of `TrainConfig` is a keyword argument.
 
     `dataset`: what `prepare` returned, or anything that `prepare` takes. `preset`: a name in `PRESETS`; without it (and
     without `config`) the one that fits the device. `config`: a run's config.json, to repeat that run. `overwrite`:
-    replace the run in `out_dir` by a new one.
+    replace the run in `out_dir` by a new one. `console`: where to show the progress, instead of a new `Console`.
 
     `UserError`: a mistake in the options or the data. `ExternalError`: the data cannot be downloaded, or the loss is no
     longer finite. `Interrupted` (a KeyboardInterrupt): Ctrl-C or SIGTERM, after the state has been saved.
     """
-    with closing(Console(silent=not distributed.launched_as_main_process())) as console:
+    with closing(console or Console(silent=not distributed.launched_as_main_process())) as console:
         return show_records(
             training(dataset, preset=preset, config=config, overwrite=overwrite, console=console, **options), console
         )
@@ -111,6 +112,7 @@ def run(
     preset: str | None = None,
     config: str | Path | None = None,
     overwrite: bool = False,
+    console: Console | None = None,
     **options: Value,
 ) -> tuple[Run, Iterator[list[str]]]:
     """Prepare, train and sample: the run, and the samples as `stream_batch` yields them. Options of `RunConfig`.
@@ -123,7 +125,7 @@ def run(
     settings = SampleConfig.from_dict(for_sampling)  # mistakes in it are reported before the training, not after it
     prompt = inference.read_prompt(settings.start) if "start" in options else None
     arguments = {"preset": preset, "config": config, "overwrite": overwrite, **for_training}
-    with closing(Console()) as console:
+    with closing(console or Console()) as console:
         first, records = _start_with_fallback(arguments, console)
         if prompt is not None:
             preparation.prepare(Run(Path(first.out_dir)).data_folder).tokenizer.encode(prompt, what="prompt")

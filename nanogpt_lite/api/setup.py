@@ -99,7 +99,7 @@ def _initial_config(request: TrainRequest, group: ProcessGroup) -> TrainConfig:
             preset = "finetune"
         else:
             preset = default_preset(str(request.explicit.get("device", "auto")), group)
-    return TrainConfig.from_dict({**(presets.get_preset(preset) if preset else {}), **request.options})
+    return presets.config_with_preset(preset, request.options)
 
 
 def _adopt_network(

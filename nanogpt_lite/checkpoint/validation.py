@@ -1,6 +1,7 @@
 """Validation of the weights in a checkpoint, before a model is made: the file may be damaged or malicious.
 
-Checksums are verified in `checkpoint_file`, and the JSON part is validated in `metadata`.
+Checksums are verified in `checkpoint_file`, and the JSON part is validated in `metadata`. All of it in one call:
+`runs.checkpoint_loading.load_checkpoint`.
 """
 
 from collections.abc import Mapping

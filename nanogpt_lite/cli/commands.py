@@ -14,6 +14,7 @@ from nanogpt_lite.cli.arguments import Command, GivenOptions
 from nanogpt_lite.config import presets
 from nanogpt_lite.config.options import DataConfig, LoadConfig, RunConfig, SampleConfig, TrainConfig
 from nanogpt_lite.config.schema import require_known
+from nanogpt_lite.config.spelling import for_command_line
 from nanogpt_lite.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,8 +41,9 @@ def print_samples(stream: Iterable[list[str]]) -> list[str]:
 
 def _run(given: GivenOptions) -> None:
     from nanogpt_lite.api import pipeline
+    from nanogpt_lite.tracking.console import Console
 
-    run, stream = pipeline.run(**given)
+    run, stream = pipeline.run(**given, console=Console(spell=for_command_line))
     print_samples(stream)
     print(f"for more samples: nanogpt-lite sample --out_dir {run.out_dir}", file=sys.stderr)
 
@@ -51,7 +53,7 @@ def _prepare(given: GivenOptions) -> None:
     from nanogpt_lite.data.verification import verify_checksum
     from nanogpt_lite.tracking.console import Console
 
-    with contextlib.closing(Console()) as console:
+    with contextlib.closing(Console(spell=for_command_line)) as console:
         dataset = prepare(given.pop("dataset", DataConfig.dataset), report=console.report, **given)
         verify_checksum(dataset, console.report)
     print(dataset)
@@ -60,9 +62,11 @@ def _prepare(given: GivenOptions) -> None:
 def _train(given: GivenOptions) -> None:
     from nanogpt_lite.api import pipeline
     from nanogpt_lite.device import distributed
+    from nanogpt_lite.tracking.console import Console
 
-    run = pipeline.train(**given)
-    if distributed.launched_as_main_process():
+    is_main_process = distributed.launched_as_main_process()
+    run = pipeline.train(**given, console=Console(silent=not is_main_process, spell=for_command_line))
+    if is_main_process:
         print(run.out_dir)
 
 

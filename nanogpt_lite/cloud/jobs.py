@@ -19,6 +19,7 @@ from nanogpt_lite.cloud.storage import LocalStorage, require_safe_name
 from nanogpt_lite.config import presets
 from nanogpt_lite.config.options import SHAPE_FIELDS, DataConfig, TrainConfig
 from nanogpt_lite.config.schema import Value
+from nanogpt_lite.config.spelling import for_modal
 from nanogpt_lite.data import sources
 from nanogpt_lite.data.dataset import Dataset
 from nanogpt_lite.errors import UserError
@@ -147,7 +148,7 @@ def _train_and_sync(
     # the local folder of a remote storage is a copy: what a run without a last checkpoint left in it may be deleted
     overwrite = job.replaces or (storage.is_remote and not job.resumes)
     options = {**options, "out_dir": job.folder, "overwrite": overwrite}
-    with closing(Console()) as console:
+    with closing(Console(spell=for_modal)) as console:
         if world_size == 1:
             records = pipeline.training(data, console=console, **options)
         else:
@@ -167,5 +168,5 @@ def _run_name(out_dir: str) -> str:
 
 def _preset_shape(preset: str) -> dict[str, Value]:
     """The options of a preset that decide the network's shape, which must be the same in a run that is resumed."""
-    config = TrainConfig.from_dict(presets.get_preset(preset))
+    config = presets.config_with_preset(preset, {})
     return {name: getattr(config, name) for name in SHAPE_FIELDS}

@@ -28,6 +28,7 @@ from nanogpt_lite.api import pipeline, request
 from nanogpt_lite.config.options import TrainConfig
 from nanogpt_lite.config.schema import Value
 from nanogpt_lite.config.signatures import with_options
+from nanogpt_lite.config.spelling import for_modal
 from nanogpt_lite.data.dataset import Dataset
 from nanogpt_lite.device import devices, distributed, signals
 from nanogpt_lite.errors import ExternalError, Interrupted, UserError
@@ -164,14 +165,14 @@ def _stop_at_stdin_eof() -> None:
 
 def run_rank(folder: Path) -> None:
     """Train one rank as request.json in the folder says; write the records, or the error, to the folder."""
-    request = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
+    is_main_process = distributed.launched_as_main_process()
+    arguments = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
     status = 0
     try:
         with (folder / RECORDS).open("ab", buffering=0) as written:
-            for record in pipeline.training(
-                console=Console(bar=False, silent=not distributed.launched_as_main_process()), **request
-            ):
-                if distributed.launched_as_main_process():
+            console = Console(bar=False, silent=not is_main_process, spell=for_modal)
+            for record in pipeline.training(console=console, **arguments):
+                if is_main_process:
                     written.write(json.dumps(record.to_json()).encode() + b"\n")
     except (UserError, ExternalError) as error:
         content = {"kind": type(error).__name__, "message": str(error)}

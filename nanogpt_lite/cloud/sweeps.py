@@ -36,7 +36,7 @@ def make_trials(grid: Mapping[str, str], *, preset: str, steps: int, name: str) 
     """
     trials = []
     for number, options in enumerate(_grid_combinations(grid), start=1):
-        config = TrainConfig.from_dict({**presets.get_preset(preset), **options})
+        config = presets.config_with_preset(preset, options)
         if not steps >= 1:
             raise UserError(f"--sweep-iters {steps} trains nothing; give 1 or more")
         if steps > config.max_iters:

@@ -1,5 +1,11 @@
-"""Presets: named sets of option values. The options themselves are in `options`."""
+"""Presets: named sets of option values, and the config that a preset and explicit options make together.
 
+The options themselves are in `options`. A training with a config file or initial weights: see `api.setup`.
+"""
+
+from collections.abc import Mapping
+
+from nanogpt_lite.config.options import TrainConfig
 from nanogpt_lite.config.schema import Value, require_known
 
 # Changes to GPT-2 from later work. The effect of each one was measured: benchmarks/results/ablation_*.md.
@@ -79,3 +85,8 @@ def get_preset(name: str) -> dict[str, Value]:
     """The values of a preset. `UserError` on an unknown name."""
     require_known([name], PRESETS, "preset")
     return PRESETS[name]
+
+
+def config_with_preset(preset: str | None, options: Mapping[str, Value]) -> TrainConfig:
+    """The defaults, replaced by the values of the preset, replaced by `options`. `UserError` on a mistake in them."""
+    return TrainConfig.from_dict({**(get_preset(preset) if preset else {}), **options})

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from nanogpt_lite.data.encoding import TRAIN_FRACTION
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.tokenizers.base import Ids
 
@@ -79,7 +80,7 @@ def require_length(train: Tokens, val: Tokens, *, block_size: int, sampled_val: 
     needed = block_size + 1
     short = "train" if len(train) < needed else "val" if sampled_val and len(val) < needed else None
     if short:
-        fraction, length = (0.9, len(train)) if short == "train" else (0.1, len(val))
+        fraction, length = (TRAIN_FRACTION, len(train)) if short == "train" else (1 - TRAIN_FRACTION, len(val))
         raise UserError(
             f"the text is too short for block_size={block_size}: its {short} split has {length} tokens, one block "
             f"needs {needed}; give a text of at least about {int(needed / fraction) + 2} tokens, "

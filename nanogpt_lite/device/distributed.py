@@ -168,7 +168,8 @@ def process_group() -> Iterator[ProcessGroup]:
     except RuntimeError as error:
         if not isinstance(error, ExternalError) and (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise ExternalError(
-                f"the ranks have lost each other, perhaps because one has ended ({_first_line(error)})"
+                f"the connection between the ranks was lost, perhaps because one has ended ({_first_line(error)}); "
+                "start them again, with `init_from='resume'` if there is a checkpoint"
             ) from error
         raise
     dist.destroy_process_group()  # not after an error: NCCL would wait for ranks that wait for this one

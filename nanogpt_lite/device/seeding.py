@@ -1,6 +1,7 @@
 """Random numbers as a function of integers such as (seed, step, micro-batch), independent of PyTorch's global state.
 
-Which integers those are is decided by the caller. The random numbers of batches are NumPy's (`data.batching`).
+`trainer.step` seeds the dropout masks with it, `trainer.state` the initial weights. The random numbers of batches are
+NumPy's (`data.batching`).
 """
 
 import contextlib

@@ -118,7 +118,7 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 def _missing_checkpoint_remedy(folder: Path) -> str:
     if names := sorted(path.stem for path in folder.glob(f"*{SUFFIX}") if path.is_file()):
-        return f"it has {', '.join(names)}"
+        return f"give one of {', '.join(names)} as `checkpoint`"
     newest_first = sorted(RUNS_DIR.glob(f"*/last{SUFFIX}"), key=_modified_at, reverse=True)
     if newest_first:
         more = ", …" if len(newest_first) > 9 else ""

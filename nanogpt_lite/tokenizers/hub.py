@@ -1,6 +1,7 @@
-"""Downloads GPT-2's files from the Hugging Face hub, into the hub's cache. `huggingface_hub` is imported on first use.
+"""Downloads GPT-2's files, tokenizer and weights, from the Hugging Face hub into the hub's cache.
 
-See `gpt2` for reading the tokenizer files, and `nanogpt_lite.interop` for the weights.
+`huggingface_hub` is imported on first use. See `gpt2` for reading the tokenizer files, and `interop.huggingface` for
+reading the weights.
 """
 
 import re

@@ -6,6 +6,7 @@ Progress and warnings go to standard error. Results go to standard output: see `
 import contextlib
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from tqdm.std import tqdm as terminal_bar
@@ -55,8 +56,12 @@ class _SafeStderr:
 class Console:
     """Shows records and messages: a bar (loss, rate, time left) on a terminal or in a notebook, lines elsewhere."""
 
-    def __init__(self, bar: bool | None = None, *, silent: bool = False) -> None:
-        """`bar` overrides the detection of a terminal or notebook; `silent` shows nothing at all."""
+    def __init__(self, bar: bool | None = None, *, silent: bool = False, spell: Callable[[str], str] = str) -> None:
+        """`bar` overrides the detection of a terminal or notebook; `silent` shows nothing at all.
+
+        `spell` respells the options in messages for the user (see `config.spelling`).
+        """
+        self._spell = spell
         self._stream: Any = _SafeStderr()
         self._last_output = time.monotonic()
         notebook = "ipykernel" in sys.modules
@@ -70,7 +75,10 @@ class Console:
             self._make_bar = notebook_bar
 
     def note(self, text: str) -> None:
-        """Print a line."""
+        """Print a line, with the options in it spelled as `spell` does."""
+        self._print(self._spell(text))
+
+    def _print(self, text: str) -> None:
         if self._silent:
             return
         terminal_bar.write(text, file=self._stream)
@@ -122,7 +130,7 @@ class Console:
                     "which give the same result, except for dropout masks"
                 )
             case SampleRecord():
-                self.note(f"--- sample at step {record.step}\n{record.text}\n---")
+                self._print(f"--- sample at step {record.step}\n{record.text}\n---")
             case DoneRecord():
                 if self._bar is not None:
                     self._bar.update(record.step - self._bar.n)

@@ -1,6 +1,7 @@
 """The records that the training loop yields, one dataclass for each kind, and the protocol of their sinks.
 
 A record is written as JSON to `metrics.jsonl`, so its field names and `kind` are a file format and do not change.
+`api.pipeline` passes the records to the sinks: `metrics_file`, `trackers`, `console`.
 """
 
 import dataclasses

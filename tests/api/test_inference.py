@@ -66,7 +66,7 @@ def test_evaluating_on_another_text_leaves_its_prepared_data_alone(trained, text
 
 
 def test_a_missing_checkpoint_lists_what_there_is(trained):
-    with pytest.raises(ng.UserError, match="no checkpoint step_000003 in .*it has best, last"):
+    with pytest.raises(ng.UserError, match="no checkpoint step_000003 in .*give one of best, last"):
         ng.load(trained, checkpoint="step_000003")
     with pytest.raises(ng.UserError, match="no checkpoint best in nowhere; runs with one: runs/bottles-1"):
         ng.load("nowhere")

@@ -369,7 +369,7 @@ def test_unknown_options_are_errors_that_name_the_nearest(text_file):
 def test_functions_show_their_options():
     parameters = inspect.signature(ng.train).parameters
     assert parameters["max_iters"].default == 5000
-    assert set(parameters) == {*TrainConfig.names(), "preset", "config", "overwrite"}
+    assert set(parameters) == {*TrainConfig.names(), "preset", "config", "overwrite", "console"}
     assert "temperature" in inspect.signature(ng.sample).parameters
 
 

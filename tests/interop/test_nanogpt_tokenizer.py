@@ -47,8 +47,8 @@ def test_gpt2_merges_that_cannot_be_fetched_are_an_external_error(nanogpt_ckpt, 
 
 def gpt2_merges():
     """As many as GPT-2 has: every pair of two bytes, as far as they go."""
-    octets = list(bpe.unicode_to_bytes())
-    return [f"{one} {other}" for one in octets for other in octets][:50000]
+    content = list(bpe.unicode_to_bytes())
+    return [f"{one} {other}" for one in content for other in content][:50000]
 
 
 @pytest.mark.parametrize("size", [50257, 50304])
