@@ -32,7 +32,7 @@ def sample_lite(checkpoint: str, samples: str, precision: str, device: str) -> d
     options: dict[str, Any] = {"int8": precision == "int8", "dtype": precision.replace("int8", "bfloat16")}
 
     def time_sampling(tokens: int) -> float:
-        pieces = ng.pieces(
+        chunks = ng.stream_batch(
             checkpoint,
             device=device,
             **options,
@@ -42,9 +42,9 @@ def sample_lite(checkpoint: str, samples: str, precision: str, device: str) -> d
             temperature=TEMPERATURE,
             top_k=TOP_K,
         )
-        next(pieces)  # the prompt
+        next(chunks)  # the prompt
         start = time.perf_counter()
-        deque(pieces, maxlen=0)
+        deque(chunks, maxlen=0)
         return time.perf_counter() - start
 
     time_sampling(warm_up_tokens(device))

@@ -34,8 +34,8 @@ def upload_text(volume: UploadVolume, dataset: str) -> str:
         return dataset
     remote_path = f"{UPLOADS_DIR}/{require_safe_name(sources.dataset_name(dataset), 'dataset')}.txt"
     with TemporaryFile() as file:
-        for piece in sources.find_source(dataset).read_chunks():
-            file.write(piece.encode())
+        for chunk in sources.find_source(dataset).read_chunks():
+            file.write(chunk.encode())
         file.seek(0)
         with volume.batch_upload(force=True) as batch:
             batch.put_file(file, remote_path)

@@ -13,7 +13,7 @@ from nanogpt_lite.data import batching
 from nanogpt_lite.runs import run_folder
 
 
-def test_load_gives_the_best_network_and_its_tokenizer(trained):
+def test_load_returns_the_best_network_and_its_tokenizer(trained):
     model, tokenizer = ng.load(trained)
     best = checkpoint_file.read_checkpoint(trained.out_dir / "best.safetensors")
     assert not model.training
@@ -25,7 +25,7 @@ def test_load_gives_the_best_network_and_its_tokenizer(trained):
     assert ng.load(trained, dtype="bfloat16")[0].lm_head.weight.dtype == torch.bfloat16
 
 
-def test_a_loaded_network_draws_the_same_and_stays_as_it_is(trained):
+def test_sampling_from_a_loaded_network_equals_sampling_from_the_run(trained):
     loaded = ng.load(trained)
     before = {name: tensor.clone() for name, tensor in loaded[0].state_dict().items()}
     for number in (1, 3):
@@ -50,14 +50,14 @@ def test_evaluate_is_the_loss_over_the_whole_of_both_splits(trained):
     assert result["step"] == 20
 
 
-def test_evaluating_in_a_number_format_keeps_the_weights(text_file):
+def test_evaluate_in_another_dtype_keeps_the_weights(text_file):
     run = ng.train("bottles.txt", **{**TINY, "dtype": "bfloat16"})
     recorded = [record["val_loss"] for record in run.metrics if record["kind"] == "eval"][-1]
     for dtype in ("auto", "bfloat16"):
         assert ng.evaluate(run, checkpoint="last", dtype=dtype, device="cpu", threads=1)["val_loss"] == recorded
 
 
-def test_evaluating_on_another_text_leaves_its_prepared_data_alone(trained, text_file):
+def test_evaluate_on_another_text_does_not_change_its_prepared_data(trained, text_file):
     (text_file.parent / "other.txt").write_text("9 green bottles; " * 50)
     other = ng.prepare("other.txt")
     before = (other.path / "train.bin").read_bytes()
@@ -65,14 +65,14 @@ def test_evaluating_on_another_text_leaves_its_prepared_data_alone(trained, text
     assert (other.path / "train.bin").read_bytes() == before
 
 
-def test_a_missing_checkpoint_lists_what_there_is(trained):
+def test_a_missing_checkpoint_error_lists_the_existing_ones(trained):
     with pytest.raises(ng.UserError, match="no checkpoint step_000003 in .*give one of best, last"):
         ng.load(trained, checkpoint="step_000003")
     with pytest.raises(ng.UserError, match="no checkpoint best in nowhere; runs with one: runs/bottles-1"):
         ng.load("nowhere")
 
 
-def test_last_serves_where_there_is_no_best_yet(trained):
+def test_last_is_used_if_there_is_no_best_checkpoint(trained):
     (trained.out_dir / "best.safetensors").unlink()
     assert run_folder.find_checkpoint(trained).name == "last.safetensors"
 
@@ -84,7 +84,7 @@ def test_a_text_without_a_newline_has_another_default_prompt(text_file):
     assert len([r for r in ng.train("plain.txt", **TINY, sample_interval=10).metrics if r["kind"] == "sample"]) == 2
 
 
-def test_drawing_leaves_the_global_random_state_alone(trained):
+def test_sampling_does_not_change_the_global_random_state(trained):
     before = torch.get_rng_state()
     ng.sample(trained, max_new_tokens=5)
     assert torch.equal(torch.get_rng_state(), before)
@@ -105,14 +105,14 @@ def test_a_prompt_outside_the_vocabulary_is_an_error(trained):
         ng.sample(trained, start="10 é")
 
 
-def test_8_bits_serve_for_drawing_and_evaluating(trained):
+def test_int8_networks_sample_and_evaluate(trained):
     exact, rounded = (ng.evaluate(trained, int8=int8, dtype="float32")["val_loss"] for int8 in (False, True))
     assert exact != rounded
     assert rounded == pytest.approx(exact, abs=0.01)
     assert len(ng.sample(trained, start="9", max_new_tokens=20, int8=True)[0]) == 21
 
 
-def test_of_many_runs_the_newest_are_named(text_file):
+def test_the_error_without_a_run_names_the_newest_runs(text_file):
     for number in range(11):
         folder = Path(f"runs/r{number}")
         folder.mkdir(parents=True)

@@ -135,10 +135,10 @@ class Dispatcher:
     def put_output(self, container: Container, item: api_pb2.FunctionPutOutputsItem) -> None:
         """Record a result, unless the container is being preempted or has timed out."""
         if item.input_id in container.running and container.end_request in ("", "stopped", "replaced"):
-            self._settle(self._release(container, item.input_id), item.result, item.data_format, container)
+            self._finish_input(self._release(container, item.input_id), item.result, item.data_format, container)
 
     def on_container_exit(self, function: Function, container: Container, startup_failure: Result | None) -> None:
-        """Settles the inputs that the container was running, and starts another one if inputs are queued."""
+        """Finish the inputs that the container was running, and starts another one if inputs are queued."""
         function.containers.remove(container)
         unfinished = [self._release(container, input_id) for input_id in list(container.running)]
         container.end_reason = container.end_request or ("crashed" if unfinished or not container.input_ids else "done")
@@ -146,19 +146,23 @@ class Dispatcher:
         for input_ in unfinished:
             if input_.input_id == container.timed_out_input:
                 text = f"Task's current input {input_.input_id} hit its timeout of {container.timeout}s"
-                self._settle(input_, Result(status=Result.GENERIC_STATUS_TIMEOUT, exception=text), container=container)
+                self._finish_input(
+                    input_, Result(status=Result.GENERIC_STATUS_TIMEOUT, exception=text), container=container
+                )
             elif container.end_reason in ("preempted", "timed out"):
                 function.queue.appendleft(input_)
             elif container.end_reason == "stopped":
-                self._settle(input_, Result(status=Result.GENERIC_STATUS_TERMINATED), container=container)
+                self._finish_input(input_, Result(status=Result.GENERIC_STATUS_TERMINATED), container=container)
             else:
                 text = f"Container {container.task_id} crashed: {status}"
-                self._settle(input_, Result(status=Result.GENERIC_STATUS_FAILURE, exception=text), container=container)
+                self._finish_input(
+                    input_, Result(status=Result.GENERIC_STATUS_FAILURE, exception=text), container=container
+                )
         if container.end_reason == "crashed" and not container.input_ids:
             text = f"Container {container.task_id} failed to start: {status}"
             result = startup_failure or Result(status=Result.GENERIC_STATUS_FAILURE, exception=text)
             for _ in range(min(container.max_inputs, len(function.queue))):
-                self._settle(function.queue.popleft(), result, container=container)
+                self._finish_input(function.queue.popleft(), result, container=container)
         self._start_containers(function)
         self._changes.notify()
 
@@ -222,7 +226,7 @@ class Dispatcher:
             released.timer.cancel()
         return released
 
-    def _settle(
+    def _finish_input(
         self,
         input_: Input,
         result: Result,

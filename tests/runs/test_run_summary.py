@@ -33,9 +33,11 @@ def test_summary_counts_equal_those_of_the_model_and_its_files(text_file, option
     mlp = sum(p.numel() for name, p in blocks.items() if ".mlp." in name)
     assert (content["parameters_by_part"]["attention"], content["parameters_by_part"]["MLP"]) == (attention, mlp)
     modern = options["preset"] == "modern-cpu"
-    looked_up = ("token embedding", "n-gram embedding") if modern else ("position embedding",)
-    idle = sum(content["parameters_by_part"][part] for part in looked_up)
-    assert content["flops_per_token"] == 6 * (content["parameters"] - idle) + 12 * 2 * 16 * 16  # PaLM, appendix B
+    embeddings = ("token embedding", "n-gram embedding") if modern else ("position embedding",)
+    embedding_parameters = sum(content["parameters_by_part"][part] for part in embeddings)
+    assert (
+        content["flops_per_token"] == 6 * (content["parameters"] - embedding_parameters) + 12 * 2 * 16 * 16
+    )  # PaLM, appendix B
     assert content["flops_so_far"] == content["flops_per_token"] * content["tokens_seen"]
     evaluations = [record for record in run.metrics if record["kind"] == "eval"]
     assert content["best_step"] == min(evaluations, key=lambda record: record["val_loss"])["step"]
