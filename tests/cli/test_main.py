@@ -336,14 +336,14 @@ def test_resume_reports_its_checkpoint_and_ignored_options(text_file, capsys):
     capsys.readouterr()
     assert main("train --init_from resume --max_iters 4 --preset modern") == 0
     told = capsys.readouterr().err
-    assert "going on with the newest run: runs/bottles-1\n" in told
-    assert "has no last checkpoint; going on from best\n" in told
-    assert "--preset changes nothing" in told
+    assert "resuming the newest run: runs/bottles-1\n" in told
+    assert "has no last checkpoint; resuming from best\n" in told
+    assert "--preset has no effect" in told
     for preset, is_told in (("modern-cpu", True), ("finetune", False)):
         line = f"train --preset {preset} --init_from runs/bottles-1 --dataset bottles.txt --max_iters 2 --device cpu"
         assert main(f"{line} --gradient_accumulation_steps 1") == 0
         told = capsys.readouterr().err
-        assert ("the network is that of runs/bottles-1, and not that of --preset" in told) == is_told
+        assert ("the network has the shape of runs/bottles-1, and not that of --preset" in told) == is_told
 
 
 SLOW_CASES = [pytest.param(closed, marks=pytest.mark.slow) for closed in ("2>&-", ">&-", ">&- 2>&-", "2> /dev/full")]

@@ -79,7 +79,7 @@ def test_ranks_that_end_without_an_error_of_their_own_raise_external_error(text_
 
 def test_user_error_of_a_rank_is_raised_before_other_errors(tmp_path):
     errors = {
-        "0000": ("ExternalError", "connection to rank 1 is lost"),
+        "0000": ("ExternalError", "connection to rank 1 is lost; start again"),
         "0001": ("UserError", "give another text"),
         "0002": ("DownloadError", "no network"),
     }
@@ -88,7 +88,7 @@ def test_user_error_of_a_rank_is_raised_before_other_errors(tmp_path):
     with pytest.raises(ng.UserError, match="give another text"):
         launcher._raise_rank_error(tmp_path)
     (tmp_path / f"0001.{launcher.ERROR}").unlink()
-    with pytest.raises(ng.ExternalError, match="connection to rank 1 is lost"):
+    with pytest.raises(ng.ExternalError, match="connection to rank 1 is lost; start again"):
         launcher._raise_rank_error(tmp_path)
     (tmp_path / f"0000.{launcher.ERROR}").unlink()
     with pytest.raises(ng.ExternalError, match="no network"):

@@ -16,6 +16,12 @@ from nanogpt_lite.tracking.records import (
 )
 
 
+@pytest.fixture(autouse=True)
+def no_notebook(monkeypatch):
+    """As outside a notebook: other tests may have imported ipykernel."""
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+
+
 def test_a_finished_run_reports_how_to_train_longer(capsys):
     Console(bar=False).write(StartRecord(**{**vars(START), "step": 5000}))
     assert capsys.readouterr().err == "runs/a already has its 5000 steps; to train longer, give a larger `max_iters`\n"
