@@ -89,7 +89,13 @@ def _overview() -> str:
     """The help of the program: its commands, then the options of `run`, which has those of all configs."""
     lines = ["usage: nanogpt-lite COMMAND [OPTIONS]", "", "Train small GPTs on any text.", "", "commands:"]
     lines += [f"  {name:<9} {command.help}" for name, command in COMMANDS.items()]
-    lines += ["", "`nanogpt-lite COMMAND --help` shows the options of one command. Those of `run`:"]
+    lines += [
+        "",
+        "nanogpt-lite COMMAND --help shows the options of one command. Those of run:",
+        "",
+        "A default in brackets applies without a preset; after it, the presets with another value.",
+        "Without --preset, a training on a CPU has the preset modern-cpu, and one on a GPU modern.",
+    ]
     return "\n".join([*lines, "", arguments.format_help("run", COMMANDS["run"])]).rstrip()
 
 
