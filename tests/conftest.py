@@ -17,7 +17,7 @@ def wait_for(condition):
     deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, "the condition did not become true within 60 s"
-        time.sleep(0.005)
+        time.sleep(0.005)  # other processes send no event; the deadline decides, not this interval
 
 
 def pytest_addoption(parser):

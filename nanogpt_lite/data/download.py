@@ -93,7 +93,7 @@ def _download(url: str, path: Path, report: ProgressCallback | None) -> None:
     reason: requests.RequestException | None = None
     for attempt in range(MAX_ATTEMPTS):
         if attempt:
-            time.sleep(RETRY_DELAY * 2 ** (attempt - 1))
+            time.sleep(RETRY_DELAY * 2 ** (attempt - 1))  # a server that is overloaded or restarting needs time
         try:
             _download_once(url, path, report)
             return

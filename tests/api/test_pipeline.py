@@ -212,7 +212,7 @@ def test_run_falls_back_to_python_docs_only_without_a_chosen_dataset(text_file, 
 
 
 def test_a_long_val_split_is_announced_before_training(text_file, monkeypatch, capsys):
-    for long, options, told in ((50, {}, True), (50, {"eval_iters": 1}, False), (10**6, {}, False)):
+    for long, options, is_announced in ((50, {}, True), (50, {"eval_iters": 1}, False), (10**6, {}, False)):
         monkeypatch.setattr(pipeline, "LONG_VAL_TOKENS", long)
         ng.train("bottles.txt", **{**TINY, "max_iters": 1, **options})
-        assert ("each evaluation reads all " in capsys.readouterr().err) == told
+        assert ("each evaluation reads all " in capsys.readouterr().err) == is_announced

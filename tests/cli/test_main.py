@@ -276,8 +276,8 @@ def test_prepare_finds_a_damaged_dataset_and_its_remedy_works(text_file, capsys)
     content = path.read_bytes()
     path.write_bytes(content[:100] + b"\1" + content[101:])
     assert main("prepare --dataset bottles.txt") == 2
-    told = capsys.readouterr().err
-    remedy = re.search(r"prepare it again with (--dataset bottles.txt --out_dir data/bottles --overwrite)", told)
+    stderr = capsys.readouterr().err
+    remedy = re.search(r"prepare it again with (--dataset bottles.txt --out_dir data/bottles --overwrite)", stderr)
     assert remedy
     assert main(f"prepare {remedy[1]}") == 0
     assert path.read_bytes() == content
@@ -312,8 +312,8 @@ def test_remedy_for_a_damaged_checkpoint_works(text_file, capsys):
     whole = Path("r/best.safetensors").read_bytes()
     Path("r/last.safetensors").write_bytes(whole[:-9])
     assert main("train --out_dir r --init_from resume --max_iters 6") == 2
-    told = capsys.readouterr().err
-    match = re.search(r"its folder also has (\w+): .* copy (\S+) over (\S+)\n", told)
+    stderr = capsys.readouterr().err
+    match = re.search(r"its folder also has (\w+): .* copy (\S+) over (\S+)\n", stderr)
     assert match
     there, copied, over = match.groups()
     assert there == "best"
@@ -335,15 +335,15 @@ def test_resume_reports_its_checkpoint_and_ignored_options(text_file, capsys):
     Path("runs/bottles-1/last.safetensors").unlink()
     capsys.readouterr()
     assert main("train --init_from resume --max_iters 4 --preset modern") == 0
-    told = capsys.readouterr().err
-    assert "resuming the newest run: runs/bottles-1\n" in told
-    assert "has no last checkpoint; resuming from best\n" in told
-    assert "--preset has no effect" in told
-    for preset, is_told in (("modern-cpu", True), ("finetune", False)):
+    stderr = capsys.readouterr().err
+    assert "resuming the newest run: runs/bottles-1\n" in stderr
+    assert "has no last checkpoint; resuming from best\n" in stderr
+    assert "--preset has no effect" in stderr
+    for preset, is_reported in (("modern-cpu", True), ("finetune", False)):
         line = f"train --preset {preset} --init_from runs/bottles-1 --dataset bottles.txt --max_iters 2 --device cpu"
         assert main(f"{line} --gradient_accumulation_steps 1") == 0
-        told = capsys.readouterr().err
-        assert ("the network has the shape of runs/bottles-1, and not that of --preset" in told) == is_told
+        stderr = capsys.readouterr().err
+        assert ("the network has the shape of runs/bottles-1, and not that of --preset" in stderr) == is_reported
 
 
 SLOW_CASES = [pytest.param(closed, marks=pytest.mark.slow) for closed in ("2>&-", ">&-", ">&- 2>&-", "2> /dev/full")]

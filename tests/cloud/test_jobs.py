@@ -2,11 +2,11 @@
 
 import os
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import wait_for
 from shared_volume import TEXT, Machines
 from tiny import TINY_GPT
 
@@ -61,10 +61,7 @@ def test_sync_checkpoints_pushes_each_checkpoint_and_the_last_state_when_the_run
     records = jobs.sync_checkpoints(ng.training("text", out_dir=folder, max_iters=50, **OPTIONS), storage, folder, "me")
     next(record for record in records if isinstance(record, CheckpointRecord))
     next(records)  # the push of the checkpoint starts when the next record is asked for
-    deadline = time.monotonic() + 30
-    while storage.volume.commits == commits:
-        assert time.monotonic() < deadline, "nothing was pushed in the background"
-        time.sleep(0.01)  # the push runs on a thread of its own
+    wait_for(lambda: storage.volume.commits > commits)  # the push runs on a thread of its own
     next(record for record in records if isinstance(record, CheckpointRecord) and record.step == 8)
     with pytest.raises(ZeroDivisionError):
         records.throw(ZeroDivisionError)

@@ -37,8 +37,8 @@ def test_two_imports_into_one_folder_do_not_mix(nanogpt_ckpt, monkeypatch, done)
         return folder
 
     monkeypatch.setattr(run_files, "create_run_dir", claimed)
-    told = "holds a run" if done else "is in use by another training"
-    with ExitStack() as other, pytest.raises(ng.UserError, match=told):
+    message = "holds a run" if done else "is in use by another training"
+    with ExitStack() as other, pytest.raises(ng.UserError, match=message):
         conversion.from_nanogpt("out/ckpt.pt", out_dir="runs/a")
     assert len(list(Path("runs/a").iterdir())) == (2 if done else 0)
 
@@ -59,8 +59,8 @@ def test_an_export_over_the_file_size_limit_leaves_existing_files_unchanged(text
         """
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert done.returncode == 1
-        told = r"there/.*(safetensors|ckpt.pt): File too large; raise the limit on the size of a file\n$"
-        assert re.search(told, done.stderr), done.stderr
+        message = r"there/.*(safetensors|ckpt.pt): File too large; raise the limit on the size of a file\n$"
+        assert re.search(message, done.stderr), done.stderr
         assert "Traceback" not in done.stderr
         assert {path: path.read_bytes() for path in Path("there").rglob("*") if path.is_file()} == before
         case_counts["refused by the system"] += 1
@@ -108,7 +108,7 @@ def test_import_and_export_from_the_command_line(nanogpt_ckpt, capsys):
         assert "would be replaced; give another path" in capsys.readouterr().err
         assert main(["export", "--out_dir", "runs/a", "--overwrite", *line.split()]) == 0
     capsys.readouterr()
-    for line, told in [
+    for line, message in [
         ("import", "give a checkpoint of nanoGPT: --from"),
         ("import --from out/ckpt.pt --out_dir runs/a", "holds a run already; give another --out_dir"),
         ("export --out_dir runs/a", "what to export? give one of --to"),
@@ -117,4 +117,4 @@ def test_import_and_export_from_the_command_line(nanogpt_ckpt, capsys):
         ("export --out_dir runs/a --to hf --dataset", "--dataset is for --to nanogpt"),
     ]:
         assert main(line.split()) == 2
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err

@@ -148,9 +148,9 @@ def test_a_tokenizer_with_other_ids_or_splitting_is_refused(gpt2):
 def test_a_folder_with_a_missing_or_invalid_file_is_refused(gpt2, file, content):
     path = Path("theirs") / file
     path.unlink() if content is None else path.write_bytes(content)
-    told = "theirs holds no GPT-2|no tokenizer like|assigns its ids in another order|invalid BPE merge|no checkpoint"
-    told += "|model_type=None"
-    with pytest.raises(ng.UserError, match=told):
+    message = "theirs holds no GPT-2|no tokenizer like|assigns its ids in another order|invalid BPE merge|no checkpoint"
+    message += "|model_type=None"
+    with pytest.raises(ng.UserError, match=message):
         start_from("theirs")
     assert not Path("runs").exists()
 

@@ -44,6 +44,7 @@ def test_exported_optimizer_state_loads_into_pytorch_adamw(nanogpt_ckpt):
     """The state of the optimizer is what PyTorch's AdamW loads, each mean beside its parameter."""
     _, _, named, optimizer = nanogpt_ckpt
     run = conversion.from_nanogpt("out/ckpt.pt")
+    # nanoGPT's format is torch.save's; weights_only executes no code
     content = torch.load(conversion.to_nanogpt(run, "again"), weights_only=True)
     fresh = make_nanogpt_optimizer(nanogpt_parameters(nanogpt_ckpt[1]))
     fresh.load_state_dict(content["optimizer"])
@@ -95,7 +96,7 @@ def test_no_val_loss_is_none_here_and_1e9_in_nanogpt(nanogpt_ckpt, loss):
     run = conversion.from_nanogpt("out/ckpt.pt")
     assert read_checkpoint(run.out_dir / "last.safetensors").metadata.best_val_loss is None
     content = torch.load(conversion.to_nanogpt(run, "again"), weights_only=True)
-    assert content["best_val_loss"] == 1e9  # with which nanoGPT begins
+    assert content["best_val_loss"] == 1e9  # the initial value in nanoGPT
 
 
 @pytest.mark.slow

@@ -121,7 +121,7 @@ NOT_A_CHECKPOINT = "is not a checkpoint of nanoGPT's train.py"
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"model_args": {}}, NOT_A_CHECKPOINT),
         ({"model_args": None}, NOT_A_CHECKPOINT),
@@ -140,9 +140,9 @@ NOT_A_CHECKPOINT = "is not a checkpoint of nanoGPT's train.py"
         ({"model_args": {**SHAPE, "n_layer": 10**9, "vocab_size": 34}}, "n_layer=1000000000 is an invalid value"),
     ],
 )
-def test_an_invalid_nanogpt_checkpoint_is_refused(nanogpt_ckpt, changes, told):
+def test_an_invalid_nanogpt_checkpoint_is_refused(nanogpt_ckpt, changes, message):
     save_ckpt(nanogpt_ckpt[0], **changes)
-    with pytest.raises(ng.UserError, match=told):
+    with pytest.raises(ng.UserError, match=message):
         conversion.from_nanogpt("out/ckpt.pt")
     assert not Path("runs").exists()
 
