@@ -13,6 +13,7 @@ import signal
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import forked_ranks
 import numpy as np
@@ -269,8 +270,8 @@ def train_that_hangs(options):
                 time.sleep(0.01)  # a step that hangs
         original(state, forward, batch)
 
-    vars(loop)["train_step"] = hanging_step
-    train({**options, "lr_decay_iters": 12})
+    with patch.object(loop, "train_step", hanging_step):
+        train({**options, "lr_decay_iters": 12})
 
 
 def flip_bit(content, bit):

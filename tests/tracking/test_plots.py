@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.text import Annotation
 
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.tracking import plots
@@ -41,7 +42,8 @@ def test_curves_hold_the_data_of_the_records():
     }
     assert [points_of(line) for line in rates.lines] == [[(2, 1e-3), (4, 5e-4), (6, 1e-4)]]
     (best,) = losses.texts
-    assert (best.get_text(), vars(best)["xy"]) == ("2.4000", (4, 2.4))
+    assert isinstance(best, Annotation)
+    assert (best.get_text(), best.xy) == ("2.4000", (4, 2.4))
     assert losses.get_title() == "runs/a"
     assert "nats per token" in losses.get_ylabel()
 
