@@ -27,7 +27,7 @@ from nanogpt_lite.config.signatures import with_flags
 from nanogpt_lite.errors import UserError
 
 if TYPE_CHECKING:
-    from nanogpt_lite.cloud.storage import LocalStorage
+    from nanogpt_lite.cloud.storage import Storage
 
 VOLUME_NAME = "nanogpt-lite"
 MOUNT = os.environ.get("NANOGPT_MOUNT", "/data")  # where containers see the Volume
@@ -268,7 +268,7 @@ def pick(options: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name in names}
 
 
-def storage() -> "LocalStorage":
+def storage() -> "Storage":
     """Where data and runs are stored: on the Volume; in the current folder if a Function is called by `.local()`."""
     from nanogpt_lite.cloud.storage import LocalStorage, VolumeStorage
 

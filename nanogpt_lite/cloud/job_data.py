@@ -1,6 +1,6 @@
 """The data of a job: pulled from the storage, or prepared and pushed if it is not stored yet."""
 
-from nanogpt_lite.cloud.storage import LocalStorage, require_safe_name
+from nanogpt_lite.cloud.storage import Storage, require_safe_name
 from nanogpt_lite.data import preparation, sources
 from nanogpt_lite.data.dataset import Dataset
 from nanogpt_lite.data.preparation import DATA_DIR
@@ -10,7 +10,7 @@ from nanogpt_lite.tokenizers.base import Tokenizer
 
 
 def prepare_and_push(
-    storage: LocalStorage, dataset: str, *, tokenizer: str | Tokenizer = "auto", overwrite: bool = False
+    storage: Storage, dataset: str, *, tokenizer: str | Tokenizer = "auto", overwrite: bool = False
 ) -> Dataset:
     """Prepare a text as `preparation.prepare` does, unless it is stored already, and push it."""
     folder = DATA_DIR / require_safe_name(sources.dataset_name(dataset), "dataset")
@@ -22,7 +22,7 @@ def prepare_and_push(
     return prepared
 
 
-def open_or_prepare(storage: LocalStorage, dataset: str, tokenizer: str | Tokenizer, name: str = "") -> Dataset:
+def open_or_prepare(storage: Storage, dataset: str, tokenizer: str | Tokenizer, name: str = "") -> Dataset:
     """The stored dataset `name` (without it, the name of `dataset`), prepared and pushed if it is not stored.
 
     The text itself is read only to prepare it, or if `dataset` is a built-in one.
@@ -38,13 +38,13 @@ def open_or_prepare(storage: LocalStorage, dataset: str, tokenizer: str | Tokeni
     return preparation.prepare(folder, tokenizer=tokenizer)
 
 
-def data_for_initial_weights(storage: LocalStorage, dataset: str, parent: Run) -> Dataset:
+def data_for_initial_weights(storage: Storage, dataset: str, parent: Run) -> Dataset:
     """The dataset with the tokenizer of the run whose weights training starts from, stored as DATASET-for-RUN."""
     tokenizer = load_checkpoint(parent, weights_only=True).tokenizer
     return open_or_prepare(storage, dataset, tokenizer, derived_name(dataset, parent.out_dir.name))
 
 
-def data_to_resume(storage: LocalStorage, run: Run, dataset: str) -> Dataset | str:
+def data_to_resume(storage: Storage, run: Run, dataset: str) -> Dataset | str:
     """The data that a run was trained on; or `dataset`, if another one is given.
 
     Whether its text is the same is checked by its hash, when training resumes.

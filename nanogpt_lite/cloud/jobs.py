@@ -1,4 +1,4 @@
-"""The jobs of `modal_app.py`: prepare, train and evaluate with folders that a `LocalStorage` stores.
+"""The jobs of `modal_app.py`: prepare, train and evaluate with folders that a `Storage` stores.
 
 Each does what `api` does, in three steps: pull the folders that it needs, work in the current folder, push the results.
 """
@@ -15,7 +15,7 @@ from typing import Any
 from nanogpt_lite.api import inference, pipeline
 from nanogpt_lite.checkpoint.checkpoint_file import SUFFIX
 from nanogpt_lite.cloud import job_data, launcher
-from nanogpt_lite.cloud.storage import LocalStorage, require_safe_name
+from nanogpt_lite.cloud.storage import Storage, require_safe_name
 from nanogpt_lite.config import presets
 from nanogpt_lite.config.options import SHAPE_FIELDS, DataConfig, TrainConfig
 from nanogpt_lite.config.schema import Value
@@ -29,14 +29,12 @@ from nanogpt_lite.tracking.console import Console
 from nanogpt_lite.tracking.records import CheckpointRecord, Record
 
 
-def prepare_job(storage: LocalStorage, dataset: str, *, tokenizer: str = "auto", overwrite: bool = False) -> Dataset:
+def prepare_job(storage: Storage, dataset: str, *, tokenizer: str = "auto", overwrite: bool = False) -> Dataset:
     """Prepare a text as `preparation.prepare` does, unless it is stored already, and store it."""
     return job_data.prepare_and_push(storage, dataset, tokenizer=tokenizer, overwrite=overwrite)
 
 
-def train_job(
-    storage: LocalStorage, *, owner: str, world_size: int = 1, overwrite: bool = False, **options: Any
-) -> Run:
+def train_job(storage: Storage, *, owner: str, world_size: int = 1, overwrite: bool = False, **options: Any) -> Run:
     """Train as `pipeline.train` does, or resume if the stored run has a checkpoint. Its checkpoints are stored.
 
     `out_dir` is the name of the run, by default that of the dataset. `world_size` ranks share each step. `owner` is
@@ -53,14 +51,14 @@ def train_job(
     return _train_and_sync(storage, job, data, world_size, options)
 
 
-def evaluate_job(storage: LocalStorage, name: str = "", **options: Any) -> dict[str, Any]:
+def evaluate_job(storage: Storage, name: str = "", **options: Any) -> dict[str, Any]:
     """What `inference.evaluate` returns for the run `name`, by default the newest one."""
     run = find_run(storage, name)
     storage.pull(run.data_folder)
     return inference.evaluate(run, **options)
 
 
-def find_run(storage: LocalStorage, name: str = "") -> Run:
+def find_run(storage: Storage, name: str = "") -> Run:
     """Pull the run `name`, by default the newest one. `UserError`, which lists the runs, if it has no checkpoint."""
     known = storage.run_names()
     name = _run_name(name) or (known[-1] if known else TrainConfig.dataset)
@@ -74,7 +72,7 @@ def find_run(storage: LocalStorage, name: str = "") -> Run:
 
 
 def sync_checkpoints(
-    records: Iterator[Record], storage: LocalStorage, folder: Path, owner: str
+    records: Iterator[Record], storage: Storage, folder: Path, owner: str
 ) -> Generator[Record, None, None]:
     """The records of the run in `folder`, which is pushed after each checkpoint, in the background, and at the end.
 
@@ -104,7 +102,7 @@ class _TrainJob:
     replaces: bool  # the stored run, as `overwrite` says
 
 
-def _resolve_run(storage: LocalStorage, name: str, owner: str, *, overwrite: bool) -> _TrainJob:
+def _resolve_run(storage: Storage, name: str, owner: str, *, overwrite: bool) -> _TrainJob:
     """Pull the run, unless it is to be replaced, and decide whether training resumes it."""
     folder = RUNS_DIR / require_safe_name(name, "run")
     replaces = overwrite and not storage.is_owner(folder, owner)
@@ -115,7 +113,7 @@ def _resolve_run(storage: LocalStorage, name: str, owner: str, *, overwrite: boo
 
 
 def _prepare_resume(
-    storage: LocalStorage, folder: Path, dataset: str, options: dict[str, Any]
+    storage: Storage, folder: Path, dataset: str, options: dict[str, Any]
 ) -> tuple[Dataset | str, dict[str, Any]]:
     """The data and the options to resume the run in `folder`."""
     preset, parent = str(options.pop("preset", "")), str(options.get("init_from", "scratch"))
@@ -124,7 +122,7 @@ def _prepare_resume(
 
 
 def _prepare_new_run(
-    storage: LocalStorage, folder: Path, dataset: str, options: dict[str, Any]
+    storage: Storage, folder: Path, dataset: str, options: dict[str, Any]
 ) -> tuple[Dataset, dict[str, Any]]:
     """The data and the options to start the run in `folder`, from scratch or from the weights of another model."""
     dataset, parent = dataset or DataConfig.dataset, str(options.get("init_from", "scratch"))
@@ -142,7 +140,7 @@ def _prepare_new_run(
 
 
 def _train_and_sync(
-    storage: LocalStorage, job: _TrainJob, data: Dataset | str, world_size: int, options: dict[str, Any]
+    storage: Storage, job: _TrainJob, data: Dataset | str, world_size: int, options: dict[str, Any]
 ) -> Run:
     """Train, and store the run at each checkpoint. The stored run is claimed once training has started."""
     # the local folder of a remote storage is a copy: what a run without a last checkpoint left in it may be deleted

@@ -44,14 +44,13 @@ def require_safe_name(name: str, kind: str) -> str:
     return name
 
 
-class LocalStorage:
-    """Datasets and runs stay in the current folder: there is nothing to copy."""
+class Storage(Protocol):
+    """Where a job gets datasets and runs from, and stores what it made."""
 
-    is_remote = False  # whether folders are copies of those on a Volume
+    is_remote: bool  # whether folders are copies of stored ones
 
     def text_source(self, dataset: str) -> str:
         """The path of an uploaded text (`texts/NAME.txt`); any other dataset as it is."""
-        return dataset
 
     def pull(self, folder: Path) -> None:
         """Make `folder`, data/NAME or runs/NAME, equal to the stored one, if there is one."""
@@ -61,24 +60,51 @@ class LocalStorage:
 
     def is_owner(self, folder: Path, owner: str) -> bool:
         """Whether `owner` owns the stored run. `UserError` if it did, and another call has taken the run over."""
-        return False
 
     def claim(self, folder: Path, owner: str, *, delete_files: bool) -> None:
         """Make `owner` the owner of the stored run; `delete_files` deletes the files stored so far."""
 
     def read_text(self, path: str) -> str:
         """The text stored by `write_text`; empty if there is none."""
-        return ""
 
     def write_text(self, path: str, text: str) -> None:
-        """Store a text on the Volume, if there is one."""
+        """Store a text, if the storage is remote."""
 
     def run_names(self) -> list[str]:
         """The names of the runs that have a checkpoint, the newest last."""
+
+
+class LocalStorage:
+    """Datasets and runs stay in the current folder: there is nothing to copy and no other owner."""
+
+    is_remote = False
+
+    def text_source(self, dataset: str) -> str:
+        return dataset
+
+    def pull(self, folder: Path) -> None:
+        pass
+
+    def push(self, folder: Path, owner: str = "") -> None:
+        pass
+
+    def is_owner(self, folder: Path, owner: str) -> bool:
+        return False
+
+    def claim(self, folder: Path, owner: str, *, delete_files: bool) -> None:
+        pass
+
+    def read_text(self, path: str) -> str:
+        return ""
+
+    def write_text(self, path: str, text: str) -> None:
+        pass
+
+    def run_names(self) -> list[str]:
         return _run_names_by_age(RUNS_DIR)
 
 
-class VolumeStorage(LocalStorage):
+class VolumeStorage:
     """Datasets and runs on a Volume that is mounted at `root`, in datasets/NAME and runs/NAME."""
 
     is_remote = True
