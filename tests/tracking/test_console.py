@@ -7,6 +7,7 @@ import pytest
 from example_records import START, done_record, eval_record, step_record
 from tqdm.std import tqdm
 
+from nanogpt_lite.config.spelling import for_command_line
 from nanogpt_lite.tracking import console as console_module
 from nanogpt_lite.tracking.console import Console
 from nanogpt_lite.tracking.records import (
@@ -151,3 +152,10 @@ def test_closed_or_missing_standard_error_does_not_fail(monkeypatch, closed):
 def test_footer_shows_a_loss_of_zero(capsys):
     Console(bar=False).write(done_record(7, best_val_loss=0.0, best_step=4))
     assert "best val loss 0.0000 at step 4; " in capsys.readouterr().err
+
+
+def test_options_in_messages_are_respelled_and_sampled_text_is_not(capsys):
+    console = Console(bar=False, spell=for_command_line)
+    console.note("give a larger `max_iters`")
+    console.write(SampleRecord(step=1, text="`max_iters`"))
+    assert capsys.readouterr().err == "give a larger --max_iters\n--- sample at step 1\n`max_iters`\n---\n"
