@@ -130,7 +130,10 @@ def _with_underscores(argument: str, names: Collection[str]) -> str:
 
 def _explain(flag: str, command: Command) -> str:
     """The message for an option without a value, or for a switch with one."""
-    if flag.removeprefix("--") in (*command.texts, *command.kind.names()):
+    types = {option.name: type_of(option) for option in dataclasses.fields(command.kind)}
+    if types.get(flag.removeprefix("--")) is bool:
+        return f"{flag} needs a value: give {flag} True or {flag} False"
+    if flag.removeprefix("--") in (*command.texts, *types):
         return f"{flag} needs a value: give {flag} VALUE, or {flag}=VALUE if the value begins with a minus sign"
     return f"{flag} takes no value: give {flag} alone"
 

@@ -42,6 +42,7 @@ def test_command_line_of_nanogpts_readme_runs(text_file, capsys):
         ("train --nlayer 4", r"unknown argument '--nlayer'; did you mean --n_layer\?"),
         ("train my.txt", r"unknown argument 'my.txt'; did you mean --dataset my.txt\?"),
         ("sample runs/a", r"unknown argument 'runs/a'; did you mean --out_dir runs/a\?"),
+        ("train --compile", "--compile needs a value: give --compile True or --compile False; see"),
         ("train --n_layer", "--n_layer needs a value: give --n_layer VALUE.*; see nanogpt-lite train --help"),
         ("train --n_layer x", "n_layer='x' is an invalid value: must be a whole number, from 1 to 1000"),
         ("train --bias 2", "bias='2' is an invalid value: must be True or False"),
