@@ -110,8 +110,8 @@ def _adopt_network(
     stored = {**network.stored(), "tokenizer": initial.tokenizer.to_json()["type"]}
     require_same_network(initial.file.path, stored, request.explicit)
     shape = {name: getattr(network, name) for name in SHAPE_FIELDS}
-    of_preset = presets.get_preset(request.preset) if request.preset else {}
-    if any(shape.get(name, value) != value for name, value in of_preset.items()) and console:
+    preset_options = presets.get_preset(request.preset) if request.preset else {}
+    if any(shape.get(name, value) != value for name, value in preset_options.items()) and console:
         console.note(
             f"warning: the network has the shape of {request.init_from}, and not that of `preset={request.preset!r}`"
         )

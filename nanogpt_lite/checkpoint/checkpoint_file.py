@@ -126,13 +126,13 @@ def read_tensors_and_json(path: Path, prefix: str = "") -> tuple[dict[str, Tenso
 
 def _remedy(path: Path) -> str:
     """What the user can do about a checkpoint that cannot be read."""
-    others = [file.stem for file in sorted(path.parent.glob(f"*{SUFFIX}")) if file != path and file.is_file()]
+    other_names = [file.stem for file in sorted(path.parent.glob(f"*{SUFFIX}")) if file != path and file.is_file()]
     if path.suffix != SUFFIX:
         return "give the folder of a run, or one of its checkpoints"
-    if not others:
+    if not other_names:
         return "its folder has no other checkpoint: train again (`overwrite=True`, or another `out_dir`)"
-    copy = f", or to resume from it, copy {path.with_stem(others[0])} over {path}" if path.stem == "last" else ""
-    return f"its folder also has {', '.join(others)}: use `checkpoint={others[0]!r}`{copy}"
+    copy = f", or to resume from it, copy {path.with_stem(other_names[0])} over {path}" if path.stem == "last" else ""
+    return f"its folder also has {', '.join(other_names)}: use `checkpoint={other_names[0]!r}`{copy}"
 
 
 def _parse_json(text: str, path: Path) -> dict[str, Any]:

@@ -60,10 +60,10 @@ def evaluate_job(storage: Storage, name: str = "", **options: Any) -> dict[str, 
 
 def find_run(storage: Storage, name: str = "") -> Run:
     """Pull the run `name`, by default the newest one. `UserError`, which lists the runs, if it has no checkpoint."""
-    known = storage.run_names()
-    name = _run_name(name) or (known[-1] if known else TrainConfig.dataset)
-    if name not in known:
-        remedy = f"runs with one: {', '.join(known)}; or train it" if known else "train it"
+    run_names = storage.run_names()
+    name = _run_name(name) or (run_names[-1] if run_names else TrainConfig.dataset)
+    if name not in run_names:
+        remedy = f"runs with one: {', '.join(run_names)}; or train it" if run_names else "train it"
         raise UserError(
             f"there is no checkpoint of a run {name!r}; {remedy}: modal run modal_app.py::train --out-dir {name}"
         )

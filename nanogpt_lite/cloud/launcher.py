@@ -169,11 +169,11 @@ def run_rank(folder: Path) -> None:
     arguments = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
     status = 0
     try:
-        with (folder / RECORDS).open("ab", buffering=0) as written:
+        with (folder / RECORDS).open("ab", buffering=0) as record_file:
             console = Console(bar=False, silent=not is_main_process, spell=for_modal)
             for record in pipeline.training(console=console, **arguments):
                 if is_main_process:
-                    written.write(json.dumps(record.to_json()).encode() + b"\n")
+                    record_file.write(json.dumps(record.to_json()).encode() + b"\n")
     except (UserError, ExternalError) as error:
         content = {"kind": type(error).__name__, "message": str(error)}
         files.write_json(folder / f"{distributed.launched_rank():04}.{ERROR}", content)

@@ -55,7 +55,7 @@ def random_batches(tokens: Tokens, *, rows: int, block_size: int, seed: int, ste
 
 def split_batch(batch: Batch, rows: int) -> Iterator[Batch]:
     """A batch in micro-batches of at most `rows` rows."""
-    inputs, targets = (torch.split(half, rows) for half in batch)
+    inputs, targets = (torch.split(tensor, rows) for tensor in batch)
     return zip(inputs, targets, strict=True)
 
 

@@ -20,7 +20,7 @@ MAX_ATTEMPTS = 3
 TIMEOUT = (5, 30)  # seconds: to connect, and between two parts of the response
 NO_COMPRESSION = {"Accept-Encoding": "identity"}  # so that Content-Length is the length of the file
 RETRY_DELAY = 1.0  # seconds before the second attempt; doubled before each further one
-CHUNK_BYTES = 2**16
+DOWNLOAD_CHUNK_BYTES = 2**16
 
 ProgressCallback = Callable[[str, int, int | None], None]
 """Called with (task, bytes done, bytes in total or None), where task is what is being done, such as "download"."""
@@ -117,7 +117,7 @@ def _download_once(url: str, path: Path, report: ProgressCallback | None) -> Non
         response.raise_for_status()
         is_compressed = "Content-Encoding" in response.headers  # then Content-Length is not the length of the file
         total = None if is_compressed else int(response.headers.get("Content-Length", 0)) or None
-        for chunk in response.iter_content(CHUNK_BYTES):
+        for chunk in response.iter_content(DOWNLOAD_CHUNK_BYTES):
             file.write(chunk)
             if report:
                 report("download", file.tell(), total)

@@ -41,8 +41,8 @@ def collect_stats(source: TextSource, report: ProgressCallback | None) -> TextSt
         n_chars += len(chunk)
         n_bytes += len(data)
         if len(data) == len(chunk):  # ASCII: it is faster to look only at characters that are new
-            known = bytes(np.flatnonzero(occurs[:128]).tolist())
-            occurs[list(set(data.translate(None, delete=known)))] = True
+            seen = bytes(np.flatnonzero(occurs[:128]).tolist())
+            occurs[list(set(data.translate(None, delete=seen)))] = True
         else:
             occurs[code_points(chunk)] = True
         if report:

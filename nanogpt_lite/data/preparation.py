@@ -70,10 +70,10 @@ def prepare(
     _require_sha256(stats.sha256, expected=sha256, label=text.label)
     if reusable and reusable.sha256 == stats.sha256 and _has_tokenizer(reusable, tokenizer):
         return reusable
-    chosen = _choose_tokenizer(tokenizer, existing=existing, text=text, stats=stats, report=report)
+    new_tokenizer = _choose_tokenizer(tokenizer, existing=existing, text=text, stats=stats, report=report)
     option = tokenizer if isinstance(tokenizer, str) else RUN_TOKENIZER
-    write_dataset(folder, source=text, stats=stats, tokenizer=chosen, tokenizer_option=option, report=report)
-    return _open_written(folder, source=recorded_source, stats=stats, tokenizer=chosen)
+    write_dataset(folder, source=text, stats=stats, tokenizer=new_tokenizer, tokenizer_option=option, report=report)
+    return _open_written(folder, source=recorded_source, stats=stats, tokenizer=new_tokenizer)
 
 
 def _find_prepared_dir(dataset: str) -> Path | None:
@@ -91,8 +91,10 @@ def _open_prepared_dir(folder: Path, tokenizer: str | Tokenizer) -> Dataset:
     if dataset is None:
         raise UserError(f"the dataset in {folder} is incomplete or damaged; prepare its text again")
     kind = dataset.tokenizer.to_json()["type"]
-    fits = tokenizer in ("auto", kind) if isinstance(tokenizer, str) else _same_tokenizer(dataset.tokenizer, tokenizer)
-    if not fits:
+    has_tokenizer = (
+        tokenizer in ("auto", kind) if isinstance(tokenizer, str) else _same_tokenizer(dataset.tokenizer, tokenizer)
+    )
+    if not has_tokenizer:
         requested = tokenizer if isinstance(tokenizer, str) else f"the checkpoint's, vocab_size={tokenizer.vocab_size}"
         raise UserError(
             f"{folder} was prepared with another tokenizer ({kind}, vocab_size={dataset.tokenizer.vocab_size}) than "
@@ -158,9 +160,9 @@ def _choose_tokenizer(
 
 def _open_written(folder: Path, *, source: str, stats: TextStats, tokenizer: Tokenizer) -> Dataset:
     """The dataset that was just written. `ExternalError` if another program has replaced it in the meantime."""
-    written = open_dataset(folder, source=source)
-    if written is None or written.sha256 != stats.sha256 or not _same_tokenizer(written.tokenizer, tokenizer):
+    dataset = open_dataset(folder, source=source)
+    if dataset is None or dataset.sha256 != stats.sha256 or not _same_tokenizer(dataset.tokenizer, tokenizer):
         raise ExternalError(
             f"{folder} changed while it was written; check that no other program prepares it, and try again"
         )
-    return written
+    return dataset

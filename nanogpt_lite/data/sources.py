@@ -74,9 +74,11 @@ def find_source(dataset: str, *, force_download: bool = False, report: ProgressC
         return _file_source(name, map(Path, glob.iglob(str(path), recursive=True)), dataset)  # noqa: PTH207
     if path.exists():  # a pipe, a device
         raise UserError(f"{dataset} is not a regular file, but a text is read more than once; copy it to a file")
-    near = difflib.get_close_matches(dataset, DATASET_NAMES, n=1)
+    nearest = difflib.get_close_matches(dataset, DATASET_NAMES, n=1)
     remedy = (
-        f"did you mean {near[0]}?" if near else f"give one of {', '.join(DATASET_NAMES)}, or the path or URL of a text"
+        f"did you mean {nearest[0]}?"
+        if nearest
+        else f"give one of {', '.join(DATASET_NAMES)}, or the path or URL of a text"
     )
     raise UserError(f"there is no dataset, file or folder {dataset!r}; {remedy}")
 

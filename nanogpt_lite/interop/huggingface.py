@@ -27,7 +27,7 @@ from nanogpt_lite.tokenizers.registry import load_gpt2_tokenizer
 
 SPECIAL_TOKEN = re.compile(r"<.+>|\[[A-Z]+\]")
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
+ACTIVATION_OF_HF_NAME = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 ATTENTION_MASKS = (".attn.bias", ".attn.masked_bias")  # buffers that old files hold
 
@@ -93,7 +93,7 @@ def _parse_config(content: dict[str, Any]) -> NetworkConfig:
     """The network that a config.json describes. `UserError` if this program does not have it."""
     is_supported = {
         "model_type": content.get("model_type") == "gpt2",
-        "activation_function": content.get("activation_function", "gelu_new") in ACTIVATIONS,
+        "activation_function": content.get("activation_function", "gelu_new") in ACTIVATION_OF_HF_NAME,
         "layer_norm_epsilon": content.get("layer_norm_epsilon", 1e-5) == 1e-5,
         "n_inner": content.get("n_inner") in (None, 4 * content.get("n_embd", 0)),
         "scale_attn_by_inverse_layer_idx": not content.get("scale_attn_by_inverse_layer_idx"),
@@ -108,7 +108,7 @@ def _parse_config(content: dict[str, Any]) -> NetworkConfig:
         n_head=content["n_head"],
         n_embd=content["n_embd"],
         bias=True,
-        activation=ACTIVATIONS[content.get("activation_function", "gelu_new")],
+        activation=ACTIVATION_OF_HF_NAME[content.get("activation_function", "gelu_new")],
     )
 
 
@@ -120,7 +120,7 @@ def require_gpt2_compatible(config: TrainConfig, path: Path) -> None:
         for name in ("position", "norm", "qk_norm", "ngram")
         if getattr(config, name) != getattr(default, name)
     ]
-    missing += [f"activation={config.activation}"] if config.activation not in ACTIVATIONS.values() else []
+    missing += [f"activation={config.activation}"] if config.activation not in ACTIVATION_OF_HF_NAME.values() else []
     if missing:
         raise UserError(
             f"transformers has no network like the one in {path}, with {', '.join(missing)}; train one that it "

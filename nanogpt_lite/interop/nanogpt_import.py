@@ -96,7 +96,7 @@ def _convert_state(path: Path, content: Mapping[str, Any], meta: Path | None) ->
     state = init_state(config.replace({"device": "cpu"}), tokenizer)  # this machine may lack the stored device
     state.device = torch.device(str(content["config"].get("device", "cuda")).split(":")[0])
     load_weights(state.model, weights)
-    _load_optimizer_state(state, optimizer["state"])
+    _import_optimizer_state(state, optimizer["state"])
     state.step = state.last_eval_step = state.best_step = int(content["iter_num"])
     loss = float(content["best_val_loss"])
     state.best_val_loss = loss if loss < INITIAL_LOSS else None  # also None for nan
@@ -105,19 +105,19 @@ def _convert_state(path: Path, content: Mapping[str, Any], meta: Path | None) ->
 
 def _convert_config(options: Mapping[str, Any], network: Mapping[str, Any]) -> TrainConfig:
     """The config with nanoGPT's options that this program has too, and the options `network`."""
-    known = {
+    converted = {
         name: value for name, value in options.items() if name in TrainConfig.names() and name not in IGNORED_OPTIONS
     }
     if "cuda" not in str(options.get("device", "cuda")):
-        known["dtype"] = "float32"  # nanoGPT's train.py ignores its dtype unless the device is CUDA
-    rate = known.get("learning_rate", TrainConfig.learning_rate)
-    if known.get("decay_lr") is False:  # then nanoGPT ignores min_lr
-        known["min_lr"] = rate
-    elif known.get("min_lr", TrainConfig.min_lr) > rate:
-        known["min_lr"] = rate
+        converted["dtype"] = "float32"  # nanoGPT's train.py ignores its dtype unless the device is CUDA
+    rate = converted.get("learning_rate", TrainConfig.learning_rate)
+    if converted.get("decay_lr") is False:  # then nanoGPT ignores min_lr
+        converted["min_lr"] = rate
+    elif converted.get("min_lr", TrainConfig.min_lr) > rate:
+        converted["min_lr"] = rate
         warnings.warn("its learning rate would rise to min_lr; here it stays constant", stacklevel=2)
-    known["dataset"] = sources.dataset_name(str(options["dataset"]))  # a folder in nanoGPT's data: only the name
-    return TrainConfig.from_dict({**known, **network})
+    converted["dataset"] = sources.dataset_name(str(options["dataset"]))  # a folder in nanoGPT's data: only the name
+    return TrainConfig.from_dict({**converted, **network})
 
 
 def _require_finite_tensors(path: Path, model: Mapping[str, Tensor], optimizer_state: OptimizerState) -> None:
@@ -144,7 +144,7 @@ def _convert_weights(model: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def _load_optimizer_state(state: TrainState, optimizer_state: OptimizerState) -> None:
+def _import_optimizer_state(state: TrainState, optimizer_state: OptimizerState) -> None:
     """Load nanoGPT's AdamW state, if there is one."""
     if not optimizer_state:
         return

@@ -29,7 +29,7 @@ def train_step(state: TrainState, forward: Callable[..., Any], batch: Batch) -> 
     """
     config = state.config
     assert len(batch[0]) == config.rows_per_step, f"a step takes {config.rows_per_step} rows"
-    inputs, targets = (half[state.group.rank_slice(config.rows_per_step)] for half in batch)
+    inputs, targets = (tensor[state.group.rank_slice(config.rows_per_step)] for tensor in batch)
     build.set_learning_rates(state.optimizer, state.step, config)
     if not state.model.training:  # the test is free, while train() visits every module
         state.model.train()
