@@ -1,4 +1,7 @@
-"""The learning-rate schedule, a pure function of the step."""
+"""The learning-rate schedule, a pure function of the step.
+
+`optim.build.set_learning_rates` writes its value into the optimizer; `trainer.step` calls that before each step.
+"""
 
 import math
 

@@ -1,8 +1,8 @@
 """One optimizer step: forward and backward pass in micro-batches, gradient clipping, the optimizer's update.
 
-When memory is not enough for a micro-batch, it is halved. Of several ranks each takes a share of the rows. The
-dropout masks are seeded with (seed, step, micro-batch). When a step is taken is decided in `loop`; the optimizers are
-in `optim`.
+When memory is not enough for a micro-batch, it is halved. Of several ranks each takes a share of the rows, and
+DistributedDataParallel averages the gradients (`device.distributed.ProcessGroup.wrap_ddp`). The dropout masks are
+seeded with (seed, step, micro-batch). When a step is taken is decided in `loop`; the optimizers are in `optim`.
 """
 
 import math
