@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nanogpt_lite.config.presets import PRESETS
     from nanogpt_lite.data.dataset import Dataset
     from nanogpt_lite.data.preparation import prepare
-    from nanogpt_lite.errors import ExternalError, Interrupted, UserError, WorldError
+    from nanogpt_lite.errors import ExternalError, Interrupted, NanoGPTLiteError, UserError, WorldError
     from nanogpt_lite.interop.conversion import export_weights, from_nanogpt, to_huggingface, to_nanogpt
     from nanogpt_lite.model.gpt import GPT
     from nanogpt_lite.model.kv_cache import KVCache
@@ -37,7 +37,7 @@ _EXPORTS = {
     "config.presets": ("PRESETS",),
     "data.dataset": ("Dataset",),
     "data.preparation": ("prepare",),
-    "errors": ("ExternalError", "Interrupted", "UserError", "WorldError"),
+    "errors": ("ExternalError", "Interrupted", "NanoGPTLiteError", "UserError", "WorldError"),
     "interop.conversion": ("export_weights", "from_nanogpt", "to_huggingface", "to_nanogpt"),
     "model.gpt": ("GPT",),
     "model.kv_cache": ("KVCache",),
@@ -73,6 +73,7 @@ __all__ = [  # noqa: RUF022 (the order of the pipeline; then classes and excepti
     "TrainConfig",
     "SampleConfig",
     "PRESETS",
+    "NanoGPTLiteError",
     "UserError",
     "ExternalError",
     "WorldError",  # the name of ExternalError in version 0.1

@@ -6,11 +6,18 @@ Any other exception that leaves the library is a bug in it, and keeps its traceb
 import signal
 
 
-class UserError(ValueError):
+class NanoGPTLiteError(Exception):
+    """Base class of the errors that this library raises on purpose: `except NanoGPTLiteError` catches all of them.
+
+    `Interrupted` is none of them: it is a KeyboardInterrupt, so that code which handles errors does not swallow Ctrl-C.
+    """
+
+
+class UserError(NanoGPTLiteError, ValueError):
     """A mistake of the user: an invalid option, an unusable text, a missing file. Exit status 2."""
 
 
-class ExternalError(RuntimeError):
+class ExternalError(NanoGPTLiteError, RuntimeError):
     """A failure outside the program: no network, no memory left, a loss that is not finite. Exit status 1."""
 
 

@@ -14,3 +14,14 @@ def test_interrupted_is_a_keyboard_interrupt_with_its_signal_and_folder():
     error = ng.Interrupted(signal.SIGTERM, "the state is saved", out_dir="runs/a")
     assert isinstance(error, KeyboardInterrupt)
     assert (error.signum, error.out_dir, str(error)) == (signal.SIGTERM, "runs/a", "the state is saved")
+
+
+def test_every_error_of_the_library_but_an_interruption_has_one_base_class():
+    assert issubclass(ng.UserError, ng.NanoGPTLiteError)
+    assert issubclass(ng.ExternalError, ng.NanoGPTLiteError)
+    assert not issubclass(ng.Interrupted, Exception)  # `except NanoGPTLiteError` must not swallow Ctrl-C
+
+
+def test_errors_stay_the_builtin_kinds_that_they_were():
+    assert issubclass(ng.UserError, ValueError)
+    assert issubclass(ng.ExternalError, RuntimeError)

@@ -31,7 +31,7 @@ from nanogpt_lite.config.signatures import with_options
 from nanogpt_lite.config.spelling import for_modal
 from nanogpt_lite.data.dataset import Dataset
 from nanogpt_lite.device import devices, distributed, signals
-from nanogpt_lite.errors import ExternalError, Interrupted, UserError
+from nanogpt_lite.errors import ExternalError, Interrupted, NanoGPTLiteError, UserError
 from nanogpt_lite.tracking.console import Console
 from nanogpt_lite.tracking.records import DoneRecord, Record, record_from_json
 
@@ -174,7 +174,7 @@ def run_rank(folder: Path) -> None:
             for record in pipeline.training(console=console, **arguments):
                 if is_main_process:
                     record_file.write(json.dumps(record.to_json()).encode() + b"\n")
-    except (UserError, ExternalError) as error:
+    except NanoGPTLiteError as error:
         content = {"kind": type(error).__name__, "message": str(error)}
         files.write_json(folder / f"{distributed.launched_rank():04}.{ERROR}", content)
         status = 1

@@ -4,17 +4,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from nanogpt_lite.config.spelling import for_modal
-from nanogpt_lite.errors import ExternalError, UserError
+from nanogpt_lite.errors import NanoGPTLiteError
 
 
 @contextmanager
 def modal_spelling() -> Iterator[None]:
-    """Respell the options in a `UserError` or an `ExternalError` of the block; it stays of the same type.
+    """Respell the options in a `NanoGPTLiteError` of the block; it stays of the same type.
 
     Also a decorator of functions that are not generators: `@modal_spelling()`.
     """
     try:
         yield
-    except (UserError, ExternalError) as error:
+    except NanoGPTLiteError as error:
         respelled = type(error)(for_modal(str(error)))
         raise respelled.with_traceback(error.__traceback__) from error.__cause__

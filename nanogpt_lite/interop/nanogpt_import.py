@@ -19,7 +19,7 @@ from nanogpt_lite.checkpoint.validation import validate_weights
 from nanogpt_lite.config.options import TrainConfig
 from nanogpt_lite.data import sources
 from nanogpt_lite.device import memory
-from nanogpt_lite.errors import ExternalError, UserError
+from nanogpt_lite.errors import NanoGPTLiteError, UserError
 from nanogpt_lite.interop.nanogpt_format import INITIAL_LOSS, MODEL_ARGS, optimizer_parameter_names
 from nanogpt_lite.interop.nanogpt_tokenizer import find_tokenizer
 from nanogpt_lite.optim import build
@@ -41,7 +41,7 @@ def import_nanogpt_checkpoint(path: Path, meta: Path | None) -> TrainState:
     try:
         state = _convert_state(path, content, meta)
         make_metadata(state).validate()
-    except (UserError, ExternalError):
+    except NanoGPTLiteError:
         raise
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError) as error:
         if memory.is_out_of_memory(error):

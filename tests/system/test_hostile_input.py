@@ -90,7 +90,7 @@ def try_cases(max_examples, strategy, case, case_counts, name):
         tried.append(1)
         try:
             case(example)
-        except (ng.UserError, ng.ExternalError) as error:
+        except ng.NanoGPTLiteError as error:
             messages.append(str(error))
         except (MemoryError, RuntimeError) as error:
             if not memory.is_out_of_memory(error):
