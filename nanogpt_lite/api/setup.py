@@ -13,8 +13,8 @@ from nanogpt_lite.checkpoint.checkpoint_file import Checkpoint, TensorFile
 from nanogpt_lite.checkpoint.restore import load_weights, read_config, require_same_network
 from nanogpt_lite.checkpoint.validation import validate_weights
 from nanogpt_lite.config import presets
-from nanogpt_lite.config.options import SHAPE_FIELDS, NetworkConfig, TrainConfig
-from nanogpt_lite.config.schema import Value
+from nanogpt_lite.config.options import NetworkConfig, TrainConfig
+from nanogpt_lite.config.schema import Role, Value
 from nanogpt_lite.data import batching, preparation, verification
 from nanogpt_lite.data.dataset import Dataset
 from nanogpt_lite.device import devices
@@ -27,9 +27,6 @@ from nanogpt_lite.runs.run_folder import Run
 from nanogpt_lite.tokenizers.base import Tokenizer
 from nanogpt_lite.tracking.console import Console
 from nanogpt_lite.trainer.state import TrainState, init_state, restore_state
-
-# With another value of one of these a resumed run computes other bits.
-REPRODUCIBILITY_FIELDS = ("dtype", "threads", "seed", "batch_size", "gradient_accumulation_steps", "compile")
 
 
 class RunContext(NamedTuple):
@@ -109,7 +106,7 @@ def _adopt_network(
     network = initial.network
     stored = {**network.stored(), "tokenizer": initial.tokenizer.to_json()["type"]}
     require_same_network(initial.file.path, stored, request.explicit)
-    shape = {name: getattr(network, name) for name in SHAPE_FIELDS}
+    shape = {name: getattr(network, name) for name in NetworkConfig.names_by_role(Role.NETWORK)}
     preset_options = presets.get_preset(request.preset) if request.preset else {}
     if any(shape.get(name, value) != value for name, value in preset_options.items()) and console:
         console.note(
@@ -178,7 +175,8 @@ def _find_run_to_resume(
 def _warn_about_changes(saved: Checkpoint, state: TrainState, console: Console) -> None:
     """Say which settings differ from the run so far, so that it is no longer reproducible bit for bit."""
     before = read_config(saved, {})
-    changed = [name for name in REPRODUCIBILITY_FIELDS if getattr(before, name) != getattr(state.config, name)]
+    names = TrainConfig.names_by_role(Role.BITS)
+    changed = [name for name in names if getattr(before, name) != getattr(state.config, name)]
     changed += ["device"] if saved.metadata.device != state.device.type else []
     changed += ["the number of ranks"] if saved.metadata.ranks != state.group.world_size else []
     if changed:

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from nanogpt_lite import files
-from nanogpt_lite.checkpoint.metadata import CheckpointMetadata
+from nanogpt_lite.checkpoint.metadata import CheckpointMetadata, InvalidMetadataError
+from nanogpt_lite.device.memory import is_out_of_memory
 from nanogpt_lite.errors import UserError
 
 METADATA_KEY = "nanogpt_lite"
@@ -61,7 +62,7 @@ def read_checkpoint(path: Path, prefix: str = "") -> Checkpoint:
     tensors, content = read_tensors_and_json(path, prefix)
     try:
         metadata = CheckpointMetadata.from_json(content)
-    except (KeyError, TypeError) as error:
+    except InvalidMetadataError as error:
         raise UserError(f"{path} does not hold a complete training state ({error}); use another checkpoint") from error
     return Checkpoint(path, tensors, metadata)
 
@@ -98,30 +99,47 @@ def read_tensors_and_json(path: Path, prefix: str = "") -> tuple[dict[str, Tenso
         raise UserError(f"there is no checkpoint {path}; train first, or give another `out_dir`")
     path.open("rb").close()  # a file without read permission is an OSError, and not damaged
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if METADATA_KEY not in metadata:
-                raise UserError(f"{path} was not written by this program; give a checkpoint of one of its runs")
-            content = _parse_json(metadata[METADATA_KEY], path)
-            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a mapping)
-            tensors = {name: file.get_tensor(name) for name in names}
-        checksums = content.pop("tensors_crc32")
-        for name in {*names, *(name for name in checksums if name.startswith(prefix))}:
-            if _crc32(tensors[name]) != checksums[name]:
-                raise ValueError(f"wrong checksum of {name}")
-    except UserError:
-        raise
-    except (
-        safetensors.SafetensorError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OSError,
-        RuntimeError,
-    ) as error:
+        metadata, tensors = _read_safetensors(path, prefix)
+        if METADATA_KEY not in metadata:
+            raise UserError(f"{path} was not written by this program; give a checkpoint of one of its runs")
+        content = _parse_json(metadata[METADATA_KEY])
+        if content.pop("format", None) != FORMAT_VERSION:
+            raise UserError(
+                f"{path} is a checkpoint of another format than {FORMAT_VERSION}, which this version of the program "
+                "reads; use it with the version that wrote it, or train again"
+            )
+        _verify_checksums(tensors, content.pop("tensors_crc32", None), prefix)
+    except _DamagedError as error:
         raise UserError(f"{path} is damaged or not a checkpoint ({error}); {_remedy(path)}") from error
     return tensors, content
+
+
+class _DamagedError(Exception):
+    """The content of a file is not what this program writes. The message says why."""
+
+
+def _read_safetensors(path: Path, prefix: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The metadata, and the tensors whose names start with `prefix`."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a mapping)
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
+    # an unknown number format is an AttributeError or a KeyError, a shape that PyTorch does not have a RuntimeError
+    except (safetensors.SafetensorError, OSError, RuntimeError, AttributeError, KeyError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise _DamagedError(str(error)) from error
+
+
+def _verify_checksums(tensors: Mapping[str, Tensor], checksums: object, prefix: str) -> None:
+    if not isinstance(checksums, dict):
+        raise _DamagedError("it has no checksums")
+    expected = {name: checksum for name, checksum in checksums.items() if name.startswith(prefix)}
+    if different := expected.keys() ^ tensors.keys():
+        raise _DamagedError(f"{sorted(different)[0]:.60} is missing, or has no checksum")
+    for name, tensor in tensors.items():
+        if _crc32(tensor) != expected[name]:
+            raise _DamagedError(f"wrong checksum of {name}")
 
 
 def _remedy(path: Path) -> str:
@@ -135,17 +153,21 @@ def _remedy(path: Path) -> str:
     return f"its folder also has {', '.join(other_names)}: use `checkpoint={other_names[0]!r}`{copy}"
 
 
-def _parse_json(text: str, path: Path) -> dict[str, Any]:
-    """The JSON object under the key, after a check of its checksum and its format version."""
-    whole = json.loads(text)
-    content = whole.get("about", {}) if isinstance(whole, dict) else {}
-    if content and (zlib.crc32(_canonical_bytes(content)) != whole["crc32"] or files.canonical_json(whole) != text):
-        raise ValueError("wrong checksum of its metadata")
-    if not isinstance(content, dict) or content.pop("format", None) != FORMAT_VERSION:
-        raise UserError(
-            f"{path} is a checkpoint of another format than {FORMAT_VERSION}, which this version of the program reads; "
-            "use it with the version that wrote it, or train again"
-        )
+def _parse_json(text: str) -> dict[str, Any]:
+    """The JSON object under the key, after a check of its checksum. It is empty if the format is another one."""
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _DamagedError(f"its metadata is not JSON: {error}") from error
+    content = whole.get("about") if isinstance(whole, dict) else None
+    if not isinstance(content, dict):
+        return {}
+    try:
+        is_intact = zlib.crc32(_canonical_bytes(content)) == whole.get("crc32") and files.canonical_json(whole) == text
+    except ValueError:  # NaN or an infinity, which this program does not write
+        is_intact = False
+    if not is_intact:
+        raise _DamagedError("wrong checksum of its metadata")
     return content
 
 

@@ -10,12 +10,10 @@ import torch
 
 from nanogpt_lite.checkpoint.checkpoint_file import Checkpoint, TensorFile
 from nanogpt_lite.checkpoint.validation import shapes_match, wrong_weights_error
-from nanogpt_lite.config.options import SHAPE_FIELDS, TrainConfig
-from nanogpt_lite.config.schema import Value
+from nanogpt_lite.config.options import TrainConfig
+from nanogpt_lite.config.schema import Role, Value
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.model.gpt import GPT
-from nanogpt_lite.tokenizers.base import Tokenizer
-from nanogpt_lite.tokenizers.registry import tokenizer_from_json
 
 
 def read_config(saved: Checkpoint, overrides: Mapping[str, Value]) -> TrainConfig:
@@ -24,17 +22,9 @@ def read_config(saved: Checkpoint, overrides: Mapping[str, Value]) -> TrainConfi
     `UserError` if an override describes another network than the checkpoint has, or has an invalid value.
     """
     stored = saved.metadata.config
-    require_same_network(saved.path, stored, overrides)
-    fixed = {name: stored[name] for name in ("init_from", "tokenizer")}  # a resumed run began the same way
-    return TrainConfig.from_dict({**stored, **overrides, **fixed})
-
-
-def read_network(saved: Checkpoint) -> tuple[TrainConfig, Tokenizer]:
-    """The config and the tokenizer in a checkpoint. `UserError` if one of them is invalid."""
-    try:
-        return read_config(saved, {}), tokenizer_from_json(saved.metadata.tokenizer)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{saved.path} does not describe its network ({error}); use another checkpoint") from error
+    require_same_network(saved.path, stored.stored(), overrides)
+    fixed: dict[str, Value] = {name: getattr(stored, name) for name in ("init_from", "tokenizer")}
+    return stored.replace({**overrides, **fixed})  # a resumed run began the same way
 
 
 def require_same_network(path: Path, stored: Mapping[str, Value], overrides: Mapping[str, Value]) -> None:
@@ -42,10 +32,9 @@ def require_same_network(path: Path, stored: Mapping[str, Value], overrides: Map
 
     `path` is the checkpoint that they are from, for the message.
     """
-    stored = {**TrainConfig().stored(), **stored}  # a checkpoint of an older version has fewer options
     differences = [
         f"{name}={overrides[name]} (the checkpoint has {stored[name]})"
-        for name in (*SHAPE_FIELDS, "tokenizer")
+        for name in TrainConfig.names_by_role(Role.NETWORK)
         if name in overrides and overrides[name] not in (stored[name], "auto")
     ]
     if differences:

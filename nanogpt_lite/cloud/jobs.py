@@ -5,7 +5,7 @@ Each does what `api` does, in three steps: pull the folders that it needs, work 
 
 import itertools
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ from nanogpt_lite.checkpoint.checkpoint_file import SUFFIX
 from nanogpt_lite.cloud import job_data, launcher
 from nanogpt_lite.cloud.storage import Storage, require_safe_name
 from nanogpt_lite.config import presets
-from nanogpt_lite.config.options import SHAPE_FIELDS, DataConfig, TrainConfig
-from nanogpt_lite.config.schema import Value
+from nanogpt_lite.config.options import DataConfig, NetworkConfig, TrainConfig
+from nanogpt_lite.config.schema import Role, Value
 from nanogpt_lite.config.spelling import for_modal
 from nanogpt_lite.data import sources
 from nanogpt_lite.data.dataset import Dataset
@@ -117,7 +117,7 @@ def _prepare_resume(
 ) -> tuple[Dataset | str, dict[str, Any]]:
     """The data and the options to resume the run in `folder`."""
     preset, parent = str(options.pop("preset", "")), str(options.get("init_from", "scratch"))
-    shape = _preset_shape(preset) if preset and parent in ("scratch", "resume") else {}
+    shape = _preset_shape(preset, options) if preset and parent in ("scratch", "resume") else {}
     return job_data.data_to_resume(storage, Run(folder), dataset), {**shape, **options, "init_from": "resume"}
 
 
@@ -164,7 +164,8 @@ def _run_name(out_dir: str) -> str:
     return out_dir.removeprefix(f"{RUNS_DIR}/")
 
 
-def _preset_shape(preset: str) -> dict[str, Value]:
-    """The options of a preset that decide the network's shape, which must be the same in a run that is resumed."""
-    config = presets.config_with_preset(preset, {})
-    return {name: getattr(config, name) for name in SHAPE_FIELDS}
+def _preset_shape(preset: str, options: Mapping[str, Value]) -> dict[str, Value]:
+    """The options of the network with a preset and `options`: they must be the same in a run that is resumed."""
+    names = NetworkConfig.names_by_role(Role.NETWORK)
+    config = presets.config_with_preset(preset, {name: options[name] for name in names if name in options})
+    return {name: getattr(config, name) for name in names}

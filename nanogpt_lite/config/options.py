@@ -9,7 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanogpt_lite.config.schema import NOT_EMPTY, Options, Rule, bounds, count, one_of, option
+from nanogpt_lite.config.schema import (
+    NOT_EMPTY,
+    Options,
+    Rule,
+    bits_option,
+    bounds,
+    call_option,
+    count,
+    network_option,
+    one_of,
+    training_option,
+)
 from nanogpt_lite.errors import UserError
 
 MAX_CONTEXT_ELEMENTS = 2**27  # block_size * n_embd: for example 32,768 tokens with 4,096 channels
@@ -25,31 +36,29 @@ def is_bpe_name(tokenizer: str) -> bool:
 class RuntimeConfig(Options):
     """The device, the number format, and the seed."""
 
-    device: str = option(
-        "auto", "auto: a GPU if there is one, else the CPU; or cpu, cuda, cuda:1, mps", NOT_EMPTY, stored=False
-    )
-    dtype: str = option(
+    device: str = call_option("auto", "auto: a GPU if there is one, else the CPU; or cpu, cuda, cuda:1, mps", NOT_EMPTY)
+    dtype: str = bits_option(
         "auto",
         "number format of matrix products: auto, float32, bfloat16, or float16 (with loss scaling)",
         one_of("auto", "float32", "bfloat16", "float16"),
     )
-    threads: int = option(
+    threads: int = bits_option(
         0,
         "CPU threads; 0: all that this process may use, at most 16",
         bounds(ge=0, le=1024),
         unit="threads",
     )
-    seed: int = option(1337, "seed of all random numbers", bounds(ge=0, le=2**63 - 1))
+    seed: int = bits_option(1337, "seed of all random numbers", bounds(ge=0, le=2**63 - 1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Options):
     """The text, and how it is split into tokens."""
 
-    dataset: str = option(
+    dataset: str = training_option(
         "shakespeare_char", "shakespeare_char, python_docs, or a text: a file, folder, glob or URL", NOT_EMPTY
     )
-    tokenizer: str = option(
+    tokenizer: str = network_option(
         "auto",
         "char: one token per character; byte: one per UTF-8 byte; bpe-4096: byte-pair encoding with 4096 tokens, "
         "trained on the text; gpt2: the byte-pair encoding of GPT-2; auto: that of the prepared dataset, else char",
@@ -64,29 +73,39 @@ class DataConfig(Options):
 class NetworkConfig(Options):
     """The architecture of the network. A run can only be resumed with the architecture that it has."""
 
-    block_size: int = option(256, "context length", bounds(ge=1, le=2**20), unit="tokens")
-    n_layer: int = option(6, "number of transformer blocks", bounds(ge=1, le=1000))
-    n_head: int = option(6, "attention heads per block", bounds(ge=1, le=1024))
-    n_embd: int = option(384, "width of the network: channels per token, a multiple of n_head", bounds(ge=1, le=2**16))
-    bias: bool = option(False, "biases in Linear and LayerNorm, as in GPT-2")
-    dropout: float = option(0.2, "dropout probability in training", bounds(ge=0, lt=1))
-    position: str = option("learned", "position encoding: learned, or rotary (RoPE)", one_of("learned", "rotary"))
-    norm: str = option(
+    block_size: int = network_option(256, "context length", bounds(ge=1, le=2**20), unit="tokens")
+    n_layer: int = network_option(6, "number of transformer blocks", bounds(ge=1, le=1000))
+    n_head: int = network_option(6, "attention heads per block", bounds(ge=1, le=1024))
+    n_embd: int = network_option(
+        384, "width of the network: channels per token, a multiple of n_head", bounds(ge=1, le=2**16)
+    )
+    bias: bool = network_option(False, "biases in Linear and LayerNorm, as in GPT-2")
+    dropout: float = training_option(0.2, "dropout probability in training", bounds(ge=0, lt=1))
+    position: str = network_option(
+        "learned", "position encoding: learned, or rotary (RoPE)", one_of("learned", "rotary")
+    )
+    rope_theta: float = network_option(
+        0.0,
+        "base of the rotation angles with position=rotary; 0: ten times block_size, which is then stored",
+        Rule(lambda theta: theta == 0 or 1 <= theta <= 1e12, "0, or from 1 to 10^12"),
+        absent=0.0,
+    )
+    norm: str = network_option(
         "layer", "normalisation: layer (LayerNorm), or rms (RMSNorm without learned gains)", one_of("layer", "rms")
     )
-    qk_norm: bool = option(False, "apply LayerNorm to queries and keys")
-    activation: str = option(
+    qk_norm: bool = network_option(False, "apply LayerNorm to queries and keys")
+    activation: str = network_option(
         "gelu",
         "activation function of the MLP: gelu, gelu_tanh (the tanh formula, as in GPT-2), or relu2 (ReLU squared)",
         one_of("gelu", "gelu_tanh", "relu2"),
     )
-    tied: bool = option(True, "share the weights of the token embedding and the output layer")
-    zero_init: bool = option(
+    tied: bool = network_option(True, "share the weights of the token embedding and the output layer")
+    zero_init: bool = training_option(
         False, "start with zeros in the last layer of each residual branch, and in the output layer if it is not tied"
     )
-    ngram: int = option(1, "also embed the last 2..N tokens as n-grams; 1: off", bounds(ge=1, le=16))
-    ngram_rows: int = option(16384, "hash buckets per n-gram length", bounds(ge=1, le=2**31 - 1))
-    ngram_dropout: float = option(
+    ngram: int = network_option(1, "also embed the last 2..N tokens as n-grams; 1: off", bounds(ge=1, le=16))
+    ngram_rows: int = network_option(16384, "hash buckets per n-gram length", bounds(ge=1, le=2**31 - 1))
+    ngram_dropout: float = training_option(
         0.0, "probability of dropping the n-gram embeddings of a token in training", bounds(ge=0, lt=1)
     )
 
@@ -107,91 +126,77 @@ class NetworkConfig(Options):
                 f"n_embd={self.n_embd} and n_head={self.n_head} give heads of an odd size, and rotary position "
                 f"encoding rotates pairs of channels; try `n_embd={2 * self.n_embd}`"
             )
-
-
-# The options that a checkpoint fixes: with another value its tensors would not fit the network.
-SHAPE_FIELDS = (
-    "block_size",
-    "n_layer",
-    "n_head",
-    "n_embd",
-    "bias",
-    "position",
-    "norm",
-    "qk_norm",
-    "activation",
-    "tied",
-    "ngram",
-    "ngram_rows",
-)
+        if self.position == "rotary" and not self.rope_theta:
+            # Over one context, the slowest pair of channels rotates by at least 0.1 radian. The paper's base is 10000.
+            object.__setattr__(self, "rope_theta", 10.0 * self.block_size)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(DataConfig, NetworkConfig, RuntimeConfig):
     """All options of a training run."""
 
-    out_dir: str = option("", "the run's folder; empty: the next free runs/DATASET-N", stored=False)
-    init_from: str = option(
+    out_dir: str = call_option("", "the run's folder; empty: the next free runs/DATASET-N")
+    init_from: str = training_option(
         "scratch",
         "scratch; resume: continue the run in out_dir; runs/OTHER: start from the weights of that run; gpt2, "
         "gpt2-medium, gpt2-large, gpt2-xl, or a Hugging Face folder: start from the weights of GPT-2",
         NOT_EMPTY,
     )
-    max_iters: int = option(5000, "optimizer steps", count(ge=1), unit="steps")
-    batch_size: int = option(64, "sequences per micro-batch", bounds(ge=1, le=2**20), unit="sequences")
-    gradient_accumulation_steps: int = option(1, "micro-batches per optimizer step", bounds(ge=1, le=2**20))
-    learning_rate: float = option(1e-3, "peak learning rate", bounds(gt=0, le=1000))
-    min_lr: float = option(1e-4, "learning rate at the end of the decay", bounds(ge=0))
-    warmup_iters: int = option(100, "length of the linear warm-up of the learning rate", count(ge=0), unit="steps")
-    decay_lr: bool = option(True, "warm-up, then decay of the learning rate; False: constant learning rate")
-    lr_decay_iters: int = option(0, "step at which the decay ends; 0: max_iters", count(ge=0), unit="steps")
-    cooldown: float = option(
+    max_iters: int = training_option(5000, "optimizer steps", count(ge=1), unit="steps")
+    batch_size: int = bits_option(64, "sequences per micro-batch", bounds(ge=1, le=2**20), unit="sequences")
+    gradient_accumulation_steps: int = bits_option(1, "micro-batches per optimizer step", bounds(ge=1, le=2**20))
+    learning_rate: float = training_option(1e-3, "peak learning rate", bounds(gt=0, le=1000))
+    min_lr: float = training_option(1e-4, "learning rate at the end of the decay", bounds(ge=0))
+    warmup_iters: int = training_option(
+        100, "length of the linear warm-up of the learning rate", count(ge=0), unit="steps"
+    )
+    decay_lr: bool = training_option(True, "warm-up, then decay of the learning rate; False: constant learning rate")
+    lr_decay_iters: int = training_option(0, "step at which the decay ends; 0: max_iters", count(ge=0), unit="steps")
+    cooldown: float = training_option(
         0.0,
         "fraction of the steps, at the end, over which the learning rate falls linearly; 0: cosine decay",
         bounds(ge=0, le=1),
     )
-    optimizer: str = option(
+    optimizer: str = training_option(
         "adamw", "adamw; muon: Muon for the weight matrices of the blocks, AdamW for the rest", one_of("adamw", "muon")
     )
-    muon_learning_rate: float = option(
+    muon_learning_rate: float = training_option(
         0.02, "peak learning rate of Muon; its schedule is that of learning_rate", bounds(gt=0, le=1000)
     )
-    muon_momentum: float = option(0.95, "momentum of Muon", bounds(ge=0, lt=1))
-    weight_decay: float = option(0.1, "weight decay, of matrices and embeddings only", bounds(ge=0, le=1000))
-    beta1: float = option(0.9, "beta1 of AdamW: decay of the running mean of the gradient", bounds(ge=0, lt=1))
-    beta2: float = option(0.99, "beta2 of AdamW: decay of the running mean of the squared gradient", bounds(ge=0, lt=1))
-    grad_clip: float = option(1.0, "largest norm of the gradient; 0: no clipping", bounds(ge=0))
-    eval_interval: int = option(
+    muon_momentum: float = training_option(0.95, "momentum of Muon", bounds(ge=0, lt=1))
+    weight_decay: float = training_option(0.1, "weight decay, of matrices and embeddings only", bounds(ge=0, le=1000))
+    beta1: float = training_option(0.9, "beta1 of AdamW: decay of the running mean of the gradient", bounds(ge=0, lt=1))
+    beta2: float = training_option(
+        0.99, "beta2 of AdamW: decay of the running mean of the squared gradient", bounds(ge=0, lt=1)
+    )
+    grad_clip: float = training_option(1.0, "largest norm of the gradient; 0: no clipping", bounds(ge=0))
+    eval_interval: int = training_option(
         250, "steps between two evaluations; each is followed by a checkpoint", count(ge=1), unit="steps"
     )
-    eval_iters: int = option(
+    eval_iters: int = training_option(
         0,
         "0: loss on the whole val split; N: nanoGPT's estimate from N random batches",
         count(ge=0),
         unit="batches",
     )
-    log_interval: int = option(10, "steps between two reports of the train loss", count(ge=1), unit="steps")
-    sample_interval: int = option(
+    log_interval: int = training_option(10, "steps between two reports of the train loss", count(ge=1), unit="steps")
+    sample_interval: int = training_option(
         0, "steps between two samples that are shown in training; 0: none", count(ge=0), unit="steps"
     )
-    keep_every: int = option(
+    keep_every: int = training_option(
         0, "steps between two numbered checkpoints (step_001000), which are kept; 0: none", count(ge=0), unit="steps"
     )
-    patience: int = option(
+    patience: int = training_option(
         0, "stop after this many evaluations without a new best val loss; 0: never", count(ge=0), unit="evaluations"
     )
-    target_loss: float = option(0.0, "stop at this val loss; 0: never", bounds(ge=0), unit="nats per token")
-    max_seconds: float = option(
-        0.0, "stop this call after this time; 0: never", bounds(ge=0), unit="seconds", stored=False
-    )
-    compile: bool = option(False, "use torch.compile: a slow start, then faster steps on a GPU")
-    trace: str = option(
-        "", "folder for a profiler trace of a few steps, to open in ui.perfetto.dev; empty: none", stored=False
-    )
-    tensorboard: bool = option(False, "write TensorBoard events to out_dir", stored=False)
-    wandb_log: bool = option(False, "log the run to Weights & Biases", stored=False)
-    wandb_project: str = option("nanogpt-lite", "project in Weights & Biases", NOT_EMPTY, stored=False)
-    wandb_run_name: str = option("", "name of the run in Weights & Biases; empty: the name of out_dir", stored=False)
+    target_loss: float = training_option(0.0, "stop at this val loss; 0: never", bounds(ge=0), unit="nats per token")
+    max_seconds: float = call_option(0.0, "stop this call after this time; 0: never", bounds(ge=0), unit="seconds")
+    compile: bool = bits_option(False, "use torch.compile: a slow start, then faster steps on a GPU")
+    trace: str = call_option("", "folder for a profiler trace of a few steps, to open in ui.perfetto.dev; empty: none")
+    tensorboard: bool = call_option(False, "write TensorBoard events to out_dir")
+    wandb_log: bool = call_option(False, "log the run to Weights & Biases")
+    wandb_project: str = call_option("nanogpt-lite", "project in Weights & Biases", NOT_EMPTY)
+    wandb_run_name: str = call_option("", "name of the run in Weights & Biases; empty: the name of out_dir")
 
     @property
     def rows_per_step(self) -> int:
@@ -225,8 +230,8 @@ class TrainConfig(DataConfig, NetworkConfig, RuntimeConfig):
 class LoadConfig(RuntimeConfig):
     """Which checkpoint of a run to load, and how."""
 
-    checkpoint: str = option("best", "best, last, or the name of a numbered one (step_001000)", NOT_EMPTY)
-    int8: bool = option(
+    checkpoint: str = call_option("best", "best, last, or the name of a numbered one (step_001000)", NOT_EMPTY)
+    int8: bool = call_option(
         False, "weight matrices of the blocks in 8 bits: faster sampling on a CPU, almost the same network"
     )
 
@@ -235,20 +240,20 @@ class LoadConfig(RuntimeConfig):
 class SampleConfig(LoadConfig):
     """How to generate text with a trained network."""
 
-    start: str = option("\n", "the prompt; FILE:prompt.txt reads it from a file", NOT_EMPTY)
-    num_samples: int = option(1, "number of samples", count(ge=1), unit="samples")
-    max_new_tokens: int = option(500, "length of a sample", count(ge=1), unit="tokens")
-    temperature: float = option(
+    start: str = call_option("\n", "the prompt; FILE:prompt.txt reads it from a file", NOT_EMPTY)
+    num_samples: int = call_option(1, "number of samples", count(ge=1), unit="samples")
+    max_new_tokens: int = call_option(500, "length of a sample", count(ge=1), unit="tokens")
+    temperature: float = call_option(
         0.8, "below 1: less random; above 1: more random; 0: always the most likely token", bounds(ge=0)
     )
-    top_k: int = option(200, "sample from the k most likely tokens; 0: from all", count(ge=0), unit="tokens")
-    top_p: float = option(
+    top_k: int = call_option(200, "sample from the k most likely tokens; 0: from all", count(ge=0), unit="tokens")
+    top_p: float = call_option(
         1.0, "sample from the most likely tokens whose probabilities add up to this; 1: from all", bounds(ge=0, le=1)
     )
-    min_p: float = option(
+    min_p: float = call_option(
         0.0, "leave out tokens less likely than this fraction of the most likely one; 0: none", bounds(ge=0, le=1)
     )
-    stop: str = option("", "end a sample before this text; empty: never")
+    stop: str = call_option("", "end a sample before this text; empty: never")
 
 
 @dataclass(frozen=True, kw_only=True)

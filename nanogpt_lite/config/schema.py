@@ -6,8 +6,10 @@ themselves are in `options`.
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Self, TypeVar
 
 from nanogpt_lite.errors import UserError
@@ -56,13 +58,38 @@ ANY = Rule(lambda value: True, "anything")
 NOT_EMPTY = Rule(lambda value: bool(value), "not empty")
 
 
-def option(default: Value, help: str, rule: Rule = ANY, *, unit: str = "", stored: bool = True) -> Any:  # noqa: A002
-    """A field of a config. `stored=False`: it belongs to one call and is not stored in checkpoints.
+class Role(Enum):
+    """What an option decides, and so what may be done with it when a run is resumed or exported."""
 
-    The return type is Any, as in `dataclasses.field`, so that `n_layer: int = option(6, …)` passes the type checker.
+    NETWORK = "what the network computes from its weights: a checkpoint fixes it, an exporter must know it"
+    BITS = "the last bits of a training: a resumed run with another value is not bit for bit the same"
+    TRAINING = "how a network is trained"
+    CALL = "one call: it is not stored in a checkpoint"
+
+
+def option(
+    default: Value,
+    help: str,  # noqa: A002
+    rule: Rule = ANY,
+    *,
+    role: Role,
+    unit: str = "",
+    absent: Value | None = None,
+) -> Any:
+    """A field of a config.
+
+    `absent`: its value in a stored config without it. Each option that was added after version 0.1 has one: the
+    behaviour of the versions before. The return type is Any, as in `dataclasses.field`, so that
+    `n_layer: int = network_option(6, …)` passes the type checker.
     """
-    metadata = {"help": help, "rule": rule, "unit": unit, "stored": stored}
+    metadata = {"help": help, "rule": rule, "unit": unit, "role": role, "absent": absent}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+network_option = functools.partial(option, role=Role.NETWORK)
+bits_option = functools.partial(option, role=Role.BITS)
+training_option = functools.partial(option, role=Role.TRAINING)
+call_option = functools.partial(option, role=Role.CALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +109,28 @@ class Options:
         return [field.name for field in dataclasses.fields(cls)]
 
     @classmethod
+    def names_by_role(cls, *roles: Role) -> list[str]:
+        """The names of the options that have one of these roles, in order."""
+        return [field.name for field in dataclasses.fields(cls) if field.metadata["role"] in roles]
+
+    @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """A config from names and values. `UserError` on an unknown name (with the nearest one) or an invalid value."""
         require_known(values, cls.names(), "option")
         return cls(**values)
+
+    @classmethod
+    def from_stored(cls, values: Mapping[str, Any]) -> Self:
+        """The config in a checkpoint, which an earlier version may have written. `UserError` on an invalid value.
+
+        Also on an option that this version does not know, and on one that is missing though every version stored it.
+        """
+        require_known(values, cls.names(), "option")
+        stored = [field for field in dataclasses.fields(cls) if field.metadata["role"] is not Role.CALL]
+        absent = {field.name: field.metadata["absent"] for field in stored if field.name not in values}
+        if missing := [name for name, value in absent.items() if value is None]:
+            raise UserError(f"there is no value for the options {', '.join(missing)}; use another checkpoint")
+        return cls(**{**absent, **values})
 
     def replace(self, values: Mapping[str, Any]) -> Self:
         """A copy with some values replaced, checked as in `from_dict`."""
@@ -97,7 +142,7 @@ class Options:
 
     def stored(self) -> dict[str, Value]:
         """The values that a checkpoint stores: all but those of options that belong to one call."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.metadata["stored"]}
+        return {name: getattr(self, name) for name in self.names_by_role(Role.NETWORK, Role.BITS, Role.TRAINING)}
 
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)

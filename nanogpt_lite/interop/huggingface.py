@@ -18,6 +18,8 @@ from nanogpt_lite.checkpoint import checkpoint_file
 from nanogpt_lite.checkpoint.checkpoint_file import TensorFile
 from nanogpt_lite.config.options import NetworkConfig, TrainConfig
 from nanogpt_lite.errors import UserError
+from nanogpt_lite.interop.export_checks import unsupported_options
+from nanogpt_lite.interop.nanogpt_format import MODEL_ARGS
 from nanogpt_lite.tokenizers import bpe, gpt2, hub
 from nanogpt_lite.tokenizers.base import Tokenizer
 from nanogpt_lite.tokenizers.bpe import BPETokenizer
@@ -114,12 +116,7 @@ def _parse_config(content: dict[str, Any]) -> NetworkConfig:
 
 def require_gpt2_compatible(config: TrainConfig, path: Path) -> None:
     """`UserError` unless transformers has this network as a GPT-2. `path` is the checkpoint, for the message."""
-    default = TrainConfig()
-    missing = [
-        f"{name}={getattr(config, name)}"
-        for name in ("position", "norm", "qk_norm", "ngram")
-        if getattr(config, name) != getattr(default, name)
-    ]
+    missing = unsupported_options(config, supported=(*MODEL_ARGS, "tied", "activation"))
     missing += [f"activation={config.activation}"] if config.activation not in ACTIVATION_OF_HF_NAME.values() else []
     if missing:
         raise UserError(

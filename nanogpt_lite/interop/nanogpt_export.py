@@ -10,6 +10,7 @@ from nanogpt_lite.checkpoint.checkpoint_file import Checkpoint
 from nanogpt_lite.checkpoint.validation import meta_model
 from nanogpt_lite.config.options import TrainConfig
 from nanogpt_lite.errors import UserError
+from nanogpt_lite.interop.export_checks import unsupported_options
 from nanogpt_lite.interop.nanogpt_format import INITIAL_LOSS, MODEL_ARGS, VOCAB_SIZES, optimizer_parameter_names
 from nanogpt_lite.optim.schedule import learning_rate
 from nanogpt_lite.tokenizers.base import Tokenizer
@@ -18,9 +19,7 @@ from nanogpt_lite.tokenizers.char import CharTokenizer
 
 def require_nanogpt_compatible(config: TrainConfig, tokenizer: Tokenizer, path: Path) -> None:
     """`UserError` unless nanoGPT has this network and this tokenizer. `path` is the checkpoint, for the message."""
-    default = TrainConfig()
-    names = ("position", "norm", "qk_norm", "activation", "tied", "ngram")
-    missing = [f"{name}={getattr(config, name)}" for name in names if getattr(config, name) != getattr(default, name)]
+    missing = unsupported_options(config, supported=MODEL_ARGS)
     tokenizer_name = tokenizer.to_json()["type"]
     is_gpt2 = tokenizer_name == "gpt2" and tokenizer.vocab_size in VOCAB_SIZES
     if tokenizer_name != "char" and not is_gpt2:

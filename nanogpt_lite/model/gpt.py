@@ -100,7 +100,8 @@ class Transformer(nn.Module):
         self.wte = nn.Embedding(vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
         head_size = config.n_embd // config.n_head
-        self.rotary = RotaryEmbedding(config.block_size, head_size) if config.position == "rotary" else None
+        is_rotary = config.position == "rotary"
+        self.rotary = RotaryEmbedding(config.block_size, head_size, config.rope_theta) if is_rotary else None
         self.ngrams = NgramEmbedding(config, vocab_size) if config.ngram > 1 else None
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = make_norm(config)

@@ -11,20 +11,20 @@ CosSin = tuple[Tensor, Tensor]
 
 
 class RotaryEmbedding(nn.Module):
-    """A table of the cosines and sines of all positions below `block_size`. Nothing in it is trained or saved."""
+    """A table of the cosines and sines of all positions below `block_size`. Nothing in it is trained or saved.
+
+    Pair i of the `head_size / 2` pairs of channels rotates by `theta ** (-2 i / head_size)` radians per position.
+    """
 
     cos: Tensor  # (block_size, D / 2)
     sin: Tensor
 
-    def __init__(self, block_size: int, head_size: int) -> None:
+    def __init__(self, block_size: int, head_size: int, theta: float) -> None:
         super().__init__()
         pairs = head_size // 2
         cos = sin = torch.empty(block_size, pairs)
         if not cos.is_meta:  # on the meta device, arithmetic would import PyTorch's compiler, which takes a second
-            # The paper's base is 10000. This one grows with the context: over one context, the slowest pair
-            # rotates by at least 0.1 radian.
-            base = 10.0 * block_size
-            inv_freq = base ** -(torch.arange(pairs) / pairs)
+            inv_freq = theta ** -(torch.arange(pairs) / pairs)
             angles = torch.outer(torch.arange(block_size), inv_freq)
             cos, sin = angles.cos(), angles.sin()
         self.register_buffer("cos", cos, persistent=False)

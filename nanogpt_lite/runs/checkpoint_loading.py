@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 from nanogpt_lite.checkpoint import checkpoint_file
 from nanogpt_lite.checkpoint.checkpoint_file import Checkpoint
-from nanogpt_lite.checkpoint.restore import read_network
 from nanogpt_lite.checkpoint.validation import validate_weights
 from nanogpt_lite.config.options import TrainConfig
 from nanogpt_lite.runs.run_folder import RunLike, find_checkpoint
 from nanogpt_lite.tokenizers.base import Tokenizer
+from nanogpt_lite.tokenizers.registry import tokenizer_from_json
 
 
 class LoadedCheckpoint(NamedTuple):
@@ -27,6 +27,6 @@ def load_checkpoint(run: RunLike, name: str = "best", *, weights_only: bool = Fa
     """
     path = find_checkpoint(run, name)
     saved = checkpoint_file.read_checkpoint(path, prefix="model." if weights_only else "")
-    config, tokenizer = read_network(saved)
+    config, tokenizer = saved.metadata.config, tokenizer_from_json(saved.metadata.tokenizer)
     validate_weights(config, tokenizer.vocab_size, saved)
     return LoadedCheckpoint(saved, config, tokenizer)

@@ -112,7 +112,7 @@ def save_state(state: TrainState, path: Path) -> None:
 def make_metadata(state: TrainState) -> CheckpointMetadata:
     """All of the state that a checkpoint stores beside tensors."""
     return CheckpointMetadata(
-        config=state.config.stored(),
+        config=state.config,
         device=state.device.type,
         ranks=state.group.world_size,
         tokenizer=state.tokenizer.to_json(),
@@ -138,30 +138,23 @@ def restore_state(
     invalid.
     """
     metadata = saved.metadata
-    try:
-        config, device = _resolve_auto(saved, overrides, group)
-        tokenizer = tokenizer_from_json(metadata.tokenizer)
-        validate_weights(config, tokenizer.vocab_size, saved)
-        state = TrainState(config, tokenizer, metadata.dataset_sha256, device, group)
-        load_weights(state.model, saved)
-        _load_optimizer_state(state, saved)
-        if metadata.scaler:
-            scaler_state = {key: metadata.scaler[key] for key in SCALER_STATE_KEYS}
-            state.scaler.load_state_dict({**state.scaler.state_dict(), **scaler_state})
-        for mean, (total, count) in ((state.since_log, metadata.since_log), (state.since_eval, metadata.since_eval)):
-            mean.total.fill_(total)
-            mean.count = count
-        state.step, state.last_eval_step = metadata.step, metadata.last_eval_step
-        state.best_val_loss, state.best_step = metadata.best_val_loss, metadata.best_step
-        state.evals_since_best = metadata.evals_since_best
-        if config.batch_size == metadata.config["batch_size"]:  # how rows are split decides the last bits of a sum
-            state.micro_batch = metadata.micro_batch
-    except UserError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{saved.path} does not hold a complete training state ({error}); use another checkpoint"
-        ) from error
+    config, device = _resolve_auto(saved, overrides, group)
+    tokenizer = tokenizer_from_json(metadata.tokenizer)
+    validate_weights(config, tokenizer.vocab_size, saved)
+    state = TrainState(config, tokenizer, metadata.dataset_sha256, device, group)
+    load_weights(state.model, saved)
+    _load_optimizer_state(state, saved)
+    if metadata.scaler:
+        scaler_state = {key: metadata.scaler[key] for key in SCALER_STATE_KEYS}
+        state.scaler.load_state_dict({**state.scaler.state_dict(), **scaler_state})
+    for mean, (total, count) in ((state.since_log, metadata.since_log), (state.since_eval, metadata.since_eval)):
+        mean.total.fill_(total)
+        mean.count = count
+    state.step, state.last_eval_step = metadata.step, metadata.last_eval_step
+    state.best_val_loss, state.best_step = metadata.best_val_loss, metadata.best_step
+    state.evals_since_best = metadata.evals_since_best
+    if config.batch_size == metadata.config.batch_size:  # how rows are split decides the last bits of a sum
+        state.micro_batch = metadata.micro_batch
     return state
 
 
@@ -177,11 +170,9 @@ def _resolve_auto(
     stored, resolved = metadata.config, dict[str, Value]()
     if overrides.get("dtype", "auto") == "auto":
         same_device = device.type == metadata.device
-        resolved["dtype"] = (
-            stored["dtype"] if same_device else devices.resolve_dtype("auto", device, width=config.n_embd)
-        )
+        resolved["dtype"] = stored.dtype if same_device else devices.resolve_dtype("auto", device, width=config.n_embd)
     same_ranks = group.world_size == metadata.ranks  # each rank has its share of the threads
-    threads = overrides.get("threads") or (stored["threads"] if same_ranks else 0)
+    threads = overrides.get("threads") or (stored.threads if same_ranks else 0)
     resolved["threads"] = devices.resolve_threads(int(threads))
     resolved["lr_decay_iters"] = config.lr_decay_iters or config.max_iters
     return config.replace(resolved), device

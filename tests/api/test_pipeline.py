@@ -78,7 +78,7 @@ def test_metrics_past_the_checkpoint_are_dropped_on_resume(trained):
 
 def test_a_prepared_dataset_is_stored_by_its_source(text_file):
     run = ng.train(ng.prepare("bottles.txt"), **{**TINY, "max_iters": 2})
-    assert checkpoint_file.read_checkpoint(run.out_dir / "last.safetensors").metadata.config["dataset"] == "bottles.txt"
+    assert checkpoint_file.read_checkpoint(run.out_dir / "last.safetensors").metadata.config.dataset == "bottles.txt"
     dataset = ng.prepare("bottles.txt")
     text_file.write_text("another text altogether\n" * 50)
     ng.prepare("bottles.txt")

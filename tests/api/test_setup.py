@@ -22,9 +22,9 @@ def test_a_resumed_run_takes_its_options_from_the_checkpoint(trained):
     ng.train(out_dir=trained.out_dir, init_from="resume", max_iters=30, learning_rate=2e-3, preset="tutorial")
     metadata = read_checkpoint(trained.out_dir / "last.safetensors").metadata
     assert metadata.step == 30
-    assert metadata.config["n_embd"] == 16
-    assert metadata.config["learning_rate"] == 2e-3
-    assert metadata.config["lr_decay_iters"] == 20
+    assert metadata.config.n_embd == 16
+    assert metadata.config.learning_rate == 2e-3
+    assert metadata.config.lr_decay_iters == 20
     steps = [record["step"] for record in trained.metrics if record["kind"] == "step"]
     assert steps == [10, 20, 30]
 
@@ -35,7 +35,7 @@ def test_a_run_starts_from_the_weights_of_another_run(trained, text_file):
         "other.txt", init_from=str(trained.out_dir), preset="cpu", learning_rate=1e-9, min_lr=0.0, max_iters=1
     )
     metadata = read_checkpoint(second.out_dir / "last.safetensors").metadata
-    assert metadata.config["n_embd"] == 16
+    assert metadata.config.n_embd == 16
     assert metadata.tokenizer == read_checkpoint(trained.out_dir / "best.safetensors").metadata.tokenizer
     for one, other in zip(ng.load(trained)[0].parameters(), ng.load(second)[0].parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
@@ -199,3 +199,17 @@ def test_a_run_folder_taken_while_data_is_prepared_is_not_overwritten(text_file,
     with pytest.raises(ng.UserError, match="holds a run already"):
         ng.train("bottles.txt", out_dir="one", **TINY)
     assert Path("one/last.safetensors").read_bytes() == begun[1]
+
+
+def test_cropped_context_leaves_the_logits_of_a_short_text_as_they_were(text_file):
+    options = {**TINY, "position": "rotary", "block_size": 32, "max_iters": 10, "optimizer": "adamw"}
+    run = ng.train("bottles.txt", **options, out_dir="runs/long")
+    unchanged = {"max_iters": 1, "learning_rate": 1e-30, "min_lr": 0.0}  # the step moves no weight
+    cropped = ng.train(
+        "bottles.txt", init_from="runs/long", out_dir="runs/short", **{**options, "block_size": 8, **unchanged}
+    )
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        before, after = (ng.load(one, checkpoint="last", device="cpu")[0](ids)[0] for one in (run, cropped))
+    torch.testing.assert_close(after, before)
+    assert read_checkpoint(cropped.out_dir / "last.safetensors").metadata.config.rope_theta == 320

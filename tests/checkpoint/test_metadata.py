@@ -1,15 +1,17 @@
 """Checkpoint metadata: its JSON object, which must not change, and what is refused."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 
 import nanogpt_lite as ng
 from nanogpt_lite.checkpoint.checkpoint_file import read_checkpoint, read_tensors_and_json, write_tensors_and_json
-from nanogpt_lite.checkpoint.metadata import CheckpointMetadata
+from nanogpt_lite.checkpoint.metadata import CheckpointMetadata, InvalidMetadataError
+from nanogpt_lite.config.options import TrainConfig
 
 METADATA = CheckpointMetadata(
-    config={"n_layer": 2, "seed": 1337},
+    config=TrainConfig(n_layer=2, position="rotary"),
     device="cuda",
     ranks=2,
     tokenizer={"type": "byte"},
@@ -24,8 +26,8 @@ METADATA = CheckpointMetadata(
     best_step=4,
     evals_since_best=1,
 )
-JSON = {  # as version 0.1 wrote it
-    "config": {"n_layer": 2, "seed": 1337},
+JSON: dict[str, Any] = {  # as version 0.1 wrote it
+    "config": TrainConfig(n_layer=2, position="rotary").stored(),
     "device": "cuda",
     "ranks": 2,
     "tokenizer": {"type": "byte"},
@@ -56,7 +58,7 @@ def test_the_metadata_of_a_trained_run_survives_the_round_trip(trained):
 
 @pytest.mark.parametrize("key", JSON)
 def test_a_missing_key_is_an_error_that_names_it(key):
-    with pytest.raises(KeyError, match=key):
+    with pytest.raises(InvalidMetadataError, match=key):
         CheckpointMetadata.from_json({name: value for name, value in JSON.items() if name != key})
 
 
@@ -67,6 +69,9 @@ def test_a_missing_key_is_an_error_that_names_it(key):
         {"dataset_sha256": 7},
         {"config": []},
         {"config": {"n_layers": 2}},
+        {"config": {**JSON["config"], "n_layers": 2}},
+        {"config": {**JSON["config"], "n_layer": "2"}},
+        {"scaler": {"scale": 65536.0}},
         {"scaler": [1.0]},
         {"scaler": "scale"},
         {"since_log": 2.5},
@@ -89,7 +94,7 @@ def test_a_missing_key_is_an_error_that_names_it(key):
     ],
 )
 def test_a_wrong_type_or_an_impossible_value_is_an_error(changes):
-    with pytest.raises(TypeError):
+    with pytest.raises(InvalidMetadataError):
         CheckpointMetadata.from_json({**JSON, **changes})
 
 
@@ -104,3 +109,14 @@ def test_a_file_with_invalid_metadata_is_a_user_error(trained):
     write_tensors_and_json(trained.out_dir / "changed.safetensors", tensors, {**content, "ranks": -1})
     with pytest.raises(ng.UserError, match=r"changed.safetensors does not hold a complete training state \(-1 is not"):
         read_checkpoint(trained.out_dir / "changed.safetensors")
+
+
+def test_an_option_that_version_0_1_stored_may_not_be_missing():
+    config = {name: value for name, value in JSON["config"].items() if name != "dtype"}
+    with pytest.raises(InvalidMetadataError, match="no value for the options dtype; use another checkpoint"):
+        CheckpointMetadata.from_json({**JSON, "config": config})
+
+
+def test_an_option_that_is_newer_than_the_file_means_what_its_version_did():
+    config = {name: value for name, value in JSON["config"].items() if name != "rope_theta"}
+    assert CheckpointMetadata.from_json({**JSON, "config": config}).config.rope_theta == 10 * METADATA.config.block_size

@@ -19,7 +19,7 @@ from nanogpt_lite.config.options import (
     read_config_file,
 )
 from nanogpt_lite.config.presets import PRESETS
-from nanogpt_lite.config.schema import ANY, Options, parse_values
+from nanogpt_lite.config.schema import ANY, Options, Role, parse_values
 from nanogpt_lite.errors import UserError
 
 KINDS = [kind for kind in vars(options).values() if isinstance(kind, type) and issubclass(kind, Options)]
@@ -77,6 +77,7 @@ BOUNDARIES: dict[str, tuple[list[Any], list[Any]]] = {  # name: (last valid valu
     "position": (["learned", "rotary"], ["rope"]),
     "norm": (["layer", "rms"], ["none"]),
     "activation": (["gelu", "relu2"], ["relu"]),
+    "rope_theta": ([0, 1, 1e12], [-1, 0.5, 1e13]),
     "ngram": ([1], [0]),
     "ngram_rows": ([1], [0]),
     "init_from": (["x"], [""]),
@@ -97,7 +98,7 @@ def test_option_has_type_default_and_help(field):
     assert type(field.default) is field.type
     assert field.metadata["help"].strip()
     assert field.metadata["help"].isascii()
-    assert isinstance(field.metadata["stored"], bool)
+    assert isinstance(field.metadata["role"], Role)
 
 
 @pytest.mark.parametrize("kind", KINDS)

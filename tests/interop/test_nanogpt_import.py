@@ -14,7 +14,6 @@ from nanogpt_files import SHAPE, STEPS, Canary, make_nanogpt_ckpt, save_ckpt
 import nanogpt_lite as ng
 from nanogpt_lite.checkpoint import checkpoint_file
 from nanogpt_lite.checkpoint.checkpoint_file import read_checkpoint
-from nanogpt_lite.checkpoint.restore import read_network
 from nanogpt_lite.data import batching
 from nanogpt_lite.interop import conversion
 from nanogpt_lite.trainer import step
@@ -31,7 +30,7 @@ def test_a_dataset_path_cannot_leave_the_runs_folder(nanogpt_ckpt):
     save_ckpt(content, config={**content["config"], "dataset": "../../../bottles"})
     run = conversion.from_nanogpt("out/ckpt.pt", meta="data/bottles/meta.pkl")
     assert run.out_dir == Path("runs/bottles-1")
-    assert read_checkpoint(run.out_dir / "last.safetensors").metadata.config["dataset"] == "bottles"
+    assert read_checkpoint(run.out_dir / "last.safetensors").metadata.config.dataset == "bottles"
 
 
 @pytest.mark.parametrize("wrapper", ["", "_orig_mod.", "_orig_mod.module."])
@@ -79,7 +78,7 @@ def test_imported_dtype_is_the_one_in_which_nanogpt_computed(nanogpt_ckpt, devic
     content, *_ = nanogpt_ckpt
     save_ckpt(content, config={**content["config"], "device": device})
     saved = read_checkpoint(conversion.from_nanogpt("out/ckpt.pt").out_dir / "last.safetensors")
-    assert saved.metadata.config["dtype"] == dtype
+    assert saved.metadata.config.dtype == dtype
 
 
 def test_an_imported_run_resumes_and_then_stores_the_hash_of_its_dataset(nanogpt_ckpt):
@@ -191,9 +190,8 @@ def test_min_lr_above_learning_rate_is_accepted_without_decay(nanogpt_ckpt):
     """nanoGPT's own finetuning has it so."""
     content, *_ = nanogpt_ckpt
     save_ckpt(content, config={**content["config"], "decay_lr": False, "min_lr": 1.0})
-    config = read_network(
-        checkpoint_file.read_checkpoint(conversion.from_nanogpt("out/ckpt.pt").out_dir / "last.safetensors")
-    )[0]
+    run = conversion.from_nanogpt("out/ckpt.pt")
+    config = read_checkpoint(run.out_dir / "last.safetensors").metadata.config
     assert (config.learning_rate, config.min_lr) == (0.01, 0.01)
 
 
@@ -202,7 +200,7 @@ def test_min_lr_above_learning_rate_with_decay_becomes_constant_with_a_warning(n
     save_ckpt(content, config={**content["config"], "min_lr": 1.0})
     with pytest.warns(UserWarning, match="its learning rate would rise to min_lr; here it stays constant"):
         run = conversion.from_nanogpt("out/ckpt.pt")
-    config = read_network(read_checkpoint(run.out_dir / "last.safetensors"))[0]
+    config = read_checkpoint(run.out_dir / "last.safetensors").metadata.config
     assert (config.learning_rate, config.min_lr) == (0.01, 0.01)
 
 

@@ -177,7 +177,7 @@ def test_a_stop_during_an_evaluation_loses_nothing(tmp_path):
 def test_extending_a_run_keeps_its_schedule(tmp_path):
     train(tmp_path)
     saved = read_checkpoint(tmp_path / "last.safetensors")
-    assert saved.metadata.config["lr_decay_iters"] == 12
+    assert saved.metadata.config.lr_decay_iters == 12
     state, records = train(tmp_path, state=restore_state(saved, {"max_iters": 15}))
     assert records[-1].step == 15
     assert state.config.lr_decay_iters == 12

@@ -95,15 +95,6 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_config_without_an_option_that_resuming_needs_is_a_user_error(tmp_path):
-    train(tmp_path)
-    saved = read_checkpoint(tmp_path / "last.safetensors")
-    config = {name: value for name, value in saved.metadata.config.items() if name != "dtype"}
-    incomplete = dataclasses.replace(saved, metadata=dataclasses.replace(saved.metadata, config=config))
-    with pytest.raises(UserError, match=r"does not hold a complete training state \('dtype'\)"):
-        restore_state(incomplete, {})
-
-
 def test_the_state_of_another_optimizer_is_a_user_error(tmp_path):
     train(tmp_path)
     saved = read_checkpoint(tmp_path / "last.safetensors")
