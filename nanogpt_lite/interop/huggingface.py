@@ -6,7 +6,6 @@ In that format the weights of linear layers are transposed (`Conv1D`), and every
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -17,7 +16,8 @@ from nanogpt_lite import files
 from nanogpt_lite.checkpoint import checkpoint_file
 from nanogpt_lite.checkpoint.checkpoint_file import TensorFile
 from nanogpt_lite.config.options import NetworkConfig, TrainConfig
-from nanogpt_lite.errors import UserError
+from nanogpt_lite.device.memory import is_out_of_memory
+from nanogpt_lite.errors import NanoGPTLiteError, UserError
 from nanogpt_lite.interop.export_checks import unsupported_options
 from nanogpt_lite.interop.nanogpt_format import MODEL_ARGS
 from nanogpt_lite.tokenizers import bpe, gpt2, hub
@@ -50,28 +50,43 @@ def import_gpt2(init_from: str) -> tuple[TensorFile, NetworkConfig, Tokenizer]:
     names = ("config.json", "model.safetensors")
     paths = {name: folder / name if folder else hub.fetch_gpt2_file(init_from, name) for name in names}
     try:
-        network = _parse_config(json.loads(paths["config.json"].read_text(encoding="utf-8")))
-        tensors = {  # in older files the names lack the prefix
-            f"transformer.{name.removeprefix('transformer.')}": tensor
-            for name, tensor in safetensors.torch.load_file(paths["model.safetensors"]).items()
-        }
-        vocab_size, n_embd = tensors["transformer.wte.weight"].shape
-        if n_embd != network.n_embd:
-            raise ValueError("its token embedding has another width than its config.json says")
-        tokenizer = _read_tokenizer(folder, vocab_size) if folder else load_gpt2_tokenizer()
-    except UserError:
+        network = _parse_config(gpt2.read_json_object(paths["config.json"]))
+        tensors = _read_tensors(paths["model.safetensors"])
+        vocab_size = _vocab_size(tensors, network)
+    except NanoGPTLiteError:
         raise
-    except (*gpt2.PARSE_ERRORS, safetensors.SafetensorError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{init_from} holds no GPT-2 of Hugging Face ({error!r:.200}); give one of {', '.join(hub.GPT2_REPOS)}, "
             f"or a folder with {', '.join(names)} and tokenizer.json"
         ) from error
+    tokenizer = _read_tokenizer(folder, vocab_size) if folder else load_gpt2_tokenizer()
     weights = {}
     for name, tensor in tensors.items():
         if not name.endswith((*ATTENTION_MASKS, "lm_head.weight")):
             is_transposed = name.endswith(TRANSPOSED) and tensor.dim() == 2
             weights[f"model.{name}"] = tensor.t() if is_transposed else tensor
     return TensorFile(paths["model.safetensors"], weights), network, tokenizer
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a model.safetensors, with the prefix that older files lack. `ValueError` if it is damaged."""
+    try:
+        tensors = safetensors.torch.load_file(path)
+    # an unknown number format is an AttributeError or a KeyError, a shape that PyTorch does not have a RuntimeError
+    except (safetensors.SafetensorError, RuntimeError, AttributeError, KeyError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(str(error)) from error
+    return {f"transformer.{name.removeprefix('transformer.')}": tensor for name, tensor in tensors.items()}
+
+
+def _vocab_size(tensors: dict[str, Tensor], network: NetworkConfig) -> int:
+    """The number of tokens that the token embedding is for. `ValueError` if it has another width than the network."""
+    embedding = tensors.get("transformer.wte.weight")
+    if embedding is None or embedding.dim() != 2 or embedding.size(1) != network.n_embd:
+        raise ValueError("it has no token embedding of the width that its config.json says")
+    return embedding.size(0)
 
 
 def _read_tokenizer(folder: Path, vocab_size: int) -> BPETokenizer:
@@ -91,26 +106,30 @@ def _read_tokenizer(folder: Path, vocab_size: int) -> BPETokenizer:
     return tokenizer
 
 
-def _parse_config(content: dict[str, Any]) -> NetworkConfig:
-    """The network that a config.json describes. `UserError` if this program does not have it."""
+def _parse_config(content: dict[str, object]) -> NetworkConfig:
+    """The network that a config.json describes. `UserError` if this program does not have it.
+
+    `ValueError` if it has no size of the network.
+    """
+    sizes = [content.get(name) for name in ("n_positions", "n_layer", "n_head", "n_embd")]
+    block_size, n_layer, n_head, n_embd = (size if type(size) is int else 0 for size in sizes)
+    if 0 in (block_size, n_layer, n_head, n_embd):
+        raise ValueError("its config.json has no n_positions, n_layer, n_head or n_embd")
+    activation = ACTIVATION_OF_HF_NAME.get(str(content.get("activation_function", "gelu_new")))
     is_supported = {
         "model_type": content.get("model_type") == "gpt2",
-        "activation_function": content.get("activation_function", "gelu_new") in ACTIVATION_OF_HF_NAME,
+        "activation_function": activation is not None,
         "layer_norm_epsilon": content.get("layer_norm_epsilon", 1e-5) == 1e-5,
-        "n_inner": content.get("n_inner") in (None, 4 * content.get("n_embd", 0)),
+        "n_inner": content.get("n_inner") in (None, 4 * n_embd),
         "scale_attn_by_inverse_layer_idx": not content.get("scale_attn_by_inverse_layer_idx"),
         "scale_attn_weights": content.get("scale_attn_weights", True),
         "tie_word_embeddings": content.get("tie_word_embeddings", True),
     }
     if unsupported := [f"{name}={content.get(name)!r}" for name, supported in is_supported.items() if not supported]:
         raise UserError(f"this program has no network with {', '.join(unsupported)}; give a GPT-2")
+    assert activation is not None
     return NetworkConfig(
-        block_size=content["n_positions"],
-        n_layer=content["n_layer"],
-        n_head=content["n_head"],
-        n_embd=content["n_embd"],
-        bias=True,
-        activation=ACTIVATION_OF_HF_NAME[content.get("activation_function", "gelu_new")],
+        block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd, bias=True, activation=activation
     )
 
 

@@ -8,12 +8,13 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from nanogpt_lite.checkpoint.checkpoint_file import TensorFile
+from nanogpt_lite.checkpoint.metadata import InvalidMetadataError
 from nanogpt_lite.checkpoint.restore import load_weights
 from nanogpt_lite.checkpoint.validation import validate_weights
 from nanogpt_lite.config.options import TrainConfig
@@ -28,6 +29,7 @@ from nanogpt_lite.trainer.state import TrainState, init_state, make_metadata
 IGNORED_OPTIONS = ("out_dir", "init_from", "device", "compile", "wandb_log", "wandb_project", "wandb_run_name")
 WRAPPER_PREFIXES = ("_orig_mod.", "module.")  # of parameter names, by torch.compile and DistributedDataParallel
 
+Entry = TypeVar("Entry")
 OptimizerState = Mapping[int, Mapping[str, Tensor]]
 """The "state" of the state_dict of PyTorch's AdamW: parameter number -> name -> tensor."""
 
@@ -37,20 +39,76 @@ def import_nanogpt_checkpoint(path: Path, meta: Path | None) -> TrainState:
 
     `UserError` if the file is not such a checkpoint, or if its tokenizer is not known.
     """
-    content = _read_pickle(path)
     try:
-        state = _convert_state(path, content, meta)
+        state = _convert_state(path, _parse_content(_read_pickle(path)), meta)
         make_metadata(state).validate()
     except NanoGPTLiteError:
         raise
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError) as error:
-        if memory.is_out_of_memory(error):
-            raise
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+    except (_NotNanoGPTError, InvalidMetadataError) as error:
         raise UserError(
-            f"{path} is not a checkpoint of nanoGPT's train.py ({reason:.200}); give its ckpt.pt"
+            f"{path} is not a checkpoint of nanoGPT's train.py ({error!s:.200}); give its ckpt.pt"
         ) from error
     return state
+
+
+class _NotNanoGPTError(ValueError):
+    """The content is not what nanoGPT's train.py saves. The message says why."""
+
+
+class _Content(NamedTuple):
+    """What nanoGPT's train.py saves, with types that were checked."""
+
+    model: dict[str, Tensor]
+    optimizer_state: OptimizerState
+    model_args: dict[str, Any]  # its values are checked by `TrainConfig`
+    vocab_size: int
+    config: dict[str, Any]  # the same; other options of nanoGPT are ignored
+    iter_num: int
+    best_val_loss: float
+
+
+def _parse_content(content: dict[Any, Any]) -> _Content:
+    """The content of ckpt.pt. `_NotNanoGPTError` if something is missing or has a wrong type."""
+    model, model_args, config = (_entry(content, key, dict) for key in ("model", "model_args", "config"))
+    optimizer = _entry(content, "optimizer", dict) if "optimizer" in content else {"state": {}}  # some delete it
+    optimizer_state = _entry(optimizer, "state", dict)
+    if not all(isinstance(name, str) and _is_weight(tensor) for name, tensor in model.items()):
+        raise _NotNanoGPTError("its model is not a state_dict of numbers")
+    for parameter_state in optimizer_state.values():
+        if not isinstance(parameter_state, dict) or not all(map(_is_weight, parameter_state.values())):
+            raise _NotNanoGPTError("its optimizer is not a state_dict of numbers")
+    for name in MODEL_ARGS:
+        _entry(model_args, name, int)
+    _entry(config, "dataset", str)
+    for name in ("learning_rate", "min_lr"):
+        if not isinstance(config.get(name, 0.0), int | float):
+            raise _NotNanoGPTError(f"its {name} is not a number")
+    loss = content.get("best_val_loss")
+    if isinstance(loss, Tensor) and _is_weight(loss) and loss.numel() == 1:  # train.py saves what it computed
+        loss = loss.item()
+    if not isinstance(loss, int | float):
+        raise _NotNanoGPTError("its best_val_loss is not a number")
+    vocab_size, iter_num = _entry(model_args, "vocab_size", int), _entry(content, "iter_num", int)
+    return _Content(model, optimizer_state, model_args, vocab_size, config, iter_num, float(loss))
+
+
+def _entry(content: Mapping[str, Any], key: str, kind: type[Entry]) -> Entry:
+    if key not in content:
+        raise _NotNanoGPTError(f"it lacks {key!r}")
+    value = content[key]
+    if not isinstance(value, kind):
+        raise _NotNanoGPTError(f"its {key} is not of the type {kind.__name__}")
+    return value
+
+
+def _is_weight(value: object) -> bool:
+    """Whether this is a dense tensor of numbers in memory."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_complex() or value.is_quantized)
+    )
 
 
 def _read_pickle(path: Path) -> dict[str, Any]:
@@ -82,25 +140,30 @@ def _read_pickle(path: Path) -> dict[str, Any]:
     return content
 
 
-def _convert_state(path: Path, content: Mapping[str, Any], meta: Path | None) -> TrainState:
+def _convert_state(path: Path, content: _Content, meta: Path | None) -> TrainState:
     """The training state that the content of ckpt.pt describes."""
-    optimizer = content.get("optimizer", {"state": {}})  # some people delete it, to make the file smaller
-    network = {name: content["model_args"][name] for name in MODEL_ARGS}
-    vocab_size = content["model_args"]["vocab_size"]
-    config = _convert_config(content["config"], network)
-    dataset = str(content["config"]["dataset"])
-    tokenizer = find_tokenizer(path, meta, dataset=dataset, vocab_size=vocab_size)
-    _require_finite_tensors(path, content["model"], optimizer["state"])
-    weights = TensorFile(path, _convert_weights(content["model"]))
+    network = {name: content.model_args[name] for name in MODEL_ARGS}
+    config = _convert_config(content.config, network)
+    tokenizer = find_tokenizer(path, meta, dataset=content.config["dataset"], vocab_size=content.vocab_size)
+    _require_finite_tensors(path, content.model, content.optimizer_state)
+    weights = TensorFile(path, _convert_weights(content.model))
     validate_weights(config, tokenizer.vocab_size, weights)
     state = init_state(config.replace({"device": "cpu"}), tokenizer)  # this machine may lack the stored device
-    state.device = torch.device(str(content["config"].get("device", "cuda")).split(":")[0])
+    state.device = _device(content.config)
     load_weights(state.model, weights)
-    _import_optimizer_state(state, optimizer["state"])
-    state.step = state.last_eval_step = state.best_step = int(content["iter_num"])
-    loss = float(content["best_val_loss"])
-    state.best_val_loss = loss if loss < INITIAL_LOSS else None  # also None for nan
+    _import_optimizer_state(state, content.optimizer_state)
+    state.step = state.last_eval_step = state.best_step = content.iter_num
+    state.best_val_loss = content.best_val_loss if content.best_val_loss < INITIAL_LOSS else None  # also None for nan
     return state
+
+
+def _device(options: Mapping[str, Any]) -> torch.device:
+    """The device that nanoGPT trained on, without its number."""
+    name = str(options.get("device", "cuda")).split(":")[0]
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise _NotNanoGPTError(f"its device is {name!r:.40}") from error
 
 
 def _convert_config(options: Mapping[str, Any], network: Mapping[str, Any]) -> TrainConfig:
@@ -121,13 +184,13 @@ def _convert_config(options: Mapping[str, Any], network: Mapping[str, Any]) -> T
 
 
 def _require_finite_tensors(path: Path, model: Mapping[str, Tensor], optimizer_state: OptimizerState) -> None:
-    """`ValueError` if the tensors hold more than the file can (a tensor may repeat one value), or are not finite."""
+    """`_NotNanoGPTError` if the tensors hold more than the file can, or are not finite. A tensor may repeat a value."""
     tensors = [tensor for name, tensor in model.items() if not name.endswith("lm_head.weight")]  # tied, so shared
     tensors += [tensor for parameter_state in optimizer_state.values() for tensor in parameter_state.values()]
     if sum(tensor.numel() * tensor.element_size() for tensor in tensors) > path.stat().st_size:
-        raise ValueError("its tensors have more elements than the file holds")
+        raise _NotNanoGPTError("its tensors have more elements than the file holds")
     if not all(tensor.float().isfinite().all() for tensor in tensors):  # in float32, as they will be stored
-        raise ValueError("some of its numbers are not finite")
+        raise _NotNanoGPTError("some of its numbers are not finite")
 
 
 def _convert_weights(model: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -138,9 +201,10 @@ def _convert_weights(model: Mapping[str, Tensor]) -> dict[str, Tensor]:
             name = name.removeprefix(prefix)
         if not name.endswith(".attn.bias"):
             weights[f"model.{name}"] = tensor
-    output = weights.pop("model.lm_head.weight", None)
-    if output is not None and not torch.equal(output, weights["model.transformer.wte.weight"]):
-        raise ValueError("its output matrix differs from its token embedding; in nanoGPT they are tied")
+    output, embedding = weights.pop("model.lm_head.weight", None), weights.get("model.transformer.wte.weight")
+    is_tied = embedding is not None and output is not None and output.dtype == embedding.dtype
+    if output is not None and not (is_tied and embedding is not None and torch.equal(output, embedding)):
+        raise _NotNanoGPTError("its output matrix differs from its token embedding; in nanoGPT they are tied")
     return weights
 
 
@@ -151,7 +215,8 @@ def _import_optimizer_state(state: TrainState, optimizer_state: OptimizerState) 
     parameters, shapes = dict(state.model.named_parameters()), build.optimizer_state_shapes(state.optimizer)
     for number, name in enumerate(optimizer_parameter_names(state.model)):
         parameter = parameters[name]
-        tensors = {key: optimizer_state[number][key].float() for key in shapes[parameter]}
+        parameter_state = optimizer_state.get(number, {})
+        tensors = {key: value.float() for key, value in parameter_state.items() if key in shapes[parameter]}
         if {key: value.shape for key, value in tensors.items()} != shapes[parameter]:
-            raise ValueError(f"the optimizer state of {name} has another shape than the parameter")
+            raise _NotNanoGPTError(f"the optimizer state of {name} has another shape than the parameter")
         state.optimizer.state[parameter] = tensors
