@@ -52,14 +52,18 @@ def stream(run: RunLike | Loaded = None, **options: Value) -> Iterator[str]:
 def stream_batch(run: RunLike | Loaded = None, **options: Value) -> Iterator[list[str]]:
     """`num_samples` texts in chunks as they are generated: lists of the new text of each sample, the prompt first.
 
-    `run` may be what `load` returned, to load once for many calls.
+    `run` may be what `load` returned, to load once for many calls. The network stays as it is, also its mode (training
+    or evaluation). On a CPU, a call takes as much memory as the network again, until its end: see `cpu_linear`.
     """
     settings = SampleConfig.from_dict(options)
+    size = (settings.num_samples, settings.max_new_tokens)
     if isinstance(run, tuple):
         model, tokenizer = run
+        if isinstance(model, GPT):  # else it is compiled or wrapped, and its modules belong to the wrapper
+            model = cpu_linear.copy_for_generation(model, *size)
     else:
         model, tokenizer, _ = _load_model(run, settings)
-        cpu_linear.optimize_linears(model, settings.num_samples)
+        cpu_linear.optimize_linears(model, *size)
     prompt = read_prompt(settings.start) if "start" in options else default_prompt(tokenizer)
     ids = tokenizer.encode(prompt, what="prompt")
     with devices.use_threads(devices.resolve_threads(settings.threads)):

@@ -11,7 +11,9 @@ in ms for 1 row and for 10 rows:
     Int8Linear              0.6   1.9
 """
 
+import copy
 from collections.abc import Callable
+from typing import TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +24,30 @@ from nanogpt_lite.model.gpt import GPT
 
 BLOCK_COLUMNS = 32  # output channels of a block in BlockedLinear: more are slower for one row, fewer for a long prompt
 INT8_ALIGNMENT = 64  # input channels: PyTorch's int8 operator reads whole vectors, even past the end of a row
+MIN_TOKENS = 32  # the fast layers save for 5 to 15 tokens as much time as it takes to make them; measured as above
+
+M = TypeVar("M", bound=nn.Module)
 
 
-def optimize_linears(model: GPT, batch_size: int) -> None:
+def copy_for_generation(model: GPT, batch_size: int, max_new_tokens: int) -> GPT:
+    """A copy of the model that generates `max_new_tokens` tokens of `batch_size` texts fast; `model` stays as it is.
+
+    It shares all tensors with `model`, except for the weights of linear layers that `optimize_linears` replaces. These
+    take memory as long as the copy exists, and do not follow later changes of the model.
+    """
+    copied = _copy_modules(model)
+    optimize_linears(copied, batch_size, max_new_tokens)
+    return copied
+
+
+def optimize_linears(model: GPT, batch_size: int, max_new_tokens: int = MIN_TOKENS) -> None:
     """Replace the linear layers of the blocks, in place, by the fastest ones for generating `batch_size` texts.
 
-    Only on a CPU in float32 or bfloat16; otherwise the model stays as it is. Logits change by rounding errors only, but
-    the model can no longer be trained or saved.
+    Only on a CPU in float32 or bfloat16, and for at least `MIN_TOKENS` tokens; otherwise the model stays as it is.
+    Logits change by rounding errors only, but the model can no longer be trained or saved.
     """
+    if max_new_tokens < MIN_TOKENS:
+        return
     weight, has_onednn = model.lm_head.weight, torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     is_bfloat16 = weight.dtype == torch.bfloat16
     if weight.device.type != "cpu" or not (weight.dtype == torch.float32 or (is_bfloat16 and has_onednn)):
@@ -51,8 +69,21 @@ def quantize_int8(model: GPT) -> None:
 def _replace_linears(model: GPT, make_layer: Callable[[nn.Linear], nn.Module]) -> None:
     for module in list(model.transformer.modules()):
         for name, child in module.named_children():
-            if isinstance(child, nn.Linear):
+            if _is_plain_linear(child):
                 setattr(module, name, make_layer(child))
+
+
+def _is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether this is PyTorch's own linear layer, which computes nothing else, as by an adapter (LoRA) or a hook."""
+    is_changed = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    return type(module) is nn.Linear and not is_changed
+
+
+def _copy_modules(module: M) -> M:
+    """A copy of a module and the modules in it, which shares parameters, buffers and hooks with the original."""
+    copied = copy.copy(module)
+    copied._modules = {name: child and _copy_modules(child) for name, child in module._modules.items()}
+    return copied
 
 
 class BlockedLinear(nn.Module):
@@ -66,7 +97,8 @@ class BlockedLinear(nn.Module):
         super().__init__()
         self.out_features = linear.out_features
         padding = -linear.out_features % BLOCK_COLUMNS
-        weight = F.pad(linear.weight.detach(), (0, 0, 0, padding))
+        weight = linear.weight.detach()
+        weight = F.pad(weight, (0, 0, 0, padding)) if padding else weight  # `pad` always copies
         self.blocks = weight.view(-1, BLOCK_COLUMNS, linear.in_features).transpose(1, 2).contiguous()
         self.bias = linear.bias
 

@@ -1,7 +1,9 @@
 """What a trained run is for: its network, text from it, its loss; and which checkpoint is meant."""
 
+import gc
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +11,10 @@ from tiny import TINY
 
 import nanogpt_lite as ng
 from nanogpt_lite.checkpoint import checkpoint_file
+from nanogpt_lite.config.options import SampleConfig
 from nanogpt_lite.data import batching
+from nanogpt_lite.generation import cpu_linear, text_stream
+from nanogpt_lite.generation import generate as token_loop
 from nanogpt_lite.runs import run_folder
 
 
@@ -35,6 +40,88 @@ def test_sampling_from_a_loaded_network_equals_sampling_from_the_run(trained):
     after = loaded[0].state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("number", [1, 3])
+@pytest.mark.parametrize("load_options", [{}, {"dtype": "bfloat16"}, {"int8": True}])
+def test_sampling_from_a_loaded_network_uses_the_same_layers_and_logits_as_from_the_run(
+    trained, monkeypatch, number, load_options
+):
+    generated = []
+
+    def spy(model, prompt, config):
+        with torch.inference_mode():
+            logits = model(prompt[:, -16:])[0]
+        generated.append(([type(module) for module in model.modules()], logits))
+        return iter(())
+
+    monkeypatch.setattr(text_stream, "generate", spy)
+    ng.sample(trained, num_samples=number, max_new_tokens=100, **load_options)
+    ng.sample(ng.load(trained, **load_options), num_samples=number, max_new_tokens=100)
+    (types, logits), (loaded_types, loaded_logits) = generated
+    assert torch.nn.Linear not in types[:-1]  # the last one is the output
+    assert loaded_types == types
+    assert torch.equal(loaded_logits, logits)
+
+
+def test_sampling_leaves_a_loaded_network_its_mode_gradients_modules_and_memory(trained):
+    loaded = ng.load(trained)
+    model = loaded[0].train()
+    modules, state = list(model.modules()), {name: id(tensor) for name, tensor in model.named_parameters()}
+    tokens = torch.zeros(1, 4, dtype=torch.int64)
+    model(tokens, tokens)[1].backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    copies = [gradient.clone() for gradient in gradients]
+    texts = [chunk[0] for chunk in ng.stream_batch(loaded, max_new_tokens=100)]
+    assert len(texts) > 1
+    assert all(module.training for module in model.modules())
+    assert list(map(id, model.modules())) == list(map(id, modules))
+    assert {name: id(tensor) for name, tensor in model.named_parameters()} == state
+    assert all(parameter.grad is gradient for parameter, gradient in zip(model.parameters(), gradients, strict=True))
+    assert all(map(torch.equal, gradients, copies))
+    gc.collect()
+    packed = [thing for thing in gc.get_objects() if type(thing) is cpu_linear.BlockedLinear]
+    assert not packed  # the fast layers are gone with the call
+
+
+@pytest.mark.parametrize("change", ["data", "no_grad", "parameter", "hook", "adapter", "half_way"])
+def test_sampling_sees_every_change_of_a_loaded_network(trained, change):
+    """Also those that no version counter shows, and modules that are more than a linear layer."""
+    loaded = ng.load(trained)
+    options: dict[str, Any] = {"start": "9", "max_new_tokens": 60, "temperature": 0.0}
+    before = ng.sample(loaded, **options)
+    mlp: Any = loaded[0].transformer.h[0].get_submodule("mlp")
+    if change == "data":
+        mlp.c_fc.weight.data.mul_(-20)
+    elif change == "no_grad":
+        with torch.no_grad():
+            mlp.c_fc.weight.mul_(-20)
+    elif change == "parameter":
+        mlp.c_fc.weight = torch.nn.Parameter(-20 * mlp.c_fc.weight.detach())
+    elif change == "hook":
+        mlp.c_fc.register_forward_hook(lambda module, inputs, output: -20 * output)
+    elif change == "adapter":
+
+        class Adapter(torch.nn.Linear):
+            def forward(self, x):
+                return -20 * super().forward(x)
+
+        adapter = Adapter(mlp.c_fc.in_features, mlp.c_fc.out_features, bias=False)
+        adapter.load_state_dict(mlp.c_fc.state_dict())
+        mlp.c_fc = adapter
+    else:
+        loaded[0].bfloat16()
+        assert ng.sample(loaded, **options) == ng.sample(trained, dtype="bfloat16", **options)
+        return
+    expected = [token.item() for token in generate(loaded[0].eval(), loaded[1].encode("9")[None], **options)]
+    assert ng.sample(loaded, **options) == ["9" + loaded[1].decode(expected)]
+    assert ng.sample(loaded, **options) != before
+
+
+def generate(model, ids, *, start, **options):
+    """The token loop with the network itself, without any fast layer."""
+    prompt = torch.tensor(ids.tolist())
+    return token_loop.generate(model, prompt, SampleConfig(**options))
 
 
 def test_evaluate_is_the_loss_over_the_whole_of_both_splits(trained):

@@ -150,3 +150,19 @@ def test_quantize_int8_needs_a_cpu_and_is_kept_by_optimize_linears():
     cpu_linear.quantize_int8(model)
     cpu_linear.optimize_linears(model, 1)
     assert linear_types(model) == {cpu_linear.Int8Linear}
+
+
+def test_copy_for_generation_shares_all_tensors_but_the_replaced_weights():
+    model = make_model(96)
+    copied = cpu_linear.copy_for_generation(model, 1, max_new_tokens=cpu_linear.MIN_TOKENS)
+    assert linear_types(copied) == {cpu_linear.BlockedLinear}
+    assert linear_types(model) == {nn.Linear}
+    of_model = {id(parameter) for parameter in model.parameters()}
+    assert {id(parameter) for parameter in copied.parameters()} <= of_model
+    name = "transformer.h.0.mlp.c_fc.bias"
+    assert copied.get_parameter(name) is model.get_parameter(name)
+
+
+def test_few_tokens_are_generated_with_linear_since_packing_takes_longer():
+    model = make_model()
+    assert linear_types(cpu_linear.copy_for_generation(model, 1, cpu_linear.MIN_TOKENS - 1)) == {nn.Linear}
