@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from nanogpt_lite.tokenizers.byte import ByteTokenizer
     from nanogpt_lite.tokenizers.char import CharTokenizer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _EXPORTS = {
     "api.inference": ("evaluate", "load", "pieces", "sample", "stream", "stream_batch"),
