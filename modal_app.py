@@ -145,7 +145,7 @@ def evaluate(out_dir: str = "", **options: Any) -> dict[str, Any]:
     with report_cost():
         result = jobs.evaluate_job(storage(), out_dir, **options)
     print(json.dumps(result))
-    return result
+    return dict(result)
 
 
 # A Function may call other Functions. This one runs on Modal too, so with `modal run --detach` a sweep continues when

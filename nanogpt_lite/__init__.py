@@ -9,11 +9,12 @@ Importing the package imports nothing else: the first use of a name below import
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nanogpt_lite.api.inference import evaluate, load, pieces, sample, stream, stream_batch
     from nanogpt_lite.api.pipeline import train, training
+    from nanogpt_lite.config.keyword_types import LoadOptions, SampleOptions, StreamOptions, TrainOptions
     from nanogpt_lite.config.options import SampleConfig, TrainConfig
     from nanogpt_lite.config.presets import PRESETS
     from nanogpt_lite.data.dataset import Dataset
@@ -33,6 +34,7 @@ __version__ = "0.2.0"
 _EXPORTS = {
     "api.inference": ("evaluate", "load", "pieces", "sample", "stream", "stream_batch"),
     "api.pipeline": ("train", "training"),
+    "config.keyword_types": ("LoadOptions", "SampleOptions", "StreamOptions", "TrainOptions"),
     "config.options": ("SampleConfig", "TrainConfig"),
     "config.presets": ("PRESETS",),
     "data.dataset": ("Dataset",),
@@ -73,6 +75,10 @@ __all__ = [  # noqa: RUF022 (the order of the pipeline; then classes and excepti
     "TrainConfig",
     "SampleConfig",
     "PRESETS",
+    "TrainOptions",  # the types of keyword arguments
+    "LoadOptions",
+    "StreamOptions",
+    "SampleOptions",
     "NanoGPTLiteError",
     "UserError",
     "ExternalError",
@@ -81,10 +87,12 @@ __all__ = [  # noqa: RUF022 (the order of the pipeline; then classes and excepti
 ]
 
 
-def __getattr__(name: str) -> Any:  # PEP 562
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+if not TYPE_CHECKING:  # else type checkers would accept any name
+
+    def __getattr__(name: str) -> object:  # PEP 562
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
 
 
 def __dir__() -> list[str]:

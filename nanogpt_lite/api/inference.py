@@ -7,16 +7,17 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TypedDict, Unpack
 
 import torch
 
 from nanogpt_lite.checkpoint.checkpoint_file import Checkpoint
 from nanogpt_lite.checkpoint.restore import load_weights, read_config
+from nanogpt_lite.config.keyword_types import LoadOptions, SampleOptions, StreamOptions
 from nanogpt_lite.config.options import LoadConfig, NetworkConfig, SampleConfig, TrainConfig
-from nanogpt_lite.config.schema import Value
 from nanogpt_lite.config.signatures import with_options
 from nanogpt_lite.data import preparation, verification
+from nanogpt_lite.data.batching import Tokens
 from nanogpt_lite.data.dataset import Dataset
 from nanogpt_lite.device import devices, seeding
 from nanogpt_lite.errors import UserError
@@ -31,8 +32,20 @@ Loaded = tuple[GPT, Tokenizer]
 """A trained network and its tokenizer, as `load` returns them."""
 
 
+class EvalResult(TypedDict):
+    """What `evaluate` returns. Losses are in nats per token."""
+
+    step: int  # of the checkpoint
+    val_loss: float
+    val_tokens: int  # in the split
+    train_loss: float
+    train_tokens: int
+    dataset: str
+    checkpoint: str  # its path
+
+
 @with_options(SampleConfig)
-def sample(run: RunLike | Loaded = None, **options: Value) -> list[str]:
+def sample(run: RunLike | Loaded = None, **options: Unpack[SampleOptions]) -> list[str]:
     """Generate `num_samples` texts, each with its prompt, from a trained run.
 
     Any option of `SampleConfig` is a keyword argument. `UserError` if there is no checkpoint, or if the prompt cannot
@@ -41,15 +54,16 @@ def sample(run: RunLike | Loaded = None, **options: Value) -> list[str]:
     return text_stream.join_texts(stream_batch(run, **options))
 
 
-@with_options(SampleConfig)
-def stream(run: RunLike | Loaded = None, **options: Value) -> Iterator[str]:
+@with_options(SampleConfig, without=("num_samples",))
+def stream(run: RunLike | Loaded = None, **options: Unpack[StreamOptions]) -> Iterator[str]:
     """One text in chunks as it is generated, the prompt first. The options of `sample` without `num_samples`."""
-    for chunks in stream_batch(run, **{**options, "num_samples": 1}):
+    one_sample: SampleOptions = {**options, "num_samples": 1}
+    for chunks in stream_batch(run, **one_sample):
         yield chunks[0]
 
 
 @with_options(SampleConfig)
-def stream_batch(run: RunLike | Loaded = None, **options: Value) -> Iterator[list[str]]:
+def stream_batch(run: RunLike | Loaded = None, **options: Unpack[SampleOptions]) -> Iterator[list[str]]:
     """`num_samples` texts in chunks as they are generated: lists of the new text of each sample, the prompt first.
 
     `run` may be what `load` returned, to load once for many calls. The network stays as it is, also its mode (training
@@ -75,7 +89,7 @@ pieces = stream_batch  # its name in version 0.1
 
 
 @with_options(LoadConfig)
-def load(run: RunLike = None, **options: Value) -> Loaded:
+def load(run: RunLike = None, **options: Unpack[LoadOptions]) -> Loaded:
     """The trained network of a run, in evaluation mode, and its tokenizer.
 
     Any option of `LoadConfig` is a keyword argument. `dtype` is that of the weights, float32 for "auto". `UserError` if
@@ -86,11 +100,10 @@ def load(run: RunLike = None, **options: Value) -> Loaded:
 
 
 @with_options(LoadConfig)
-def evaluate(run: RunLike = None, *, dataset: str | None = None, **options: Value) -> dict[str, Any]:
+def evaluate(run: RunLike = None, *, dataset: str | Path | None = None, **options: Unpack[LoadOptions]) -> EvalResult:
     """The loss of a checkpoint over both whole splits of its dataset (or of another dataset), each target once.
 
-    A dict with the step, val_loss and train_loss (nats per token), the number of tokens in each split, the dataset and
-    the checkpoint. Any option of `LoadConfig` is a keyword argument.
+    Any option of `LoadConfig` is a keyword argument.
     """
     settings = LoadConfig.from_dict(options)
     model, tokenizer, saved = _load_model(run, settings.replace({"dtype": "float32"}))
@@ -102,14 +115,17 @@ def evaluate(run: RunLike = None, *, dataset: str | None = None, **options: Valu
         dtype = trained_with.dtype if same_device else devices.resolve_dtype("auto", device, width=trained_with.n_embd)
     with ExitStack() as stack:
         data = _open_evaluation_data(dataset, saved, trained_with, tokenizer, stack)
-        result: dict[str, Any] = {"step": saved.metadata.step}
         stack.enter_context(devices.use_threads(devices.resolve_threads(settings.threads)))
         train_tokens, val_tokens = stack.enter_context(verification.open_verified(data))
-        for split, tokens in (("val", val_tokens), ("train", train_tokens)):
-            windows = evaluation.split_windows(tokens, trained_with.block_size)
-            result[f"{split}_loss"] = evaluation.mean_loss(model, windows, device, dtype)
-            result[f"{split}_tokens"] = len(tokens)
-    return {**result, "dataset": dataset or trained_with.dataset, "checkpoint": str(saved.path)}
+        return {
+            "step": saved.metadata.step,
+            "val_loss": _split_loss(model, val_tokens, trained_with.block_size, dtype),
+            "val_tokens": len(val_tokens),
+            "train_loss": _split_loss(model, train_tokens, trained_with.block_size, dtype),
+            "train_tokens": len(train_tokens),
+            "dataset": str(dataset or trained_with.dataset),
+            "checkpoint": str(saved.path),
+        }
 
 
 def read_prompt(start: str) -> str:
@@ -151,8 +167,16 @@ def _load_model(run: RunLike, settings: LoadConfig) -> tuple[GPT, Tokenizer, Che
     return model.eval(), tokenizer, saved
 
 
+def _split_loss(model: GPT, tokens: Tokens, block_size: int, dtype: str) -> float:
+    """The loss over a whole split, each target once."""
+    windows = evaluation.split_windows(tokens, block_size)
+    loss = evaluation.mean_loss(model, windows, model.lm_head.weight.device, dtype)
+    assert loss is not None  # None is for an evaluation that was asked to stop
+    return loss
+
+
 def _open_evaluation_data(
-    dataset: str | None, saved: Checkpoint, trained_with: TrainConfig, tokenizer: Tokenizer, stack: ExitStack
+    dataset: str | Path | None, saved: Checkpoint, trained_with: TrainConfig, tokenizer: Tokenizer, stack: ExitStack
 ) -> Dataset:
     """The dataset to evaluate on, verified: the one of the run, or `dataset` with the run's tokenizer."""
     if dataset is None:

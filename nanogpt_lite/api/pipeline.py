@@ -10,12 +10,13 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Unpack, cast
 
 from nanogpt_lite.api import inference, setup
 from nanogpt_lite.api.request import read_request, request_for_restart
+from nanogpt_lite.config.keyword_types import PresetName, RunOptions, SampleOptions, TrainOptions
 from nanogpt_lite.config.options import RunConfig, SampleConfig, TrainConfig, read_config_file
-from nanogpt_lite.config.schema import Value, require_known
+from nanogpt_lite.config.schema import require_known
 from nanogpt_lite.config.signatures import with_options
 from nanogpt_lite.data import preparation, verification
 from nanogpt_lite.data.dataset import Dataset
@@ -40,11 +41,11 @@ PREVIEW_TOKENS = 200  # length of a sample generated during training
 def train(
     dataset: Dataset | str | Path | None = None,
     *,
-    preset: str | None = None,
+    preset: PresetName | None = None,
     config: str | Path | None = None,
     overwrite: bool = False,
     console: Console | None = None,
-    **options: Value | Path,
+    **options: Unpack[TrainOptions],
 ) -> Run:
     """Train a network, show the progress, and return the run. Any option of `TrainConfig` is a keyword argument.
 
@@ -65,11 +66,11 @@ def train(
 def training(
     dataset: Dataset | str | Path | None = None,
     *,
-    preset: str | None = None,
+    preset: PresetName | None = None,
     config: str | Path | None = None,
     overwrite: bool = False,
     console: Console | None = None,
-    **options: Value | Path,
+    **options: Unpack[TrainOptions],
 ) -> Generator[Record, None, None]:
     """The same as `train`, as a generator of records: one for each event, when it has happened.
 
@@ -109,22 +110,23 @@ def training(
 
 def run(
     *,
-    preset: str | None = None,
+    preset: PresetName | None = None,
     config: str | Path | None = None,
     overwrite: bool = False,
     console: Console | None = None,
-    **options: Value,
+    **options: Unpack[RunOptions],
 ) -> tuple[Run, Iterator[list[str]]]:
     """Prepare, train and sample: the run, and the samples as `stream_batch` yields them. Options of `RunConfig`.
 
     If no dataset was chosen and Shakespeare cannot be downloaded, it says so and uses Python's documentation.
     """
     require_known(options, RunConfig.names(), "option")
-    for_training = {name: value for name, value in options.items() if name in TrainConfig.names()}
-    for_sampling = {name: value for name, value in options.items() if name in SampleConfig.names()}
+    # to type checkers the values of a TypedDict are objects
+    for_training = cast(_TrainArguments, {n: value for n, value in options.items() if n in TrainConfig.names()})
+    for_sampling = cast(SampleOptions, {n: value for n, value in options.items() if n in SampleConfig.names()})
     settings = SampleConfig.from_dict(for_sampling)  # mistakes in it are reported before the training, not after it
     prompt = inference.read_prompt(settings.start) if "start" in options else None
-    arguments = {"preset": preset, "config": config, "overwrite": overwrite, **for_training}
+    arguments: _TrainArguments = {"preset": preset, "config": config, "overwrite": overwrite, **for_training}
     with closing(console or Console()) as console:
         first, records = _start_with_fallback(arguments, console)
         if prompt is not None:
@@ -145,19 +147,29 @@ def show_records(records: Iterable[Record], console: Console) -> Run:
     return Run(out_dir)
 
 
-def _start_with_fallback(arguments: dict[str, Any], console: Console) -> tuple[StartRecord, Iterator[Record]]:
+class _TrainArguments(TrainOptions, total=False):
+    """All keyword arguments of `training` but the console."""
+
+    dataset: str | Path
+    preset: PresetName | None
+    config: str | Path | None
+    overwrite: bool
+
+
+def _start_with_fallback(arguments: _TrainArguments, console: Console) -> tuple[StartRecord, Iterator[Record]]:
     """Start `training` with these arguments; with python_docs if Shakespeare, the default, cannot be downloaded."""
     records = training(console=console, **arguments)
     try:
         first = next(records)
     except DownloadError as error:
-        config = arguments["config"]
+        config = arguments.get("config")
         options = {**(read_config_file(config) if config else {}), **arguments}
         if "dataset" in options or options.get("init_from") == "resume":
             raise
         console.close()
         console.note(f"warning: {error}. Using python_docs instead, the documentation inside Python.")
-        records = training(console=console, **{**arguments, "dataset": "python_docs"})
+        arguments = {**arguments, "dataset": "python_docs"}
+        records = training(console=console, **arguments)
         first = next(records)
     assert isinstance(first, StartRecord)
     return first, records

@@ -4,11 +4,12 @@ How a request becomes a run is in `api.setup`.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from nanogpt_lite.config import presets
+from nanogpt_lite.config.keyword_types import TrainOptions
 from nanogpt_lite.config.options import TrainConfig, read_config_file
 from nanogpt_lite.config.schema import Value, require_known
 from nanogpt_lite.data.dataset import Dataset
@@ -52,7 +53,7 @@ def read_request(
     preset: str | None,
     config: str | Path | None,
     overwrite: bool,
-    options: Mapping[str, Value | Path],
+    options: TrainOptions,
 ) -> TrainRequest:
     """The request of a call with these arguments. `UserError` if the file `config` cannot be read."""
     explicit = paths_to_str(options)
@@ -62,9 +63,11 @@ def read_request(
     return TrainRequest(explicit, from_file, preset, dataset if isinstance(dataset, Dataset) else None, overwrite)
 
 
-def paths_to_str(options: Mapping[str, Value | Path]) -> dict[str, Value]:
+def paths_to_str(options: TrainOptions) -> dict[str, Value]:
     """The options with paths as strings, as configs and JSON hold them."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    # to type checkers the values of a TypedDict are objects
+    values = cast("dict[str, Value | Path]", options)
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
 def request_for_restart(request: TrainRequest, attempt_dir: str) -> TrainRequest:

@@ -10,13 +10,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from nanogpt_lite.api import inference, pipeline
+from nanogpt_lite.api.inference import EvalResult
 from nanogpt_lite.checkpoint.checkpoint_file import SUFFIX
 from nanogpt_lite.cloud import job_data, launcher
 from nanogpt_lite.cloud.storage import Storage, require_safe_name
 from nanogpt_lite.config import presets
+from nanogpt_lite.config.keyword_types import LoadOptions
 from nanogpt_lite.config.options import DataConfig, NetworkConfig, TrainConfig
 from nanogpt_lite.config.schema import Role, Value
 from nanogpt_lite.config.spelling import for_modal
@@ -51,7 +53,7 @@ def train_job(storage: Storage, *, owner: str, world_size: int = 1, overwrite: b
     return _train_and_sync(storage, job, data, world_size, options)
 
 
-def evaluate_job(storage: Storage, name: str = "", **options: Any) -> dict[str, Any]:
+def evaluate_job(storage: Storage, name: str = "", **options: Unpack[LoadOptions]) -> EvalResult:
     """What `inference.evaluate` returns for the run `name`, by default the newest one."""
     run = find_run(storage, name)
     storage.pull(run.data_folder)

@@ -17,7 +17,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import BinaryIO
+from typing import BinaryIO, Unpack
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -25,8 +25,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from nanogpt_lite import files
 from nanogpt_lite.api import pipeline, request
+from nanogpt_lite.config.keyword_types import PresetName, TrainOptions
 from nanogpt_lite.config.options import TrainConfig
-from nanogpt_lite.config.schema import Value
 from nanogpt_lite.config.signatures import with_options
 from nanogpt_lite.config.spelling import for_modal
 from nanogpt_lite.data.dataset import Dataset
@@ -41,7 +41,14 @@ STOP_TIMEOUT = 40.0  # seconds for ranks to save and exit; the launcher itself k
 
 
 @with_options(TrainConfig)
-def train_on_ranks(world_size: int, dataset: Dataset | str, **options: Value | Path) -> Generator[Record, None, None]:
+def train_on_ranks(
+    world_size: int,
+    dataset: Dataset | str,
+    *,
+    preset: PresetName | None = None,
+    overwrite: bool = False,
+    **options: Unpack[TrainOptions],
+) -> Generator[Record, None, None]:
     """The same as `pipeline.training`, on `world_size` ranks of this machine, each on a GPU or on a part of the CPU.
 
     The ranks run in a session of their own, so no signal reaches them directly: this process passes on one request to
@@ -50,7 +57,8 @@ def train_on_ranks(world_size: int, dataset: Dataset | str, **options: Value | P
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
         source = dataset.source if isinstance(dataset, Dataset) else dataset
-        files.write_json(folder / REQUEST, {"dataset": source, **request.paths_to_str(options)})
+        arguments = {"dataset": source, "preset": preset, "overwrite": overwrite, **request.paths_to_str(options)}
+        files.write_json(folder / REQUEST, arguments)
         record_file = stack.enter_context((folder / RECORDS).open("w+b"))
         stop = stack.enter_context(signals.stop_on_signals())
         launcher = stack.enter_context(_start_launcher(world_size, folder))

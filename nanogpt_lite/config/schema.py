@@ -23,6 +23,7 @@ class Rule:
 
     is_valid: Callable[[Any], bool]
     description: str
+    choices: tuple[str, ...] = ()  # all valid values, if they are a few names
 
 
 def bounds(
@@ -51,7 +52,7 @@ def count(*, ge: int) -> Rule:
 
 def one_of(*choices: str) -> Rule:
     """One of some names."""
-    return Rule(lambda value: value in choices, f"one of {', '.join(choices)}")
+    return Rule(lambda value: value in choices, f"one of {', '.join(choices)}", choices)
 
 
 ANY = Rule(lambda value: True, "anything")

@@ -1,12 +1,13 @@
 """Decorators that give a function with `**options` an explicit signature, built from the options of config classes.
 
 So `help()`, completion in notebooks, and command lines that are built from a signature (Modal's) see every option.
+Type checkers do not run this code: what they see is in `keyword_types`.
 """
 
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 from nanogpt_lite.config.schema import Options, type_of
@@ -14,8 +15,11 @@ from nanogpt_lite.config.schema import Options, type_of
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def with_options(kind: type[Options]) -> Callable[[Function], Function]:
-    """Replace `**options` in a function's signature by keyword-only parameters, one for each option of `kind`."""
+def with_options(kind: type[Options], *, without: Collection[str] = ()) -> Callable[[Function], Function]:
+    """Replace `**options` in a function's signature by keyword-only parameters, one for each option of `kind`.
+
+    Those of the names `without` are not shown.
+    """
 
     def decorate(function: Function) -> Function:
         signature = inspect.signature(function)
@@ -24,7 +28,7 @@ def with_options(kind: type[Options]) -> Callable[[Function], Function]:
         options = [
             inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
             for f in dataclasses.fields(kind)
-            if f.name not in explicit_names
+            if f.name not in explicit_names and f.name not in without
         ]
         function.__signature__ = signature.replace(parameters=[*explicit, *options])  # type: ignore[attr-defined]
         return function

@@ -7,12 +7,12 @@ A record is written as JSON to `metrics.jsonl`, so its field names and `kind` ar
 import dataclasses
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
-    """An event of a training. `step` is the number of optimizer steps that were done before it."""
+class BaseRecord:
+    """What all records have. `step` is the number of optimizer steps that were done before the event."""
 
     kind: ClassVar[str]
     step: int
@@ -23,10 +23,10 @@ class Record:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StartRecord(Record):
+class StartRecord(BaseRecord):
     """Training starts, or resumes at `step`."""
 
-    kind = "start"
+    kind: ClassVar[Literal["start"]] = "start"
     out_dir: str
     parameters: int
     tokenizer: str  # the kind: char, byte, gpt2, bpe-SIZE
@@ -42,10 +42,10 @@ class StartRecord(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepRecord(Record):
+class StepRecord(BaseRecord):
     """The steps since the last step record: mean loss and rate; `learning_rate` and `grad_norm` are the last step's."""
 
-    kind = "step"
+    kind: ClassVar[Literal["step"]] = "step"
     loss: float  # nats per token
     learning_rate: float
     grad_norm: float | None  # before clipping; None if not finite: float16's loss scaler skipped the step
@@ -55,10 +55,10 @@ class StepRecord(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalRecord(Record):
+class EvalRecord(BaseRecord):
     """An evaluation on the val split. `train_loss` is the mean over the training steps since the last evaluation."""
 
-    kind = "eval"
+    kind: ClassVar[Literal["eval"]] = "eval"
     train_loss: float  # nats per token, like the next two
     val_loss: float
     best_val_loss: float
@@ -67,27 +67,27 @@ class EvalRecord(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointRecord(Record):
+class CheckpointRecord(BaseRecord):
     """A checkpoint was written completely. `name` is last, best, or step_N."""
 
-    kind = "checkpoint"
+    kind: ClassVar[Literal["checkpoint"]] = "checkpoint"
     name: str
     path: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class MicroBatchRecord(Record):
+class MicroBatchRecord(BaseRecord):
     """Out of memory: from this step on a micro-batch has at most `rows` rows."""
 
-    kind = "micro_batch"
+    kind: ClassVar[Literal["micro_batch"]] = "micro_batch"
     rows: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleRecord(Record):
+class SampleRecord(BaseRecord):
     """A sample that was generated during training."""
 
-    kind = "sample"
+    kind: ClassVar[Literal["sample"]] = "sample"
     text: str
 
 
@@ -103,14 +103,18 @@ class StopReason(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoneRecord(Record):
+class DoneRecord(BaseRecord):
     """Training ended."""
 
-    kind = "done"
+    kind: ClassVar[Literal["done"]] = "done"
     reason: StopReason
     best_val_loss: float | None
     best_step: int
     seconds: float
+
+
+Record = StartRecord | StepRecord | EvalRecord | CheckpointRecord | MicroBatchRecord | SampleRecord | DoneRecord
+"""An event of a training. Type checkers know the class after a test of `kind`."""
 
 
 class Sink(Protocol):
@@ -125,7 +129,7 @@ class Sink(Protocol):
 
 def record_from_json(content: dict[str, Any]) -> Record:
     """The inverse of `Record.to_json`."""
-    kinds = {kind.kind: kind for kind in Record.__subclasses__()}
+    kinds: dict[str, type[Record]] = {kind.kind: kind for kind in get_args(Record)}
     fields = {name: value for name, value in content.items() if name != "kind"}
     if "reason" in fields:
         fields["reason"] = StopReason(fields["reason"])

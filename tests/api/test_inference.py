@@ -34,7 +34,7 @@ def test_sampling_from_a_loaded_network_equals_sampling_from_the_run(trained):
     loaded = ng.load(trained)
     before = {name: tensor.clone() for name, tensor in loaded[0].state_dict().items()}
     for number in (1, 3):
-        options = {"start": "9 green", "num_samples": number, "max_new_tokens": 40}
+        options: ng.SampleOptions = {"start": "9 green", "num_samples": number, "max_new_tokens": 40}
         assert ng.sample(loaded, **options) == ng.sample(trained, **options)
     assert "".join(ng.stream(loaded, start="9", max_new_tokens=9)) == ng.sample(trained, start="9", max_new_tokens=9)[0]
     after = loaded[0].state_dict()
@@ -132,7 +132,7 @@ def test_evaluate_is_the_loss_over_the_whole_of_both_splits(trained):
         windows = batching.all_windows(tokens, rows=1, block_size=16)
         with torch.inference_mode():
             total = sum(model(x, y)[1].item() * y.numel() for x, y in windows)
-        assert result[f"{split}_loss"] == pytest.approx(total / (len(tokens) - 1), rel=1e-5)
+        assert dict(result)[f"{split}_loss"] == pytest.approx(total / (len(tokens) - 1), rel=1e-5)
     assert result["val_loss"] == pytest.approx(trained.best_val_loss, rel=1e-6)
     assert result["step"] == 20
 

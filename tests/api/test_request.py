@@ -28,7 +28,7 @@ def test_resume_takes_per_call_options_from_a_config_file(trained, text_file):
     config = json.loads((trained.out_dir / "config.json").read_text())["config"]
     assert (config["max_iters"], config["max_seconds"]) == (22, 500)
     with pytest.raises(ng.UserError, match="unknown preset"):
-        ng.train(init_from="resume", preset="typo")
+        ng.train(init_from="resume", preset="typo")  # type: ignore[arg-type]
 
 
 def test_int_values_of_float_options_give_the_same_run(text_file):
@@ -41,9 +41,9 @@ def test_int_values_of_float_options_give_the_same_run(text_file):
 def test_unknown_options_are_errors_that_name_the_nearest(text_file):
     for call in (ng.train, ng.sample, ng.evaluate):
         with pytest.raises(ng.UserError, match=r"unknown option 'devise'; did you mean device\?"):
-            call(devise="cpu")
+            call(devise="cpu")  # type: ignore[call-arg]
     with pytest.raises(ng.UserError, match="unknown preset 'cpuu'; did you mean cpu"):
-        ng.train("bottles.txt", preset="cpuu")
+        ng.train("bottles.txt", preset="cpuu")  # type: ignore[arg-type]
 
 
 def test_restarted_ranks_resume_the_run_of_the_attempt_before(text_file):

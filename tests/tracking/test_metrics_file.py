@@ -9,7 +9,7 @@ import pytest
 from example_records import START, eval_record, step_record
 
 from nanogpt_lite.tracking.metrics_file import MetricsFile, read_metrics
-from nanogpt_lite.tracking.records import SampleRecord
+from nanogpt_lite.tracking.records import Record, SampleRecord
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -24,7 +24,8 @@ def metrics(tmp_path):
     """A metrics file with records of steps 0 to 5, and its path."""
     path = tmp_path / "run" / "metrics.jsonl"
     sink = MetricsFile(path)
-    for record in [START, *map(step_record, range(1, 6)), eval_record(5)]:
+    records: list[Record] = [START, *map(step_record, range(1, 6)), eval_record(5)]
+    for record in records:
         sink.write(record)
     sink.close()
     return path
@@ -85,7 +86,7 @@ def test_each_line_is_written_by_one_call(tmp_path, monkeypatch):
         return len(data)
 
     monkeypatch.setattr(os, "write", spy)
-    records = [START, step_record(1), SampleRecord(step=1, text="line\r\nline\u2028 ä" + "x" * 100_000)]
+    records: list[Record] = [START, step_record(1), SampleRecord(step=1, text="line\r\nline\u2028 ä" + "x" * 100_000)]
     for record in records:
         sink.write(record)
     assert [json.loads(data) for data in written] == [record.to_json() for record in records]
