@@ -96,7 +96,11 @@ def remove_temp_files(folder: Path, *names: str) -> None:
 
 
 def canonical_json(value: object) -> str:
-    """JSON with one text for each value: sorted keys, no spaces, ASCII, floats with all their digits."""
+    """JSON with one text for each value: sorted keys, no spaces, ASCII, floats with all their digits.
+
+    >>> canonical_json({"step": 3, "loss": 0.1, "best_step": None})
+    '{"best_step":null,"loss":0.1,"step":3}'
+    """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 

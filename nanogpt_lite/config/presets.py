@@ -88,5 +88,10 @@ def get_preset(name: str) -> dict[str, Value]:
 
 
 def config_with_preset(preset: str | None, options: Mapping[str, Value]) -> TrainConfig:
-    """The defaults, replaced by the values of the preset, replaced by `options`. `UserError` on a mistake in them."""
+    """The defaults, replaced by the values of the preset, replaced by `options`. `UserError` on a mistake in them.
+
+    >>> config = config_with_preset("cpu", {"n_layer": 2})
+    >>> config.n_layer, config.n_head, config.beta1  # of the options, of the preset, a default
+    (2, 4, 0.9)
+    """
     return TrainConfig.from_dict({**(get_preset(preset) if preset else {}), **options})

@@ -14,7 +14,11 @@ _OPTION = re.compile(r"`([a-z]\w*)(?:=([^`]*))?`")
 
 
 def for_command_line(message: str) -> str:
-    """Convert `out_dir='runs/a'` in a message to --out_dir runs/a, and the switch `overwrite=True` to --overwrite."""
+    """Convert the options in a message to those of the command line. An option that it does not know is a switch.
+
+    >>> for_command_line("give `out_dir='my runs'`, or `overwrite=True`")
+    "give --out_dir 'my runs', or --overwrite"
+    """
 
     def flag(match: re.Match[str]) -> str:
         return _flag(match[1], match[2], is_switch=match[1] not in RunConfig.names())
@@ -23,7 +27,11 @@ def for_command_line(message: str) -> str:
 
 
 def for_modal(message: str) -> str:
-    """Convert `out_dir='runs/a'` in a message to --out-dir runs/a, and `compile=False` to --no-compile."""
+    """Convert the options in a message to flags of `modal run`.
+
+    >>> for_modal("give `out_dir='runs/a'`, or `compile=False`")
+    'give --out-dir runs/a, or --no-compile'
+    """
 
     def flag(match: re.Match[str]) -> str:
         name, value = match[1].replace("_", "-"), match[2]

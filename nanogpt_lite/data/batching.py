@@ -64,6 +64,9 @@ def all_windows(tokens: Tokens, *, rows: int, block_size: int) -> Iterator[Batch
 
     The windows of `block_size` tokens do not overlap. A batch has up to `rows` of them, and the tokens that remain at
     the end are one shorter window in a batch of its own.
+
+    >>> [(x.tolist(), y.tolist()) for x, y in all_windows(np.arange(6), rows=2, block_size=2)]
+    [([[0, 1], [2, 3]], [[1, 2], [3, 4]]), ([[4]], [[5]])]
     """
     n_windows, rest = divmod(len(tokens) - 1, block_size)
     for first in range(0, n_windows, rows):

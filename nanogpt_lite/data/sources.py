@@ -36,7 +36,11 @@ class TextSource:
 
 
 def dataset_name(dataset: str) -> str:
-    """The name of the dataset prepared from `dataset`: that itself, or the stem of its path or URL."""
+    """The name of the dataset prepared from `dataset`: that itself, or the stem of its path or URL.
+
+    >>> dataset_name("python_docs"), dataset_name("texts/My letters.txt"), dataset_name("notes/*.md")
+    ('python_docs', 'My_letters', 'notes')
+    """
     if dataset.startswith(("http://", "https://")):
         return _safe_name(Path(download.url_resource(dataset).cache_name).stem)
     if len(dataset) > MAX_NAME_CHARS or "\n" in dataset:

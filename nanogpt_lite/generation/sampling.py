@@ -42,7 +42,11 @@ def filter_logits(logits: Tensor, config: SampleConfig) -> Tensor:
 
 
 def apply_top_k(logits: Tensor, top_k: int) -> Tensor:
-    """Keep the `top_k` likeliest tokens, and, as in nanoGPT, any that are as likely as the last of them."""
+    """Keep the `top_k` likeliest tokens, and, as in nanoGPT, any that are as likely as the last of them.
+
+    >>> apply_top_k(torch.tensor([[3.0, 1.0, 2.0, 2.0]]), 2)
+    tensor([[3., -inf, 2., 2.]])
+    """
     smallest_kept = logits.topk(top_k, dim=-1).values[:, -1:]
     return logits.masked_fill(logits < smallest_kept, -torch.inf)
 
@@ -51,6 +55,9 @@ def apply_top_p(logits: Tensor, top_p: float) -> Tensor:
     """Keep the smallest set of likeliest tokens whose probabilities sum to `top_p` or more.
 
     Nucleus sampling (Holtzman et al. 2020).
+
+    >>> apply_top_p(torch.tensor([[0.5, 0.3, 0.2]]).log(), 0.75).exp()
+    tensor([[0.5000, 0.3000, 0.0000]])
     """
     sorted_logits, order = logits.sort(dim=-1, descending=True, stable=True)
     probabilities = sorted_logits.softmax(dim=-1)
@@ -61,7 +68,11 @@ def apply_top_p(logits: Tensor, top_p: float) -> Tensor:
 
 
 def apply_min_p(logits: Tensor, min_p: float) -> Tensor:
-    """Keep the tokens that are at least `min_p` times as likely as the likeliest one (Nguyen et al. 2024)."""
+    """Keep the tokens that are at least `min_p` times as likely as the likeliest one (Nguyen et al. 2024).
+
+    >>> apply_min_p(torch.tensor([[0.5, 0.3, 0.2]]).log(), 0.5).exp()
+    tensor([[0.5000, 0.3000, 0.0000]])
+    """
     probabilities = logits.softmax(dim=-1)
     max_probability = probabilities.max(dim=-1, keepdim=True).values
     return logits.masked_fill(probabilities < min_p * max_probability, -torch.inf)

@@ -28,7 +28,11 @@ def stream_texts(model: GPT, tokenizer: Tokenizer, prompt: Ids, config: SampleCo
 
 
 def join_texts(chunks: Iterable[list[str]]) -> list[str]:
-    """Return the whole texts, joined from the chunks of `stream_texts`."""
+    """Return the whole texts, joined from the chunks of `stream_texts`.
+
+    >>> join_texts([["RO", "JU"], ["MEO", "LIET"]])
+    ['ROMEO', 'JULIET']
+    """
     return ["".join(text_chunks) for text_chunks in zip(*chunks, strict=True)]
 
 

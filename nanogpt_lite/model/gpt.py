@@ -24,6 +24,11 @@ class GPT(nn.Module):
     """A decoder-only transformer with a linear output layer.
 
     With `config.tied`, the output matrix is the token embedding (Press and Wolf 2017).
+
+    >>> model = GPT(NetworkConfig(block_size=8, n_layer=1, n_head=2, n_embd=16), vocab_size=65)
+    >>> logits, loss = model(torch.zeros(4, 8, dtype=torch.int64))
+    >>> logits.shape, loss
+    (torch.Size([4, 8, 65]), None)
     """
 
     def __init__(self, config: NetworkConfig, vocab_size: int) -> None:

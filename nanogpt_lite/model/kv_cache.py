@@ -17,6 +17,16 @@ class KVCache:
 
     Attributes: `length`, the number of cached tokens; `keys` and `values`, (n_layer, B, H, S, D) each, with S the room;
     `recent_ids`, the ids of the last `ngram - 1` tokens, (B, ngram - 1), which n-gram embeddings look back at.
+
+    >>> from nanogpt_lite.config.options import NetworkConfig
+    >>> from nanogpt_lite.model.gpt import GPT
+    >>> model = GPT(NetworkConfig(block_size=8, n_layer=1, n_head=2, n_embd=16), vocab_size=65).eval()
+    >>> idx = torch.tensor([[5, 3, 9]])
+    >>> cache = KVCache(model, batch=1)
+    >>> _ = model(idx[:, :2], cache=cache)
+    >>> logits, _ = model(idx[:, 2:], cache=cache)  # the new token only
+    >>> torch.allclose(logits, model(idx)[0][:, 2:], atol=1e-5)
+    True
     """
 
     def __init__(self, model: "GPT", batch: int, tokens: int | None = None) -> None:

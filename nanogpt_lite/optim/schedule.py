@@ -23,6 +23,10 @@ def learning_rate(step: int, config: TrainConfig) -> float:
         otherwise    min + min(1, (E - step) / (c * E)) * (max - min)
 
     Without `decay_lr` the rate is constant.
+
+    >>> config = TrainConfig(learning_rate=1e-3, min_lr=1e-4, warmup_iters=4, max_iters=100)
+    >>> [round(learning_rate(step, config), 6) for step in (0, 4, 52, 100)]
+    [0.0002, 0.001, 0.00055, 0.0001]
     """
     if not config.decay_lr:
         return config.learning_rate

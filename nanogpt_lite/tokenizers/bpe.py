@@ -38,6 +38,12 @@ class BPETokenizer:
     `special`: texts that are one token each, such as <|endoftext|>. A text that holds one gets its id.
 
     `UserError` if a merge names an unknown token, if a token occurs twice, or if the package `tokenizers` is missing.
+
+    >>> tokenizer = BPETokenizer("", ["a b", "ab c"])
+    >>> [tokenizer.tokens[id_] for id_ in tokenizer.encode("abcab")]
+    ['abc', 'ab']
+    >>> tokenizer.vocab_size
+    258
     """
 
     def __init__(self, name: str, merges: Sequence[str], special: Sequence[str] = ()) -> None:

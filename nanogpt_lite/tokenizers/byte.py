@@ -9,7 +9,15 @@ from nanogpt_lite.tokenizers.base import Ids, IncrementalDecoder, IncrementalEnc
 
 
 class ByteTokenizer:
-    """One token per byte of the text in UTF-8. It encodes any text, in any script; the vocabulary size is 256."""
+    """One token per byte of the text in UTF-8. It encodes any text, in any script; the vocabulary size is 256.
+
+    >>> tokenizer = ByteTokenizer()
+    >>> tokenizer.encode("né").tolist()
+    [110, 195, 169]
+    >>> decoder = tokenizer.decoder()  # of ids that arrive in parts
+    >>> [decoder.decode([id_]) for id_ in (110, 195, 169)]
+    ['n', '', 'é']
+    """
 
     @property
     def vocab_size(self) -> int:

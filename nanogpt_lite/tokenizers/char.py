@@ -15,6 +15,12 @@ class CharTokenizer:
     """One token per character (Unicode code point). The id of a character is its position in `chars`.
 
     `UserError` if `chars` is empty, or has a character twice.
+
+    >>> tokenizer = CharTokenizer("abc")
+    >>> tokenizer.encode("cab").tolist()
+    [2, 0, 1]
+    >>> tokenizer.decode([1, 0])
+    'ba'
     """
 
     def __init__(self, chars: str) -> None:

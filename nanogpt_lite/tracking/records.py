@@ -128,7 +128,11 @@ class Sink(Protocol):
 
 
 def record_from_json(content: dict[str, Any]) -> Record:
-    """The inverse of `Record.to_json`."""
+    """The inverse of `to_json` of a record.
+
+    >>> record_from_json({"kind": "sample", "step": 3, "text": "ROMEO:"})
+    SampleRecord(step=3, text='ROMEO:')
+    """
     kinds: dict[str, type[Record]] = {kind.kind: kind for kind in get_args(Record)}
     fields = {name: value for name, value in content.items() if name != "kind"}
     if "reason" in fields:
