@@ -7,7 +7,6 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from nanogpt_lite.config import presets
 from nanogpt_lite.config.options import TrainConfig
@@ -23,8 +22,8 @@ class Trial:
     """One combination of options."""
 
     options: dict[str, Value]  # from the grid
-    first_options: dict[str, Any]  # of `train`, for the steps of the trial
-    resume_options: dict[str, Any]  # of `train`, from the trial's checkpoint to the end
+    first_options: dict[str, Value]  # of `train`, for the steps of the trial
+    resume_options: dict[str, Value]  # of `train`, from the trial's checkpoint to the end
 
 
 def make_trials(grid: Mapping[str, str], *, preset: str, steps: int, name: str) -> list[Trial]:
@@ -42,7 +41,7 @@ def make_trials(grid: Mapping[str, str], *, preset: str, steps: int, name: str) 
         if steps > config.max_iters:
             raise UserError(f"--sweep-iters {steps} is more than --max-iters {config.max_iters}; give fewer")
         run = f"{name}-{number}"
-        first_options = {
+        first_options: dict[str, Value] = {
             "preset": preset,
             **options,
             "lr_decay_iters": config.lr_decay_iters or config.max_iters,
@@ -50,7 +49,11 @@ def make_trials(grid: Mapping[str, str], *, preset: str, steps: int, name: str) 
             "max_iters": steps,
             "eval_interval": min(steps, config.eval_interval),
         }
-        resume_options = {"out_dir": run, "max_iters": config.max_iters, "eval_interval": config.eval_interval}
+        resume_options: dict[str, Value] = {
+            "out_dir": run,
+            "max_iters": config.max_iters,
+            "eval_interval": config.eval_interval,
+        }
         trials.append(Trial(options, first_options, resume_options))
     if len(trials) == 1:
         raise UserError("a sweep needs two combinations or more; give an option several values, with commas in between")
@@ -63,7 +66,7 @@ def format_table(trials: Sequence[Trial], results: Sequence[Result]) -> str:
     rows = [["run", *names, "val loss"], ["---"] * (len(names) + 2)]
     for trial, result in sorted(zip(trials, results, strict=True), key=lambda pair: _sort_key(pair[1])):
         cell = f"{result:.4f}" if isinstance(result, float) else " ".join(result.split()).replace("|", "/")
-        rows.append([trial.resume_options["out_dir"], *(str(trial.options[name]) for name in names), cell])
+        rows.append([str(trial.resume_options["out_dir"]), *(str(trial.options[name]) for name in names), cell])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 

@@ -8,11 +8,11 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Collection
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from nanogpt_lite.config.schema import Options, type_of
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def with_options(kind: type[Options], *, without: Collection[str] = ()) -> Callable[[Function], Function]:
@@ -49,7 +49,7 @@ def with_flags(*kinds: type[Options], **more: type) -> Callable[[Function], Func
             types |= {field.name: type_of(field) for field in dataclasses.fields(kind)}
 
         @functools.wraps(function)
-        def call(**flags: Any) -> Any:
+        def call(**flags: object) -> object:
             return function(**{name: value for name, value in flags.items() if value is not None})
 
         parameters = [

@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -24,14 +24,18 @@ from torch.nn.parallel import DistributedDataParallel
 from nanogpt_lite.errors import ExternalError, UserError
 
 if TYPE_CHECKING:  # some builds of PyTorch come without it
-    from torch._C._distributed_c10d import Store
+    from torch._C._distributed_c10d import ProcessGroup as TorchProcessGroup
+    from torch._C._distributed_c10d import ReduceOp, Store
+
+Forward = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""The network as a step calls it: inputs and targets (B, T) to logits (B, T, V) and the mean loss."""
 
 # PyTorch keeps its process group in a global variable, so this state is per process too. One entry for each training
 # that joined a group; their number is part of the keys in the store. After a training has ended well its entry is None.
 # After an error it stays the group: PyTorch can hang if DistributedDataParallel holds the last reference to a group.
-_groups: list[Any] = []
+_groups: "list[TorchProcessGroup | None]" = []
 # The store of the last training. Without torchrun's own store rank 0 serves it, and other ranks may still read it.
-_stores: list[Any] = []
+_stores: "list[Store]" = []
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ class ProcessGroup:
                 raise ExternalError(f"rank 0 has failed ({message or 'interrupted'}); fix that, and start again")
             yield
 
-    def wrap_ddp(self, network: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    def wrap_ddp(self, network: Forward, device: torch.device) -> Forward:
         """The network with the weights of rank 0, whose `backward` gives each rank the mean gradient."""
         if self.world_size == 1:
             return network
@@ -142,7 +146,7 @@ class ProcessGroup:
         if self.store is not None:
             self.store.set(self.attempt_dir_key, path)
 
-    def _all_reduce(self, values: tuple[float, ...], operation: Any) -> list[float]:
+    def _all_reduce(self, values: tuple[float, ...], operation: "ReduceOp.RedOpType") -> list[float]:
         reduced = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(reduced, operation)
         return reduced.tolist()
@@ -176,7 +180,7 @@ def process_group() -> Iterator[ProcessGroup]:
     _groups[-1] = None
 
 
-def no_sync(network: Callable[..., Any]) -> contextlib.AbstractContextManager[None]:
+def no_sync(network: Forward) -> contextlib.AbstractContextManager[None]:
     """A context in which `backward` does not average gradients over ranks: all micro-batches of a step but the last."""
     if isinstance(network, DistributedDataParallel):
         return network.no_sync()

@@ -13,11 +13,14 @@ How a folder is created, locked and cleared is in `run_files`.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nanogpt_lite.checkpoint.checkpoint_file import SUFFIX
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.tracking import metrics_file, plots
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # an optional dependency
 
 RUNS_DIR = Path("runs")
 
@@ -56,7 +59,7 @@ class Run:
         """The lowest val loss so far, in nats per token; None before the first evaluation."""
         return min((record["best_val_loss"] for record in self.metrics if record["kind"] == "eval"), default=None)
 
-    def plot(self) -> Any:
+    def plot(self) -> "Figure":
         """A matplotlib Figure of the losses and the learning rate. `UserError` without matplotlib or losses."""
         records = self.metrics
         if not any(record["kind"] in ("step", "eval") for record in records):

@@ -6,7 +6,7 @@ It needs one checkpoint; the versions of libraries are from config.json, if ther
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from nanogpt_lite.checkpoint.validation import meta_model
 from nanogpt_lite.config.options import LoadConfig, NetworkConfig
@@ -26,11 +26,43 @@ PARAMETER_GROUPS = {  # part of a parameter's name: group; the first that matche
 }
 
 
-def summary(run: RunLike = None, *, checkpoint: str = LoadConfig.checkpoint) -> dict[str, Any]:
-    """The network, the costs, the dataset and the result of a run, as a JSON object.
+class RunSummary(TypedDict):
+    """What `summary` returns, a JSON object.
 
     Memory is in bytes (weights, gradients and optimizer state in float32), computation in FLOPs, losses in nats per
-    token. `UserError` if there is no such checkpoint, or if it is damaged.
+    token.
+    """
+
+    run: str  # the folder
+    checkpoint: str  # the name of its file
+    step: int
+    max_iters: int
+    best_val_loss: float | None  # None before the first evaluation
+    best_step: int
+    parameters: int
+    parameters_by_part: dict[str, int]
+    flops_per_token: float
+    flops_so_far: float
+    bytes_of_weights: int
+    bytes_of_training: int
+    bytes_of_cache_per_token: int
+    bytes_of_file: int
+    network: dict[str, Value]
+    dataset: str
+    dataset_sha256: str
+    tokenizer: str
+    vocab_size: int
+    tokens_seen: int
+    device: str
+    ranks: int
+    dtype: str
+    versions: dict[str, str]
+
+
+def summary(run: RunLike = None, *, checkpoint: str = LoadConfig.checkpoint) -> RunSummary:
+    """The network, the costs, the dataset and the result of a run.
+
+    `UserError` if there is no such checkpoint, or if it is damaged.
     """
     saved, config, tokenizer = load_checkpoint(run, checkpoint)
     metadata = saved.metadata
@@ -69,14 +101,13 @@ def summary(run: RunLike = None, *, checkpoint: str = LoadConfig.checkpoint) -> 
     }
 
 
-def format_text(content: dict[str, Any]) -> str:
+def format_text(content: RunSummary) -> str:
     """A summary as text for people, one topic per line."""
     network, groups = content["network"], content["parameters_by_part"]
     loss = content["best_val_loss"]
-    flops, flops_so_far = (_format_count(content[key]) for key in ("flops_per_token", "flops_so_far"))
-    weights, training, cache, file = (
-        _format_bytes(content[f"bytes_of_{what}"]) for what in ("weights", "training", "cache_per_token", "file")
-    )
+    flops, flops_so_far = _format_count(content["flops_per_token"]), _format_count(content["flops_so_far"])
+    weights, training = _format_bytes(content["bytes_of_weights"]), _format_bytes(content["bytes_of_training"])
+    cache, file = _format_bytes(content["bytes_of_cache_per_token"]), _format_bytes(content["bytes_of_file"])
     lines = {
         "run": f"{content['run']} ({content['checkpoint']}, {file})",
         "network": ", ".join(f"{name} {value}" for name, value in network.items() if _is_shown(name, value)),

@@ -7,7 +7,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import NoReturn
 
 from tqdm.std import tqdm as terminal_bar
 
@@ -49,7 +49,7 @@ class _SafeStderr:
         except (ValueError, AttributeError):  # closed, or None
             return False
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
 
 
@@ -62,13 +62,13 @@ class Console:
         `spell` respells the options in messages for the user (see `config.spelling`).
         """
         self._spell = spell
-        self._stream: Any = _SafeStderr()
+        self._stream = _SafeStderr()
         self._last_output = time.monotonic()
         notebook = "ipykernel" in sys.modules
         interactive = (notebook or self._stream.isatty()) if bar is None else bar
         self._interactive, self._silent = interactive and not silent, silent
-        self._bar: Any = None
-        self._make_bar: Any = terminal_bar
+        self._bar: terminal_bar[NoReturn] | None = None
+        self._make_bar: Callable[..., terminal_bar[NoReturn]] = terminal_bar
         if notebook:
             from tqdm.auto import tqdm as notebook_bar  # a widget where the notebook can show one
 

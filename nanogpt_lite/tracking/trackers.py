@@ -9,7 +9,6 @@ import json
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from nanogpt_lite import files
 from nanogpt_lite.config.options import TrainConfig
@@ -63,7 +62,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         # hides what was written after the checkpoint that the run resumes from
-        self._writer: Any = SummaryWriter(str(out_dir), purge_step=step + 1 if step else None)
+        self._writer = SummaryWriter(str(out_dir), purge_step=step + 1 if step else None)
 
     def write(self, record: Record) -> None:
         for name, value in scalars(record).items():
@@ -81,7 +80,7 @@ class WeightsAndBiases:
     def __init__(self, config: TrainConfig, out_dir: Path) -> None:
         import wandb
 
-        self._run: Any = wandb.init(
+        self._run = wandb.init(
             project=config.wandb_project,
             name=config.wandb_run_name or out_dir.name,
             id=_wandb_id(out_dir),
@@ -94,7 +93,7 @@ class WeightsAndBiases:
         self._run.define_metric("*", step_metric="step")
 
     def write(self, record: Record) -> None:
-        values: dict[str, Any] = scalars(record)
+        values: dict[str, float | str] = {**scalars(record)}
         if isinstance(record, SampleRecord):
             values["sample"] = record.text
         if values:

@@ -8,7 +8,6 @@ in `tracking`, the folder of a run in `runs`.
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,6 +15,7 @@ from nanogpt_lite.checkpoint.checkpoint_file import SUFFIX
 from nanogpt_lite.data import batching
 from nanogpt_lite.data.batching import Batch, Tokens
 from nanogpt_lite.device import devices, memory, profiling
+from nanogpt_lite.device.distributed import Forward
 from nanogpt_lite.device.peak_flops import mfu
 from nanogpt_lite.optim.schedule import learning_rate
 from nanogpt_lite.tracking.records import (
@@ -120,9 +120,9 @@ def _run_steps(
     yield _done_record(state, reason)
 
 
-def _prepare_network(state: TrainState) -> Callable[..., Any]:
+def _prepare_network(state: TrainState) -> Forward:
     """The network to call in a step: compiled, and shared with the other ranks."""
-    forward: Callable[..., Any] = torch.compile(state.model) if state.config.compile else state.model
+    forward: Forward = torch.compile(state.model) if state.config.compile else state.model
     return forward if stop_reason(state) else wrap_and_probe(state, forward)  # a finished run takes no step
 
 

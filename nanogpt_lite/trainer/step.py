@@ -6,9 +6,8 @@ seeded with (seed, step, micro-batch). When a step is taken is decided in `loop`
 """
 
 import math
-from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -16,12 +15,13 @@ from torch import Tensor
 from nanogpt_lite.data import batching
 from nanogpt_lite.data.batching import Batch
 from nanogpt_lite.device import devices, distributed, memory, seeding
+from nanogpt_lite.device.distributed import Forward
 from nanogpt_lite.errors import ExternalError
 from nanogpt_lite.optim import build
 from nanogpt_lite.trainer.state import TrainState
 
 
-def train_step(state: TrainState, forward: Callable[..., Any], batch: Batch) -> None:
+def train_step(state: TrainState, forward: Forward, batch: Batch) -> None:
     """One optimizer step on inputs and targets of shape (rows, T), of which each rank takes an equal share.
 
     A share goes through the network in micro-batches of at most `state.micro_batch` rows. If memory is not enough, they
@@ -50,7 +50,7 @@ def train_step(state: TrainState, forward: Callable[..., Any], batch: Batch) -> 
     state.step += 1
 
 
-def wrap_and_probe(state: TrainState, network: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_and_probe(state: TrainState, network: Forward) -> Forward:
     """The network in DistributedDataParallel, after finding a micro-batch that fits on all ranks; no change for one.
 
     `ExternalError` if a single row is too much for the memory of a rank.
@@ -73,9 +73,7 @@ def wrap_and_probe(state: TrainState, network: Callable[..., Any]) -> Callable[.
     return forward
 
 
-def _backward_micro_batches(
-    state: TrainState, forward: Callable[..., Any], inputs: Tensor, targets: Tensor
-) -> Tensor | None:
+def _backward_micro_batches(state: TrainState, forward: Forward, inputs: Tensor, targets: Tensor) -> Tensor | None:
     """The mean loss of this rank's rows, after accumulating its gradients; None if memory was not enough."""
     config, device = state.config, state.device
     micro_batches = list(batching.split_batch((inputs, targets), state.micro_batch))
@@ -90,7 +88,7 @@ def _backward_micro_batches(
                 with devices.autocast(device, config.dtype):
                     loss = forward(devices.to_device(x, device), devices.to_device(y, device))[1]
                 loss = loss * (len(x) / len(inputs))
-                state.scaler.scale(loss).backward()
+                state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             step_loss += loss.detach()
     except (MemoryError, RuntimeError) as error:
         # with several ranks, others may wait in the middle of this step, so it cannot be repeated
@@ -100,7 +98,7 @@ def _backward_micro_batches(
     return step_loss
 
 
-def _probe_memory(state: TrainState, forward: Callable[..., Any]) -> bool:
+def _probe_memory(state: TrainState, forward: Forward) -> bool:
     """Whether memory is enough for a micro-batch, without waiting for other ranks and without an update.
 
     Two passes, like a step of several micro-batches: in the second the gradients of the first take memory too.
@@ -117,12 +115,12 @@ def _probe_memory(state: TrainState, forward: Callable[..., Any]) -> bool:
     return True
 
 
-def _backward_zeros(state: TrainState, forward: Callable[..., Any]) -> None:
+def _backward_zeros(state: TrainState, forward: Forward) -> None:
     """Accumulate the gradients of one micro-batch of zeros."""
     x = torch.zeros(_micro_batch_rows(state), state.config.block_size, dtype=torch.int64, device=state.device)
     with seeding.seeded(state.device), devices.autocast(state.device, state.config.dtype):
         loss = forward(x, x)[1]
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
 
 
 def _halve_micro_batch(state: TrainState) -> None:

@@ -160,9 +160,10 @@ def test_resumed_trial_equals_a_training_without_interruption(machines):
     trials = sweeps.make_trials({**shape, "learning_rate": "1e-3, 5e-3"}, preset="cpu", steps=4, name="s")
     options = {"max_iters": 12, "eval_interval": 4}
     for trial in trials:
-        first_options = {**trial.first_options, "lr_decay_iters": 12}
-        jobs.train_job(machines.start(), owner=trial.first_options["out_dir"], dataset="text", **first_options)
-    jobs.train_job(machines.start(), owner="rest", **{**trials[1].resume_options, **options})
+        first_options: dict[str, Any] = {**trial.first_options, "lr_decay_iters": 12}
+        jobs.train_job(machines.start(), owner=first_options["out_dir"], dataset="text", **first_options)
+    resume_options: dict[str, Any] = {**trials[1].resume_options, **options}
+    jobs.train_job(machines.start(), owner="rest", **resume_options)
     assert read_last(machines, "s-2") == train_without_volume(machines, learning_rate=5e-3, **options)
 
 

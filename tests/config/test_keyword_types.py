@@ -10,6 +10,7 @@ import typing
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy
 import pytest
 from documentation import PAGES, ROOT, code_blocks
 
@@ -148,7 +149,7 @@ def installed(tmp_path) -> Path:
             copy = folder / path.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes())
-    (folder / "dependencies.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
+    (folder / "dependencies.pth").write_text(str(Path(numpy.__file__).parents[1]), encoding="utf-8")
     # PyTorch's types take mypy most of a minute, and those of the arguments do not need them
     (tmp_path / "mypy.ini").write_text(
         "[mypy]\nstrict = True\n[mypy-torch.*]\nfollow_imports = skip\n", encoding="utf-8"
