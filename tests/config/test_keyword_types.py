@@ -19,7 +19,7 @@ from nanogpt_lite.api import pipeline
 from nanogpt_lite.cloud import launcher
 from nanogpt_lite.config import keyword_generator, keyword_types
 from nanogpt_lite.config.options import LoadConfig, RunConfig, SampleConfig, TrainConfig
-from nanogpt_lite.config.schema import Options, one_of, option
+from nanogpt_lite.config.schema import Options, one_of
 
 PACKAGE = ROOT / "nanogpt_lite"
 MODAL_PAGE = "modal.md"  # its Python calls a deployed app
@@ -77,14 +77,14 @@ def test_generated_source_follows_every_change_of_an_option(monkeypatch):
         return keyword_generator.keyword_types()
 
     sources = [
-        source_with("norm", option("layer", "normalisation")),
-        source_with("normalise", option("layer", "normalisation")),
-        source_with("norm", option(True, "normalisation")),
-        source_with("norm", option("rms", "normalisation")),
-        source_with("norm", option("layer", "normalisation of activations")),
-        source_with("norm", option("layer", "normalisation", one_of("layer", "rms"))),
-        source_with("norm", option("layer", "normalisation", one_of("layer", "rms", "batch"))),
-        source_with("out_dir", option("layer", "normalisation")),
+        source_with("norm", training_option("layer", "normalisation")),
+        source_with("normalise", training_option("layer", "normalisation")),
+        source_with("norm", training_option(True, "normalisation")),
+        source_with("norm", training_option("rms", "normalisation")),
+        source_with("norm", training_option("layer", "normalisation of activations")),
+        source_with("norm", training_option("layer", "normalisation", one_of("layer", "rms"))),
+        source_with("norm", training_option("layer", "normalisation", one_of("layer", "rms", "batch"))),
+        source_with("out_dir", training_option("layer", "normalisation")),
     ]
     assert len(set(sources)) == len(sources)
     assert '    norm: Literal["layer", "rms", "batch"]\n    """normalisation (default: \'layer\')"""\n' in sources[6]

@@ -53,7 +53,7 @@ def test_text_of_a_run_is_the_same(golden_dir, run):
 
 @pytest.mark.parametrize("run", RUNS)
 def test_losses_of_a_run_are_the_same(golden_dir, run):
-    result = ng.evaluate(f"runs/{run}", device="cpu", threads=1)
+    result: dict[str, Any] = {**ng.evaluate(f"runs/{run}", device="cpu", threads=1)}
     assert result["step"] == 20
     for split in ("train", "val"):
         assert result[f"{split}_tokens"] == EXPECTED[run]["eval"][f"{split}_tokens"]
