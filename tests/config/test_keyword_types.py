@@ -19,7 +19,7 @@ from nanogpt_lite.api import pipeline
 from nanogpt_lite.cloud import launcher
 from nanogpt_lite.config import keyword_generator, keyword_types
 from nanogpt_lite.config.options import LoadConfig, RunConfig, SampleConfig, TrainConfig
-from nanogpt_lite.config.schema import Options, one_of
+from nanogpt_lite.config.schema import Options, one_of, training_option
 
 PACKAGE = ROOT / "nanogpt_lite"
 MODAL_PAGE = "modal.md"  # its Python calls a deployed app
