@@ -102,7 +102,7 @@ def prepare_data(dataset: str = DataConfig.dataset, **options: Any) -> str:
     retries=modal.Retries(max_retries=3, initial_delay=0.0),
     single_use_containers=True,
 )
-@with_flags(TrainConfig, preset=str, overwrite=bool)
+@with_flags(TrainConfig, preset=str, overwrite=bool, verify=bool)
 @modal_spelling()
 def train(**options: Any) -> dict[str, Any]:
     """Train a network, or resume the run `out_dir` (a name; by default the dataset's) from its last checkpoint.
@@ -136,7 +136,7 @@ def sample(out_dir: str = "", **options: Any) -> list[str]:
 
 
 @app.function(**gpu_options, timeout=DAY)
-@with_flags(LoadConfig, out_dir=str)
+@with_flags(LoadConfig, out_dir=str, verify=bool)
 @modal_spelling()
 def evaluate(out_dir: str = "", **options: Any) -> dict[str, Any]:
     """The loss of the run `out_dir` (a name; by default the newest run) over the whole train and val splits."""
@@ -218,14 +218,14 @@ class Sampler:
 
 # A local entry point runs on your machine: `modal run modal_app.py` calls it.
 @app.local_entrypoint()
-@with_flags(RunConfig, gpu=str, preset=str, overwrite=bool)
+@with_flags(RunConfig, gpu=str, preset=str, overwrite=bool, verify=bool)
 @modal_spelling()
 def main(gpu: str = "", dataset: str = DataConfig.dataset, **options: Any) -> None:
     """Prepare, train and sample. A local text is uploaded first."""
     from nanogpt_lite.cloud.uploads import upload_text
 
     trainer, sampler = with_gpu(gpu, train), with_gpu(gpu.partition(":")[0], sample)
-    train_options = pick(options, *TrainConfig.names(), "preset", "overwrite")
+    train_options = pick(options, *TrainConfig.names(), "preset", "overwrite", "verify")
     sample_options = {"num_samples": 3, "max_new_tokens": 300, **pick(options, *SampleConfig.names())}
     # a mistake in the options is reported before anything is uploaded or rented
     SampleConfig.from_dict(sample_options)

@@ -1,5 +1,7 @@
 """A text with characters outside ASCII, the datasets made from it, and what nanoGPT makes of it."""
 
+import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +13,10 @@ from nanogpt_lite.data.sources import TextSource
 
 TEXT = "Now is the winter of our discontent – made glorious summer ☀ by this sun of York.\r\n" * 3
 OTHER_TEXT = TEXT.upper()
-FILE_NAMES = ["manifest.json", "tokenizer.json", "train.bin", "val.bin"]
+SET_NAMES = ["manifest.json", "tokenizer.json", "train.bin", "val.bin"]  # the same on every machine
+CACHE_NAME = "fingerprints.json"  # which may be rewritten or deleted at any time
+FILE_NAMES = [CACHE_NAME, *SET_NAMES]
+LONG_AGO = 10**18  # ns; a file of that time has been unchanged for long
 
 
 def write_book(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -42,8 +47,39 @@ def file_names(folder: Path) -> list[str]:
 
 
 def fingerprints(folder: Path) -> dict[str, tuple[int, int]]:
-    """The inode number and time of last modification of each file in a folder."""
-    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.iterdir()}
+    """The inode number and time of last modification of each file in a folder, without the cache."""
+    paths = [path for path in folder.iterdir() if path.name != CACHE_NAME]
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
+
+
+def set_time(*paths: Path, ns: int = LONG_AGO) -> None:
+    """Set the time of last modification of files."""
+    for path in paths:
+        os.utime(path, ns=(ns, ns))
+
+
+def replace_unnoticed(path: Path, content: bytes) -> None:
+    """Write other content of the same size, and set the time of last modification back to what it was."""
+    before = path.stat()
+    path.write_bytes(content)
+    assert path.stat().st_size == before.st_size
+    set_time(path, ns=before.st_mtime_ns)
+
+
+def change_token(content: bytes, *, new: int | None = None, index: int = 5) -> bytes:
+    """The content of a .bin file with another token: the one after it, unless `new` is given."""
+    ids = np.frombuffer(content, "<u2").copy()
+    ids[index] = ids[index + 1] if new is None else new
+    assert ids.tobytes() != content
+    return ids.tobytes()
+
+
+def downgrade(folder: Path) -> None:
+    """Make of a prepared folder what version 0.1 wrote."""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    del manifest["checksums"], manifest["distinct_characters"]
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+    (folder / CACHE_NAME).unlink()
 
 
 def replace_source(monkeypatch: pytest.MonkeyPatch, *readings: Callable[[], Iterator[str]]) -> None:

@@ -100,10 +100,13 @@ def load(run: RunLike = None, **options: Unpack[LoadOptions]) -> Loaded:
 
 
 @with_options(LoadConfig)
-def evaluate(run: RunLike = None, *, dataset: str | Path | None = None, **options: Unpack[LoadOptions]) -> EvalResult:
+def evaluate(
+    run: RunLike = None, *, dataset: str | Path | None = None, verify: bool = False, **options: Unpack[LoadOptions]
+) -> EvalResult:
     """The loss of a checkpoint over both whole splits of its dataset (or of another dataset), each target once.
 
-    Any option of `LoadConfig` is a keyword argument.
+    `verify`: check the whole prepared data first, also files that have not changed since they were checked. Any option
+    of `LoadConfig` is a keyword argument.
     """
     settings = LoadConfig.from_dict(options)
     model, tokenizer, saved = _load_model(run, settings.replace({"dtype": "float32"}))
@@ -114,7 +117,7 @@ def evaluate(run: RunLike = None, *, dataset: str | Path | None = None, **option
         same_device = saved.metadata.device == device.type
         dtype = trained_with.dtype if same_device else devices.resolve_dtype("auto", device, width=trained_with.n_embd)
     with ExitStack() as stack:
-        data = _open_evaluation_data(dataset, saved, trained_with, tokenizer, stack)
+        data = _open_evaluation_data(dataset, saved, trained_with, tokenizer, stack, verify=verify)
         stack.enter_context(devices.use_threads(devices.resolve_threads(settings.threads)))
         train_tokens, val_tokens = stack.enter_context(verification.open_verified(data))
         return {
@@ -176,14 +179,17 @@ def _split_loss(model: GPT, tokens: Tokens, block_size: int, dtype: str) -> floa
 
 
 def _open_evaluation_data(
-    dataset: str | Path | None, saved: Checkpoint, trained_with: TrainConfig, tokenizer: Tokenizer, stack: ExitStack
+    dataset: str | Path | None,
+    saved: Checkpoint,
+    trained_with: TrainConfig,
+    tokenizer: Tokenizer,
+    stack: ExitStack,
+    *,
+    verify: bool,
 ) -> Dataset:
     """The dataset to evaluate on, verified: the one of the run, or `dataset` with the run's tokenizer."""
     if dataset is None:
         sha256 = saved.metadata.dataset_sha256 or None
-        data = preparation.prepare(trained_with.dataset, tokenizer=tokenizer, sha256=sha256)
-    else:  # in a folder of its own: data/NAME may be prepared with another tokenizer
-        folder = stack.enter_context(TemporaryDirectory())
-        data = preparation.prepare(dataset, tokenizer=tokenizer, out_dir=folder)
-    verification.verify_checksum(data)
-    return data
+        return preparation.open_or_prepare(trained_with.dataset, tokenizer=tokenizer, sha256=sha256, verify=verify)
+    folder = stack.enter_context(TemporaryDirectory())  # not data/NAME, which may be prepared with another tokenizer
+    return preparation.open_or_prepare(dataset, tokenizer=tokenizer, out_dir=folder, verify=verify)

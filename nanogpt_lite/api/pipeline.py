@@ -44,6 +44,7 @@ def train(
     preset: PresetName | None = None,
     config: str | Path | None = None,
     overwrite: bool = False,
+    verify: bool = False,
     console: Console | None = None,
     **options: Unpack[TrainOptions],
 ) -> Run:
@@ -51,14 +52,24 @@ def train(
 
     `dataset`: what `prepare` returned, or anything that `prepare` takes. `preset`: a name in `PRESETS`; without it (and
     without `config`) the one that fits the device. `config`: a run's config.json, to repeat that run. `overwrite`:
-    replace the run in `out_dir` by a new one. `console`: where to show the progress, instead of a new `Console`.
+    replace the run in `out_dir` by a new one. `verify`: check the whole prepared data, also files that have not changed
+    since they were checked. `console`: where to show the progress, instead of a new `Console`.
 
     `UserError`: a mistake in the options or the data. `ExternalError`: the data cannot be downloaded, or the loss is no
     longer finite. `Interrupted` (a KeyboardInterrupt): Ctrl-C or SIGTERM, after the state has been saved.
     """
     with closing(console or Console(silent=not distributed.launched_as_main_process())) as console:
         return show_records(
-            training(dataset, preset=preset, config=config, overwrite=overwrite, console=console, **options), console
+            training(
+                dataset,
+                preset=preset,
+                config=config,
+                overwrite=overwrite,
+                verify=verify,
+                console=console,
+                **options,
+            ),
+            console,
         )
 
 
@@ -69,6 +80,7 @@ def training(
     preset: PresetName | None = None,
     config: str | Path | None = None,
     overwrite: bool = False,
+    verify: bool = False,
     console: Console | None = None,
     **options: Unpack[TrainOptions],
 ) -> Generator[Record, None, None]:
@@ -82,7 +94,7 @@ def training(
     Under torchrun every rank makes this call and gets the records; only the main process writes files. Ranks that
     torchrun restarts, because one has died, continue from the last checkpoint of the run that they had started.
     """
-    request = read_request(dataset, preset, config, overwrite, options)
+    request = read_request(dataset, preset, config, overwrite, verify, options)
     with ExitStack() as stack:
         group = stack.enter_context(distributed.process_group())
         request = request_for_restart(request, group.load_attempt_dir())
@@ -113,6 +125,7 @@ def run(
     preset: PresetName | None = None,
     config: str | Path | None = None,
     overwrite: bool = False,
+    verify: bool = False,
     console: Console | None = None,
     **options: Unpack[RunOptions],
 ) -> tuple[Run, Iterator[list[str]]]:
@@ -126,11 +139,18 @@ def run(
     for_sampling = cast(SampleOptions, {n: value for n, value in options.items() if n in SampleConfig.names()})
     settings = SampleConfig.from_dict(for_sampling)  # mistakes in it are reported before the training, not after it
     prompt = inference.read_prompt(settings.start) if "start" in options else None
-    arguments: _TrainArguments = {"preset": preset, "config": config, "overwrite": overwrite, **for_training}
+    arguments: _TrainArguments = {
+        "preset": preset,
+        "config": config,
+        "overwrite": overwrite,
+        "verify": verify,
+        **for_training,
+    }
     with closing(console or Console()) as console:
         first, records = _start_with_fallback(arguments, console)
         if prompt is not None:
-            preparation.prepare(Run(Path(first.out_dir)).data_folder).tokenizer.encode(prompt, what="prompt")
+            data = preparation.open_or_prepare(Run(Path(first.out_dir)).data_folder)
+            data.tokenizer.encode(prompt, what="prompt")
         trained = show_records(itertools.chain([first], records), console)
         if find_spec("matplotlib"):
             console.note(f"loss curves: {trained.save_plot()}")

@@ -25,6 +25,7 @@ class TrainRequest:
     preset: str | None
     dataset: Dataset | None  # if the call was given a prepared dataset, and not its name
     overwrite: bool
+    verify: bool  # read and check all data, also what has not changed since it was checked
 
     def __post_init__(self) -> None:
         for values in (self.from_file, self.explicit):
@@ -53,6 +54,7 @@ def read_request(
     preset: str | None,
     config: str | Path | None,
     overwrite: bool,
+    verify: bool,
     options: TrainOptions,
 ) -> TrainRequest:
     """The request of a call with these arguments. `UserError` if the file `config` cannot be read."""
@@ -60,7 +62,8 @@ def read_request(
     if dataset is not None:
         explicit["dataset"] = dataset.source if isinstance(dataset, Dataset) else str(dataset)
     from_file = read_config_file(config) if config else {}
-    return TrainRequest(explicit, from_file, preset, dataset if isinstance(dataset, Dataset) else None, overwrite)
+    prepared = dataset if isinstance(dataset, Dataset) else None
+    return TrainRequest(explicit, from_file, preset, prepared, overwrite, verify)
 
 
 def paths_to_str(options: TrainOptions) -> dict[str, Value]:

@@ -15,7 +15,7 @@ from nanogpt_lite.checkpoint.validation import validate_weights
 from nanogpt_lite.config import presets
 from nanogpt_lite.config.options import NetworkConfig, TrainConfig
 from nanogpt_lite.config.schema import Role, Value
-from nanogpt_lite.data import batching, preparation, verification
+from nanogpt_lite.data import batching, preparation
 from nanogpt_lite.data.dataset import Dataset
 from nanogpt_lite.device import devices
 from nanogpt_lite.device.distributed import SINGLE_PROCESS, ProcessGroup
@@ -72,7 +72,7 @@ def _start(request: TrainRequest, group: ProcessGroup, stack: ExitStack, console
         config, tokenizer = _adopt_network(config, initial, request, console), initial.tokenizer
     if group.is_main_process:
         run_files.require_no_run(config.out_dir, request.overwrite)
-    data = open_data(config.dataset, tokenizer, group, console, prepared=request.dataset)
+    data = open_data(request, config.dataset, tokenizer, group, console)
     batching.require_length(data.train, data.val, block_size=config.block_size, sampled_val=config.eval_iters > 0)
     state = init_state(config, data.tokenizer, dataset_sha256=data.sha256, group=group)
     config.require_divisible_by(group.world_size)
@@ -147,7 +147,7 @@ def _resume(request: TrainRequest, group: ProcessGroup, stack: ExitStack, consol
         )
     if console:
         _warn_about_changes(saved, state, console)
-    data = _open_data_of_run(saved, state, out_dir, console, prepared=request.dataset)
+    data = _open_data_of_run(request, saved, state, out_dir, console)
     state.dataset_sha256 = data.sha256  # a run imported from nanoGPT does not know the hash of its text
     state.seconds = _seconds_until(state.step, Run(out_dir))
     return RunContext(state, data, out_dir)
@@ -187,12 +187,12 @@ def _warn_about_changes(saved: Checkpoint, state: TrainState, console: Console) 
 
 
 def _open_data_of_run(
-    saved: Checkpoint, state: TrainState, out_dir: Path, console: Console | None, *, prepared: Dataset | None
+    request: TrainRequest, saved: Checkpoint, state: TrainState, out_dir: Path, console: Console | None
 ) -> Dataset:
     """The data that a run was trained on. `UserError` if it cannot be found, or is another text now."""
     sha256 = state.dataset_sha256 or None
     try:
-        return open_data(state.config.dataset, state.tokenizer, state.group, console, prepared=prepared, sha256=sha256)
+        return open_data(request, state.config.dataset, state.tokenizer, state.group, console, sha256=sha256)
     except UserError as error:
         dataset = read_config(saved, {}).dataset
         raise UserError(
@@ -202,22 +202,23 @@ def _open_data_of_run(
 
 
 def open_data(
+    request: TrainRequest,
     dataset: str,
     tokenizer: str | Tokenizer,
     group: ProcessGroup,
     console: Console | None,
     *,
-    prepared: Dataset | None,
     sha256: str | None = None,
 ) -> Dataset:
-    """The dataset to train on, prepared and verified: `prepared` if it fits, else the one called `dataset`."""
-    report = console.report if console else None
-    if prepared:
-        data = preparation.prepare(prepared.path, tokenizer=tokenizer, sha256=sha256 or prepared.sha256)
-    else:
-        data = preparation.prepare(dataset, tokenizer=tokenizer, sha256=sha256, report=report)
-    if group.is_main_process:
-        verification.verify_checksum(data, report)
+    """The dataset to train on, prepared and verified: that of the request if it fits, else the one called `dataset`."""
+    prepared = request.dataset
+    data = preparation.open_or_prepare(
+        prepared.path if prepared else dataset,
+        tokenizer=tokenizer,
+        sha256=sha256 or (prepared.sha256 if prepared else None),
+        verify=request.verify and group.is_main_process,
+        report=console.report if console else None,
+    )
     if console:
         console.close()
     return data

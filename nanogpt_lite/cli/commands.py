@@ -50,12 +50,10 @@ def _run(given: GivenOptions) -> None:
 
 def _prepare(given: GivenOptions) -> None:
     from nanogpt_lite.data.preparation import prepare
-    from nanogpt_lite.data.verification import verify_checksum
     from nanogpt_lite.tracking.console import Console
 
     with contextlib.closing(Console(spell=for_command_line)) as console:
         dataset = prepare(given.pop("dataset", DataConfig.dataset), report=console.report, **given)
-        verify_checksum(dataset, console.report)
     print(dataset)
 
 
@@ -148,6 +146,7 @@ def _pick_run(given: GivenOptions) -> "Run":
 _PRESET = {"preset": f"a set of option values: {', '.join(presets.PRESETS)}; without it, one that fits the device"}
 _CONFIG = {"config": "JSON file of options; with the config.json of a run, that run is repeated"}
 _OVERWRITE_RUN = {"overwrite": "replace the run in out_dir"}
+_VERIFY = {"verify": "check the whole prepared data, also what has not changed since it was checked"}
 _CHECKPOINT = {"checkpoint": "best (the default), last, or the name of a numbered one (step_001000)"}
 _OUT_DIR = {"out_dir": "the run's folder; without it, the newest run under runs/"}
 _JSON = {"json": "print one JSON object"}
@@ -158,7 +157,7 @@ COMMANDS = {
         _run,
         RunConfig,
         _PRESET | _CONFIG,
-        _OVERWRITE_RUN,
+        _OVERWRITE_RUN | _VERIFY,
     ),
     "prepare": Command(
         "convert a text to token ids, for training",
@@ -167,14 +166,20 @@ COMMANDS = {
         {"out_dir": "the dataset's folder; without it, data/NAME"},
         {"overwrite": "download and convert again, even if nothing changed"},
     ),
-    "train": Command("train a network, or continue training", _train, TrainConfig, _PRESET | _CONFIG, _OVERWRITE_RUN),
+    "train": Command(
+        "train a network, or continue training",
+        _train,
+        TrainConfig,
+        _PRESET | _CONFIG,
+        _OVERWRITE_RUN | _VERIFY,
+    ),
     "sample": Command("generate text with a trained network", _sample, SampleConfig, _OUT_DIR),
     "eval": Command(
         "compute the loss on the whole val and train splits",
         _eval,
         LoadConfig,
         _OUT_DIR | {"dataset": "another dataset than the one used for training"},
-        _JSON,
+        _JSON | _VERIFY,
     ),
     "plot": Command("plot the loss curves of a run to loss.png", _plot, texts=_OUT_DIR),
     "info": Command(

@@ -10,19 +10,26 @@ from nanogpt_lite.tokenizers.base import Tokenizer
 
 
 def prepare_and_push(
-    storage: Storage, dataset: str, *, tokenizer: str | Tokenizer = "auto", overwrite: bool = False
+    storage: Storage,
+    dataset: str,
+    *,
+    tokenizer: str | Tokenizer = "auto",
+    overwrite: bool = False,
+    verify: bool = False,
 ) -> Dataset:
-    """Prepare a text as `preparation.prepare` does, unless it is stored already, and push it."""
+    """Prepare a text as `preparation.open_or_prepare` does, unless it is stored already, and push it."""
     folder = DATA_DIR / require_safe_name(sources.dataset_name(dataset), "dataset")
     storage.pull(folder)
     out_dir = None if dataset in sources.DATASET_NAMES else folder  # a built-in dataset keeps its name as its source
     source = storage.text_source(dataset)
-    prepared = preparation.prepare(source, tokenizer=tokenizer, out_dir=out_dir, overwrite=overwrite)
+    prepared = preparation.open_or_prepare(
+        source, tokenizer=tokenizer, out_dir=out_dir, overwrite=overwrite, verify=verify
+    )
     storage.push(folder)
     return prepared
 
 
-def open_or_prepare(storage: Storage, dataset: str, tokenizer: str | Tokenizer, name: str = "") -> Dataset:
+def pull_or_prepare(storage: Storage, dataset: str, tokenizer: str | Tokenizer, name: str = "") -> Dataset:
     """The stored dataset `name` (without it, the name of `dataset`), prepared and pushed if it is not stored.
 
     The text itself is read only to prepare it, or if `dataset` is a built-in one.
@@ -33,15 +40,15 @@ def open_or_prepare(storage: Storage, dataset: str, tokenizer: str | Tokenizer, 
     folder = DATA_DIR / name
     storage.pull(folder)
     if not (folder / "manifest.json").is_file():
-        preparation.prepare(storage.text_source(dataset), tokenizer=tokenizer, out_dir=folder)
+        preparation.open_or_prepare(storage.text_source(dataset), tokenizer=tokenizer, out_dir=folder)
         storage.push(folder)
-    return preparation.prepare(folder, tokenizer=tokenizer)
+    return preparation.open_or_prepare(folder, tokenizer=tokenizer)
 
 
 def data_for_initial_weights(storage: Storage, dataset: str, parent: Run) -> Dataset:
     """The dataset with the tokenizer of the run whose weights training starts from, stored as DATASET-for-RUN."""
     tokenizer = load_checkpoint(parent, weights_only=True).tokenizer
-    return open_or_prepare(storage, dataset, tokenizer, derived_name(dataset, parent.out_dir.name))
+    return pull_or_prepare(storage, dataset, tokenizer, derived_name(dataset, parent.out_dir.name))
 
 
 def data_to_resume(storage: Storage, run: Run, dataset: str) -> Dataset | str:
@@ -52,9 +59,9 @@ def data_to_resume(storage: Storage, run: Run, dataset: str) -> Dataset | str:
     folder = run.data_folder
     name = sources.dataset_name(dataset) if dataset else ""
     if name and folder.name != name and not folder.name.startswith(f"{name}-for-"):
-        return open_or_prepare(storage, dataset, "auto")
+        return pull_or_prepare(storage, dataset, "auto")
     storage.pull(folder)
-    return folder.name if folder.name in sources.DATASET_NAMES else preparation.prepare(folder)
+    return folder.name if folder.name in sources.DATASET_NAMES else preparation.open_or_prepare(folder)
 
 
 def derived_name(dataset: str, model: str) -> str:

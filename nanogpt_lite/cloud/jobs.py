@@ -33,7 +33,7 @@ from nanogpt_lite.tracking.records import CheckpointRecord, Record
 
 def prepare_job(storage: Storage, dataset: str, *, tokenizer: str = "auto", overwrite: bool = False) -> Dataset:
     """Prepare a text as `preparation.prepare` does, unless it is stored already, and store it."""
-    return job_data.prepare_and_push(storage, dataset, tokenizer=tokenizer, overwrite=overwrite)
+    return job_data.prepare_and_push(storage, dataset, tokenizer=tokenizer, overwrite=overwrite, verify=True)
 
 
 def train_job(storage: Storage, *, owner: str, world_size: int = 1, overwrite: bool = False, **options: Any) -> Run:
@@ -132,9 +132,9 @@ def _prepare_new_run(
     preset = str(options.get("preset", "")) or ("finetune" if is_gpt2 else presets.RENTED_GPU_PRESET)
     options = {**options, "preset": preset}
     if parent == "scratch":
-        return job_data.open_or_prepare(storage, dataset, str(options.get("tokenizer", "auto"))), options
+        return job_data.pull_or_prepare(storage, dataset, str(options.get("tokenizer", "auto"))), options
     if is_gpt2:
-        return job_data.open_or_prepare(storage, dataset, "gpt2", job_data.derived_name(dataset, parent)), options
+        return job_data.pull_or_prepare(storage, dataset, "gpt2", job_data.derived_name(dataset, parent)), options
     # `init_from='resume'` without a checkpoint of this run: `find_run` raises the error that lists the runs
     parent_run = find_run(storage, folder.name if parent == "resume" else parent)
     data = job_data.data_for_initial_weights(storage, dataset, parent_run)

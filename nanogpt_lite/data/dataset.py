@@ -1,14 +1,15 @@
 """The prepared dataset on disk: a folder with train.bin, val.bin, tokenizer.json and manifest.json.
 
-The .bin files are raw little-endian ids, as nanoGPT writes them. This module writes such a folder, opens it, and tells
-it from folders of other programs. See `preparation` for the choice of text and tokenizer, and `verification` for the
-check of the ids.
+The .bin files are raw little-endian ids, as nanoGPT writes them. The manifest is the same wherever and whenever a text
+is prepared; what holds on this machine alone is in `fingerprints`. This module writes such a folder, opens it, and
+tells it from folders of other programs. See `preparation` for the choice of text and tokenizer, and `verification` for
+the check of the ids.
 """
 
 import filecmp
+import hashlib
 import json
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +19,17 @@ import numpy as np
 
 from nanogpt_lite import files
 from nanogpt_lite.config.options import is_bpe_name
+from nanogpt_lite.data import fingerprints
 from nanogpt_lite.data.download import ProgressCallback
-from nanogpt_lite.data.encoding import TRAIN_FRACTION, TextStats, encode_splits
+from nanogpt_lite.data.encoding import TRAIN_FRACTION, EncodedSplit, TextStats, encode_splits
+from nanogpt_lite.data.fingerprints import FileFingerprint
 from nanogpt_lite.data.sources import TextSource
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.tokenizers.base import Ids, Tokenizer, id_dtype
 from nanogpt_lite.tokenizers.registry import tokenizer_from_json
 
-FileFingerprint = tuple[int, int, int]
-"""Inode number, size in bytes, and time of last modification (ns) of a file. It shows a change without reading it."""
-
 RUN_TOKENIZER = "of a run"  # "tokenizer" in the manifest when the tokenizer came from another run, not from its name
+BIN_NAMES = ("train.bin", "val.bin")
 CHUNK_TOKENS = 2**20  # tokens read at a time
 
 
@@ -46,6 +47,8 @@ class Dataset:
     train: Ids
     val: Ids
     fingerprints: tuple[FileFingerprint, ...]  # of the two .bin files, taken before they were opened
+    checksums: dict[str, str] | None  # SHA-256 of the .bin files and the tokenizer; None if version 0.1 prepared it
+    distinct_characters: int | None  # in the text; None if version 0.1 prepared it
 
     @property
     def name(self) -> str:
@@ -82,32 +85,25 @@ def write_dataset(
 ) -> None:
     """Encode a text and write its folder. `tokenizer_option`: the option's value, or `RUN_TOKENIZER`.
 
-    While files are replaced, the manifest says "complete": false. `UserError` if the folder holds files that another
-    program wrote, `ExternalError` if the text has changed since `stats` were collected.
+    While files are replaced, the manifest says "complete": false. The ids count as checked: they are hashed while they
+    are written. `UserError` if the folder holds files that another program wrote, `ExternalError` if the text has
+    changed since `stats` were collected.
     """
     dtype = np.dtype(id_dtype(tokenizer.vocab_size)).newbyteorder("<")
-    files.remove_temp_files(folder, *(path.name for path in _bin_paths(folder)), "tokenizer.json", "manifest.json")
+    files.remove_temp_files(folder, *BIN_NAMES, "tokenizer.json", "manifest.json", fingerprints.NAME)
     with ExitStack() as stack:
         train, val = (stack.enter_context(files.atomic_write(path)) for path in _bin_paths(folder))
-        train_tokens, val_tokens = encode_splits(
-            source, stats, tokenizer, dtype=dtype, train_path=train, val_path=val, report=report
-        )
-        manifest = {
-            "complete": True,
-            "source": source.label,
-            "sha256": stats.sha256,
-            "characters": stats.n_chars,
-            "train_share": TRAIN_FRACTION,
-            "tokenizer": tokenizer_option,
-            "vocab_size": tokenizer.vocab_size,
-            "dtype": dtype.base.name,
-            "train_tokens": train_tokens,
-            "val_tokens": val_tokens,
-        }
+        splits = encode_splits(source, stats, tokenizer, dtype=dtype, train_path=train, val_path=val, report=report)
+        written = [fingerprints.fingerprint(path.stat()) for path in (train, val)]
+        manifest = _make_manifest(source, stats, tokenizer, tokenizer_option, dtype, splits)
         _require_no_unknown_files(folder, {"train.bin": train, "val.bin": val})
         files.write_json(folder / "manifest.json", {**manifest, "complete": False})
         files.write_json(folder / "tokenizer.json", tokenizer.to_json())
+        # The .bin files get their names after this. If the clock has gone on, any change then gives them a later time.
+        clock = (folder / "tokenizer.json").stat().st_mtime_ns
     files.write_json(folder / "manifest.json", manifest)
+    is_settled = all(modified_at < clock for *_, modified_at in written)
+    fingerprints.record(folder, tokens=tokens_record(stats.sha256, tokenizer, written) if is_settled else None)
 
 
 def open_dataset(folder: Path, *, source: str) -> Dataset | None:
@@ -118,14 +114,24 @@ def open_dataset(folder: Path, *, source: str) -> Dataset | None:
         return None
     try:
         dtype = np.dtype({"uint16": "<u2", "uint32": "<u4"}[manifest["dtype"]])
-        fingerprints = tuple(fingerprint(path.stat()) for path in _bin_paths(folder))
+        bin_fingerprints = tuple(fingerprints.fingerprint(path.stat()) for path in _bin_paths(folder))
         train, val = (np.asarray(np.memmap(path, dtype, mode="r")) for path in _bin_paths(folder))
         is_whole = [len(train), len(val)] == [manifest["train_tokens"], manifest["val_tokens"]]
         is_unchanged = _read_json(folder / "manifest.json") == manifest  # else another program has begun to write
         if is_whole and is_unchanged:
-            sha256 = str(manifest["sha256"])
-            return Dataset(folder, source, tokenizer_from_json(tokenizer), sha256, train, val, fingerprints)
-    except (KeyError, TypeError, ValueError, OSError):
+            sha256, distinct = str(manifest["sha256"]), manifest.get("distinct_characters")
+            return Dataset(
+                folder,
+                source,
+                tokenizer_from_json(tokenizer),
+                sha256,
+                train,
+                val,
+                bin_fingerprints,
+                _read_checksums(manifest),
+                distinct if isinstance(distinct, int) else None,
+            )
+    except (KeyError, TypeError, ValueError, OSError, RecursionError):
         pass  # damaged: the caller prepares it again
     return None
 
@@ -142,9 +148,63 @@ def has_run_tokenizer(folder: Path) -> bool:
     return isinstance(manifest, dict) and manifest.get("tokenizer") == RUN_TOKENIZER
 
 
-def fingerprint(status: os.stat_result) -> FileFingerprint:
-    """The fingerprint of a file, from its `stat`."""
-    return status.st_ino, status.st_size, status.st_mtime_ns
+def tokenizer_sha256(tokenizer: Tokenizer) -> str:
+    """The SHA-256 of a tokenizer's canonical JSON: the same for two tokenizers that give the same ids."""
+    return _json_sha256(tokenizer.to_json())
+
+
+def tokens_record(sha256: str, tokenizer: Tokenizer, bins: Sequence[FileFingerprint]) -> dict[str, object]:
+    """What `fingerprints` keeps when the ids in two .bin files, decoded, are the text with this SHA-256."""
+    content: dict[str, object] = {"sha256": sha256, "tokenizer": tokenizer_sha256(tokenizer)}
+    for name, (_, size, modified_at) in zip(BIN_NAMES, bins, strict=True):
+        content[name] = {"bytes": size, "mtime_ns": modified_at}
+    return content
+
+
+def _make_manifest(
+    source: TextSource,
+    stats: TextStats,
+    tokenizer: Tokenizer,
+    tokenizer_option: str,
+    dtype: "np.dtype[Any]",
+    splits: tuple[EncodedSplit, EncodedSplit],
+) -> dict[str, object]:
+    """The manifest of a complete dataset."""
+    train, val = splits
+    manifest = {
+        "complete": True,
+        "source": source.label,
+        "sha256": stats.sha256,
+        "characters": stats.n_chars,
+        "distinct_characters": len(stats.charset),
+        "train_share": TRAIN_FRACTION,
+        "tokenizer": tokenizer_option,
+        "vocab_size": tokenizer.vocab_size,
+        "dtype": dtype.base.name,
+        "train_tokens": train.n_tokens,
+        "val_tokens": val.n_tokens,
+    }
+    checksums = {"train.bin": train.sha256, "val.bin": val.sha256, "tokenizer": tokenizer_sha256(tokenizer)}
+    return {**manifest, "checksums": {**checksums, "manifest": _manifest_sha256(manifest)}}
+
+
+def _read_checksums(manifest: dict[str, Any]) -> dict[str, str] | None:
+    """The checksums of the files; None in a manifest of version 0.1. `ValueError` if the manifest is damaged."""
+    if "checksums" not in manifest:
+        return None
+    checksums: dict[str, str] = dict(manifest["checksums"])
+    if checksums.pop("manifest", None) != _manifest_sha256(manifest):
+        raise ValueError
+    return checksums
+
+
+def _manifest_sha256(manifest: dict[str, Any]) -> str:
+    """The SHA-256 of a manifest without the keys that are written after it."""
+    return _json_sha256({key: value for key, value in manifest.items() if key not in ("complete", "checksums")})
+
+
+def _json_sha256(value: object) -> str:
+    return hashlib.sha256(files.canonical_json(value).encode()).hexdigest()
 
 
 def _require_no_unknown_files(folder: Path, new_bins: dict[str, Path]) -> None:
@@ -161,6 +221,9 @@ def _require_no_unknown_files(folder: Path, new_bins: dict[str, Path]) -> None:
     tokenizer = _read_json(folder / "tokenizer.json")
     if tokenizer is not None and not _is_tokenizer_json(tokenizer):
         unknown.append(folder / "tokenizer.json")
+    cache = _read_json(folder / fingerprints.NAME)
+    if cache is not None and not fingerprints.is_fingerprints_json(cache):
+        unknown.append(folder / fingerprints.NAME)
     if unknown:
         raise UserError(
             f"{unknown[0]} holds other data, which this program did not write; move it away, or prepare the text in "
@@ -178,7 +241,8 @@ def _differs(old: Path, new: Path) -> bool:
 
 
 def _bin_paths(folder: Path) -> tuple[Path, Path]:
-    return folder / "train.bin", folder / "val.bin"
+    train, val = (folder / name for name in BIN_NAMES)
+    return train, val
 
 
 def _read_json(path: Path) -> Any:

@@ -5,9 +5,9 @@ See `sources` for reading the text, and `dataset` for the folder that the splits
 
 import hashlib
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,9 @@ from nanogpt_lite.data.sources import TextSource
 from nanogpt_lite.errors import ExternalError, UserError
 from nanogpt_lite.tokenizers.base import IncrementalEncoder, Tokenizer
 from nanogpt_lite.tokenizers.char import CharTokenizer, code_points
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 TRAIN_FRACTION = 0.9  # of the characters, as in nanoGPT
 
@@ -29,6 +32,14 @@ class TextStats:
     n_chars: int
     n_bytes: int  # in UTF-8
     charset: str  # every character that occurs, in the order of the code points
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """What was written for one split."""
+
+    n_tokens: int
+    sha256: str  # of the file
 
 
 def collect_stats(source: TextSource, report: ProgressCallback | None) -> TextStats:
@@ -65,8 +76,8 @@ def encode_splits(
     train_path: Path,
     val_path: Path,
     report: ProgressCallback | None,
-) -> tuple[int, int]:
-    """Write the ids of both splits as raw arrays of `dtype`. The number of tokens in (train, val).
+) -> tuple[EncodedSplit, EncodedSplit]:
+    """Write the ids of both splits, (train, val), as raw arrays of `dtype`.
 
     `ExternalError` if the text has changed since `stats` were collected.
     """
@@ -91,7 +102,7 @@ def encode_splits(
                 report("encode", n_bytes, stats.n_bytes)
     if digest.hexdigest() != stats.sha256:
         raise _text_changed_error(source)
-    return train.n_tokens, val.n_tokens
+    return train.result(), val.result()
 
 
 @dataclass
@@ -102,11 +113,17 @@ class _SplitWriter:
     encoder: IncrementalEncoder
     dtype: npt.DTypeLike
     n_tokens: int = 0
+    digest: "_Hash" = field(default_factory=hashlib.sha256)
 
     def write(self, text: str, *, label: str, start: int, final: bool) -> None:
         ids = self.encoder.encode(text, what=label, start=start, final=final)
         self.n_tokens += len(ids)
-        self.file.write(ids.astype(self.dtype, copy=False).data)
+        data = ids.astype(self.dtype, copy=False).data
+        self.digest.update(data)
+        self.file.write(data)
+
+    def result(self) -> EncodedSplit:
+        return EncodedSplit(self.n_tokens, self.digest.hexdigest())
 
 
 def _text_changed_error(source: TextSource) -> ExternalError:

@@ -1,16 +1,15 @@
 """Prepares a text for training: finds it, chooses the tokenizer, and writes the dataset unless it exists already.
 
-Start with `prepare`. See `sources` for finding and reading texts, `encoding` for their token ids, and `dataset` for
-the folder on disk.
+Start with `prepare`, the public function, which reads and checks all; the program itself calls `open_or_prepare`. See
+`sources` for finding and reading texts, `encoding` for their token ids, `dataset` for the folder on disk,
+`fingerprints` for what need not be read again, and `verification` for the check of the ids.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from nanogpt_lite.config.options import DataConfig
-from nanogpt_lite.data import sources
+from nanogpt_lite.data import fingerprints, sources, verification
 from nanogpt_lite.data.dataset import (
     RUN_TOKENIZER,
     Dataset,
@@ -39,7 +38,7 @@ def prepare(
     sha256: str | None = None,
     report: ProgressCallback | None = None,
 ) -> Dataset:
-    """Prepare a text, or open it if it is prepared already, and return the dataset.
+    """Prepare a text, or open it if it is prepared already, and return the dataset. It is checked: all files are read.
 
     `dataset`: shakespeare_char, python_docs, a file, folder, glob or URL of UTF-8 text, or a prepared folder.
     `tokenizer`: char, byte, gpt2, bpe-SIZE, auto (as already prepared, else char), or a tokenizer to use unchanged.
@@ -48,32 +47,65 @@ def prepare(
     `report`: called with (task, bytes done, bytes in total or None).
 
     `UserError` if there is no such text, if it is not UTF-8, too short, or has another SHA-256, or if the folder holds
-    data of another program. `ExternalError` if the download fails, or if the text changes while it is read.
+    data of another program, or damaged data. `ExternalError` if the download fails, or if the text changes while it is
+    read.
+    """
+    return open_or_prepare(
+        dataset, tokenizer=tokenizer, out_dir=out_dir, overwrite=overwrite, sha256=sha256, verify=True, report=report
+    )
+
+
+def open_or_prepare(
+    dataset: str | Path,
+    *,
+    tokenizer: str | Tokenizer = "auto",
+    out_dir: str | Path | None = None,
+    overwrite: bool = False,
+    sha256: str | None = None,
+    verify: bool = False,
+    report: ProgressCallback | None = None,
+) -> Dataset:
+    """The same as `prepare`, but files that have not changed since they were read are not read, unless `verify`.
+
+    See `fingerprints` for what counts as a change. So the time does not grow with the length of a prepared text.
     """
     source = str(dataset)
     name = sources.dataset_name(source)
     if prepared_dir := _find_prepared_dir(source):
         opened = _open_prepared_dir(prepared_dir, tokenizer)
         _require_sha256(opened.sha256, expected=sha256, label=source)
+        verification.verify_dataset(opened, read_all=verify, report=report)
         return opened
     folder = Path(out_dir) if out_dir else DATA_DIR / name
     recorded_source = str(folder) if out_dir else source
     existing = open_dataset(folder, source=recorded_source)
     if tokenizer == "auto" and existing and has_run_tokenizer(folder):
         tokenizer = "char"
-    reusable = None if overwrite else existing
+    reusable = existing if existing and not overwrite and _has_tokenizer(existing, tokenizer) else None
     known_sha256 = sha256 or (sources.SHAKESPEARE.sha256 if source == "shakespeare_char" and not out_dir else None)
-    if reusable and reusable.sha256 == known_sha256 and _has_tokenizer(reusable, tokenizer):
-        return reusable  # the text itself is not needed, and may be gone
+    if reusable and reusable.sha256 == known_sha256:  # the text itself is not needed, and may be gone
+        verification.verify_dataset(reusable, read_all=verify, report=report)
+        return reusable
     text = sources.find_source(source, force_download=overwrite, report=report)
+    text_files = fingerprints.text_fingerprint(text.paths)  # taken before they are read
+    is_recorded = reusable and fingerprints.is_recorded(folder, "text", _text_record(text_files, reusable.sha256))
+    if reusable and is_recorded and not (verify or sha256):
+        verification.verify_dataset(reusable, report=report)
+        return reusable
     stats = collect_stats(text, report)
     _require_sha256(stats.sha256, expected=sha256, label=text.label)
-    if reusable and reusable.sha256 == stats.sha256 and _has_tokenizer(reusable, tokenizer):
-        return reusable
-    new_tokenizer = _choose_tokenizer(tokenizer, existing=existing, text=text, stats=stats, report=report)
-    option = tokenizer if isinstance(tokenizer, str) else RUN_TOKENIZER
-    write_dataset(folder, source=text, stats=stats, tokenizer=new_tokenizer, tokenizer_option=option, report=report)
-    return _open_written(folder, source=recorded_source, stats=stats, tokenizer=new_tokenizer)
+    if reusable and reusable.sha256 == stats.sha256:
+        verification.verify_dataset(reusable, read_all=verify, report=report)
+        prepared = reusable
+    else:
+        new_tokenizer = _choose_tokenizer(tokenizer, existing=existing, text=text, stats=stats, report=report)
+        option = tokenizer if isinstance(tokenizer, str) else RUN_TOKENIZER
+        write_dataset(folder, source=text, stats=stats, tokenizer=new_tokenizer, tokenizer_option=option, report=report)
+        prepared = _open_written(folder, source=recorded_source, stats=stats, tokenizer=new_tokenizer)
+        verification.verify_dataset(prepared, report=report)
+    if text_files:
+        fingerprints.record(folder, text=_text_record(text_files, stats.sha256))
+    return prepared
 
 
 def _find_prepared_dir(dataset: str) -> Path | None:
@@ -112,16 +144,16 @@ def _has_tokenizer(dataset: Dataset, tokenizer: str | Tokenizer) -> bool:
     if not isinstance(dataset.tokenizer, CharTokenizer):
         # BPE merges of another run were not trained on this text
         return tokenizer == "byte" or not has_run_tokenizer(dataset.path)
-    is_used = np.zeros(dataset.tokenizer.vocab_size, dtype=bool)
-    for ids in dataset.read():
-        if int(ids.max()) >= len(is_used):
-            return False  # damaged
-        is_used[ids] = True
-    return bool(is_used.all())
+    return verification.uses_all_tokens(dataset)
 
 
 def _same_tokenizer(first: Tokenizer, second: Tokenizer) -> bool:
     return first.to_json() == second.to_json()
+
+
+def _text_record(text_files: str | None, sha256: str) -> dict[str, object]:
+    """What `fingerprints` keeps when the files of a text, with this fingerprint, have a text with this SHA-256."""
+    return {"files": text_files, "sha256": sha256}
 
 
 def _require_sha256(actual: str, *, expected: str | None, label: str) -> None:

@@ -33,6 +33,7 @@ class TextSource:
     name: str  # of the dataset prepared from it
     label: str  # for messages and the manifest
     read_chunks: Callable[[], Iterator[str]]
+    paths: tuple[Path, ...] = ()  # of the files that it is read from, in order
 
 
 def dataset_name(dataset: str) -> str:
@@ -104,7 +105,7 @@ def _file_source(name: str, candidates: Iterable[Path], dataset: str = "") -> Te
     if not paths:
         raise UserError(f"there are no files to read in {dataset!r}; give a folder or glob with text files")
     label = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more files"
-    return TextSource(name, label, lambda: _read_files(paths))
+    return TextSource(name, label, lambda: _read_files(paths), tuple(paths))
 
 
 def _read_files(paths: Iterable[Path]) -> Iterator[str]:

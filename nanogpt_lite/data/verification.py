@@ -9,24 +9,56 @@ from pathlib import Path
 
 import numpy as np
 
-from nanogpt_lite.data.dataset import Dataset, FileFingerprint, fingerprint
+from nanogpt_lite.data import fingerprints
+from nanogpt_lite.data.dataset import Dataset, tokenizer_sha256, tokens_record
 from nanogpt_lite.data.download import ProgressCallback
+from nanogpt_lite.data.fingerprints import FileFingerprint
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.tokenizers.base import Ids
 
+CHUNK_BYTES = 2**20  # bytes hashed at a time
+
+
+def verify_dataset(dataset: Dataset, *, read_all: bool = False, report: ProgressCallback | None = None) -> None:
+    """The same as `verify_checksum`, but files that have not changed since the last check are not read.
+
+    `read_all`: read them in any case. What was checked is recorded in fingerprints.json.
+    """
+    record = _record_of(dataset)
+    if not read_all and fingerprints.is_recorded(dataset.path, "tokens", record):
+        return
+    is_settled = fingerprints.are_settled(dataset.fingerprints)  # asked before the files are read
+    verify_checksum(dataset, report)
+    if is_settled:
+        fingerprints.record(dataset.path, tokens=record)
+
 
 def verify_checksum(dataset: Dataset, report: ProgressCallback | None = None) -> None:
-    """`UserError` unless all ids of a dataset, decoded, are the text that was prepared (by its SHA-256)."""
-    digest, decoder, n_bytes = hashlib.sha256(), dataset.tokenizer.decoder(), 0
-    for ids in dataset.read():
-        if int(ids.max()) < dataset.tokenizer.vocab_size:  # invalid ids are left out, so the checksum differs
-            digest.update(decoder.decode(ids).encode("utf-8", errors="surrogatepass"))
-        n_bytes += ids.nbytes
-        if report:
-            report("check", n_bytes, dataset.train.nbytes + dataset.val.nbytes)
-    digest.update(decoder.decode([], final=True).encode())
-    if digest.hexdigest() != dataset.sha256:
+    """`UserError` unless all ids of a dataset are those of the text that was prepared.
+
+    By the SHA-256 of the files; if version 0.1 prepared them, by that of the text, so the ids are decoded.
+    """
+    is_right = _has_checksums(dataset, dataset.checksums, report) if dataset.checksums else _is_text(dataset, report)
+    if not is_right:
         raise _changed_error(dataset)
+
+
+def uses_all_tokens(dataset: Dataset) -> bool:
+    """Whether each token of a character tokenizer occurs. The ids are read only if version 0.1 prepared the dataset."""
+    if dataset.distinct_characters is not None:
+        return dataset.distinct_characters == dataset.tokenizer.vocab_size
+    record = _record_of(dataset)
+    if fingerprints.is_recorded(dataset.path, "uses_all_tokens", record):
+        return True
+    is_settled = fingerprints.are_settled(dataset.fingerprints)
+    is_used = np.zeros(dataset.tokenizer.vocab_size, dtype=bool)
+    for ids in dataset.read():
+        if int(ids.max()) >= len(is_used):
+            return False  # damaged
+        is_used[ids] = True
+    if is_used.all() and is_settled:
+        fingerprints.record(dataset.path, uses_all_tokens=record)
+    return bool(is_used.all())
 
 
 class VerifiedTokens:
@@ -38,6 +70,7 @@ class VerifiedTokens:
     def __init__(self, dataset: Dataset, file: io.FileIO, tokens: Ids, opened: FileFingerprint) -> None:
         self._dataset, self._file, self._path = dataset, file, Path(str(file.name))
         self._length, self._dtype = len(tokens), tokens.dtype
+        self._vocab_size = dataset.tokenizer.vocab_size
         self._size, self._fingerprint = opened[1], opened
 
     def __len__(self) -> int:
@@ -48,12 +81,15 @@ class VerifiedTokens:
         self._file.seek(start * self._dtype.itemsize)
         data = self._file.read(max(stop - start, 0) * self._dtype.itemsize)
         self._require_unchanged()  # after reading: a check before could miss a change in between
-        return np.frombuffer(data, self._dtype)
+        ids = np.frombuffer(data, self._dtype)
+        if len(ids) and int(ids.max()) >= self._vocab_size:  # damaged, with the time of modification as it was
+            raise _changed_error(self._dataset)
+        return ids
 
     def _require_unchanged(self) -> None:
         """`UserError` if the open file has other ids now. If its path was replaced, the open file stays valid."""
         status = os.fstat(self._file.fileno())
-        current = fingerprint(status)
+        current = fingerprints.fingerprint(status)
         if current == self._fingerprint:
             return
         # verify_checksum reads by path, so the path must still be the open file
@@ -70,6 +106,39 @@ def open_verified(dataset: Dataset) -> Iterator[list[VerifiedTokens]]:
         files = [stack.enter_context(path.open("rb", buffering=0)) for path in dataset.bins]
         splits = zip(files, (dataset.train, dataset.val), dataset.fingerprints, strict=True)
         yield [VerifiedTokens(dataset, *split) for split in splits]
+
+
+def _record_of(dataset: Dataset) -> dict[str, object]:
+    return tokens_record(dataset.sha256, dataset.tokenizer, dataset.fingerprints)
+
+
+def _has_checksums(dataset: Dataset, checksums: dict[str, str], report: ProgressCallback | None) -> bool:
+    """Whether the .bin files and the tokenizer have these SHA-256."""
+    n_bytes, total = 0, dataset.train.nbytes + dataset.val.nbytes
+    actual = {"tokenizer": tokenizer_sha256(dataset.tokenizer)}
+    for path in dataset.bins:
+        digest = hashlib.sha256()
+        with path.open("rb", buffering=0) as file:
+            while data := file.read(CHUNK_BYTES):
+                digest.update(data)
+                n_bytes += len(data)
+                if report:
+                    report("check", n_bytes, total)
+        actual[path.name] = digest.hexdigest()
+    return actual == checksums
+
+
+def _is_text(dataset: Dataset, report: ProgressCallback | None) -> bool:
+    """Whether the ids, decoded, are the text with the SHA-256 of the dataset."""
+    digest, decoder, n_bytes = hashlib.sha256(), dataset.tokenizer.decoder(), 0
+    for ids in dataset.read():
+        if int(ids.max()) < dataset.tokenizer.vocab_size:  # invalid ids are left out, so the checksum differs
+            digest.update(decoder.decode(ids).encode("utf-8", errors="surrogatepass"))
+        n_bytes += ids.nbytes
+        if report:
+            report("check", n_bytes, dataset.train.nbytes + dataset.val.nbytes)
+    digest.update(decoder.decode([], final=True).encode())
+    return digest.hexdigest() == dataset.sha256
 
 
 def _changed_error(dataset: Dataset) -> UserError:

@@ -12,7 +12,7 @@ from nanogpt_lite import files
 from nanogpt_lite.checkpoint import checkpoint_file
 from nanogpt_lite.checkpoint.checkpoint_file import SUFFIX
 from nanogpt_lite.config.options import LoadConfig
-from nanogpt_lite.data import preparation, sources, verification
+from nanogpt_lite.data import preparation, sources
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.interop import huggingface, nanogpt_export, nanogpt_import
 from nanogpt_lite.interop.model_card import model_card
@@ -74,9 +74,8 @@ def to_nanogpt(
     _require_no_files(paths, overwrite)
     bins: tuple[Path, ...] = ()
     if dataset:
-        data = preparation.prepare(config.dataset, tokenizer=tokenizer, sha256=saved.metadata.dataset_sha256 or None)
-        verification.verify_checksum(data)
-        bins = data.bins
+        sha256 = saved.metadata.dataset_sha256 or None
+        bins = preparation.open_or_prepare(config.dataset, tokenizer=tokenizer, sha256=sha256).bins
     with files.atomic_write_set(*paths) as (ckpt_path, *data_paths):
         nanogpt_export.export_nanogpt_checkpoint(saved, config, tokenizer, dataset=name, path=ckpt_path)
         if isinstance(tokenizer, CharTokenizer):

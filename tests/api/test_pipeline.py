@@ -189,7 +189,7 @@ def test_interrupted_pipeline_names_the_folder_to_resume_from(text_file, monkeyp
 def test_functions_show_their_options():
     parameters = inspect.signature(ng.train).parameters
     assert parameters["max_iters"].default == 5000
-    assert set(parameters) == {*TrainConfig.names(), "preset", "config", "overwrite", "console"}
+    assert set(parameters) == {*TrainConfig.names(), "preset", "config", "overwrite", "verify", "console"}
     assert "temperature" in inspect.signature(ng.sample).parameters
 
 

@@ -47,7 +47,7 @@ def test_unknown_options_are_errors_that_name_the_nearest(text_file):
 
 
 def test_restarted_ranks_resume_the_run_of_the_attempt_before(text_file):
-    first = request.read_request("bottles.txt", "cpu", None, True, {"max_iters": 3})
+    first = request.read_request("bottles.txt", "cpu", None, True, False, {"max_iters": 3})
     Path("begun").mkdir()
     assert request.request_for_restart(first, "") == first
     anew = request.request_for_restart(first, "begun")

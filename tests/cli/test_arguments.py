@@ -13,6 +13,8 @@ from nanogpt_lite.config.options import RunConfig
 from nanogpt_lite.config.presets import PRESETS
 from nanogpt_lite.errors import UserError
 
+SWITCHES = {"overwrite": False, "verify": False}  # of train; they are always present
+
 
 def parse(line):
     """The options of a command line that were given."""
@@ -28,7 +30,7 @@ def print_help(argv, capsys):
 
 
 def test_both_spellings_of_names_and_both_ways_to_give_a_value():
-    expected = {"n_layer": 4, "bias": False, "learning_rate": 1.0, "compile": False, "overwrite": False}
+    expected = {"n_layer": 4, "bias": False, "learning_rate": 1.0, "compile": False, **SWITCHES}
     for line in (
         "train --n_layer 4 --bias False --learning_rate 1 --compile=False",
         "train --n-layer=4 --bias=false --learning-rate=1 --compile False",
@@ -37,8 +39,8 @@ def test_both_spellings_of_names_and_both_ways_to_give_a_value():
 
 
 def test_only_given_options_are_passed_on():
-    assert parse("train") == {"overwrite": False}
-    assert parse("train --max_iters 5000 --overwrite") == {"max_iters": 5000, "overwrite": True}
+    assert parse("train") == SWITCHES
+    assert parse("train --max_iters 5000 --overwrite") == {**SWITCHES, "max_iters": 5000, "overwrite": True}
     assert parse_command(["sample", "--start", "\n", "--stop="])[1] == {"start": "\n", "stop": ""}
 
 
@@ -56,7 +58,8 @@ def test_value_that_looks_like_an_option_follows_an_equals_sign(text):
 
 
 def test_the_last_value_of_a_repeated_option_counts():
-    assert parse("train --n_layer 4 --overwrite --n-layer=5 --overwrite") == {"n_layer": 5, "overwrite": True}
+    expected = {**SWITCHES, "n_layer": 5, "overwrite": True}
+    assert parse("train --n_layer 4 --overwrite --n-layer=5 --overwrite") == expected
 
 
 @pytest.mark.parametrize(

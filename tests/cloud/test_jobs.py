@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from book_data import LONG_AGO, change_token, replace_unnoticed, set_time
 from conftest import wait_for
 from shared_volume import TEXT, Machines
 from tiny import TINY_GPT
@@ -236,3 +237,20 @@ def test_warm_machine_deletes_local_files_that_are_no_longer_stored(machines):
     jobs.find_run(warm, "text")
     assert not Path(f"runs/text/step_000002{SUFFIX}").exists()
     assert not Path("runs/text", OWNERS_FILE).exists()
+
+
+def test_stored_data_that_has_not_changed_is_not_read_unless_verify(machines):
+    """The fingerprints are stored with the data, and copies keep the times of modification."""
+    jobs.prepare_job(machines.start(), machines.text)
+    stored = machines.shared / "datasets/text"
+    set_time(stored / "train.bin", stored / "val.bin")
+    jobs.prepare_job(machines.start(), machines.text)  # checked, long after they were written
+    replace_unnoticed(stored / "train.bin", change_token((stored / "train.bin").read_bytes()))
+    with pytest.raises(ng.UserError, match="are not those of the text"):
+        train(machines.start(), machines, "first", max_iters=1, verify=True)
+    train(machines.start(), machines, "second", max_iters=1)
+    with pytest.raises(ng.UserError, match="are not those of the text"):
+        jobs.evaluate_job(machines.start(), "text", verify=True)
+    set_time(stored / "train.bin", ns=LONG_AGO + 1)  # as if the Volume did not keep them
+    with pytest.raises(ng.UserError, match="are not those of the text"):
+        jobs.evaluate_job(machines.start(), "text")

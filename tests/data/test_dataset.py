@@ -9,6 +9,7 @@ import pytest
 from book_data import (
     FILE_NAMES,
     OTHER_TEXT,
+    SET_NAMES,
     TEXT,
     file_names,
     fingerprints,
@@ -21,7 +22,7 @@ from book_data import (
 from nanogpt_lite import files
 from nanogpt_lite.data import preparation
 from nanogpt_lite.data.dataset import write_dataset
-from nanogpt_lite.data.preparation import prepare
+from nanogpt_lite.data.preparation import open_or_prepare, prepare
 from nanogpt_lite.errors import ExternalError, UserError
 
 
@@ -30,13 +31,19 @@ def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return write_book(tmp_path, monkeypatch)
 
 
+def json_sha256(value: object) -> str:
+    """Of the JSON with sorted keys, ASCII only and without spaces."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 @pytest.mark.parametrize("tokenizer", ["char", "byte"])
 def test_manifest_describes_the_dataset(book, tokenizer):
     dataset = prepare(book, tokenizer=tokenizer)
     size = 2  # bytes of a uint16
     contents = read_bins(dataset.path)
     assert file_names(dataset.path) == FILE_NAMES
-    assert json.loads((dataset.path / "manifest.json").read_text()) == {
+    manifest = json.loads((dataset.path / "manifest.json").read_text())
+    assert manifest == {
         "complete": True,
         "tokenizer": tokenizer,
         "source": str(book),
@@ -47,6 +54,12 @@ def test_manifest_describes_the_dataset(book, tokenizer):
         "dtype": "uint16",
         "train_tokens": len(contents["train.bin"]) // size,
         "val_tokens": len(contents["val.bin"]) // size,
+        "distinct_characters": len(set(TEXT)),
+        "checksums": {
+            **{name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
+            "tokenizer": json_sha256(json.loads((dataset.path / "tokenizer.json").read_text())),
+            "manifest": json_sha256({k: v for k, v in manifest.items() if k not in ("complete", "checksums")}),
+        },
     }
     assert dataset.sha256 == hashlib.sha256(TEXT.encode()).hexdigest()
     assert dataset.name == "book"
@@ -55,16 +68,17 @@ def test_manifest_describes_the_dataset(book, tokenizer):
         dataset.train[0] = 0
 
 
-@pytest.mark.parametrize("name", ["train.bin", "val.bin"])
+@pytest.mark.parametrize("name", FILE_NAMES)
 def test_files_of_other_programs_are_not_replaced(book, name):
+    content = b'{"precious": 1}' if name.endswith(".json") else b"precious"
     folder = book.parent / "data" / "book"
     folder.mkdir(parents=True)
-    (folder / name).write_bytes(b"precious")
+    (folder / name).write_bytes(content)
     before = fingerprints(folder)
     with pytest.raises(UserError, match=f"{name} holds other data, which this program did not write"):
         prepare(book)
     assert fingerprints(folder) == before
-    assert (folder / name).read_bytes() == b"precious"
+    assert (folder / name).read_bytes() == content
     assert prepare(book, out_dir="elsewhere").path == Path("elsewhere")  # the remedy
 
 
@@ -133,7 +147,7 @@ def test_kill_at_any_step_of_writing_never_leaves_a_mixed_dataset(book, monkeypa
                 finished = True
         assert set(file_names(folder)) <= set(FILE_NAMES)  # no temporary files
         try:
-            opened = prepare(folder)
+            opened = open_or_prepare(folder)  # which reads only what it has to
             text = opened.tokenizer.decode([*opened.train, *opened.val])
         except UserError:
             text = "none"
@@ -160,7 +174,14 @@ def test_incomplete_dataset_is_refused_and_written_again(book):
     assert prepare(folder).sha256 == manifest["sha256"]
 
 
-@pytest.mark.parametrize("name", FILE_NAMES)
+def test_files_do_not_depend_on_place_and_time(book):
+    """Except for the cache, and for the path of the text in the manifest."""
+    first, second = (prepare(book, out_dir=book.parent / name).path for name in ("one", "two"))
+    for name in SET_NAMES:
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", SET_NAMES)
 @pytest.mark.parametrize("lost", [1, 2, 10, None])
 def test_damaged_dataset_is_refused_and_written_again(book, name, lost):
     """One file has lost its last bytes, or is missing."""
@@ -190,12 +211,7 @@ def test_dataset_replaced_while_it_is_written_is_an_external_error(text_file, mo
 
 def test_temporary_files_of_a_killed_process_are_removed(text_file):
     Path("data/bottles").mkdir(parents=True)
-    for name in ("train.bin", "val.bin", "tokenizer.json", "manifest.json"):
+    for name in FILE_NAMES:
         Path(f"data/bottles/.{name}.123.tmp").write_bytes(b"half")
     prepare("bottles.txt")
-    assert sorted(path.name for path in Path("data/bottles").iterdir()) == [
-        "manifest.json",
-        "tokenizer.json",
-        "train.bin",
-        "val.bin",
-    ]
+    assert file_names(Path("data/bottles")) == FILE_NAMES

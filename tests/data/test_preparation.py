@@ -9,7 +9,7 @@ import pytest
 from book_data import OTHER_TEXT, TEXT, fingerprints, nanogpt_bins, read_bins, write_book
 
 from nanogpt_lite.data.dataset import Dataset
-from nanogpt_lite.data.preparation import prepare
+from nanogpt_lite.data.preparation import open_or_prepare, prepare
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.tokenizers.byte import ByteTokenizer
 from nanogpt_lite.tokenizers.char import CharTokenizer
@@ -43,11 +43,13 @@ def test_new_text_or_tokenizer_replaces_the_dataset(book):
     assert read_bins(folder) == nanogpt_bins(TEXT)
 
 
-def test_overwrite_replaces_a_dataset_that_seems_unchanged(book):
+def test_damaged_tokens_are_an_error_and_overwrite_replaces_them(book):
     folder = prepare(book).path
     damaged = np.frombuffer(nanogpt_bins(TEXT)["train.bin"], "<u2")[::-1].tobytes()  # every token still occurs
     (folder / "train.bin").write_bytes(damaged)
-    prepare(book)
+    for call in (prepare, open_or_prepare):
+        with pytest.raises(UserError, match="prepare it again with .* `overwrite=True`"):
+            call(book)
     assert read_bins(folder)["train.bin"] == damaged
     prepare(book, overwrite=True)
     assert read_bins(folder) == nanogpt_bins(TEXT)

@@ -46,7 +46,9 @@ EARLIER_RUNS = {  # runs that a page takes from another page, or from Modal
     "evaluation.md": ["runs/notes"],
     "modal.md": ["shakespeare_char"],
 }
-CLI_ONLY = {"config", "preset", "overwrite", "json", "from", "meta", "to", "path", "weights", "dataset", "help"}
+CLI_ONLY = {
+    *("config", "preset", "overwrite", "verify", "json", "from", "meta", "to", "path", "weights", "dataset", "help")
+}
 MODAL_ONLY = {"gpu", "sweep_iters", "detach"}
 OTHER_PROGRAMS = {"slow", "max_restarts", "parity"}  # of pytest, torchrun, benchmarks/vs_nanogpt.py
 

@@ -28,7 +28,7 @@ from nanogpt_lite.checkpoint import checkpoint_file
 from nanogpt_lite.cli import main
 from nanogpt_lite.cli.commands import COMMANDS
 from nanogpt_lite.config.options import RunConfig, TrainConfig, read_config_file
-from nanogpt_lite.data import preparation, verification
+from nanogpt_lite.data import preparation
 from nanogpt_lite.device import memory
 from nanogpt_lite.interop import conversion, nanogpt_import
 from nanogpt_lite.tokenizers.registry import tokenizer_from_json
@@ -190,7 +190,7 @@ def test_checkpoint_with_other_tensors_gives_only_user_errors(trained, cases, ca
     try_cases(40 * cases, st.tuples(any_name, any_name, any_name), case, case_counts, "tensors in checkpoints")
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "tokenizer.json", "train.bin", "val.bin"])
+@pytest.mark.parametrize("name", ["fingerprints.json", "manifest.json", "tokenizer.json", "train.bin", "val.bin"])
 @few_and_many
 def test_damaged_prepared_data_gives_only_user_errors(text_file, cases, case_counts, name):
     dataset = ng.prepare("bottles.txt")
@@ -203,9 +203,13 @@ def test_damaged_prepared_data_gives_only_user_errors(text_file, cases, case_cou
     def case(example):
         path.write_bytes(example)
         try:
-            opened = preparation.prepare(dataset.path)
-            verification.verify_checksum(opened)
-            assert opened.tokenizer.decode(opened.train).startswith("0 green bottles")
+            for call in (preparation.open_or_prepare, preparation.prepare):
+                opened = call(dataset.path)
+                assert opened.sha256 == dataset.sha256
+                assert opened.tokenizer.decode(opened.train).startswith("0 green bottles")
+        except ng.UserError:
+            assert name != "fingerprints.json"  # a damaged cache is no error
+            raise
         finally:
             path.write_bytes(content)
 
@@ -312,7 +316,7 @@ def test_any_hugging_face_folder_gives_only_user_errors(text_file, cases, case_c
     )
 
 
-WORDS = st.sampled_from([*COMMANDS, *(f"--{name}" for name in RunConfig.names()), "--json", "--overwrite"])
+WORDS = st.sampled_from([*COMMANDS, *(f"--{name}" for name in RunConfig.names()), "--json", "--overwrite", "--verify"])
 VALUES = st.sampled_from(
     ["3", "0", "-1", "1e9", "nan", "inf", "true", "cpu", "bottles.txt", "FILE:x", "runs", "", "\0"]
 )
@@ -322,7 +326,7 @@ VALUES = st.sampled_from(
 def test_any_command_line_gives_only_user_errors(trained, cases, case_counts, monkeypatch, capsys):
     def validate_only(kind):
         def validate(**arguments):
-            switches = {"preset", "config", "overwrite", "console"}
+            switches = {"preset", "config", "overwrite", "verify", "console"}
             kind.from_dict({name: value for name, value in arguments.items() if name not in switches})
             raise ng.UserError("the arguments are valid, and the test stops here")
 
