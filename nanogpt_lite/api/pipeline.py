@@ -174,6 +174,7 @@ class _TrainArguments(TrainOptions, total=False):
     preset: PresetName | None
     config: str | Path | None
     overwrite: bool
+    verify: bool
 
 
 def _start_with_fallback(arguments: _TrainArguments, console: Console) -> tuple[StartRecord, Iterator[Record]]:

@@ -53,11 +53,13 @@ def train_job(storage: Storage, *, owner: str, world_size: int = 1, overwrite: b
     return _train_and_sync(storage, job, data, world_size, options)
 
 
-def evaluate_job(storage: Storage, name: str = "", **options: Unpack[LoadOptions]) -> EvalResult:
+def evaluate_job(
+    storage: Storage, name: str = "", *, verify: bool = False, **options: Unpack[LoadOptions]
+) -> EvalResult:
     """What `inference.evaluate` returns for the run `name`, by default the newest one."""
     run = find_run(storage, name)
     storage.pull(run.data_folder)
-    return inference.evaluate(run, **options)
+    return inference.evaluate(run, verify=verify, **options)
 
 
 def find_run(storage: Storage, name: str = "") -> Run:
