@@ -19,7 +19,7 @@ from nanogpt_lite.config.signatures import with_options
 from nanogpt_lite.data import preparation, verification
 from nanogpt_lite.data.batching import Tokens
 from nanogpt_lite.data.dataset import Dataset
-from nanogpt_lite.device import devices, seeding
+from nanogpt_lite.device import devices, generators, memory, seeding
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.generation import cpu_linear, text_stream
 from nanogpt_lite.model.gpt import GPT
@@ -80,9 +80,10 @@ def stream_batch(run: RunLike | Loaded = None, **options: Unpack[SampleOptions])
         cpu_linear.optimize_linears(model, *size)
     prompt = read_prompt(settings.start) if "start" in options else default_prompt(tokenizer)
     ids = tokenizer.encode(prompt, what="prompt")
-    with devices.use_threads(devices.resolve_threads(settings.threads)):
-        yield [prompt] * settings.num_samples
-        yield from text_stream.stream_texts(model, tokenizer, ids, settings)
+    threads = devices.resolve_threads(settings.threads)
+    yield [prompt] * settings.num_samples
+    texts = text_stream.stream_texts(model, tokenizer, ids, settings)
+    yield from generators.context_per_item(texts, lambda: devices.use_threads(threads))
 
 
 pieces = stream_batch  # its name in version 0.1
@@ -117,8 +118,10 @@ def evaluate(
         same_device = saved.metadata.device == device.type
         dtype = trained_with.dtype if same_device else devices.resolve_dtype("auto", device, width=trained_with.n_embd)
     with ExitStack() as stack:
+        stack.callback(memory.trim_heap)
         data = _open_evaluation_data(dataset, saved, trained_with, tokenizer, stack, verify=verify)
         stack.enter_context(devices.use_threads(devices.resolve_threads(settings.threads)))
+        stack.enter_context(memory.retain_heap())
         train_tokens, val_tokens = stack.enter_context(verification.open_verified(data))
         return {
             "step": saved.metadata.step,

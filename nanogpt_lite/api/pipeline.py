@@ -6,14 +6,14 @@ is in `api.setup`; what a trained run is used for is in `api.inference`.
 
 import itertools
 import warnings
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import ExitStack, closing
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Unpack, cast
 
 from nanogpt_lite.api import inference, setup
-from nanogpt_lite.api.request import read_request, request_for_restart
+from nanogpt_lite.api.request import TrainRequest, read_request, request_for_restart
 from nanogpt_lite.config.keyword_types import PresetName, RunOptions, SampleOptions, TrainOptions
 from nanogpt_lite.config.options import RunConfig, SampleConfig, TrainConfig, read_config_file
 from nanogpt_lite.config.schema import require_known
@@ -21,7 +21,7 @@ from nanogpt_lite.config.signatures import with_options
 from nanogpt_lite.data import preparation, verification
 from nanogpt_lite.data.dataset import Dataset
 from nanogpt_lite.data.download import DownloadError
-from nanogpt_lite.device import distributed, signals
+from nanogpt_lite.device import devices, distributed, generators, memory, signals
 from nanogpt_lite.errors import Interrupted
 from nanogpt_lite.generation import text_stream
 from nanogpt_lite.runs import run_files
@@ -59,18 +59,17 @@ def train(
     longer finite. `Interrupted` (a KeyboardInterrupt): Ctrl-C or SIGTERM, after the state has been saved.
     """
     with closing(console or Console(silent=not distributed.launched_as_main_process())) as console:
-        return show_records(
-            training(
-                dataset,
-                preset=preset,
-                config=config,
-                overwrite=overwrite,
-                verify=verify,
-                console=console,
-                **options,
-            ),
-            console,
+        records = training_to_end(
+            dataset,
+            preset=preset,
+            config=config,
+            overwrite=overwrite,
+            verify=verify,
+            console=console,
+            **options,
         )
+        with closing(records):
+            return show_records(records, console)
 
 
 @with_options(TrainConfig)
@@ -87,37 +86,38 @@ def training(
     """The same as `train`, as a generator of records: one for each event, when it has happened.
 
     A checkpoint is on disk when its record is yielded. Progress before the first record is shown on `console`, if
-    given. When a signal stopped the training, `Interrupted` is raised after the last record. Until its end the
-    generator handles the signals and sets PyTorch's number of threads: close it if you leave it early
-    (`contextlib.closing`).
+    given. When a signal stopped the training, `Interrupted` is raised after the last record.
+
+    Signals are handled, and PyTorch's number of threads is set, only while the generator runs. Ctrl-C during a step
+    ends the step, then come the last checkpoint and `Interrupted`. Between two records a signal means what it means to
+    the caller, and what was trained since the last checkpoint is lost unless the caller takes more records. The folder
+    of the run stays locked until the end: close the generator if you leave it early (`contextlib.closing`).
 
     Under torchrun every rank makes this call and gets the records; only the main process writes files. Ranks that
     torchrun restarts, because one has died, continue from the last checkpoint of the run that they had started.
     """
     request = read_request(dataset, preset, config, overwrite, verify, options)
-    with ExitStack() as stack:
-        group = stack.enter_context(distributed.process_group())
-        request = request_for_restart(request, group.load_attempt_dir())
-        with group.main_process_first():
-            state, data, out_dir = setup.start_or_resume(request, group, stack, console)
-            sinks = [stack.enter_context(closing(sink)) for sink in _make_sinks(state, data, out_dir, console)]
-        if console and not state.config.eval_iters and len(data.val) > LONG_VAL_TOKENS:
-            console.note(
-                f"each evaluation reads all {len(data.val):,} val tokens; `eval_iters=200` reads 200 batches instead"
-            )
-        out_dir = Path(group.broadcast(str(out_dir)))
-        if group.is_main_process:
-            group.save_attempt_dir(str(out_dir))
-        stop = stack.enter_context(signals.stop_on_signals())
-        train_tokens, val_tokens = stack.enter_context(verification.open_verified(data))
-        records = loop.train_loop(state, train_tokens, val_tokens, out_dir=out_dir, stop=stop.requested)
-        for record in _with_previews(state, records):
-            for sink in sinks:
-                sink.write(record)
-            yield record
-        signum = int(*group.all_reduce_max(stop.signum or 0))
-    if signum:
-        raise Interrupted(signum, "the state is saved", out_dir=str(out_dir))
+    yield from _train(request, console, generators.context_per_item)
+
+
+@with_options(TrainConfig)
+def training_to_end(
+    dataset: Dataset | str | Path | None = None,
+    *,
+    preset: PresetName | None = None,
+    config: str | Path | None = None,
+    overwrite: bool = False,
+    verify: bool = False,
+    console: Console | None = None,
+    **options: Unpack[TrainOptions],
+) -> Generator[Record, None, None]:
+    """The same as `training`, for a caller that takes all records, or closes the generator at once.
+
+    From the first record to the last, signals are requests to stop, also while the caller shows or stores a record: the
+    state is saved.
+    """
+    request = read_request(dataset, preset, config, overwrite, verify, options)
+    yield from _train(request, console, generators.context_for_all)
 
 
 def run(
@@ -151,7 +151,8 @@ def run(
         if prompt is not None:
             data = preparation.open_or_prepare(Run(Path(first.out_dir)).data_folder)
             data.tokenizer.encode(prompt, what="prompt")
-        trained = show_records(itertools.chain([first], records), console)
+        with closing(records):
+            trained = show_records(itertools.chain([first], records), console)
         if find_spec("matplotlib"):
             console.note(f"loss curves: {trained.save_plot()}")
     return trained, inference.stream_batch(trained, **for_sampling)
@@ -177,9 +178,59 @@ class _TrainArguments(TrainOptions, total=False):
     verify: bool
 
 
-def _start_with_fallback(arguments: _TrainArguments, console: Console) -> tuple[StartRecord, Iterator[Record]]:
+def _train(
+    request: TrainRequest, console: Console | None, settings_for: generators.Wrapper[Record]
+) -> Generator[Record, None, None]:
+    """The records of a training. `settings_for` decides when the settings of the process are those of training."""
+    with ExitStack() as stack:
+        group = stack.enter_context(distributed.process_group())
+        request = request_for_restart(request, group.load_attempt_dir())
+        with group.main_process_first():
+            state, data, out_dir = setup.start_or_resume(request, group, stack, console)
+            sinks = [stack.enter_context(closing(sink)) for sink in _make_sinks(state, data, out_dir, console)]
+        if console and not state.config.eval_iters and len(data.val) > LONG_VAL_TOKENS:
+            console.note(
+                f"each evaluation reads all {len(data.val):,} val tokens; `eval_iters=200` reads 200 batches instead"
+            )
+        out_dir = Path(group.broadcast(str(out_dir)))
+        if group.is_main_process:
+            group.save_attempt_dir(str(out_dir))
+        stop = signals.StopRequest()
+        stack.callback(memory.trim_heap)
+        train_tokens, val_tokens = stack.enter_context(verification.open_verified(data))
+        records = loop.train_loop(state, train_tokens, val_tokens, out_dir=out_dir, stop=stop.requested)
+        stored = _store_records(_with_previews(state, records), sinks)
+        yield from settings_for(stored, lambda: _training_settings(state, stop))
+        signum = int(*group.all_reduce_max(stop.signum or 0))
+    if signum:
+        raise Interrupted(signum, "the state is saved", out_dir=str(out_dir))
+
+
+@contextmanager
+def _training_settings(state: TrainState, stop: signals.StopRequest) -> Iterator[None]:
+    """The settings of the process while a training computes: signal handlers, threads, memory."""
+    is_memory_short = state.micro_batch < state.config.batch_size  # then freed memory goes back to the system at once
+    with (
+        signals.stop_on_signals(stop),
+        devices.use_threads(state.config.threads),
+        nullcontext() if is_memory_short else memory.retain_heap(),
+    ):
+        yield
+
+
+def _store_records(records: Iterable[Record], sinks: Sequence[Sink]) -> Generator[Record, None, None]:
+    """The records, each after all sinks have it."""
+    for record in records:
+        for sink in sinks:
+            sink.write(record)
+        yield record
+
+
+def _start_with_fallback(
+    arguments: _TrainArguments, console: Console
+) -> tuple[StartRecord, Generator[Record, None, None]]:
     """Start `training` with these arguments; with python_docs if Shakespeare, the default, cannot be downloaded."""
-    records = training(console=console, **arguments)
+    records = training_to_end(console=console, **arguments)
     try:
         first = next(records)
     except DownloadError as error:
@@ -190,7 +241,7 @@ def _start_with_fallback(arguments: _TrainArguments, console: Console) -> tuple[
         console.close()
         console.note(f"warning: {error}. Using python_docs instead, the documentation inside Python.")
         arguments = {**arguments, "dataset": "python_docs"}
-        records = training(console=console, **arguments)
+        records = training_to_end(console=console, **arguments)
         first = next(records)
     assert isinstance(first, StartRecord)
     return first, records

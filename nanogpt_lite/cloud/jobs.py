@@ -152,7 +152,7 @@ def _train_and_sync(
     options = {**options, "out_dir": job.folder, "overwrite": overwrite}
     with closing(Console(spell=for_modal)) as console:
         if world_size == 1:
-            records = pipeline.training(data, console=console, **options)
+            records = pipeline.training_to_end(data, console=console, **options)
         else:
             records = launcher.train_on_ranks(world_size, data, **options)
         with closing(records):

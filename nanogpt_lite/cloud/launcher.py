@@ -2,7 +2,7 @@
 
 Three kinds of processes run this module. The calling process iterates over the records (`train_on_ranks`). A second
 one runs PyTorch's launcher (`launch`), which needs the main thread and the signals of its process. The ranks
-(`run_rank`) call `pipeline.training`, and the main one writes the records to a file, which the caller polls.
+(`run_rank`) call `pipeline.training_to_end`, and the main one writes the records to a file, which the caller polls.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ def train_on_ranks(
     overwrite: bool = False,
     **options: Unpack[TrainOptions],
 ) -> Generator[Record, None, None]:
-    """The same as `pipeline.training`, on `world_size` ranks of this machine, each on a GPU or on a part of the CPU.
+    """The same as `pipeline.training_to_end`, on `world_size` ranks of this machine: a GPU or a part of the CPU each.
 
     The ranks run in a session of their own, so no signal reaches them directly: this process passes on one request to
     stop. `ExternalError` if a rank ends without an error of its own, as when it is killed.
@@ -179,7 +179,7 @@ def run_rank(folder: Path) -> None:
     try:
         with (folder / RECORDS).open("ab", buffering=0) as record_file:
             console = Console(bar=False, silent=not is_main_process, spell=for_modal)
-            for record in pipeline.training(console=console, **arguments):
+            for record in pipeline.training_to_end(console=console, **arguments):
                 if is_main_process:
                     record_file.write(json.dumps(record.to_json()).encode() + b"\n")
     except NanoGPTLiteError as error:

@@ -5,6 +5,7 @@ When training needs less memory, `trainer.step` takes fewer rows at a time.
 
 import contextlib
 import ctypes
+import os
 import platform
 from collections.abc import Iterator
 
@@ -13,8 +14,9 @@ import torch
 # Parameters of mallopt(3), from glibc's malloc.h: the free bytes at the end of the heap above which the heap shrinks,
 # and the size in bytes from which a block is a memory map of its own instead of a part of the heap.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+RETAINED_BYTES = 2**30  # M_TRIM_THRESHOLD while memory is retained
 MAX_HEAP_BLOCK = 32 * 2**20  # bytes; the largest M_MMAP_THRESHOLD that glibc accepts on 64-bit systems
-MIN_MMAP_BLOCK = 2**17  # bytes; glibc's initial M_MMAP_THRESHOLD
+INITIAL_THRESHOLD = 2**17  # bytes; what glibc starts with, for both parameters
 OOM_MESSAGES = (  # parts of PyTorch's messages when memory is used up
     "can't allocate memory",
     "not enough memory",
@@ -29,40 +31,66 @@ def retain_heap() -> Iterator[None]:
     """Let the C library keep freed memory for the next allocation, instead of giving it back to the system.
 
     Otherwise each step gets thousands of new pages from the system, which fills each with zeros. Only glibc is known to
-    need this. At the end, free memory is given back. M_MMAP_THRESHOLD and M_TRIM_THRESHOLD are not reset: they stay at
-    the highest values that glibc would have chosen by itself.
+    need this. At the end both parameters get the values that the process started with: freed blocks of 128 kB or more
+    go back to the system again. `trim_heap` gives back what is free by then.
+
+    glibc cannot tell their present values. From the first call of mallopt on it also no longer adapts them to the
+    program (`no_dyn_threshold` in malloc.c), which cannot be undone. So blocks that are often allocated and freed later
+    are memory maps each time, which is slower than where glibc adapts: use `retain_heap` around such a computation.
     """
     libc = _glibc()
     if libc is None:
         yield
         return
     libc.mallopt(M_MMAP_THRESHOLD, MAX_HEAP_BLOCK)
-    libc.mallopt(M_TRIM_THRESHOLD, 2**30)
+    libc.mallopt(M_TRIM_THRESHOLD, RETAINED_BYTES)
     try:
         yield
     finally:
-        libc.mallopt(M_TRIM_THRESHOLD, 2 * MAX_HEAP_BLOCK)
+        _restore_thresholds(libc)
+
+
+def trim_heap() -> None:
+    """Give the free memory of the heap back to the system, also pages between blocks in use. Only with glibc."""
+    if (libc := _glibc()) is not None:
         libc.malloc_trim(0)
 
 
 def free_memory(device: torch.device) -> None:
     """Give back the free memory that PyTorch and the C library hold for the device.
 
-    On the CPU, from then on, large blocks are memory maps, which go back to the system as soon as they are freed. The
-    heap can only shrink from its end, and a small block there prevents that.
+    On the CPU, from then on until the next `retain_heap`, large blocks are memory maps, which go back to the system as
+    soon as they are freed. The heap can only shrink from its end, and a small block there prevents that.
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
     elif (libc := _glibc()) is not None:
-        libc.mallopt(M_MMAP_THRESHOLD, MIN_MMAP_BLOCK)
+        _restore_thresholds(libc)
         libc.malloc_trim(0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that the memory of the CPU or the GPU is used up."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(part in str(error) for part in OOM_MESSAGES)
+
+
+def _restore_thresholds(libc: ctypes.CDLL) -> None:
+    """Set both parameters as glibc did when the process started."""
+    for parameter, name in ((M_MMAP_THRESHOLD, "mmap_threshold"), (M_TRIM_THRESHOLD, "trim_threshold")):
+        libc.mallopt(parameter, _initial_threshold(name))
+
+
+def _initial_threshold(name: str) -> int:
+    """The value of a parameter at the start of the process, which the environment may set (mallopt(3), ld.so(8))."""
+    tunables = dict(pair.partition("=")[::2] for pair in os.environ.get("GLIBC_TUNABLES", "").split(":"))
+    text = tunables.get(f"glibc.malloc.{name}") or os.environ.get(f"MALLOC_{name.upper()}_", "")
+    try:
+        value = int(text, base=0)
+    except ValueError:
+        return INITIAL_THRESHOLD
+    return value if 0 <= value < 2**31 else INITIAL_THRESHOLD  # mallopt takes an int
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -18,13 +18,14 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
+def stop_on_signals(request: StopRequest | None = None) -> Iterator[StopRequest]:
     """Record the first SIGINT, SIGTERM or SIGHUP (a closed terminal) as a request; after it, SIGINT interrupts.
 
-    Python handles signals in the main thread only: in another thread there is never a request. A SIGHUP that is
-    ignored, as under nohup, stays ignored.
+    `request` continues an earlier block: signals count from its beginning. Without it the request is a new one. Python
+    handles signals in the main thread only: in another thread there is never a request. A SIGHUP that is ignored, as
+    under nohup, stays ignored. Windows has no SIGHUP, and its SIGTERM ends a process without asking it.
     """
-    request = StopRequest()
+    request = request or StopRequest()
 
     def handle(signum: int, frame: FrameType | None) -> None:
         if request.requested() and signum == signal.SIGINT:

@@ -1,6 +1,6 @@
 """Decode generated tokens to text as they come, and end a text before the `stop` text."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 
 import numpy as np
 import torch
@@ -11,7 +11,9 @@ from nanogpt_lite.model.gpt import GPT
 from nanogpt_lite.tokenizers.base import Ids, Tokenizer
 
 
-def stream_texts(model: GPT, tokenizer: Tokenizer, prompt: Ids, config: SampleConfig) -> Iterator[list[str]]:
+def stream_texts(
+    model: GPT, tokenizer: Tokenizer, prompt: Ids, config: SampleConfig
+) -> Generator[list[str], None, None]:
     """Generate `num_samples` texts and yield, for each step, a list with the new chunk of each text (often empty).
 
     `prompt` is the token ids of the prompt, shape (T,); it is not repeated in the texts. A text ends before `stop`;

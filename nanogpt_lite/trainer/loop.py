@@ -14,7 +14,7 @@ import torch
 from nanogpt_lite.checkpoint.checkpoint_file import SUFFIX
 from nanogpt_lite.data import batching
 from nanogpt_lite.data.batching import Batch, Tokens
-from nanogpt_lite.device import devices, memory, profiling
+from nanogpt_lite.device import devices, profiling
 from nanogpt_lite.device.distributed import Forward
 from nanogpt_lite.device.peak_flops import mfu
 from nanogpt_lite.optim.schedule import learning_rate
@@ -47,7 +47,7 @@ def train_loop(
     `train_tokens` and `val_tokens` are the splits, shape (tokens,). `train_batches` replaces random batches of the
     train split: from step `state.step` on, each with `batch_size * gradient_accumulation_steps` rows. `stop()` is
     called before each step and during evaluations. Checkpoints are written to `out_dir`; a checkpoint is completely on
-    disk when its record comes out.
+    disk when its record comes out. The caller sets the number of threads, `config.threads` (`devices.use_threads`).
 
     `UserError` if a split is too short. `ExternalError` if the loss is no longer finite: the last checkpoint is from
     before that. `OSError` if a checkpoint cannot be written.
@@ -57,11 +57,7 @@ def train_loop(
     train_batches = train_batches or batching.random_batches(
         train_tokens, rows=config.rows_per_step, block_size=config.block_size, seed=config.seed, step=state.step
     )
-    with (
-        devices.use_threads(config.threads),
-        memory.retain_heap(),
-        profiling.trace_steps(config.trace, state.device, state.group) as profiler_step,
-    ):
+    with profiling.trace_steps(config.trace, state.device, state.group) as profiler_step:
         yield _start_record(state, out_dir, len(train_tokens))
         yield from _run_steps(state, train_batches, val_tokens, out_dir, stop, profiler_step)
 

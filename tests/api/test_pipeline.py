@@ -4,6 +4,8 @@ import inspect
 import json
 import os
 import signal
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,8 @@ from nanogpt_lite.config.options import TrainConfig
 from nanogpt_lite.data import download
 from nanogpt_lite.runs import run_folder
 from nanogpt_lite.tracking import console
+from nanogpt_lite.tracking.metrics_file import MetricsFile
+from nanogpt_lite.trainer import loop, step
 
 
 def test_prepare_train_and_sample_in_python(text_file, capsys):
@@ -160,7 +164,7 @@ def test_sample_interval_does_not_change_training(text_file):
 
 
 def test_an_interrupt_saves_and_is_raised(text_file, capsys):
-    records = ng.training("bottles.txt", **{**TINY, "max_iters": 10_000, "log_interval": 1})
+    records = pipeline.training_to_end("bottles.txt", **{**TINY, "max_iters": 10_000, "log_interval": 1})
     with pytest.raises(ng.Interrupted) as caught:
         for record in records:
             if record.kind == "step" and record.step == 13:
@@ -216,3 +220,74 @@ def test_a_long_val_split_is_announced_before_training(text_file, monkeypatch, c
         monkeypatch.setattr(pipeline, "LONG_VAL_TOKENS", long)
         ng.train("bottles.txt", **{**TINY, "max_iters": 1, **options})
         assert ("each evaluation reads all " in capsys.readouterr().err) == is_announced
+
+
+def settings_of_the_process():
+    return [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), torch.get_num_threads()]
+
+
+def test_suspended_generator_changes_neither_signal_handlers_nor_threads(text_file):
+    options = {**TINY, "threads": torch.get_num_threads() + 1}
+    before = settings_of_the_process()
+    with closing(ng.training("bottles.txt", **options)) as records:
+        for record in records:
+            assert settings_of_the_process() == before, record
+            if record.kind == "start":
+                with pytest.raises(KeyboardInterrupt):  # as without a training
+                    os.kill(os.getpid(), signal.SIGINT)
+    run = ng.Run(Path("runs/bottles-1"))
+    chunks = ng.stream(run, threads=torch.get_num_threads() + 1, max_new_tokens=5)
+    for chunk in chunks:
+        assert settings_of_the_process() == before, chunk
+    next(ng.stream(run, threads=torch.get_num_threads() + 1))
+    assert settings_of_the_process() == before
+
+
+def test_ctrl_c_during_a_step_of_a_bare_generator_ends_the_step_and_saves(text_file, monkeypatch):
+    train_step, before = step.train_step, settings_of_the_process()
+
+    def interrupted_step(state, forward, batch):
+        if state.step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        train_step(state, forward, batch)
+
+    monkeypatch.setattr(loop, "train_step", interrupted_step)
+    kinds = []
+    with pytest.raises(ng.Interrupted) as caught:
+        for record in ng.training("bottles.txt", **TINY):
+            kinds.append(record.kind)
+    assert (caught.value.signum, caught.value.out_dir) == (signal.SIGINT, "runs/bottles-1")
+    assert kinds[-2:] == ["checkpoint", "done"]
+    assert settings_of_the_process() == before
+    saved = read_checkpoint(Path("runs/bottles-1/last.safetensors"))
+    assert saved.metadata.step == 6
+
+
+@pytest.mark.parametrize("call", [ng.train, pipeline.run])
+def test_signal_while_the_console_draws_still_saves_the_state(text_file, call):
+    class InterruptedConsole(console.Console):
+        def write(self, record):
+            super().write(record)
+            if record.kind == "step":
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    options = {**TINY, "dataset": "bottles.txt", "log_interval": 3}
+    with pytest.raises(ng.Interrupted) as caught:
+        call(**options, console=InterruptedConsole(silent=True))
+    assert caught.value.signum == signal.SIGTERM
+    assert read_checkpoint(Path("runs/bottles-1/last.safetensors")).metadata.step == 3
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_signal_while_a_tracker_writes_still_saves_the_state(text_file, monkeypatch):
+    write = MetricsFile.write
+
+    def interrupted_write(self, record):
+        write(self, record)
+        if record.kind == "step":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(MetricsFile, "write", interrupted_write)
+    with pytest.raises(ng.Interrupted):
+        list(ng.training("bottles.txt", **{**TINY, "log_interval": 3}))
+    assert read_checkpoint(Path("runs/bottles-1/last.safetensors")).metadata.step == 3

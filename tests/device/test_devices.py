@@ -67,6 +67,9 @@ def test_use_threads_sets_and_restores_the_number():
     with devices.use_threads(before + 1):
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
+    with pytest.raises(KeyError), devices.use_threads(before + 1):
+        raise KeyError
+    assert torch.get_num_threads() == before
     assert devices.resolve_threads(7) == 7
 
 
@@ -76,4 +79,6 @@ def test_onednn_is_disabled_for_float32_only_and_restored():
         assert not torch.backends.mkldnn.enabled
     with devices.without_onednn(torch.bfloat16):
         assert torch.backends.mkldnn.enabled
+    with pytest.raises(KeyError), devices.without_onednn(torch.float32):
+        raise KeyError
     assert torch.backends.mkldnn.enabled

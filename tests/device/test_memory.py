@@ -1,9 +1,12 @@
 """Keeping freed memory, and recognising that memory is used up."""
 
+import contextlib
 import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +26,9 @@ def page_faults(retain):
                 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             tensors = [torch.ones(4_000_000) for _ in range(8)]  # of 16 MB each
             del tensors
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    memory.trim_heap()
+    return faults
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 usual, before, retained = page_faults(False), resident(), page_faults(True)
@@ -35,6 +40,76 @@ print(usual, retained, before, resident())
     usual_faults, retained_faults, resident_before, resident_after = map(int, printed.split())
     assert retained_faults < usual_faults / 20
     assert resident_after < resident_before + 20e6  # bytes, of 128e6 allocated
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's parameters are changed")
+def test_blocks_freed_after_a_training_go_back_to_the_system_as_in_a_process_that_never_trained(text_file):
+    code = """
+import resource, sys, torch
+import nanogpt_lite as ng
+from tiny import TINY
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() // 2**20
+if sys.argv[1] == "trained":
+    ng.train("bottles.txt", **TINY)
+elif sys.argv[1] == "left":
+    records = ng.training("bottles.txt", **TINY)
+    next(records), next(records)  # and keep the generator
+for size, number in ((64, 1), (16, 10), (4, 40)):
+    before = resident()
+    blocks = [torch.ones(size * 2**18) for _ in range(number)]  # float32
+    del blocks
+    print(resident() - before)
+"""
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    kept = {
+        kind: subprocess.check_output(
+            [sys.executable, "-c", code, kind], text=True, env={**os.environ, "PYTHONPATH": path}
+        ).split()
+        for kind in ("never", "trained", "left")
+    }
+    for kind in ("trained", "left"):
+        for after_training, otherwise in zip(kept[kind], kept["never"], strict=True):
+            assert int(after_training) <= max(int(otherwise), 0) + 8, kept  # MB, of 64 or 160
+
+
+@pytest.mark.parametrize(
+    ("environment", "mmap_threshold", "trim_threshold"),
+    [
+        ({}, 2**17, 2**17),
+        ({"MALLOC_MMAP_THRESHOLD_": "4194304", "MALLOC_TRIM_THRESHOLD_": "0x800000"}, 2**22, 2**23),
+        ({"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=65536:glibc.malloc.arena_max=2"}, 2**17, 2**16),
+        ({"MALLOC_MMAP_THRESHOLD_": "-1", "MALLOC_TRIM_THRESHOLD_": "many"}, 2**17, 2**17),
+    ],
+)
+@pytest.mark.parametrize("ends_with_error", [False, True])
+def test_thresholds_of_malloc_are_set_back_to_those_of_the_start(
+    monkeypatch, environment, mmap_threshold, trim_threshold, ends_with_error
+):
+    for name in ("GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    values: dict[int, int] = {}
+    libc = SimpleNamespace(mallopt=values.__setitem__, malloc_trim=lambda pad: 1)
+    monkeypatch.setattr(memory, "_glibc", lambda: libc)
+    initial = {memory.M_MMAP_THRESHOLD: mmap_threshold, memory.M_TRIM_THRESHOLD: trim_threshold}
+    with pytest.raises(KeyError) if ends_with_error else contextlib.nullcontext():
+        with memory.retain_heap():
+            assert values == {memory.M_MMAP_THRESHOLD: 2**25, memory.M_TRIM_THRESHOLD: 2**30}
+            if ends_with_error:
+                raise KeyError
+    assert values == initial
+    with memory.retain_heap():
+        memory.free_memory(torch.device("cpu"))  # from then on freed blocks go back at once
+        assert values == initial
+
+
+def test_memory_is_left_alone_without_glibc(monkeypatch):
+    monkeypatch.setattr(memory, "_glibc", lambda: None)
+    with memory.retain_heap():
+        memory.free_memory(torch.device("cpu"))
+    memory.trim_heap()
 
 
 def test_out_of_memory_errors_are_told_from_other_errors():
