@@ -246,6 +246,7 @@ class LocalModal:
         return {
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
             "LANG": "C.UTF-8",
+            **{name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")},
             **self._variables,
             **self._objects.environment(definition),
             "HOME": str(container.folder / "home"),
