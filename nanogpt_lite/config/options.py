@@ -24,6 +24,13 @@ from nanogpt_lite.config.schema import (
 from nanogpt_lite.errors import UserError
 
 MAX_CONTEXT_ELEMENTS = 2**27  # block_size * n_embd: for example 32,768 tokens with 4,096 channels
+TOKENIZERS = ("char", "byte", "gpt2")  # and bpe-SIZE
+OPTIMIZERS = ("adamw", "muon")
+
+
+def is_tokenizer_name(name: str) -> bool:
+    """Whether this is the name of a tokenizer: one of `TOKENIZERS`, or bpe-SIZE."""
+    return name in TOKENIZERS or is_bpe_name(name)
 
 
 def is_bpe_name(tokenizer: str) -> bool:
@@ -63,8 +70,8 @@ class DataConfig(Options):
         "char: one token per character; byte: one per UTF-8 byte; bpe-4096: byte-pair encoding with 4096 tokens, "
         "trained on the text; gpt2: the byte-pair encoding of GPT-2; auto: that of the prepared dataset, else char",
         Rule(
-            lambda name: name in ("auto", "char", "byte") or is_bpe_name(name),
-            "one of auto, char, byte, gpt2, or bpe- and a size from 256 to 999999",
+            lambda name: name == "auto" or is_tokenizer_name(name),
+            f"one of auto, {', '.join(TOKENIZERS)}, or bpe- and a size from 256 to 999999",
         ),
     )
 
@@ -158,7 +165,7 @@ class TrainConfig(DataConfig, NetworkConfig, RuntimeConfig):
         bounds(ge=0, le=1),
     )
     optimizer: str = training_option(
-        "adamw", "adamw; muon: Muon for the weight matrices of the blocks, AdamW for the rest", one_of("adamw", "muon")
+        "adamw", "adamw; muon: Muon for the weight matrices of the blocks, AdamW for the rest", one_of(*OPTIMIZERS)
     )
     muon_learning_rate: float = training_option(
         0.02, "peak learning rate of Muon; its schedule is that of learning_rate", bounds(gt=0, le=1000)

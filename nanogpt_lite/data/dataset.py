@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from nanogpt_lite import files
-from nanogpt_lite.config.options import is_bpe_name
+from nanogpt_lite.config.options import is_tokenizer_name
 from nanogpt_lite.data import fingerprints
 from nanogpt_lite.data.download import ProgressCallback
 from nanogpt_lite.data.encoding import TRAIN_FRACTION, EncodedSplit, TextStats, encode_splits
@@ -233,7 +233,7 @@ def _require_no_unknown_files(folder: Path, new_bins: dict[str, Path]) -> None:
 
 def _is_tokenizer_json(content: Any) -> bool:
     kind = content.get("type") if isinstance(content, dict) else None
-    return isinstance(kind, str) and (kind in ("char", "byte") or is_bpe_name(kind))
+    return isinstance(kind, str) and is_tokenizer_name(kind)
 
 
 def _differs(old: Path, new: Path) -> bool:

@@ -192,7 +192,7 @@ def _convert_tensors(saved: TensorFile) -> dict[str, Tensor]:
 
 
 def _tokenizer_json(tokenizer: Tokenizer) -> str:
-    """The text of a tokenizer.json that gives the same ids for the same text."""
+    """The text of a tokenizer.json that gives the same ids for the same text. `UserError` if there is none."""
     tokenizers = bpe.import_tokenizers()
     if isinstance(tokenizer, BPETokenizer):
         hf_tokenizer = tokenizer.to_hf_tokenizer()
@@ -202,10 +202,14 @@ def _tokenizer_json(tokenizer: Tokenizer) -> str:
         hf_tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
         hf_tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
         hf_tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    else:
-        assert isinstance(tokenizer, CharTokenizer)
+    elif isinstance(tokenizer, CharTokenizer):
         vocabulary = {char: number for number, char in enumerate(tokenizer.chars)}
         hf_tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab=vocabulary))
         hf_tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), behavior="isolated")
         hf_tokenizer.decoder = tokenizers.decoders.Fuse()
+    else:
+        raise UserError(
+            f"transformers has no tokenizer like {tokenizer.to_json()['type']}; train with `tokenizer='char'`, 'byte' "
+            "or 'bpe-4096'"
+        )
     return str(hf_tokenizer.to_str())

@@ -41,6 +41,10 @@ class AdamW:
             for parameter in group["params"]:
                 parameter.grad = None
 
+    def state_shapes(self, group: ParamGroup, parameter: nn.Parameter) -> dict[str, torch.Size]:
+        """The shape of each state tensor of a parameter in `group`, by name."""
+        return {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+
     def _step_group(self, group: ParamGroup) -> None:
         parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
         states = [self.state[parameter] for parameter in parameters]

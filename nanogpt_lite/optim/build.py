@@ -49,9 +49,7 @@ def set_learning_rates(optimizer: AdamW, step: int, config: TrainConfig) -> None
 def optimizer_state_shapes(optimizer: AdamW) -> dict[Tensor, dict[str, torch.Size]]:
     """Return the shape of each state tensor, by parameter and by PyTorch's name for it ("exp_avg", ...)."""
     return {
-        parameter: {"momentum_buffer": parameter.shape}
-        if "muon_momentum" in group
-        else {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+        parameter: optimizer.state_shapes(group, parameter)
         for group in optimizer.param_groups
         for parameter in group["params"]
     }

@@ -48,6 +48,11 @@ class Muon(AdamW):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(update, alpha=-rate)
 
+    def state_shapes(self, group: ParamGroup, parameter: nn.Parameter) -> dict[str, torch.Size]:
+        """The shape of each state tensor of a parameter in `group`, by name."""
+        is_muon = "muon_momentum" in group
+        return {"momentum_buffer": parameter.shape} if is_muon else super().state_shapes(group, parameter)
+
     def _nesterov_momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
         """Update the momentum buffer with the gradient, and return the Nesterov momentum."""
         assert parameter.grad is not None

@@ -6,10 +6,12 @@ import re
 import sys
 
 import pytest
+from documentation import ROOT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from nanogpt_lite.data import sources
+from nanogpt_lite.config.options import DataConfig
+from nanogpt_lite.data import download, sources
 from nanogpt_lite.errors import UserError
 
 BOM = codecs.BOM_UTF8
@@ -119,12 +121,26 @@ def test_folder_without_files_is_refused(tmp_path, pattern):
         sources.find_source(str(tmp_path / pattern))
 
 
+@pytest.mark.parametrize("name", sources.DATASET_NAMES)
+def test_every_name_is_that_of_a_text_and_is_in_the_help(name, tmp_path, monkeypatch):
+    cached = tmp_path / "text.txt"
+    cached.write_text("text\n" * 9)
+    monkeypatch.setattr(download, "fetch", lambda resource, **options: cached)
+    monkeypatch.chdir(tmp_path)
+    source = sources.find_source(name)
+    assert source.name == sources.dataset_name(name) == name
+    assert len("".join(source.read_chunks())) > 11
+    help_text = DataConfig.__dataclass_fields__["dataset"].metadata["help"]
+    assert name in help_text
+    assert f"- `{name}`: " in (ROOT / "docs/your-text.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
         ("shakespear_char", "did you mean shakespeare_char?"),
         ("pythondocs", "did you mean python_docs?"),
-        ("books/missing.txt", "give one of shakespeare_char, python_docs, or the path or URL of a text"),
+        ("books/missing.txt", f"give one of {', '.join(sources.DATASET_NAMES)}, or the path or URL of a text"),
     ],
 )
 def test_unknown_name_is_refused_with_nearest_name(tmp_path, monkeypatch, name, remedy):

@@ -292,6 +292,14 @@ def test_a_network_that_transformers_lacks_is_not_exported(text_file):
     assert not Path("exported").exists()
 
 
+def test_a_tokenizer_that_transformers_lacks_is_not_exported(text_file, monkeypatch):
+    run = ng.train("bottles.txt", **NANOGPTS, tokenizer="byte")
+    monkeypatch.setattr("nanogpt_lite.interop.huggingface.ByteTokenizer", ng.CharTokenizer)  # as if it were a new one
+    with pytest.raises(ng.UserError, match="transformers has no tokenizer like byte; train with `tokenizer='char'`"):
+        conversion.to_huggingface(run, "exported")
+    assert not Path("exported").exists()
+
+
 def test_an_exported_character_tokenizer_is_refused_on_import(text_file):
     folder = conversion.to_huggingface(ng.train("bottles.txt", **NANOGPTS), "exported")
     with pytest.raises(ng.UserError, match="its model is not BPE"):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nanogpt_lite.config.options import NetworkConfig, TrainConfig
+from nanogpt_lite.config.options import OPTIMIZERS, NetworkConfig, TrainConfig
 from nanogpt_lite.model.gpt import GPT
 from nanogpt_lite.optim import build
 
@@ -32,7 +32,7 @@ def test_steps_equal_adamw_written_out():
         torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("optimizer_name", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
 def test_reserved_state_has_the_shapes_of_the_state_after_the_first_step(optimizer_name):
     config = TrainConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, dropout=0.0, optimizer=optimizer_name)
     model = GPT(config.subset(NetworkConfig), 11)

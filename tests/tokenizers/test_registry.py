@@ -1,15 +1,58 @@
-"""Tokenizers from their JSON form. See test_bpe for the form of BPE."""
+"""Every tokenizer by its name and from its JSON form, and what the rest of the program needs of each."""
 
 import json
 
+import numpy as np
 import pytest
-from hard_texts import ANY_TEXT
+from hard_texts import ANY_TEXT, HARD_TEXTS
 from hypothesis import given, settings
 
+from nanogpt_lite.config.options import TOKENIZERS, is_tokenizer_name
 from nanogpt_lite.errors import UserError
+from nanogpt_lite.tokenizers.base import Tokenizer, id_dtype
 from nanogpt_lite.tokenizers.byte import ByteTokenizer
 from nanogpt_lite.tokenizers.char import CharTokenizer
-from nanogpt_lite.tokenizers.registry import tokenizer_from_json
+from nanogpt_lite.tokenizers.registry import make_tokenizer, tokenizer_from_json
+
+TEXT = "".join(HARD_TEXTS) + "green bottles hanging on the wall\n" * 9
+NAMES = [*(name for name in TOKENIZERS if name != "gpt2"), "bpe-300"]  # gpt2 needs the Hugging Face hub: see test_bpe
+
+
+@pytest.fixture(params=NAMES)
+def named(request) -> tuple[str, Tokenizer]:
+    """A name, and the tokenizer of that name for `TEXT`."""
+    name = request.param
+    return name, make_tokenizer(name, charset="".join(sorted(set(TEXT))), read_chunks=lambda: [TEXT[:9], TEXT[9:]])
+
+
+def test_a_tokenizer_keeps_its_name_and_ids_in_its_json_form(named):
+    name, tokenizer = named
+    form = json.loads(json.dumps(tokenizer.to_json()))
+    assert form["type"] == name
+    assert is_tokenizer_name(name)
+    restored = tokenizer_from_json(form)
+    assert type(restored) is type(tokenizer)
+    assert restored.encode(TEXT).tolist() == tokenizer.encode(TEXT).tolist()
+
+
+def test_a_tokenizer_decodes_what_it_encodes(named):
+    _, tokenizer = named
+    ids = tokenizer.encode(TEXT)
+    assert ids.dtype == id_dtype(tokenizer.vocab_size)
+    assert int(ids.max()) < tokenizer.vocab_size
+    assert tokenizer.decode(ids) == tokenizer.decode(ids.tolist()) == TEXT
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 50])
+def test_a_tokenizer_in_parts_gives_the_ids_and_the_text_of_the_whole(named, length):
+    _, tokenizer = named
+    encoder, decoder = tokenizer.encoder(), tokenizer.decoder()
+    starts = range(0, len(TEXT), length)
+    parts = [encoder.encode(TEXT[n : n + length], start=n, final=n == starts[-1]) for n in starts]
+    ids = tokenizer.encode(TEXT)
+    assert np.concatenate(parts).tolist() == ids.tolist()
+    texts = [decoder.decode(ids[n : n + length]) for n in range(0, len(ids), length)]
+    assert "".join([*texts, decoder.decode([], final=True)]) == TEXT
 
 
 @settings(deadline=None)

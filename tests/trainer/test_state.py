@@ -10,6 +10,7 @@ from tiny_training import SMALL, TOKENIZER, small_config, train
 from nanogpt_lite.checkpoint import checkpoint_file
 from nanogpt_lite.checkpoint.checkpoint_file import read_checkpoint
 from nanogpt_lite.checkpoint.restore import load_weights, read_config
+from nanogpt_lite.config.options import OPTIMIZERS
 from nanogpt_lite.device import devices
 from nanogpt_lite.errors import ExternalError, UserError
 from nanogpt_lite.trainer.state import init_state, restore_state, save_state
@@ -100,3 +101,16 @@ def test_the_state_of_another_optimizer_is_a_user_error(tmp_path):
     saved = read_checkpoint(tmp_path / "last.safetensors")
     with pytest.raises(UserError, match="holds the state of another optimizer than muon; leave `optimizer` out"):
         restore_state(saved, {"optimizer": "muon"})
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_run_resumes_exactly_with_every_optimizer(tmp_path, optimizer):
+    config = small_config(optimizer=optimizer, lr_decay_iters=12)
+    train(tmp_path / "whole", config)
+    train(tmp_path / "parts", dataclasses.replace(config, max_iters=6))
+    state = restore_state(read_checkpoint(tmp_path / "parts/last.safetensors"), {"max_iters": 12})
+    train(tmp_path / "parts", state.config, state)
+    whole, parts = (read_checkpoint(tmp_path / name / "last.safetensors").tensors for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())
+    assert any(name.startswith("optimizer.") for name in whole)
