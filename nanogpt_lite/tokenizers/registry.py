@@ -18,13 +18,15 @@ def make_tokenizer(name: str, *, charset: str, read_chunks: Callable[[], Iterabl
     `charset`: all characters of the text, for char. `read_chunks`: reads the text in chunks, to train bpe-SIZE.
     `ExternalError` if GPT-2's merges cannot be downloaded.
     """
-    if name == "byte":
-        return ByteTokenizer()
-    if name == "gpt2":
-        return load_gpt2_tokenizer()
-    if name.startswith("bpe-"):
-        return bpe.train_bpe(name, read_chunks(), int(name.removeprefix("bpe-")))
-    return CharTokenizer(charset)
+    match name:
+        case "char":
+            return CharTokenizer(charset)
+        case "byte":
+            return ByteTokenizer()
+        case "gpt2":
+            return load_gpt2_tokenizer()
+    assert name.startswith("bpe-"), name
+    return bpe.train_bpe(name, read_chunks(), int(name.removeprefix("bpe-")))
 
 
 def load_gpt2_tokenizer() -> BPETokenizer:

@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from documentation import ROOT
 from hard_texts import ANY_TEXT, HARD_TEXTS
 from hypothesis import given, settings
 
-from nanogpt_lite.config.options import TOKENIZERS, is_tokenizer_name
+from nanogpt_lite.config.options import TOKENIZERS, DataConfig, is_tokenizer_name
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.tokenizers.base import Tokenizer, id_dtype
 from nanogpt_lite.tokenizers.byte import ByteTokenizer
@@ -41,6 +42,12 @@ def test_a_tokenizer_decodes_what_it_encodes(named):
     assert ids.dtype == id_dtype(tokenizer.vocab_size)
     assert int(ids.max()) < tokenizer.vocab_size
     assert tokenizer.decode(ids) == tokenizer.decode(ids.tolist()) == TEXT
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_every_name_is_explained(name):
+    assert f"{name}: " in DataConfig.__dataclass_fields__["tokenizer"].metadata["help"]
+    assert f"`{name}`" in (ROOT / "docs/your-text.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 50])
