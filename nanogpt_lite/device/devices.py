@@ -71,7 +71,7 @@ def resolve_threads(threads: int) -> int:
 
 
 def device_name(device: torch.device) -> str:
-    """The name to show, and to look up in `peak_flops`: the model of a GPU, else "cpu" or "mps"."""
+    """The name to show, and to look up in `gpus`: the model of a GPU, else "cpu" or "mps"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 

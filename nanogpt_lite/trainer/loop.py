@@ -16,7 +16,7 @@ from nanogpt_lite.data import batching
 from nanogpt_lite.data.batching import Batch, Tokens
 from nanogpt_lite.device import devices, profiling
 from nanogpt_lite.device.distributed import Forward
-from nanogpt_lite.device.peak_flops import mfu
+from nanogpt_lite.device.gpus import mfu
 from nanogpt_lite.optim.schedule import learning_rate
 from nanogpt_lite.tracking.records import (
     CheckpointRecord,

@@ -18,8 +18,8 @@ from conftest import TEXT
 import nanogpt_lite as ng
 from nanogpt_lite.cli.main import main
 from nanogpt_lite.cloud import jobs
-from nanogpt_lite.cloud.gpu_prices import PRICES
 from nanogpt_lite.config.options import TrainConfig
+from nanogpt_lite.device.gpus import GPUS
 
 pytest.importorskip("modal")
 if sys.platform != "linux":
@@ -227,7 +227,7 @@ def test_the_documentation_is_right_about_commands_and_prices():
         for names, prices in re.findall(r"^\| ([A-Z][^|]*\d[^|]*) \| ([\d., ]+) \|", page, re.MULTILINE)
         for name, price in zip(names.replace(" (default)", "").split(","), prices.split(","), strict=True)
     }
-    assert listed == {name: round(3600 * price, 2) for name, price in PRICES.items()}
+    assert listed == {gpu.modal_type: round(3600 * (gpu.dollars_per_second or 0), 2) for gpu in GPUS if gpu.modal_type}
 
 
 def test_import_needs_neither_torch_nor_a_network(tmp_path):
