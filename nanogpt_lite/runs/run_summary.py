@@ -14,6 +14,7 @@ from nanogpt_lite.config.schema import Value
 from nanogpt_lite.optim import build
 from nanogpt_lite.runs.checkpoint_loading import load_checkpoint
 from nanogpt_lite.runs.run_folder import RunLike
+from nanogpt_lite.tracking.number_format import COUNT_SUFFIXES, format_number
 
 PARAMETER_GROUPS = {  # part of a parameter's name: group; the first that matches counts
     ".attn.": "attention",
@@ -105,18 +106,19 @@ def format_text(content: RunSummary) -> str:
     """A summary as text for people, one topic per line."""
     network, groups = content["network"], content["parameters_by_part"]
     loss = content["best_val_loss"]
-    flops, flops_so_far = _format_count(content["flops_per_token"]), _format_count(content["flops_so_far"])
-    weights, training = _format_bytes(content["bytes_of_weights"]), _format_bytes(content["bytes_of_training"])
-    cache, file = _format_bytes(content["bytes_of_cache_per_token"]), _format_bytes(content["bytes_of_file"])
+    flops, flops_so_far = format_number(content["flops_per_token"]), format_number(content["flops_so_far"])
+    weights, training = format_number(content["bytes_of_weights"]), format_number(content["bytes_of_training"])
+    cache, file = format_number(content["bytes_of_cache_per_token"]), format_number(content["bytes_of_file"])
+    tokens_seen = format_number(content["tokens_seen"], suffixes=COUNT_SUFFIXES)
     lines = {
-        "run": f"{content['run']} ({content['checkpoint']}, {file})",
+        "run": f"{content['run']} ({content['checkpoint']}, {file}B)",
         "network": ", ".join(f"{name} {value}" for name, value in network.items() if _is_shown(name, value)),
         "parameters": f"{content['parameters']:,}: "
-        + ", ".join(f"{group} {_format_count(number)}" for group, number in groups.items()),
+        + ", ".join(f"{group} {format_number(number, suffixes=COUNT_SUFFIXES)}" for group, number in groups.items()),
         "FLOPs": f"{flops} per token in training, {flops_so_far} so far",
-        "memory": f"weights {weights}; training {training} plus activations; sampling {cache} more per token",
+        "memory": f"weights {weights}B; training {training}B plus activations; sampling {cache}B more per token",
         "data": f"{content['dataset']} (SHA-256 {content['dataset_sha256'][:12] or 'not known'}), vocabulary of "
-        f"{content['vocab_size']} ({content['tokenizer']}), {_format_count(content['tokens_seen'])} tokens seen",
+        f"{content['vocab_size']} ({content['tokenizer']}), {tokens_seen} tokens seen",
         "best loss": "none yet" if loss is None else f"{loss:.4f} at step {content['best_step']}",
         "step": f"{content['step']} of {content['max_iters']}",
         "trained with": ", ".join(
@@ -132,18 +134,6 @@ def format_text(content: RunSummary) -> str:
 
 def _is_shown(name: str, value: Value) -> bool:
     return name in ("block_size", "n_layer", "n_head", "n_embd") or value != getattr(NetworkConfig(), name)
-
-
-def _format_bytes(number: float) -> str:
-    return f"{_format_count(number)}B"
-
-
-def _format_count(number: float) -> str:
-    digits = f"{number:.3g}"  # rounded before the unit is chosen, so that 999,999 is 1M and not 1000k
-    for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if float(digits) >= size:
-            return f"{float(digits) / size:.3g}{unit}"
-    return digits
 
 
 def _versions(folder: Path) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from tqdm.std import tqdm as terminal_bar
 
+from nanogpt_lite.tracking.number_format import COUNT_SUFFIXES, format_number
 from nanogpt_lite.tracking.records import (
     CheckpointRecord,
     DoneRecord,
@@ -110,7 +111,7 @@ class Console:
                     dynamic_ncols=True,
                 )
             case StepRecord():
-                status = f"loss {record.loss:.4f}, {_count(record.tokens_per_second)} tokens/s"
+                status = f"loss {record.loss:.4f}, {_format_count(record.tokens_per_second)} tokens/s"
                 if record.mfu is not None:
                     status += f", MFU {record.mfu:.1%}"
                 if self._bar is not None:
@@ -154,7 +155,7 @@ def _header(record: StartRecord) -> str:
     ranks = f" on each of {record.ranks} ranks" if record.ranks > 1 else ""
     ranks += " (dropout masks differ from those of one process)" if record.ranks > 1 and record.dropout else ""
     return (
-        f"training {record.out_dir} {start}to step {record.max_iters}: {_count(record.parameters)} parameters, "
+        f"training {record.out_dir} {start}to step {record.max_iters}: {_format_count(record.parameters)} parameters, "
         f"vocabulary of {record.vocab_size:,} tokens ({record.tokenizer}), {record.tokens_per_step:,} tokens per step, "
         f"{record.epochs:.1f} epochs; {record.device}, {record.dtype}, {threads}{ranks}"
     )
@@ -174,8 +175,5 @@ def _footer(record: DoneRecord) -> str:
     return f"stopped at step {record.step}, {reasons[record.reason]}: {best}{record.seconds:.0f} s of training"
 
 
-def _count(number: float) -> str:
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.2f}{unit}"
-    return f"{number:.0f}"
+def _format_count(number: float) -> str:
+    return format_number(number, digits=4, suffixes=COUNT_SUFFIXES)

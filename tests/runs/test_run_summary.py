@@ -11,7 +11,6 @@ from tiny import TINY
 import nanogpt_lite as ng
 from nanogpt_lite.checkpoint import checkpoint_file
 from nanogpt_lite.cli.main import main
-from nanogpt_lite.runs import run_summary
 from nanogpt_lite.runs.run_summary import summary
 
 OPTIONS: dict[str, Any] = {
@@ -57,13 +56,6 @@ def test_training_memory_is_the_same_for_exported_weights(text_file):
     run = ng.train("bottles.txt", **OPTIONS, preset="modern-cpu")
     ng.export_weights(run)
     assert summary(run, checkpoint="weights")["bytes_of_training"] == summary(run)["bytes_of_training"]
-
-
-@pytest.mark.parametrize(
-    ("number", "words"), [(999, "999"), (999.6, "1k"), (999_999, "1M"), (12_345, "12.3k"), (0, "0")]
-)
-def test_counts_are_rounded_before_the_unit_is_chosen(number, words):
-    assert run_summary._format_count(number) == words
 
 
 def test_info_command_prints_the_summary_as_json_and_as_text(text_file, capsys):

@@ -86,7 +86,7 @@ def test_bar_shows_loss_and_rate(capsys):
     console.write(done_record(5000, best_val_loss=1.4, best_step=1, seconds=62))
     out, err = capsys.readouterr()
     assert out == ""
-    for part in ("\r", "2500/5000", "50%", "loss 2500.3333, 123.46k tokens/s, MFU 25.0%", "5000/5000"):
+    for part in ("\r", "2500/5000", "50%", "loss 2500.3333, 123.5k tokens/s, MFU 25.0%", "5000/5000"):
         assert part in err
 
 
@@ -129,7 +129,7 @@ def test_without_a_bar_a_step_is_printed_after_a_silence(capsys, monkeypatch):
     assert "step 10" not in capsys.readouterr().err
     monkeypatch.setattr(console_module, "SILENT_SECONDS", -1)
     console.write(step_record(20))
-    assert capsys.readouterr().err == "step 20: loss 20.3333, 123.46k tokens/s, MFU 25.0%\n"
+    assert capsys.readouterr().err == "step 20: loss 20.3333, 123.5k tokens/s, MFU 25.0%\n"
 
 
 @pytest.mark.parametrize("closed", [False, True])
