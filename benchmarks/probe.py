@@ -10,6 +10,7 @@ import runpy
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,46 @@ from torch import Tensor, nn
 
 import nanogpt_lite as ng
 from nanogpt_lite.data import batching
+from nanogpt_lite.tracking.records import StepRecord
 from nanogpt_lite.trainer import evaluation
 
 TOKENS = 500  # in a sample
 WARM_UP = 20  # tokens
 TEMPERATURE, TOP_K = 0.8, 200
+
+
+def start(kind: str) -> dict[str, float]:
+    """Seconds from a call about text.txt, in the current folder, to the first step, or to the first batch.
+
+    `kind`: prepare (to its end), train, verify (train with `verify`), resume or evaluate (the run of a train before).
+    """
+    options: dict[str, Any] = {"preset": "cpu", "device": "cpu", "eval_iters": 1, "log_interval": 1}
+    if kind == "resume":
+        options = {"init_from": "resume", "max_iters": 2}
+    else:
+        options |= {"dataset": "text.txt", "max_iters": 1, "overwrite": True, "verify": kind == "verify"}
+    begin = time.perf_counter()
+    if kind == "prepare":
+        ng.prepare("text.txt")
+        return {"seconds": time.perf_counter() - begin}
+    if kind == "evaluate":
+        return {"seconds": _time_of_first_batch() - begin}
+    seconds = [time.perf_counter() - begin for r in ng.training(out_dir="run", **options) if isinstance(r, StepRecord)]
+    return {"seconds": seconds[0]}
+
+
+def _time_of_first_batch() -> float:
+    """The time, by `perf_counter`, when the evaluation of the run has its first batch. No loss is computed."""
+    times: list[float] = []
+
+    def mean_loss(_model: nn.Module, batches: Iterator[batching.Batch], *_: Any) -> float:
+        next(batches)
+        times.append(time.perf_counter())
+        return 0.0
+
+    evaluation.mean_loss = mean_loss  # type: ignore[assignment]
+    ng.evaluate("run", device="cpu")
+    return times[0]
 
 
 def sample_lite(checkpoint: str, samples: str, precision: str, device: str) -> dict[str, float]:
@@ -122,7 +158,7 @@ def _load_nanogpt(checkpoint: str) -> Any:
 
 
 FUNCTIONS: dict[str, Any] = {
-    function.__name__: function for function in (sample_lite, sample_nanogpt, evaluate_nanogpt, record_nanogpt)
+    function.__name__: function for function in (start, sample_lite, sample_nanogpt, evaluate_nanogpt, record_nanogpt)
 }
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import pytest
 
 import nanogpt_lite as ng
 from nanogpt_lite.config.options import TrainConfig
+from nanogpt_lite.data import download, sources
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -16,7 +17,7 @@ def benchmarks_on_path(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
 
 
-@pytest.mark.parametrize("name", ["ablation", "curves", "on_gpu", "scaling", "vs_nanogpt"])
+@pytest.mark.parametrize("name", ["ablation", "curves", "on_gpu", "scaling", "startup", "vs_nanogpt"])
 def test_each_benchmark_has_help_and_refuses_unknown_options(name, monkeypatch, capsys):
     module = __import__(name)
     for arguments, status in (["--help"], 0), (["--nonsense"], 2):
@@ -93,6 +94,35 @@ def test_failed_process_is_reported_with_its_last_lines(tmp_path):
 
     with pytest.raises(ng.ExternalError, match="ended with status 3: .*broken"):
         launch([sys.executable, "-c", "import sys; print('broken', file=sys.stderr); sys.exit(3)"], tmp_path, {})
+
+
+@pytest.mark.parametrize("size", [1, 5, 40, 1000])
+def test_text_of_the_startup_benchmark_has_the_length_and_varies(tmp_path, size):
+    from startup import write_text
+
+    write_text(tmp_path / "text.txt", b"to be or not to be\n", size)
+    text = (tmp_path / "text.txt").read_bytes()
+    assert len(text) == size
+    parts = {text[start : start + 20] for start in range(0, size, 20)}
+    assert len(parts) == -(-size // 20)  # no part is there twice
+
+
+@pytest.mark.slow
+def test_startup_from_end_to_end(tmp_path, monkeypatch):
+    import startup
+
+    cached = tmp_path / "cache/shakespeare.txt"
+    cached.parent.mkdir()
+    cached.write_text("to be or not to be\n" * 50)
+    monkeypatch.setenv("NANOGPT_LITE_CACHE", str(cached.parent))
+    monkeypatch.setattr(sources, "SHAKESPEARE", download.Resource("http://127.0.0.1:1/input.txt", cached.name))
+    out = ["--out", str(tmp_path / "table")]
+    monkeypatch.setattr(sys, "argv", ["x", "--megabytes", "1", "2", "--repeats", "1", *out])
+    assert startup.main() == 0
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in lines[4:6]] == ["prepare, once", "train"]
+    monkeypatch.setattr(sys, "argv", ["x", "--megabytes", "0"])
+    assert startup.main() == 2
 
 
 @pytest.mark.slow
