@@ -17,9 +17,10 @@ class GPU:
     dollars_per_second: float | None = None  # at Modal
 
 
-# Peaks: the vendors' data sheets; of sparse rates, half. RTX PRO 6000: the workstation edition (the server edition has
-# the same cores; its clock depends on its power limit). Prices: https://modal.com/pricing as listed in May 2026; CPU
-# and memory are charged in addition. Modal's A10 may be an A10G.
+# Peaks: the vendors' data sheets; of sparse rates, half. Only that of the RTX PRO 6000 is not from a data sheet: it is
+# what others list for the workstation edition; the server edition, which Modal has, may differ.
+# Prices: https://modal.com/pricing as listed in May 2026; CPU and memory are charged in addition. Modal's A10 may be an
+# A10G.
 GPUS = (
     GPU("T4", 65e12, "T4", 0.000164),
     GPU("L4", 121e12, "L4", 0.000222),

@@ -13,7 +13,7 @@ def unsupported_options(config: TrainConfig, *, supported: Collection[str]) -> l
     """`name=value` of each option of the network that is neither `supported` by a format nor at its default.
 
     With the defaults the network is nanoGPT's. So an option that nobody thought of when the exporter was written is
-    refused, unless it changes nothing. The option `tokenizer` is left to the exporters.
+    refused, unless it changes nothing. Each exporter checks the option `tokenizer` itself.
     """
     default = type(config)()
     names = [

@@ -202,8 +202,9 @@ def _convert_weights(model: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not name.endswith(".attn.bias"):
             weights[f"model.{name}"] = tensor
     output, embedding = weights.pop("model.lm_head.weight", None), weights.get("model.transformer.wte.weight")
-    is_tied = embedding is not None and output is not None and output.dtype == embedding.dtype
-    if output is not None and not (is_tied and embedding is not None and torch.equal(output, embedding)):
+    if output is None:
+        return weights
+    if embedding is None or output.dtype != embedding.dtype or not torch.equal(output, embedding):
         raise _NotNanoGPTError("its output matrix differs from its token embedding; in nanoGPT they are tied")
     return weights
 

@@ -4,6 +4,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, assert_type
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from nanogpt_lite.tracking.records import (
     StopReason,
 )
 
+# not `tiny.TINY`, a dict[str, Any]: here mypy has to see the type of each keyword argument
 OPTIONS: ng.TrainOptions = {
     "device": "cpu",
     "threads": 1,
@@ -95,4 +97,5 @@ def test_types_of_constants_and_errors() -> None:
     assert isinstance(error, ValueError)
     assert_type(ng.CharTokenizer("ab").vocab_size, int)
     assert_type(ng.__version__, str)
-    assert not hasattr(ng, "smaple")
+    with pytest.raises(AttributeError, match="smaple"):
+        _ = ng.smaple  # type: ignore[attr-defined]  # mypy reports an ignore that is not needed: it must refuse the name

@@ -95,6 +95,7 @@ def test_no_val_loss_is_none_here_and_1e9_in_nanogpt(nanogpt_ckpt, loss):
     save_ckpt(nanogpt_ckpt[0], best_val_loss=loss)
     run = conversion.from_nanogpt("out/ckpt.pt")
     assert read_checkpoint(run.out_dir / "last.safetensors").metadata.best_val_loss is None
+    # nanoGPT's format is torch.save's; weights_only executes no code
     content = torch.load(conversion.to_nanogpt(run, "again"), weights_only=True)
     assert content["best_val_loss"] == 1e9  # the initial value in nanoGPT
 

@@ -72,6 +72,7 @@ def test_without_meta_pkl_the_tokenizer_is_that_of_gpt2(nanogpt_ckpt, monkeypatc
     assert tokenizer.encode("<|endoftext|>").tolist() == [50256]
     monkeypatch.setattr(gpt2, "fetch_gpt2_merges", gpt2_merges)
     assert ng.load(conversion.from_nanogpt("out/ckpt.pt"))[1].to_json() == tokenizer.to_json()
+    # nanoGPT's format is torch.save's; weights_only executes no code
     back = torch.load(conversion.to_nanogpt(run, "again"), weights_only=True)
     assert back["model_args"] == args
     assert torch.equal(back["model"]["lm_head.weight"], wte)

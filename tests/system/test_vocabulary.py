@@ -64,6 +64,7 @@ PHRASES = (
     "faults of the world",
     "error of the world",
     "is the business of",
+    "(is|are) left to",
     "bends the line",
     "knows its place",
     "let go of the gradients",
