@@ -27,8 +27,9 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:
         make_group([p for p in adamw_params if p.dim() >= 2], config.weight_decay),
         make_group([p for p in adamw_params if p.dim() < 2], 0.0),
     ]
-    if not muon_names:
+    if config.optimizer == "adamw":
         return AdamW(groups)
+    assert config.optimizer == "muon", config.optimizer
     muon_group = make_group([parameters[name] for name in sorted(muon_names)], config.weight_decay)
     muon_group["muon_momentum"] = config.muon_momentum
     newton_schulz_dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
