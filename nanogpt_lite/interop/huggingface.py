@@ -209,7 +209,7 @@ def _tokenizer_json(tokenizer: Tokenizer) -> str:
         hf_tokenizer.decoder = tokenizers.decoders.Fuse()
     else:
         raise UserError(
-            f"transformers has no tokenizer like {tokenizer.to_json()['type']}; train with `tokenizer='char'`, 'byte' "
-            "or 'bpe-4096'"
+            f"transformers has no tokenizer like {tokenizer.to_json()['type']}; train with `tokenizer='char'`, "
+            "`tokenizer='byte'` or `tokenizer='bpe-4096'`"
         )
     return str(hf_tokenizer.to_str())
