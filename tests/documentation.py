@@ -8,7 +8,9 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
-PAGES = [README, *DOCS, CONTRIBUTING]
+CHANGELOG = ROOT / "CHANGELOG.md"
+SECURITY = ROOT / "SECURITY.md"
+PAGES = [README, *DOCS, CONTRIBUTING, CHANGELOG, SECURITY]
 
 
 def code_blocks(page: Path, language: str) -> list[str]:

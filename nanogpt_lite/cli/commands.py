@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from nanogpt_lite.runs.run_folder import Run
 
 
+EXPORT_FORMATS = ("nanogpt", "hf")
+
+
 def print_samples(stream: Iterable[list[str]]) -> list[str]:
     """Print samples and return them.
 
@@ -123,13 +126,14 @@ def _export(given: GivenOptions) -> None:
     if program is None:
         print(conversion.export_weights(run, given.get("path"), **options))
         return
-    require_known([program], ["nanogpt", "hf"], "program to export to")
+    require_known([program], EXPORT_FORMATS, "program to export to")
     run_dir = run.out_dir.parent if run.out_dir.is_file() else run.out_dir
     folder = given.get("path", run_dir / program)
-    if program == "hf":
-        print(conversion.to_huggingface(run, folder, **options))
-    else:
-        print(conversion.to_nanogpt(run, folder, dataset=with_dataset, **options))
+    match program:
+        case "nanogpt":
+            print(conversion.to_nanogpt(run, folder, dataset=with_dataset, **options))
+        case "hf":
+            print(conversion.to_huggingface(run, folder, **options))
 
 
 def _pick_run(given: GivenOptions) -> "Run":

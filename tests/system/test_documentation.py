@@ -1,9 +1,10 @@
-"""README, docs/ and CONTRIBUTING: every command runs or is checked, the Python runs, links and names exist.
+"""README, docs/, CONTRIBUTING and the like: every command runs or is checked, the Python runs, links and names exist.
 
 tests/documentation.py reads the pages. The commands for Modal are checked by tests/cloud/test_modal_app.py.
 """
 
 import ast
+import inspect
 import re
 import shlex
 import tomllib
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from documentation import (
+    CHANGELOG,
     CONTRIBUTING,
     DOCS,
     PAGES,
@@ -27,7 +29,7 @@ from documentation import (
 from tiny import TINY, to_arguments
 
 import nanogpt_lite as ng
-from nanogpt_lite.cli import main
+from nanogpt_lite.cli import commands, main
 from nanogpt_lite.config.options import RunConfig
 from nanogpt_lite.data import download, sources
 from nanogpt_lite.interop import conversion
@@ -36,7 +38,22 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SHORT_OPTIONS = {name: TINY[name] for name in ("block_size", "n_layer", "n_head", "n_embd", "device")}
 ARGUMENTS = to_arguments({**SHORT_OPTIONS, "ngram": 1, "batch_size": 4, "max_iters": 4})
 SHORT_RUN: dict[str, Any] = {**SHORT_OPTIONS, "max_iters": 2}
+PUBLISHING = [  # tests/system/test_packaging.py builds, checks and runs the wheel
+    "rm -rf dist",
+    "python -m build",
+    "twine check --strict dist/*",
+    "python3 -m venv /tmp/empty",
+    "/tmp/empty/bin/pip install dist/*.whl",
+    "cd /tmp/empty",
+    "bin/nanogpt-lite --version",
+    "bin/nanogpt-lite run",
+    'git tag -a v{version} -m "Version {version}"',
+    "git push origin v{version}",
+    "twine upload --repository testpypi dist/*",
+    "twine upload dist/*",
+]
 TORCHRUN = ["torchrun", "--nproc_per_node=2", "-m", "nanogpt_lite"]  # tests/device/test_distributed.py runs torchrun
+PROGRAM = (".venv/bin/nanogpt-lite", "nanogpt-lite", TORCHRUN[-1])
 GPT2 = "gpt2"  # needs the Hugging Face hub: tests/interop/test_huggingface.py trains from it
 MODAL_PAGE = ROOT / "docs/modal.md"  # whose Python is run by tests/cloud/test_modal_app.py
 LETTER = "Dear reader, all is well.\n" * 60
@@ -56,7 +73,7 @@ OTHER_PROGRAMS = {"slow", "max_restarts", "parity"}  # of pytest, torchrun, benc
 def program_commands(page: Path) -> list[list[str]]:
     """The calls of nanogpt-lite on a page, also those under torchrun, as argument lists."""
     all_words = [words[3:] if words[: len(TORCHRUN)] == TORCHRUN else words for words in shell_commands(page)]
-    return [words[1:] for words in all_words if words[0].endswith(("nanogpt-lite", "nanogpt_lite"))]
+    return [words[1:] for words in all_words if words[0] in PROGRAM]
 
 
 def by_name(pages: list[Path]) -> list:
@@ -122,9 +139,9 @@ def test_the_first_command_with_the_cache_filled_and_without(shakespeare, capsys
 
 
 def test_every_command_of_the_program_is_understood():
-    commands = [words for page in PAGES for words in program_commands(page)]
-    assert len(commands) >= 40
-    for words in commands:
+    calls = [words for page in PAGES for words in program_commands(page)]
+    assert len(calls) >= 40
+    for words in calls:
         main.parse_command(words)
     inline = [shlex.split(code) for page in PAGES for code in inline_code(page) if code.startswith("nanogpt-lite ")]
     assert len(inline) >= 5
@@ -156,8 +173,11 @@ def test_every_other_command_is_one_that_exists():
     """What sets up, tests, measures and serves is not run here; its files, extras and options exist."""
     extras = PROJECT["project"]["optional-dependencies"]
     ci = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    publishing = [shlex.split(line.format(version=ng.__version__)) for line in PUBLISHING]
     for page in PAGES:
         for words in shell_commands(page):
+            if page == CONTRIBUTING and words in publishing:
+                continue
             program, arguments = words[0].removeprefix(".venv/bin/"), words[1:]
             match program:
                 case "python3":
@@ -182,6 +202,8 @@ def test_every_other_command_is_one_that_exists():
                     assert program in ci
                 case "pytest":
                     assert arguments == []
+                case "pre-commit":
+                    assert arguments == ["install"]
                 case "modal":
                     assert page in (README, MODAL_PAGE), "tests/cloud/test_modal_app.py reads these two"
                 case _:
@@ -189,9 +211,15 @@ def test_every_other_command_is_one_that_exists():
                     assert program in ("nanogpt-lite", "torchrun") or is_setting, words
 
 
+def test_the_steps_to_publish_are_complete_and_name_the_version():
+    _, section = CONTRIBUTING.read_text(encoding="utf-8").split("## How to publish\n")
+    lines = [line for block in re.findall(r"^```sh\n(.*?)^```", section, re.M | re.S) for line in block.splitlines()]
+    assert lines == [line.format(version=ng.__version__) for line in PUBLISHING]
+
+
 def test_every_option_that_the_text_names_exists():
     known = {*RunConfig.names(), *CLI_ONLY, *MODAL_ONLY, *OTHER_PROGRAMS}
-    for page in PAGES:
+    for page in set(PAGES) - {CHANGELOG}:  # which also names options of earlier versions
         for code in inline_code(page):
             for name in re.findall(r"(?<!\S)--([a-z0-9][a-z0-9_-]*)", code):
                 assert name.replace("-", "_") in known, (page.name, code)
@@ -266,13 +294,25 @@ def test_contributing_lists_every_package():
     assert sorted(listed) == sorted(set(contract["layers"]) - {"__main__"})
 
 
+def test_every_public_function_and_export_is_documented():
+    functions = {name for name in ng.__all__ if inspect.isfunction(getattr(ng, name))} - {"pieces"}  # an old name
+    described = re.findall(r"`(\w+)(?:\(.*?\))?`", (ROOT / "docs/python.md").read_text(encoding="utf-8"))
+    assert functions <= set(described)
+    page = ROOT / "docs/import-export.md"
+    exported = {words[words.index("--to") + 1] for words in program_commands(page) if "--to" in words}
+    assert exported == set(commands.EXPORT_FORMATS)
+    assert all(name in commands.COMMANDS["export"].texts["to"] for name in exported)
+
+
 def test_where_is_what_names_files_and_functions_that_exist():
     _, section = CONTRIBUTING.read_text(encoding="utf-8").split("## Where is what\n")
     assert section.count("**Where ") >= 10
     named = re.findall(r"`([\w/]+\.py)(?::([\w.]+))?`", section)
     assert len(named) >= 20
     for path, name in named:
-        file = ROOT / path if path == "modal_app.py" else ROOT / "nanogpt_lite" / path
+        file = (
+            ROOT / path if path.startswith(("tests/", "benchmarks/", "modal_app.py")) else ROOT / "nanogpt_lite" / path
+        )
         assert file.is_file(), path
         assert not name or name in definitions(file), f"{path}:{name}"
 
@@ -288,6 +328,8 @@ def definitions(file: Path) -> set[str]:
                 names |= {name, *(f"{name}.{method.name}" for method in body if isinstance(method, ast.FunctionDef))}
             case ast.Assign(targets=targets):
                 names |= {target.id for target in targets if isinstance(target, ast.Name)}
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                names.add(name)
     return names
 
 
