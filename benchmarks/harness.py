@@ -96,7 +96,7 @@ def launch(command: list[str], cwd: Path, environment: dict[str, str]) -> Comple
         path = Path(folder) / "usage.json"
         launching = [sys.executable, str(LAUNCH), str(path), *command]
         subprocess.run(launching, cwd=cwd, env=environment, stdout=stdout, stderr=stderr, check=True)
-        usage = json.loads(path.read_text())
+        usage = json.loads(path.read_text(encoding="utf-8"))
         for file in (stdout, stderr):
             file.seek(0)
         if usage["status"]:
@@ -142,5 +142,5 @@ def _cpu_seconds_of_others() -> float:
     """CPU time of all processes except this one and its ended children; 0 where there is no /proc/stat."""
     if sys.platform != "linux":
         return 0.0
-    user, nice, system = map(int, Path("/proc/stat").read_text().split()[1:4])
+    user, nice, system = map(int, Path("/proc/stat").read_text(encoding="utf-8").split()[1:4])
     return (user + nice + system) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])

@@ -2,7 +2,8 @@
 
     python launch.py FILE COMMAND…
 
-This is a small program of its own because Linux counts the memory of the parent at the fork as the child's.
+This is a small program of its own because Linux counts the memory of the parent at the fork as the child's. It needs
+`posix_spawn` and `wait4`: the benchmarks run on Linux and macOS, and not on Windows.
 """
 
 import json

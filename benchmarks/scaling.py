@@ -123,7 +123,7 @@ def train(folder: Path, options: dict[str, Value], ranks: int) -> dict[str, floa
     command = [sys.executable, *torchrun, "-m", "nanogpt_lite", "train", *words, "--overwrite"]
     environment = {**os.environ, **({"OMP_NUM_THREADS": str(max(1, devices.resolve_threads(0) // ranks))})}
     run = launch(command, folder, environment)
-    records = [json.loads(line) for line in (out_dir / "metrics.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (out_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     seconds = [record["seconds"] for record in records if record["kind"] == "step"][WARM_UP:]
     step = median(1000 * (after - before) / LOGGED for before, after in pairwise(seconds))
     return {"step": step, "memory": run.memory}

@@ -134,7 +134,11 @@ def markdown(report: dict[str, Any]) -> str:
 def _cpu_model() -> str:
     """The name of the processor, as the operating system gives it."""
     info = Path("/proc/cpuinfo")
-    match = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
+    match = (
+        re.search(r"^model name\s*:\s*(.+)$", info.read_text(encoding="utf-8"), re.MULTILINE)
+        if info.is_file()
+        else None
+    )
     return match[1] if match else platform.processor() or platform.machine()
 
 

@@ -7,9 +7,19 @@ import contextlib
 import errno
 import json
 import os
+import re
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+NO_LOCKS_ERRNOS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # the file system has no locks
+REPLACE_TIMEOUT = 10.0  # seconds, on Windows; loading a checkpoint takes less
+LOCK_TIMEOUT = 0.1  # seconds; a lock that is being released, or a file that a virus scanner looks at, is free by then
+RESERVED_NAMES = {  # of devices, on Windows, also with a suffix
+    *("CON", "PRN", "AUX", "NUL"),
+    *(f"{port}{number}" for port in ("COM", "LPT") for number in range(10)),
+}
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # disk full, file size limit, quota exceeded
 
 
@@ -19,22 +29,24 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     On success the temporary file is flushed to disk and renamed to `path`; on an error it is removed. A reader sees
     the old file or the new one, never a part, also after a power failure. `OSError` (disk full, read-only folder)
-    leaves the old file unchanged.
+    leaves the old file unchanged. Windows does not replace a file that a program has open: `PermissionError`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    lock_path = _lock_path(temporary)
     try:
         temporary.touch()
         mode = temporary.stat().st_mode
-        with lock(temporary):  # so that `remove_temp_files` in another process leaves it alone
+        with lock(lock_path):  # so that `remove_temp_files` in another process leaves it alone
             yield temporary
         temporary.chmod(mode)  # some writers create a file that only its owner can read
         sync_to_disk(temporary)
-        temporary.replace(path)
+        _replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         unnamed = isinstance(error, OSError) and error.filename is None and error.errno in DISK_FULL_ERRNOS
-        if isinstance(error, OSError) and (unnamed or error.filename in (str(temporary), temporary)):
+        ours = (str(temporary), temporary, str(lock_path))
+        if isinstance(error, OSError) and (unnamed or error.filename in ours):
             raise OSError(error.errno, error.strerror, str(path)) from error  # the user knows `path` only
         raise
     with contextlib.suppress(OSError):  # some file systems cannot flush a folder; the file itself is on disk
@@ -54,34 +66,45 @@ def atomic_write_set(main: Path, *others: Path) -> Iterator[list[Path]]:
 
 
 @contextlib.contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file or folder during the `with` block. `BlockingIOError` if it is already locked.
+def lock(lock_path: Path) -> Iterator[None]:
+    """Hold an exclusive lock during the `with` block. `BlockingIOError` if another process, or another block, holds it.
 
-    The operating system releases the lock when the process ends, also when it is killed. Where a folder cannot be
-    locked (Windows, some network drives) nothing is locked.
+    `lock_path` is a file of its own, which exists while the lock is held. What it stands for is up to the caller. The
+    operating system releases the lock when the process ends, also when it is killed; the file that stays then is no
+    lock. A file system without locks locks nothing.
     """
-    if os.name == "nt":
-        yield
-        return
-    import fcntl
+    from filelock import FileLock, Timeout  # on the first use: commands that write nothing start without it
 
-    descriptor = os.open(path, os.O_RDONLY)
+    # thread_local: a generator that holds the lock may be closed by another thread. fallback_to_soft: a file that is a
+    # lock because it exists would outlive a killed process.
+    held = FileLock(lock_path, timeout=LOCK_TIMEOUT, thread_local=False, fallback_to_soft=False)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        held.acquire()
+    except Timeout:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), str(lock_path)) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS_ERRNOS:
             raise
-        except OSError:
-            pass  # a file system without locks
+    try:
         yield
     finally:
-        os.close(descriptor)
+        # Removed while it is locked: filelock refuses a lock on a file that has no name any more, so no two processes
+        # hold one. Windows cannot remove an open file; there `release` does it.
+        with contextlib.suppress(OSError):
+            lock_path.unlink()
+        held.release()
 
 
 def sync_to_disk(path: Path) -> None:
-    """Wait until the content of a file, or the names in a folder, are on disk (fsync)."""
+    """Wait until the content of a file, or the names in a folder, are on disk (fsync). Windows flushes no folders."""
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
+        if sys.platform == "darwin":  # its fsync leaves the data in the cache of the drive, see fsync(2) there
+            import fcntl
+
+            with contextlib.suppress(OSError):  # not every file system has it
+                fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+                return
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -91,8 +114,35 @@ def remove_temp_files(folder: Path, *names: str) -> None:
     """Remove the temporary files that killed processes left in `folder`, for files of these names (or patterns)."""
     for name in names:
         for path in folder.glob(f".{name}.*.tmp"):
-            with contextlib.suppress(OSError), lock(path):  # another process writes it, or has removed it
+            with contextlib.suppress(OSError), lock(_lock_path(path)):  # another process writes it, or has removed it
                 path.unlink()
+
+
+def safe_name(name: str, default: str) -> str:
+    """A file name that every system accepts: letters, digits, '_', '.' and '-'. `default` if nothing of `name` remains.
+
+    Windows reserves the names of devices, such as aux.txt, and drops a dot at the end.
+    """
+    safe = re.sub(r"[^\w.-]+", "_", name).strip("._") or default
+    return f"{safe}_" if safe.split(".")[0].upper() in RESERVED_NAMES else safe
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Rename `temporary` to `path`. Windows refuses while a program reads `path`: wait until it has closed the file."""
+    deadline = time.monotonic() + REPLACE_TIMEOUT
+    while True:
+        try:
+            temporary.replace(path)
+            return
+        except PermissionError:
+            if sys.platform != "win32" or time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
+
+
+def _lock_path(temporary: Path) -> Path:
+    """The lock of a temporary file: a file beside it, since other programs may replace the temporary file itself."""
+    return temporary.with_name(f"{temporary.name}.lock")
 
 
 def canonical_json(value: object) -> str:
@@ -109,4 +159,4 @@ def write_json(path: Path, value: object) -> None:
     with atomic_write(path) as temporary:
         text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
         # A file name in another encoding has characters that UTF-8 cannot encode. They become \udcXX, which JSON reads.
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")

@@ -1,5 +1,6 @@
 """Shared fixtures, the options of pytest, and the counts of injected faults."""
 
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -35,6 +36,18 @@ def pytest_unconfigure():
     error_recorder.stop()
 
 
+PLATFORMS = {"linux": ("linux",), "posix": ("linux", "darwin")}  # marker: the values of sys.platform that it allows
+
+
+def reason_to_skip(item, platform: str) -> str:
+    """Why a test is skipped on a platform: the reason in its marker `linux` or `posix`; empty if it runs there."""
+    for name, platforms in PLATFORMS.items():
+        if (marker := item.get_closest_marker(name)) and platform not in platforms:
+            (reason,) = marker.args  # a marker without a reason is an error
+            return f"{reason}; this is {platform}"
+    return ""
+
+
 def pytest_collection_modifyitems(config, items):
     import torch
 
@@ -48,6 +61,8 @@ def pytest_collection_modifyitems(config, items):
     if not torch.cuda.is_available():
         skips.append(("gpu", pytest.mark.skip(reason="needs a CUDA device, and this machine has none")))
     for item in items:
+        if reason := reason_to_skip(item, sys.platform):
+            item.add_marker(pytest.mark.skip(reason=reason))
         for name, skip in skips:
             if name in item.keywords:
                 item.add_marker(skip)
@@ -58,7 +73,7 @@ def text_file(tmp_path, monkeypatch) -> Path:
     """bottles.txt in a temporary folder, which is also the current folder, so data/ and runs/ are created there."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "bottles.txt"
-    path.write_text(TEXT, encoding="utf-8")
+    path.write_text(TEXT, encoding="utf-8", newline="\n")
     return path
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-_context = multiprocessing.get_context("forkserver")
+_has_fork = "forkserver" in multiprocessing.get_all_start_methods()  # not on Windows, where these tests are skipped
+_context: Any = multiprocessing.get_context("forkserver" if _has_fork else "spawn")
 _context.set_forkserver_preload(["nanogpt_lite.api.pipeline", "torch._dynamo"])  # the slow imports
 _started: list[BaseProcess] = []
 _jobs: list["Job"] = []

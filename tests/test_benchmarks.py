@@ -76,6 +76,7 @@ def test_table_shows_rows_targets_and_notes():
     assert "- what int8 changes: a note" in text
 
 
+@pytest.mark.posix("benchmarks/launch.py uses wait4")
 def test_memory_is_that_of_the_launched_process(tmp_path):
     from harness import launch
 
@@ -89,6 +90,7 @@ def test_memory_is_that_of_the_launched_process(tmp_path):
     assert 100 < large < 150
 
 
+@pytest.mark.posix("benchmarks/launch.py uses wait4")
 def test_failed_process_is_reported_with_its_last_lines(tmp_path):
     from harness import launch
 

@@ -2,8 +2,12 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
+from subprocess import PIPE
 
+import filelock
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -68,6 +72,7 @@ def test_full_disk_keeps_the_old_file_and_removes_the_temporary_one(tmp_path, mo
     assert names(tmp_path) == ["file"]
 
 
+@pytest.mark.posix("flushes a folder, which Windows cannot")
 def test_content_is_flushed_before_the_rename(tmp_path, monkeypatch):
     """In this order a power failure leaves the old file or the new one."""
     order = []
@@ -91,6 +96,7 @@ def test_content_is_flushed_before_the_rename(tmp_path, monkeypatch):
     assert order == [("flush", new), ("rename", new), ("flush", folder)]
 
 
+@pytest.mark.posix("Windows has one permission, read-only")
 def test_written_file_has_the_permissions_of_any_new_file(tmp_path):
     """Also when the writer makes the file private, or replaces it."""
     (tmp_path / "plain").touch()
@@ -111,7 +117,7 @@ def test_only_unlocked_temporary_files_of_the_named_files_are_removed(tmp_path):
         (tmp_path / f".{name}.123.tmp").touch()
     with files.atomic_write(tmp_path / "best.safetensors") as written:
         files.remove_temp_files(tmp_path, "*.safetensors", "config.json")
-        assert names(tmp_path) == [written.name, ".hidden", ".notes.1.tmp", "kept.tmp"]
+        assert names(tmp_path) == [written.name, f"{written.name}.lock", ".hidden", ".notes.1.tmp", "kept.tmp"]
     assert names(tmp_path) == [".hidden", ".notes.1.tmp", "best.safetensors", "kept.tmp"]
 
 
@@ -191,3 +197,45 @@ def test_main_file_is_absent_while_a_set_is_replaced(tmp_path, monkeypatch):
         with files.atomic_write_set(*paths):
             pass
     assert renamed == [("other", False), ("main", False)] * 2
+
+
+def test_lock_is_held_by_one_block_at_a_time_and_leaves_no_file(tmp_path):
+    path = tmp_path / ".lock"
+    for _ in range(2):
+        with files.lock(path):
+            assert path.exists()
+            with pytest.raises(BlockingIOError), files.lock(path):
+                pass
+            assert path.exists()
+        assert names(tmp_path) == []
+
+
+def test_lock_is_held_against_other_processes_until_they_end_also_if_they_are_killed(tmp_path):
+    code = f"""
+import sys
+from pathlib import Path
+from nanogpt_lite import files
+with files.lock(Path({str(tmp_path)!r}, ".lock")):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdin=PIPE, stdout=PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "locked\n"
+        with pytest.raises(BlockingIOError), files.lock(tmp_path / ".lock"):
+            pass
+        process.kill()
+    assert names(tmp_path) == [".lock"]
+    with files.lock(tmp_path / ".lock"):
+        pass
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", files.NO_LOCKS_ERRNOS)
+def test_file_system_without_locks_locks_nothing(tmp_path, monkeypatch, number):
+    def refuse(self, *arguments, **options):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    with files.lock(tmp_path / ".lock"), files.lock(tmp_path / ".lock"):
+        pass

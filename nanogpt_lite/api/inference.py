@@ -119,19 +119,21 @@ def evaluate(
         dtype = trained_with.dtype if same_device else devices.resolve_dtype("auto", device, width=trained_with.n_embd)
     with ExitStack() as stack:
         stack.callback(memory.trim_heap)
-        data = _open_evaluation_data(dataset, saved, trained_with, tokenizer, stack, verify=verify)
+        folder = stack.enter_context(TemporaryDirectory(ignore_cleanup_errors=True)) if dataset is not None else ""
+        data = _open_evaluation_data(dataset, folder, saved, trained_with, tokenizer, verify=verify)
         stack.enter_context(devices.use_threads(devices.resolve_threads(settings.threads)))
         stack.enter_context(memory.retain_heap())
-        train_tokens, val_tokens = stack.enter_context(verification.open_verified(data))
-        return {
-            "step": saved.metadata.step,
-            "val_loss": _split_loss(model, val_tokens, trained_with.block_size, dtype),
-            "val_tokens": len(val_tokens),
-            "train_loss": _split_loss(model, train_tokens, trained_with.block_size, dtype),
-            "train_tokens": len(train_tokens),
-            "dataset": str(dataset or trained_with.dataset),
-            "checkpoint": str(saved.path),
-        }
+        # in a function: when it returns, its maps of files in the folder are closed, else Windows would not remove them
+        losses, sizes = _split_losses(model, data, dtype)
+    return {
+        "step": saved.metadata.step,
+        "val_loss": losses[1],
+        "val_tokens": sizes[1],
+        "train_loss": losses[0],
+        "train_tokens": sizes[0],
+        "dataset": str(dataset or trained_with.dataset),
+        "checkpoint": str(saved.path),
+    }
 
 
 def read_prompt(start: str) -> str:
@@ -173,26 +175,32 @@ def _load_model(run: RunLike, settings: LoadConfig) -> tuple[GPT, Tokenizer, Che
     return model.eval(), tokenizer, saved
 
 
-def _split_loss(model: GPT, tokens: Tokens, block_size: int, dtype: str) -> float:
-    """The loss over a whole split, each target once."""
-    windows = evaluation.split_windows(tokens, block_size)
-    loss = evaluation.mean_loss(model, windows, model.lm_head.weight.device, dtype)
-    assert loss is not None  # None is for an evaluation that was asked to stop
-    return loss
+def _split_losses(model: GPT, data: Dataset, dtype: str) -> tuple[list[float], list[int]]:
+    """The loss over the whole training and validation split, and the number of tokens of each."""
+    losses, sizes = [], []
+    device = model.lm_head.weight.device
+    with verification.open_verified(data) as splits:
+        for tokens in splits:
+            windows = evaluation.split_windows(tokens, model.config.block_size)
+            loss = evaluation.mean_loss(model, windows, device, dtype)
+            assert loss is not None  # None is for an evaluation that was asked to stop
+            losses.append(loss)
+            sizes.append(len(tokens))
+    return losses, sizes
 
 
 def _open_evaluation_data(
     dataset: str | Path | None,
+    folder: str,
     saved: Checkpoint,
     trained_with: TrainConfig,
     tokenizer: Tokenizer,
-    stack: ExitStack,
     *,
     verify: bool,
 ) -> Dataset:
-    """The dataset to evaluate on, verified: the one of the run, or `dataset` with the run's tokenizer."""
+    """The dataset to evaluate on, verified: the one of the run, or `dataset` with the run's tokenizer in `folder`."""
     if dataset is None:
         sha256 = saved.metadata.dataset_sha256 or None
         return preparation.open_or_prepare(trained_with.dataset, tokenizer=tokenizer, sha256=sha256, verify=verify)
-    folder = stack.enter_context(TemporaryDirectory())  # not data/NAME, which may be prepared with another tokenizer
+    # in a folder of its own: data/NAME may be prepared with another tokenizer
     return preparation.open_or_prepare(dataset, tokenizer=tokenizer, out_dir=folder, verify=verify)

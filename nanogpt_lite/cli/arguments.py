@@ -9,7 +9,6 @@ import dataclasses
 import difflib
 import functools
 import inspect
-import shlex
 import shutil
 import textwrap
 from collections.abc import Callable, Collection, Sequence
@@ -26,6 +25,7 @@ from nanogpt_lite.config.options import (
 )
 from nanogpt_lite.config.presets import PRESETS
 from nanogpt_lite.config.schema import Options, Value, parse_values, type_of
+from nanogpt_lite.config.spelling import quote
 from nanogpt_lite.errors import UserError
 
 HELP_COLUMN = 26  # where the help of an option begins; a longer option has a line of its own
@@ -147,11 +147,11 @@ def _unknown_argument(argument: str, command: Command) -> str:
     elif "preset" in command.texts and argument in PRESETS:
         remedy = f"did you mean --preset {argument}?"
     elif "preset" in command.texts:
-        remedy = f"did you mean --dataset {shlex.quote(argument)}? A preset is chosen by --preset"
+        remedy = f"did you mean --dataset {quote(argument)}? A preset is chosen by --preset"
     elif "dataset" in command.kind.names():
-        remedy = f"did you mean --dataset {shlex.quote(argument)}?"
+        remedy = f"did you mean --dataset {quote(argument)}?"
     elif "out_dir" in command.texts:
-        remedy = f"did you mean --out_dir {shlex.quote(argument)}?"
+        remedy = f"did you mean --out_dir {quote(argument)}?"
     else:
         remedy = "--help lists the options"
     return f"unknown argument {argument!r}; {remedy}"

@@ -8,7 +8,6 @@ import contextlib
 import errno
 import io
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from nanogpt_lite.cli import arguments
 from nanogpt_lite.cli.arguments import Command, GivenOptions
 from nanogpt_lite.cli.commands import COMMANDS
 from nanogpt_lite.config.schema import require_known
-from nanogpt_lite.config.spelling import for_command_line
+from nanogpt_lite.config.spelling import for_command_line, quote
 from nanogpt_lite.errors import ExternalError, Interrupted, UserError
 from nanogpt_lite.files import DISK_FULL_ERRNOS
 
@@ -57,10 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _interrupted(130, f"interrupted{saved if name in ('train', 'run') else ''}")
     except ExternalError as error:
         return _fail(1, f"error: {for_command_line(str(error))}")
-    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except OSError as error:
+        if _is_closed_pipe(error):  # the reader of the output, such as `head`, has closed it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
         return _fail(1, f"error: {_describe_os_error(error)}")
     except (MemoryError, RuntimeError) as error:
         from nanogpt_lite.device.memory import is_out_of_memory
@@ -109,15 +108,23 @@ def _resume_hint(command: str, interrupted: Interrupted) -> str:
     """What was saved, and the command that continues the run."""
     hint = f"interrupted: {for_command_line(str(interrupted))}"
     if interrupted.out_dir is not None:
-        out_dir = shlex.quote(interrupted.out_dir)
+        out_dir = quote(interrupted.out_dir)
         hint += f"; continue with: nanogpt-lite {command} --out_dir {out_dir} --init_from resume"
     return hint
+
+
+def _is_closed_pipe(error: OSError) -> bool:
+    """Whether a write failed because the reader closed the pipe. Windows then says "invalid argument"."""
+    is_unnamed_einval = error.errno == errno.EINVAL and error.filename is None
+    return isinstance(error, BrokenPipeError) or (sys.platform == "win32" and is_unnamed_einval)
 
 
 def _describe_os_error(error: OSError) -> str:
     reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     if error.errno == errno.EFBIG:
         return f"{reason}; raise the limit on the size of a file"
+    if sys.platform == "win32" and isinstance(error, PermissionError):
+        return f"{reason}; check the path and its permissions, and close other programs that have the file open"
     return f"{reason}; {'free some space' if error.errno in DISK_FULL_ERRNOS else 'check the path and its permissions'}"
 
 

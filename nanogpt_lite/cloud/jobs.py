@@ -165,7 +165,7 @@ def _train_and_sync(
 
 def _run_name(out_dir: str) -> str:
     """The name of a run that is given by its name, or by its folder: runs/NAME."""
-    return out_dir.removeprefix(f"{RUNS_DIR}/")
+    return out_dir.replace("\\", "/").removeprefix(f"{RUNS_DIR}/")  # runs\\NAME from a client on Windows
 
 
 def _preset_shape(preset: str, options: Mapping[str, Value]) -> dict[str, Value]:

@@ -3,6 +3,8 @@
 Three kinds of processes run this module. The calling process iterates over the records (`train_on_ranks`). A second
 one runs PyTorch's launcher (`launch`), which needs the main thread and the signals of its process. The ranks
 (`run_rank`) call `pipeline.training_to_end`, and the main one writes the records to a file, which the caller polls.
+
+It needs sessions and signals as Linux and macOS have them: it runs in Modal's containers, never on Windows.
 """
 
 import contextlib

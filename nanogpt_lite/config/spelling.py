@@ -7,6 +7,8 @@ options only.
 
 import re
 import shlex
+import subprocess
+import sys
 
 from nanogpt_lite.config.options import RunConfig
 
@@ -43,4 +45,9 @@ def for_modal(message: str) -> str:
 def _flag(name: str, value: str | None, *, is_switch: bool) -> str:
     if value is None or (is_switch and value in ("True", "False")):
         return f"--{name}"
-    return f"--{name} {shlex.quote(value.strip(chr(39)))}"
+    return f"--{name} {quote(value.strip(chr(39)))}"
+
+
+def quote(argument: str) -> str:
+    """An argument as one types it on the command line of this system: in quotes if the shell would change it."""
+    return subprocess.list2cmdline([argument]) if sys.platform == "win32" else shlex.quote(argument)

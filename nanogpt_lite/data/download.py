@@ -45,7 +45,7 @@ def url_resource(url: str) -> Resource:
         path = unquote(urlsplit(url).path)
     except ValueError as error:
         raise UserError(f"{url!r} is not a valid URL ({error}); give one like https://example.org/text.txt") from None
-    name = re.sub(r"[^\w.-]+", "_", path.rsplit("/", 1)[-1]).strip("._") or "index.txt"
+    name = files.safe_name(path.rsplit("/", 1)[-1], "index.txt")
     return Resource(url, f"urls/{hashlib.sha256(url.encode()).hexdigest()[:16]}/{name}")
 
 

@@ -6,17 +6,18 @@ See `download` for fetching a URL, and `encoding` for what is done with the text
 import codecs
 import difflib
 import glob
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from nanogpt_lite import files
 from nanogpt_lite.data import download
 from nanogpt_lite.data.download import ProgressCallback
 from nanogpt_lite.errors import UserError
 
 DATASET_NAMES = ("shakespeare_char", "python_docs")
 OUTPUT_FILES = ("train.bin", "metrics.jsonl", "best.safetensors", "last.safetensors")  # a folder with one is an output
+ERROR_INVALID_NAME = 123  # of Windows: the path has a character that no file name can have
 MAX_NAME_CHARS = 1000  # characters; longer than any useful path or URL
 CHUNK_BYTES = 2**18  # bytes read at a time: small enough for the processor's cache
 SHAKESPEARE = download.Resource(
@@ -95,7 +96,10 @@ def _local_path(dataset: str) -> Path:
         path.stat()
     except FileNotFoundError:
         return path
-    except (OSError, RuntimeError, ValueError) as error:  # too long, no permission, an unknown ~user, a null byte
+    except (OSError, RuntimeError, ValueError) as error:
+        if getattr(error, "winerror", None) == ERROR_INVALID_NAME:  # a glob: no path of Windows has a *
+            return path
+        # too long, no permission, an unknown ~user, a null byte
         raise UserError(f"the dataset {dataset[:60]!r} cannot be read ({error}); give the path of a text") from None
     return path
 
@@ -156,4 +160,4 @@ def _read_python_docs() -> Iterator[str]:
 
 
 def _safe_name(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", name).strip("._") or "text"
+    return files.safe_name(name, "text")

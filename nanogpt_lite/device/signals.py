@@ -35,10 +35,11 @@ def stop_on_signals(request: StopRequest | None = None) -> Iterator[StopRequest]
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none, but SIGBREAK (Ctrl-Break)
     signums = [signal.SIGINT, signal.SIGTERM]
-    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
-    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
-        signums.append(hangup)
+    signums += [signum for signum in (hangup, getattr(signal, "SIGBREAK", None)) if signum is not None]
+    if hangup is not None and signal.getsignal(hangup) == signal.SIG_IGN:
+        signums.remove(hangup)
     handlers = {signum: signal.signal(signum, handle) for signum in signums}
     try:
         yield request

@@ -103,7 +103,7 @@ def to_huggingface(
     if has_plot:
         plots.save_figure(source.plot(), folder / "loss.png")
     with files.atomic_write(folder / "README.md") as temporary:
-        temporary.write_text(model_card(saved.metadata, config, has_plot=has_plot), encoding="utf-8")
+        temporary.write_text(model_card(saved.metadata, config, has_plot=has_plot), encoding="utf-8", newline="\n")
     return folder
 
 

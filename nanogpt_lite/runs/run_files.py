@@ -21,6 +21,7 @@ from nanogpt_lite.tracking import metrics_file
 from nanogpt_lite.tracking.trackers import WANDB_ID_FILE
 from nanogpt_lite.trainer.state import TrainState
 
+LOCK_FILE = ".lock"  # in the folder of a run, while a training writes to it
 TRACKER_FILES = ("events.out.tfevents.*", WANDB_ID_FILE)  # what TensorBoard and W&B write into a run's folder
 
 
@@ -70,7 +71,7 @@ def delete_run_files(out_dir: Path) -> None:
 def lock_run(out_dir: Path) -> Iterator[None]:
     """Lock the folder of a run during the `with` block. `UserError` if another process has locked it."""
     try:
-        with files.lock(out_dir):
+        with files.lock(out_dir / LOCK_FILE):
             yield
     except BlockingIOError:
         raise UserError(
@@ -87,7 +88,7 @@ def write_run_config(state: TrainState, data: Dataset, out_dir: Path) -> None:
     del options["out_dir"]  # a run that repeats this config gets a folder of its own
     content = {
         "config": options,
-        "dataset": {"path": str(data.path), "sha256": data.sha256, "vocab_size": data.tokenizer.vocab_size},
+        "dataset": {"path": data.path.as_posix(), "sha256": data.sha256, "vocab_size": data.tokenizer.vocab_size},
         "versions": {
             "python": platform.python_version(),
             "nanogpt-lite": __version__,  # not from importlib.metadata: on Modal the package is not installed

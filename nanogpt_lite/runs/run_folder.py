@@ -6,6 +6,7 @@ runs/NAME/last.safetensors         the newest checkpoint: all that is needed to 
 runs/NAME/best.safetensors         the same, at the lowest val loss
 runs/NAME/step_001000.safetensors  numbered checkpoints, with `keep_every`
 runs/NAME/loss.png                 the loss curves
+runs/NAME/.lock                    while a training uses the folder, and after one was killed
 
 How a folder is created, locked and cleared is in `run_files`.
 """

@@ -164,6 +164,7 @@ def test_sample_interval_does_not_change_training(text_file):
     assert [len(text) for text in texts] == [pipeline.PREVIEW_TOKENS] * 5
 
 
+@pytest.mark.posix("os.kill sends no signal on Windows, but ends the process")
 def test_an_interrupt_saves_and_is_raised(text_file, capsys):
     records = pipeline.training_to_end("bottles.txt", **{**TINY, "max_iters": 10_000, "log_interval": 1})
     with pytest.raises(ng.Interrupted) as caught:
@@ -176,6 +177,7 @@ def test_an_interrupt_saves_and_is_raised(text_file, capsys):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.posix("os.kill sends no signal on Windows, but ends the process")
 def test_interrupted_pipeline_names_the_folder_to_resume_from(text_file, monkeypatch):
     """The signal arrives while an evaluation is recorded."""
     written = console.Console.write
@@ -227,6 +229,7 @@ def settings_of_the_process():
     return [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), torch.get_num_threads()]
 
 
+@pytest.mark.posix("os.kill sends no signal on Windows, but ends the process")
 def test_suspended_generator_changes_neither_signal_handlers_nor_threads(text_file):
     options = {**TINY, "threads": torch.get_num_threads() + 1}
     before = settings_of_the_process()
@@ -244,6 +247,7 @@ def test_suspended_generator_changes_neither_signal_handlers_nor_threads(text_fi
     assert settings_of_the_process() == before
 
 
+@pytest.mark.posix("os.kill sends no signal on Windows, but ends the process")
 def test_ctrl_c_during_a_step_of_a_bare_generator_ends_the_step_and_saves(text_file, monkeypatch):
     train_step, before = step.train_step, settings_of_the_process()
 
@@ -264,6 +268,7 @@ def test_ctrl_c_during_a_step_of_a_bare_generator_ends_the_step_and_saves(text_f
     assert saved.metadata.step == 6
 
 
+@pytest.mark.posix("os.kill sends no signal on Windows, but ends the process")
 @pytest.mark.parametrize("call", [ng.train, pipeline.run])
 def test_signal_while_the_console_draws_still_saves_the_state(text_file, call):
     class InterruptedConsole(console.Console):
@@ -280,6 +285,7 @@ def test_signal_while_the_console_draws_still_saves_the_state(text_file, call):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.posix("os.kill sends no signal on Windows, but ends the process")
 def test_signal_while_a_tracker_writes_still_saves_the_state(text_file, monkeypatch):
     write = MetricsFile.write
 

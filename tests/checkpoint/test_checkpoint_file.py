@@ -78,6 +78,7 @@ def test_a_failed_write_leaves_the_old_file_unchanged_and_no_temporary_file(tmp_
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 
+@pytest.mark.posix("limits the size of a file with setrlimit")
 def test_a_file_over_the_size_limit_leaves_the_old_file_unchanged(tmp_path):
     """In a process that may write 100 kB per file: the operating system refuses the write, not a mock."""
     script = """if True:

@@ -13,6 +13,8 @@ from conftest import wait_for
 
 import nanogpt_lite as ng
 
+pytestmark = pytest.mark.posix("sends signals, and runs commands in bash")
+
 
 def test_closed_output_pipe_ends_with_status_141(text_file):
     main(f"{TRAIN} --max_iters 2")

@@ -17,6 +17,8 @@ import nanogpt_lite as ng
 from nanogpt_lite.cloud import launcher
 from nanogpt_lite.tracking.records import DoneRecord, EvalRecord, record_from_json
 
+pytestmark = pytest.mark.linux("starts ranks as in a container of Modal, and finds them in /proc")
+
 OPTIONS: dict[str, Any] = {**TINY_GPT, "batch_size": 8, "eval_interval": 4, "log_interval": 2, "lr_decay_iters": 12}
 
 

@@ -118,7 +118,7 @@ def test_bpe_tokens_span_the_files_of_a_folder(tmp_path):
     assert data.val.tolist() == tokenizer.encode(whole[split_at:]).tolist()
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's peak memory")
+@pytest.mark.linux("reads the peak memory in /proc/self/status")
 def test_memory_does_not_grow_with_the_length_of_the_text(tmp_path):
     (tmp_path / "long.txt").write_bytes(("Ach – ein Ärgernis! 麻煩 " * 64 + "\n").encode() * 21_000)
     code = """

@@ -3,7 +3,6 @@
 import codecs
 import os
 import re
-import sys
 
 import pytest
 from documentation import ROOT
@@ -185,7 +184,7 @@ def test_invalid_path_is_refused(tmp_path, dataset):
         sources.find_source(dataset)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no os.mkfifo")
+@pytest.mark.posix("makes a named pipe with os.mkfifo")
 def test_named_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.txt")
     with pytest.raises(UserError, match="not a regular file, .* copy it"):

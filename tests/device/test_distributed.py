@@ -22,6 +22,8 @@ from nanogpt_lite.device.distributed import ProcessGroup
 from nanogpt_lite.tracking import metrics_file
 from nanogpt_lite.trainer import loop
 
+pytestmark = pytest.mark.posix("forks ranks, and sends them signals")
+
 
 @pytest.fixture
 def folder(text_file):

@@ -14,6 +14,7 @@ import torch
 from nanogpt_lite.device import memory
 
 
+@pytest.mark.linux("reads /proc/self/statm and counts page faults")
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="retain_heap has an effect with glibc only")
 def test_retain_heap_keeps_freed_memory_and_returns_it_at_the_end():
     code = """
@@ -42,6 +43,7 @@ print(usual, retained, before, resident())
     assert resident_after < resident_before + 20e6  # bytes, of 128e6 allocated
 
 
+@pytest.mark.linux("reads /proc/self/statm")
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's parameters are changed")
 def test_blocks_freed_after_a_training_go_back_to_the_system_as_in_a_process_that_never_trained(text_file):
     code = """

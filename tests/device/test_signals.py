@@ -9,6 +9,7 @@ import pytest
 from nanogpt_lite.device import signals
 
 
+@pytest.mark.posix("os.kill sends no signal on Windows, but ends the process")
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_first_signal_requests_a_stop_and_sigint_then_interrupts(signum):
     before = signal.getsignal(signum)

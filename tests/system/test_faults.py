@@ -29,7 +29,7 @@ from nanogpt_lite.data import verification
 from nanogpt_lite.tracking import metrics_file
 from nanogpt_lite.trainer import loop, step
 
-resource = pytest.importorskip("resource", reason="Windows has no such limits and signals")
+pytestmark = pytest.mark.posix("forks processes, kills them, and limits what they may write")
 OPTIONS: dict[str, Any] = {**TINY_GPT, "dropout": 0.1, "max_iters": 12, "eval_interval": 4, "log_interval": 3}
 OUT = Path("runs/faulty")
 
@@ -197,6 +197,8 @@ def test_resume_is_bit_exact_after_kills_at_random_moments(text_file, count, cas
 def train_with_file_size_limit(options, limit):
     """No file can get longer than `limit` bytes: the operating system refuses, as it does on a full disk."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    import resource  # Windows has none
+
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     train(options)
 

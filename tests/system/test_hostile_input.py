@@ -462,7 +462,7 @@ def test_token_ids_outside_the_vocabulary_are_an_error(text_file, id_):
         ng.train(dataset, **OPTIONS)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS works on Linux only")
+@pytest.mark.linux("RLIMIT_AS limits the memory on Linux only")
 def test_memory_limit_is_in_force(trained):
     """Without the limit the cases above would not show a huge allocation."""
     with pytest.raises((MemoryError, RuntimeError)) as caught:

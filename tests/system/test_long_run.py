@@ -2,7 +2,6 @@
 
 import gc
 import json
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ def resources_in_use():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
+@pytest.mark.linux("counts memory, files and threads in /proc")
 def test_20_000_steps_take_no_more_than_2_000(text_file, case_counts):
     ng.prepare("bottles.txt")
     path, invalid, reads, finished = Path("runs/bottles-1/metrics.jsonl"), [], [0], threading.Event()

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import sys
 import weakref
 from pathlib import Path
 
@@ -140,6 +139,7 @@ def train_with_limited_memory(options, max_rows):
     rank_training.train(options)
 
 
+@pytest.mark.posix("forks ranks")
 def test_ranks_agree_on_a_micro_batch_that_fits_on_all(text_file):
     import nanogpt_lite as ng
 
@@ -151,6 +151,7 @@ def test_ranks_agree_on_a_micro_batch_that_fits_on_all(text_file):
     assert [(r["step"], r["rows"]) for r in rank_training.records("runs/limited", "micro_batch")] == [(1, 2)]
 
 
+@pytest.mark.posix("forks ranks")
 def test_ranks_without_memory_for_a_single_row_raise_an_error(text_file):
     import nanogpt_lite as ng
 
@@ -266,7 +267,7 @@ def train_under_memory_limit(options, room):
     ng.train("bottles.txt", **options)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS and /proc are needed")
+@pytest.mark.linux("limits the memory with RLIMIT_AS")
 @pytest.mark.parametrize(
     ("dtype", "room"),
     [
