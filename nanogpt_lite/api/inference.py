@@ -17,7 +17,6 @@ from nanogpt_lite.config.keyword_types import LoadOptions, SampleOptions, Stream
 from nanogpt_lite.config.options import LoadConfig, NetworkConfig, SampleConfig, TrainConfig
 from nanogpt_lite.config.signatures import with_options
 from nanogpt_lite.data import preparation, verification
-from nanogpt_lite.data.batching import Tokens
 from nanogpt_lite.data.dataset import Dataset
 from nanogpt_lite.device import devices, generators, memory, seeding
 from nanogpt_lite.errors import UserError

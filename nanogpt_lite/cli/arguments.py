@@ -150,8 +150,6 @@ def _unknown_argument(argument: str, command: Command) -> str:
         remedy = f"did you mean --dataset {quote(argument)}? A preset is chosen by --preset"
     elif "dataset" in command.kind.names():
         remedy = f"did you mean --dataset {quote(argument)}?"
-    elif "out_dir" in command.texts:
-        remedy = f"did you mean --out_dir {quote(argument)}?"
     else:
-        remedy = "--help lists the options"
+        remedy = f"did you mean --out_dir {quote(argument)}?"
     return f"unknown argument {argument!r}; {remedy}"

@@ -96,6 +96,18 @@ def test_interrupted_command_prints_how_to_continue(capsys, monkeypatch, name):
     )
 
 
+@pytest.mark.parametrize(("name", "saved"), [("train", True), ("run", True), ("sample", False)])
+def test_ctrl_c_outside_of_the_training_loop_says_what_is_saved(capsys, monkeypatch, name, saved):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"nanogpt_lite.api.pipeline.{name}", interrupt, raising=False)
+    monkeypatch.setattr("nanogpt_lite.runs.run_folder.newest_run", interrupt)
+    assert main(name) == 130
+    hint = "; earlier checkpoints are unchanged, continue from them with --init_from resume" if saved else ""
+    assert capsys.readouterr().err == f"interrupted{hint}\n"
+
+
 SLOW_CASES = [pytest.param(closed, marks=pytest.mark.slow) for closed in ("2>&-", ">&-", ">&- 2>&-", "2> /dev/full")]
 
 

@@ -159,6 +159,27 @@ def test_library_messages_name_options_as_on_the_command_line(capsys, monkeypatc
     assert capsys.readouterr().err == "error: no room; give another --out_dir or --overwrite\n"
 
 
+def test_an_error_that_is_no_users_mistake_keeps_its_traceback(monkeypatch):
+    def fail(**options):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("nanogpt_lite.api.pipeline.train", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main("train")
+
+
+def test_version_is_that_of_the_package(capsys):
+    assert main("--version") == 0
+    assert capsys.readouterr().out == f"{ng.__version__}\n"
+
+
+def test_a_folder_in_place_of_the_metrics_is_not_replaced(text_file, capsys):
+    Path("mine/metrics.jsonl").mkdir(parents=True)
+    assert main(f"{TRAIN} --max_iters 2 --out_dir mine --overwrite") == 2
+    assert "mine/metrics.jsonl exists already, and no run wrote it" in capsys.readouterr().err
+    assert Path("mine/metrics.jsonl").is_dir()
+
+
 def test_read_only_folder_is_reported(text_file, capsys):
     if os.geteuid() == 0:  # root can write to any folder: put a file where the folder would be
         Path("runs").write_text("")

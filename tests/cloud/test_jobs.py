@@ -1,5 +1,6 @@
 """Jobs on a shared Volume: their runs equal those of a training without a Volume that nothing interrupts."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -115,6 +116,14 @@ def test_prepared_text_is_not_read_again(machines, monkeypatch):
     result = jobs.evaluate_job(machines.start(), "text", device="cpu")
     assert result["step"] == 2
     assert result["dataset"] == "data/text"
+
+
+def test_built_in_text_is_prepared_and_stored_by_the_training(machines):
+    run = jobs.train_job(machines.start(), owner="me", dataset="python_docs", **{**OPTIONS, "max_iters": 2})
+    assert run.out_dir == Path("runs/python_docs")
+    assert (machines.shared / "datasets/python_docs/train.bin").is_file()
+    config = json.loads((machines.shared / "runs/python_docs/config.json").read_text())["config"]
+    assert config["dataset"] == "python_docs"  # the name that every machine knows, not a folder of this one
 
 
 def test_init_from_another_run_starts_from_its_weights(machines):

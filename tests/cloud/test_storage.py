@@ -12,7 +12,7 @@ import nanogpt_lite as ng
 from nanogpt_lite.checkpoint.checkpoint_file import SUFFIX
 from nanogpt_lite.cloud import jobs
 from nanogpt_lite.cloud import storage as storage_module
-from nanogpt_lite.cloud.storage import require_safe_name
+from nanogpt_lite.cloud.storage import LocalStorage, require_safe_name
 
 
 @pytest.fixture
@@ -73,3 +73,17 @@ def test_push_copies_a_file_again_that_was_replaced_during_the_copy(machines, mo
 def test_name_that_could_be_a_path_is_refused(name):
     with pytest.raises(ng.UserError, match="invalid run name"):
         require_safe_name(name, "run")
+
+
+def test_local_storage_has_the_runs_of_the_current_folder_and_stores_nothing(trained):
+    storage = LocalStorage()
+    before = sorted(Path().rglob("*"))
+    assert storage.run_names() == ["bottles-1"]
+    assert storage.text_source("bottles.txt") == "bottles.txt"
+    storage.claim(trained.out_dir, "me", delete_files=True)
+    assert not storage.is_owner(trained.out_dir, "me")
+    storage.push(trained.out_dir, "me")
+    storage.pull(trained.out_dir)
+    storage.write_text("sweeps/a.json", "[]")
+    assert storage.read_text("sweeps/a.json") == ""  # so that a sweep here trains its trials again
+    assert sorted(Path().rglob("*")) == before

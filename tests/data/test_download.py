@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import requests
 
 from nanogpt_lite.data import download, sources
 from nanogpt_lite.data.download import DownloadError, Resource, fetch
@@ -169,6 +170,20 @@ def test_refused_connection_error_gives_reason_and_remedies(server, cache):
         assert hint in str(caught.value)
     for noise in (" object at 0x", "Max retries exceeded"):
         assert noise not in str(caught.value)
+
+
+def test_a_host_that_does_not_answer_is_tried_once(cache, monkeypatch):
+    """As by a firewall that drops packets: each attempt would take as long as the first."""
+    attempts = []
+
+    def time_out(url: str, **options: object) -> None:
+        attempts.append(url)
+        raise requests.ConnectTimeout("no answer")
+
+    monkeypatch.setattr(requests, "get", time_out)
+    with pytest.raises(DownloadError, match="no answer"):
+        fetch(Resource("http://192.0.2.1/a.txt", "book/a.txt"))
+    assert len(attempts) == 1
 
 
 def test_connection_closed_at_once_is_a_download_error(cache, monkeypatch):

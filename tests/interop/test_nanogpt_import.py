@@ -146,6 +146,16 @@ def test_an_invalid_nanogpt_checkpoint_is_refused(nanogpt_ckpt, changes, message
     assert not Path("runs").exists()
 
 
+def test_optimizer_state_of_another_shape_is_refused(nanogpt_ckpt):
+    content, *_ = nanogpt_ckpt
+    states = {number: dict(state) for number, state in content["optimizer"]["state"].items()}
+    states[0]["exp_avg"] = states[0]["exp_avg"].flatten()
+    save_ckpt(content, optimizer={**content["optimizer"], "state": states})
+    with pytest.raises(ng.UserError, match="the optimizer state of .* has another shape than the parameter"):
+        conversion.from_nanogpt("out/ckpt.pt")
+    assert not Path("runs").exists()
+
+
 def test_a_file_that_claims_more_memory_than_its_size_is_refused(nanogpt_ckpt):
     """A tensor in a file may be one number, repeated as often as it says."""
     content, *_ = nanogpt_ckpt

@@ -86,3 +86,11 @@ for number, (old, new) in enumerate(zip(before, global_state(), strict=True)):
 """
     result = run_python(code, tmp_path)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_dir_lists_the_public_names_without_importing_them(tmp_path):
+    code = (
+        "import sys, nanogpt_lite as ng; print(sorted(ng.__all__ + ['__version__']) == dir(ng), 'torch' in sys.modules)"
+    )
+    result = run_python(code, tmp_path)
+    assert (result.stdout, result.stderr) == ("True False\n", "")
