@@ -24,6 +24,12 @@ class ExternalError(NanoGPTLiteError, RuntimeError):
 WorldError = ExternalError  # the name in version 0.1
 
 
+def shorten(text: str, length: int = 200) -> str:
+    """The first `length` characters of a text on one line, for a message that repeats what a file or a user gave."""
+    line = " ".join(text.splitlines())
+    return line if len(line) <= length else f"{line[:length]}…"
+
+
 class Interrupted(KeyboardInterrupt):
     """A signal stopped the training after its state was saved. Exit status 128 + `signum`.
 

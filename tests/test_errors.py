@@ -3,6 +3,7 @@
 import signal
 
 import nanogpt_lite as ng
+from nanogpt_lite.errors import shorten
 
 
 def test_old_names_are_the_new_ones():
@@ -25,3 +26,10 @@ def test_every_error_of_the_library_but_an_interruption_has_one_base_class():
 def test_errors_stay_the_builtin_kinds_that_they_were():
     assert issubclass(ng.UserError, ValueError)
     assert issubclass(ng.ExternalError, RuntimeError)
+
+
+def test_shortened_text_is_one_line_of_at_most_200_characters():
+    assert shorten("as it is") == "as it is"
+    assert shorten("a\nb\r\nc\x85\u2028d") == "a b c  d"
+    assert shorten("a" * 200) == "a" * 200
+    assert shorten("b" * 201) == "b" * 200 + "…"

@@ -23,7 +23,7 @@ from torch import Tensor
 from nanogpt_lite import files
 from nanogpt_lite.checkpoint.metadata import CheckpointMetadata, InvalidMetadataError
 from nanogpt_lite.device.memory import is_out_of_memory
-from nanogpt_lite.errors import UserError
+from nanogpt_lite.errors import UserError, shorten
 
 METADATA_KEY = "nanogpt_lite"
 FORMAT_VERSION = 3  # of the JSON under the key
@@ -128,7 +128,7 @@ def _read_safetensors(path: Path, prefix: str) -> tuple[dict[str, str], dict[str
     except (safetensors.SafetensorError, OSError, RuntimeError, AttributeError, KeyError, ValueError) as error:
         if is_out_of_memory(error):
             raise
-        raise _DamagedError(str(error)) from error
+        raise _DamagedError(shorten(str(error))) from error
 
 
 def _verify_checksums(tensors: Mapping[str, Tensor], checksums: object, prefix: str) -> None:

@@ -26,7 +26,7 @@ from nanogpt_lite.config.options import (
 from nanogpt_lite.config.presets import PRESETS
 from nanogpt_lite.config.schema import Options, Value, parse_values, type_of
 from nanogpt_lite.config.spelling import quote
-from nanogpt_lite.errors import UserError
+from nanogpt_lite.errors import UserError, shorten
 
 HELP_COLUMN = 26  # where the help of an option begins; a longer option has a line of its own
 MIN_HELP_WIDTH = 20
@@ -71,7 +71,8 @@ def parse_options(name: str, command: Command, argv: Sequence[str]) -> GivenOpti
     unknown = [argument for argument in unknown if argument != "--"]
     if unknown:
         raise UserError(_unknown_argument(unknown[0], command))
-    given = vars(parsed)
+    # in Python 3.11 and 3.12, argparse drops the value of "--stop=--" and leaves an empty list
+    given = {option: "--" if value == [] else value for option, value in vars(parsed).items()}
     texts = {name: given[name] for name in command.kind.names() if name in given}
     return {**given, **parse_values(command.kind, texts)}
 
@@ -140,6 +141,7 @@ def _explain(flag: str, command: Command) -> str:
 
 def _unknown_argument(argument: str, command: Command) -> str:
     """The message for an argument that the command does not have, with the option that was probably meant."""
+    argument = shorten(argument)
     if argument.startswith("-"):
         name = argument.split("=")[0].lstrip("-").replace("-", "_")
         nearest = difflib.get_close_matches(name, command.option_names(), n=1)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Self, TypeVar
 
-from nanogpt_lite.errors import UserError
+from nanogpt_lite.errors import UserError, shorten
 
 Value = int | float | bool | str
 
@@ -166,7 +166,7 @@ def require_known(names: Iterable[str], known: Iterable[str], what: str) -> None
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1)
             remedy = f"did you mean {nearest[0]}?" if nearest else f"use one of {', '.join(known)}"
-            raise UserError(f"unknown {what} {name!r}; {remedy}")
+            raise UserError(f"unknown {what} {shorten(repr(name))}; {remedy}")
 
 
 def type_of(field: "dataclasses.Field[Any]") -> type[Value]:
@@ -202,4 +202,5 @@ def _invalid_value(field: "dataclasses.Field[Any]", value: object) -> UserError:
     expected = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}[type_of(field)]
     expected += f", {rule.description}" if rule is not ANY else ""
     expected += f" ({unit})" if unit else ""
-    return UserError(f"{field.name}={value!r} is an invalid value: must be {expected}. Help: {field.metadata['help']}")
+    shown = shorten(repr(value))
+    return UserError(f"{field.name}={shown} is an invalid value: must be {expected}. Help: {field.metadata['help']}")

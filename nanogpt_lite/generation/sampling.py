@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nanogpt_lite.config.options import SampleConfig
 
+SMALLEST_TEMPERATURE = 1e-30  # below it, a quotient of float32 may be infinite; the likeliest token is certain there
 RNG_CHUNK = 256  # random numbers generated at a time for each row; a multiple of 4, see `make_uniforms`
 
 
@@ -19,7 +20,8 @@ def sample_token(logits: Tensor, uniforms: Tensor, config: SampleConfig) -> Tens
     """
     if config.temperature == 0:
         return logits.argmax(dim=-1)
-    probabilities = filter_logits(logits / config.temperature, config).softmax(dim=-1)
+    temperature = max(config.temperature, SMALLEST_TEMPERATURE)
+    probabilities = filter_logits(logits / temperature, config).softmax(dim=-1)
     # Inverse transform sampling: the first id whose cumulative probability exceeds the uniform number. Its own
     # probability is above 0. The number is scaled by the total, which rounding may leave slightly below 1.
     cumulative = probabilities.cumsum(dim=-1)  # (B, V)

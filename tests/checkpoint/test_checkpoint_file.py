@@ -151,3 +151,15 @@ def test_a_file_without_read_permission_is_an_os_error(tmp_path, monkeypatch):
     monkeypatch.setattr(type(path), "open", deny)  # not chmod: root may read a file of mode 0
     with pytest.raises(PermissionError, match="last.safetensors"):
         read_tensors_and_json(path)
+
+
+@pytest.mark.parametrize("dtype", ["F\na\nb\n", "a" * 5000])
+def test_message_about_a_damaged_header_is_short(tmp_path, dtype):
+    """Found by fuzzing: the library quotes what it does not understand."""
+    path = tmp_path / "last.safetensors"
+    header = json.dumps({"a": {"dtype": dtype, "shape": [1], "data_offsets": [0, 4]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    with pytest.raises(UserError, match="damaged") as caught:
+        read_tensors_and_json(path)
+    assert len(str(caught.value)) < 500
+    assert "\n" not in str(caught.value)

@@ -57,6 +57,24 @@ def test_value_that_looks_like_an_option_follows_an_equals_sign(text):
         parse_command(["sample", "--start", text])
 
 
+def test_two_dashes_after_an_equals_sign_are_the_value():
+    """Found by fuzzing: `argparse` drops them, and the value was an empty list."""
+    assert parse_command(["sample", "--stop=--"])[1] == {"stop": "--"}
+    assert parse_command(["info", "--out_dir=--"])[1] == {"out_dir": "--", "json": False}
+    with pytest.raises(UserError, match="lr_decay_iters='--' is an invalid value"):
+        parse_command(["run", "--lr_decay_iters=--"])
+
+
+@pytest.mark.parametrize("argument", ["a\r\nb\nc", "9" * 5000, "--x\ny\nz"])
+@pytest.mark.parametrize("command", ["train", "prepare", "sample", "import", "eval"])
+def test_message_about_an_unknown_argument_is_one_short_line(command, argument):
+    """Found by fuzzing: the remedy repeated an argument with line breaks as it is."""
+    with pytest.raises(UserError, match="unknown argument") as caught:
+        parse_command([command, argument])
+    assert len(str(caught.value)) < 500
+    assert "\n" not in str(caught.value)
+
+
 def test_the_last_value_of_a_repeated_option_counts():
     expected = {**SWITCHES, "n_layer": 5, "overwrite": True}
     assert parse("train --n_layer 4 --overwrite --n-layer=5 --overwrite") == expected

@@ -5,6 +5,7 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -316,6 +317,19 @@ def test_options_of_nanogpt_exist():
     assert set(train.split()) <= set(TrainConfig.names())
     assert set(sample.split()) <= set(SampleConfig.names())
     assert {"device", "dtype", "checkpoint"} <= set(LoadConfig.names())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"dtype": "a" * 5000}, {"max_iters": {"model": np.zeros((9, 99))}}, {"n_layer": ["\n"] * 999}, {"n" * 5000: 1}],
+    ids=["text", "array", "list", "name"],
+)
+def test_message_about_an_invalid_value_is_one_short_line(values):
+    """Found by fuzzing: a config in a file may hold anything, such as all weights under the name of an option."""
+    with pytest.raises(UserError, match="invalid value|unknown option") as caught:
+        TrainConfig.from_dict(values)
+    assert len(str(caught.value)) < 1500
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("n_embd", "n_head"), [(6, 2), (15, 3), (1, 1)])

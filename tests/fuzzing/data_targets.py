@@ -7,25 +7,24 @@ from typing import Any
 import numpy as np
 
 import nanogpt_lite as ng
-from fuzzing.fixtures import TEXT, write_text
+from fuzzing.fixtures import MODERN_OPTIONS, TEXT, write_text
 from fuzzing.mutations import any_json, any_text, changed_json, damaged, damaged_json_file
 from fuzzing.target import Snapshot, Target
-from nanogpt_lite.api import setup
 from nanogpt_lite.data import verification
-from nanogpt_lite.device.distributed import SINGLE_PROCESS
 from nanogpt_lite.tokenizers.base import Tokenizer
 from nanogpt_lite.tokenizers.bpe import BPETokenizer, train_bpe
 from nanogpt_lite.tokenizers.byte import ByteTokenizer
 from nanogpt_lite.tokenizers.char import CharTokenizer
 from nanogpt_lite.tokenizers.registry import tokenizer_from_json
+from nanogpt_lite.tracking.records import EvalRecord, StepRecord
 
 TOKENIZERS = ("char", "byte", "bpe-260")
 
 
 class PreparedData(Target[tuple[str, str, bytes]]):
-    """A prepared dataset with one damaged file: what a training reads are the tokens of the text, or it is refused.
+    """A prepared dataset with one damaged file: what is read from it are the tokens of the text, or it is refused.
 
-    The damaged folder is given by its path, or the text is prepared again over it.
+    The damaged folder is given by its path, or the text is prepared again over it. Sometimes a training starts with it.
     """
 
     name, share = "prepared-data", 100
@@ -34,8 +33,8 @@ class PreparedData(Target[tuple[str, str, bytes]]):
         write_text()
         self.expected = {name: ng.prepare("bottles.txt", tokenizer=name, out_dir=name) for name in TOKENIZERS}
         self.ids = {name: (data.train.copy(), data.val.copy()) for name, data in self.expected.items()}
+        self.losses = {name: losses_of_training(name) for name in TOKENIZERS}
         self.files = {name: Snapshot(Path(name)) for name in TOKENIZERS}
-        Path("data").mkdir()
 
     def generate(self, rng: random.Random) -> tuple[str, str, bytes]:
         tokenizer = rng.choice(TOKENIZERS)
@@ -46,15 +45,30 @@ class PreparedData(Target[tuple[str, str, bytes]]):
     def run(self, example: tuple[str, str, bytes]) -> None:
         tokenizer, file, content = example
         self.files[tokenizer].restore({file: content})
-        if len(content) % 4 == 0:
-            opened = ng.prepare("bottles.txt", tokenizer=tokenizer, out_dir=tokenizer)
-            data = setup.open_data("bottles.txt", tokenizer, SINGLE_PROCESS, None, prepared=opened)
-        else:
-            data = setup.open_data(tokenizer, "auto", SINGLE_PROCESS, None, prepared=None)
+        match len(content) % 8:
+            case 0:
+                assert losses_of_training(tokenizer) == self.losses[tokenizer]
+                return
+            case 1 | 2:
+                data = ng.prepare("bottles.txt", tokenizer=tokenizer, out_dir=tokenizer)
+            case _:
+                data = ng.prepare(tokenizer)
+        verification.verify_checksum(data)
         assert data.tokenizer.decode(data.train) + data.tokenizer.decode(data.val) == TEXT
         with verification.open_verified(data) as splits:
             for split, ids in zip(splits, self.ids[tokenizer], strict=True):
                 assert np.array_equal(split[: len(split)], ids)
+
+
+def losses_of_training(dataset: str) -> list[float]:
+    """The losses of a training of one step. Its val loss is that of the whole split."""
+    options = {**MODERN_OPTIONS, "max_iters": 1, "log_interval": 1, "out_dir": "run", "overwrite": True}
+    records = list(ng.training(dataset, **options))
+    return [
+        record.val_loss if isinstance(record, EvalRecord) else record.loss
+        for record in records
+        if isinstance(record, EvalRecord | StepRecord)
+    ]
 
 
 class Texts(Target[tuple[str, bytes]]):

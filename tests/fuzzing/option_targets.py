@@ -134,12 +134,14 @@ class CommandLine(Target[list[str]]):
         assert "Traceback" not in error.getvalue()
         if status:
             _, _, message = error.getvalue().partition("error: ")  # notes may come before it
+            for word in example:  # what was typed, such as a path, may be repeated in full
+                message = message.replace(word, word[:100])
             raise ng.UserError(message.strip())
 
 
 def _validate_only(kind: type[Options]) -> Any:
     def validate(**arguments: Any) -> NoReturn:
-        switches = {"preset", "config", "overwrite", "console"}
+        switches = {"preset", "config", "overwrite", "verify", "console"}
         kind.from_dict({name: value for name, value in arguments.items() if name not in switches})
         raise ng.UserError("the arguments are valid, and the fuzz target stops here")
 

@@ -14,6 +14,7 @@ from typing import ClassVar, Generic, TypeVar
 import nanogpt_lite as ng
 from fuzzing.mutations import EXECUTED
 
+MAX_MESSAGE = 2000  # characters
 Input = TypeVar("Input")
 
 
@@ -41,7 +42,7 @@ def try_input(target: Target[Input], example: Input) -> bool:
     """Whether the input is accepted; False if it is refused with a clear error.
 
     Any other exception is a failure. So is a warning (except a `UserWarning`, which may be what the user needs), a
-    message of more than two lines, and the execution of a pickle in the input.
+    message of more than two lines or `MAX_MESSAGE` characters, and the execution of a pickle in the input.
     """
     try:
         with warnings.catch_warnings():
@@ -52,7 +53,8 @@ def try_input(target: Target[Input], example: Input) -> bool:
     except ng.NanoGPTLiteError as error:
         message = str(error)
         assert message, "an error without a message"
-        assert message.count("\n") <= 1, f"a message of more than two lines: {message}"
+        assert message.count("\n") <= 1, f"a message of more than two lines: {message[:MAX_MESSAGE]}"
+        assert len(message) <= MAX_MESSAGE, f"a message of {len(message)} characters: {message[:MAX_MESSAGE]}"
         accepted = False
     finally:
         executed = EXECUTED.exists()

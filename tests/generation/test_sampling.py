@@ -77,6 +77,15 @@ def test_sampled_tokens_follow_the_probabilities():
     assert ((frequencies[:3] - expected).abs() < 4 * sigma).all()
 
 
+@pytest.mark.parametrize("temperature", [1e-320, 1e-45, 1e-40, 1e-30, 1e-20, 1e-10])
+def test_tiny_temperature_selects_the_likeliest_token(temperature):
+    """Found by fuzzing: the logits became infinite, and all probabilities nan, so that token 0 was selected."""
+    logits = torch.tensor([[-3.0, 90.0, 7.0], [-5.0, -4.0, -7.0]])
+    for options in ({}, {"top_k": 2, "top_p": 0.9, "min_p": 0.1}):
+        config = SampleConfig.from_dict({"temperature": temperature, **options})
+        assert sampling.sample_token(logits, torch.tensor([0.0, 0.999]), config).tolist() == [1, 1]
+
+
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24])
 def test_smallest_and_largest_uniform_select_a_token_with_probability_above_zero(uniform):
     logits = torch.randn(64, 11, generator=torch.Generator().manual_seed(1)) * 20

@@ -10,7 +10,6 @@ import json
 import pickle
 import re
 import struct
-import sys
 from pathlib import Path
 from typing import Any
 
