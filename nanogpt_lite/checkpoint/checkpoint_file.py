@@ -110,7 +110,7 @@ def read_tensors_and_json(path: Path, prefix: str = "") -> tuple[dict[str, Tenso
             )
         _verify_checksums(tensors, content.pop("tensors_crc32", None), prefix)
     except _DamagedError as error:
-        raise UserError(f"{path} is damaged or not a checkpoint ({error}); {_remedy(path)}") from error
+        raise UserError(f"{path} is damaged or not a checkpoint ({shorten(str(error))}); {_remedy(path)}") from error
     return tensors, content
 
 
@@ -128,7 +128,7 @@ def _read_safetensors(path: Path, prefix: str) -> tuple[dict[str, str], dict[str
     except (safetensors.SafetensorError, OSError, RuntimeError, AttributeError, KeyError, ValueError) as error:
         if is_out_of_memory(error):
             raise
-        raise _DamagedError(shorten(str(error))) from error
+        raise _DamagedError(str(error)) from error
 
 
 def _verify_checksums(tensors: Mapping[str, Tensor], checksums: object, prefix: str) -> None:
@@ -136,7 +136,7 @@ def _verify_checksums(tensors: Mapping[str, Tensor], checksums: object, prefix: 
         raise _DamagedError("it has no checksums")
     expected = {name: checksum for name, checksum in checksums.items() if name.startswith(prefix)}
     if different := expected.keys() ^ tensors.keys():
-        raise _DamagedError(f"{sorted(different)[0]:.60} is missing, or has no checksum")
+        raise _DamagedError(f"{sorted(different)[0]} is missing, or has no checksum")
     for name, tensor in tensors.items():
         if _crc32(tensor) != expected[name]:
             raise _DamagedError(f"wrong checksum of {name}")

@@ -153,12 +153,22 @@ def test_a_file_without_read_permission_is_an_os_error(tmp_path, monkeypatch):
         read_tensors_and_json(path)
 
 
-@pytest.mark.parametrize("dtype", ["F\na\nb\n", "a" * 5000])
-def test_message_about_a_damaged_header_is_short(tmp_path, dtype):
-    """Found by fuzzing: the library quotes what it does not understand."""
+@pytest.mark.parametrize("text", ["F\na\nb\n", "a" * 5000])
+def test_message_about_a_damaged_header_is_short(tmp_path, text):
+    """Found by fuzzing: the library quotes a dtype that it does not understand, and this program names of tensors."""
     path = tmp_path / "last.safetensors"
-    header = json.dumps({"a": {"dtype": dtype, "shape": [1], "data_offsets": [0, 4]}}).encode()
+    write_tensors_and_json(path, {text: torch.zeros(1)}, {})
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    safetensors.torch.save_file({"other": torch.zeros(1)}, path, metadata)
+    assert_message_is_short(path)
+
+    header = json.dumps({"a": {"dtype": text, "shape": [1], "data_offsets": [0, 4]}}).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    assert_message_is_short(path)
+
+
+def assert_message_is_short(path):
     with pytest.raises(UserError, match="damaged") as caught:
         read_tensors_and_json(path)
     assert len(str(caught.value)) < 500

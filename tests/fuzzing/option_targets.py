@@ -134,7 +134,7 @@ class CommandLine(Target[list[str]]):
         assert "Traceback" not in error.getvalue()
         if status:
             _, _, message = error.getvalue().partition("error: ")  # notes may come before it
-            for word in example:  # what was typed, such as a path, may be repeated in full
+            for word in itertools.chain.from_iterable(argument.split("=") for argument in example):  # may be repeated
                 message = message.replace(word, word[:100])
             raise ng.UserError(message.strip())
 
