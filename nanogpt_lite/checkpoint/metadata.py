@@ -4,6 +4,7 @@ The file format is in `checkpoint_file`. The weights are validated in `validatio
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -72,8 +73,10 @@ class CheckpointMetadata:
 
         The values of the config are checked by `TrainConfig`, those of the tokenizer by `tokenizer_from_json`.
         """
-        if type(self.device) is not str or type(self.dataset_sha256) is not str:
-            raise InvalidMetadataError("device and dataset_sha256 are not strings")
+        if type(self.device) is not str:
+            raise InvalidMetadataError("device is not a string")
+        if type(self.dataset_sha256) is not str or not re.fullmatch("([0-9a-f]{64})?", self.dataset_sha256):
+            raise InvalidMetadataError("dataset_sha256 is not a SHA-256")
         if type(self.scaler) is not dict or (self.scaler and not self.scaler.keys() >= {*SCALER_STATE_KEYS}):
             raise InvalidMetadataError("its loss scaler lacks a value")
         if self.scaler:

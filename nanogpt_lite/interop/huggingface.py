@@ -125,7 +125,9 @@ def _parse_config(content: dict[str, object]) -> NetworkConfig:
         "scale_attn_weights": content.get("scale_attn_weights", True),
         "tie_word_embeddings": content.get("tie_word_embeddings", True),
     }
-    if unsupported := [f"{name}={content.get(name)!r}" for name, supported in is_supported.items() if not supported]:
+    if unsupported := [
+        f"{name}={content.get(name)!r:.60}" for name, supported in is_supported.items() if not supported
+    ]:
         raise UserError(f"this program has no network with {', '.join(unsupported)}; give a GPT-2")
     assert activation is not None
     return NetworkConfig(

@@ -117,13 +117,13 @@ def _read_pickle(path: Path) -> dict[str, Any]:
         raise UserError(f"there is no file {path}; give a ckpt.pt of nanoGPT's train.py")
     path.open("rb").close()  # a file without read permission is an OSError, and not damaged
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                # PyTorch never compresses; a compressed file may expand to any size
-                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                    raise ValueError("it is compressed, so its size in memory is not known")
-                if damaged := archive.testzip():
-                    raise ValueError(f"{damaged} in it is damaged")
+        # a zip file: the format before PyTorch 1.6, which nanoGPT never used, can ask for any amount of memory
+        with zipfile.ZipFile(path) as archive:
+            # PyTorch never compresses; a compressed file may expand to any size
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise ValueError("it is compressed, so its size in memory is not known")
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} in it is damaged")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch warns of what it then refuses
             # nanoGPT has no other format; weights_only admits tensors and plain values, and executes nothing

@@ -67,6 +67,8 @@ def test_a_missing_key_is_an_error_that_names_it(key):
     [
         {"device": None},
         {"dataset_sha256": 7},
+        {"dataset_sha256": "a\nbc"},
+        {"dataset_sha256": "A" * 64},
         {"config": []},
         {"config": {"n_layers": 2}},
         {"config": {**JSON["config"], "n_layers": 2}},

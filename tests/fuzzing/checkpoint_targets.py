@@ -26,7 +26,8 @@ def use_checkpoint() -> None:
     """Call all that reads a checkpoint, also what comes after a refusal; the first refusal is raised."""
     refusals: list[ng.NanoGPTLiteError] = []
     path = RUN / LAST
-    quick: dict[str, Any] = {"max_iters": 4, "eval_iters": 1, "compile": False}
+    # the work that a valid config may ask for has no limit
+    quick = {"max_iters": 4, "batch_size": 4, "gradient_accumulation_steps": 1, "eval_iters": 1, "compile": False}
     for use in (
         lambda: run_summary.format_text(run_summary.summary(path)),
         lambda: "".join(ng.stream(path, max_new_tokens=2, device="cpu", threads=1)),

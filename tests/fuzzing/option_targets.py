@@ -20,6 +20,7 @@ from nanogpt_lite.config.options import RunConfig, SampleConfig, TrainConfig
 from nanogpt_lite.config.schema import Options, parse_values, type_of
 from nanogpt_lite.config.spelling import for_command_line, for_modal
 from nanogpt_lite.data import download
+from nanogpt_lite.errors import shorten
 
 NUMBERS = ["3", "0", "-1", "1", "7", "64", "1e9", "0.5", "1e-9", "nan", "inf", "-inf", "1_000", "٣", " 3", "+3", "0x10"]
 NUMBERS += ["9" * 30, "9" * 5000, "1e400", "-0.0", "2147483648", "9223372036854775808", "1e-400"]
@@ -135,7 +136,7 @@ class CommandLine(Target[list[str]]):
         if status:
             _, _, message = error.getvalue().partition("error: ")  # notes may come before it
             for word in itertools.chain.from_iterable(argument.split("=") for argument in example):  # may be repeated
-                message = message.replace(word, word[:100])
+                message = message.replace(word, shorten(word, 100))
             raise ng.UserError(message.strip())
 
 

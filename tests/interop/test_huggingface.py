@@ -174,6 +174,15 @@ def test_an_unsupported_network_is_refused_with_its_option(gpt2, name, value):
         start_from("theirs")
 
 
+def test_message_about_an_unsupported_network_is_short(gpt2):
+    """Found by fuzzing."""
+    path = Path("theirs/config.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "activation_function": "a" * 5000}))
+    with pytest.raises(ng.UserError, match="no network with activation_function='aaa") as caught:
+        start_from("theirs")
+    assert len(str(caught.value)) < 500
+
+
 @pytest.fixture
 def cached(text_file, monkeypatch):
     """The folder where the hub's files of gpt2 are kept, without any, and a hub that is not reached."""

@@ -180,6 +180,14 @@ def test_a_file_that_claims_more_memory_than_its_size_is_refused(nanogpt_ckpt):
         conversion.from_nanogpt("out/ckpt.pt")
 
 
+def test_a_file_in_the_format_before_zip_files_is_refused(nanogpt_ckpt):
+    """Found by fuzzing: in that format, 7 bytes may claim a text of 2 GiB, for which memory was allocated."""
+    content, *_ = nanogpt_ckpt
+    torch.save(content, "out/ckpt.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(ng.UserError, match="give a ckpt.pt of nanoGPT's train.py"):
+        conversion.from_nanogpt("out/ckpt.pt")
+
+
 def test_import_works_without_optimizer_state_and_without_min_lr(nanogpt_ckpt):
     content, *_ = nanogpt_ckpt
     del content["optimizer"], content["config"]["min_lr"]
