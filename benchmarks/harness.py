@@ -92,7 +92,11 @@ class Harness:
 
 def launch(command: list[str], cwd: Path, environment: dict[str, str]) -> CompletedRun:
     """Run a command and measure it. `ExternalError` if it fails."""
-    with TemporaryDirectory() as folder, TemporaryFile("w+") as stdout, TemporaryFile("w+") as stderr:
+    with (
+        TemporaryDirectory() as folder,
+        TemporaryFile("w+", encoding="utf-8") as stdout,
+        TemporaryFile("w+", encoding="utf-8") as stderr,
+    ):
         path = Path(folder) / "usage.json"
         launching = [sys.executable, str(LAUNCH), str(path), *command]
         subprocess.run(launching, cwd=cwd, env=environment, stdout=stdout, stderr=stderr, check=True)

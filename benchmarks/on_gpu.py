@@ -181,7 +181,7 @@ def train_nanogpt(harness: Harness, short: bool) -> TrainingLog:
         words += [f"{name}={value}" for name, value in zip(SHORT[::2], SHORT[1::2], strict=True)]
     environment = {**harness.environment, "PYTHONUNBUFFERED": "1"}
     log, last = TrainingLog(), (0, 0.0)  # the iteration and the time of the last line
-    with tempfile.TemporaryFile("w+") as stderr:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as stderr:
         command, cwd = [sys.executable, *words], harness.nanogpt_dir
         child = subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True)
         assert child.stdout is not None

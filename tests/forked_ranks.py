@@ -86,7 +86,7 @@ def _run_rank(folder: str, variables: dict[str, str], work: Callable[..., Any], 
     except Exception as error:
         traceback.print_exc()
         name = f"rank{variables['RANK']}.error"
-        Path(name).write_text(f"{type(error).__name__}: {error}")
+        Path(name).write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -46,7 +46,7 @@ class Machines:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.shared = folder / "shared"  # the committed files of the Volume
         self.text = str(folder / "text.txt")
-        Path(self.text).write_text(TEXT)
+        Path(self.text).write_text(TEXT, encoding="utf-8")
         self._folder, self._monkeypatch = folder, monkeypatch
         self._count = 0
 
@@ -63,7 +63,7 @@ def _open_files() -> list[str]:
     """The files that this process has open or mapped, on systems with /proc."""
     if not Path("/proc/self/maps").exists():
         return []
-    paths = Path("/proc/self/maps").read_text().split()
+    paths = Path("/proc/self/maps").read_text(encoding="utf-8").split()
     for link in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed in the meantime
             paths.append(str(link.readlink()))

@@ -100,6 +100,7 @@ def open_or_prepare(
     else:
         new_tokenizer = _choose_tokenizer(tokenizer, existing=existing, text=text, stats=stats, report=report)
         option = tokenizer if isinstance(tokenizer, str) else RUN_TOKENIZER
+        del existing, reusable  # which hold maps of the files: Windows does not replace a file that is mapped
         write_dataset(folder, source=text, stats=stats, tokenizer=new_tokenizer, tokenizer_option=option, report=report)
         prepared = _open_written(folder, source=recorded_source, stats=stats, tokenizer=new_tokenizer)
         verification.verify_dataset(prepared, report=report)

@@ -63,7 +63,7 @@ def test_run_killed_three_times_ends_with_the_same_files(text_file):
 
 
 def read(run):
-    return [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in Path(run, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
@@ -117,7 +117,9 @@ def test_training_continues_when_its_output_is_closed(text_file, closed):
     done = subprocess.run(["bash", "-c", f"{line} {closed}"], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    assert json.loads(Path("runs/bottles-1/metrics.jsonl").read_text().splitlines()[-1])["kind"] == "done"
+    assert (
+        json.loads(Path("runs/bottles-1/metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])["kind"] == "done"
+    )
 
 
 @pytest.mark.parametrize("ignored", [False, pytest.param(True, marks=pytest.mark.slow)])

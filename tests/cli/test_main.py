@@ -21,7 +21,7 @@ def test_command_line_of_nanogpts_readme_runs(text_file, capsys):
     )
     assert command_line.parse_command(line.split())[1]["max_iters"] == 2000
     assert main(f"{line} --dataset bottles.txt --max_iters=3") == 0
-    written = json.loads(Path("runs/bottles-1/config.json").read_text())["config"]
+    written = json.loads(Path("runs/bottles-1/config.json").read_text(encoding="utf-8"))["config"]
     assert {k: written[k] for k in ("n_embd", "eval_iters", "lr_decay_iters", "dropout", "compile", "beta2")} == {
         "n_embd": 128,
         "eval_iters": 20,
@@ -76,7 +76,7 @@ def test_command_line_of_nanogpts_readme_runs(text_file, capsys):
     ],
 )
 def test_user_error_is_one_or_two_lines_with_status_2(text_file, capsys, line, pattern):
-    Path("empty.txt").write_text("")
+    Path("empty.txt").write_text("", encoding="utf-8")
     Path("latin1.txt").write_bytes(b"caf\xe9 au lait " * 10)
     Path("nothing").mkdir()
     assert (main(line) if isinstance(line, str) else main(*line)) == 2
@@ -182,7 +182,7 @@ def test_a_folder_in_place_of_the_metrics_is_not_replaced(text_file, capsys):
 
 def test_read_only_folder_is_reported(text_file, capsys):
     if os.geteuid() == 0:  # root can write to any folder: put a file where the folder would be
-        Path("runs").write_text("")
+        Path("runs").write_text("", encoding="utf-8")
     else:
         Path("runs").mkdir(mode=0o500)
     assert main(f"{TRAIN} --max_iters 2") == 1
@@ -222,7 +222,7 @@ def test_overwrite_accepts_the_files_of_a_failed_run(text_file):
         path.unlink()
     for content in (None, "{", ""):
         if content is not None:
-            Path("again/config.json").write_text(content)
+            Path("again/config.json").write_text(content, encoding="utf-8")
         assert main(f"{TRAIN} --max_iters 2 --out_dir again --overwrite") == 0
 
 

@@ -60,7 +60,7 @@ def test_push_copies_a_file_again_that_was_replaced_during_the_copy(machines, mo
 
     def copy_then_replace(source, target):
         copyfile(source, target)
-        Path(source).write_text("new")
+        Path(source).write_text("new", encoding="utf-8")
 
     with monkeypatch.context() as patch:
         patch.setattr(storage_module, "shutil", SimpleNamespace(copyfile=copy_then_replace))

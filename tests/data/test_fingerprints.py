@@ -427,9 +427,9 @@ def test_processes_that_open_a_dataset_at_once_all_get_it(checked):
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counts the bytes that Linux has read")
 def test_bytes_read_at_a_start_do_not_grow_with_the_text(tmp_path, monkeypatch):
     def bytes_read(call: Callable[[], object]) -> int:
-        before = Path("/proc/self/io").read_text()
+        before = Path("/proc/self/io").read_text(encoding="utf-8")
         call()
-        after = Path("/proc/self/io").read_text()
+        after = Path("/proc/self/io").read_text(encoding="utf-8")
         return int(after.split()[1]) - int(before.split()[1])
 
     monkeypatch.chdir(tmp_path)

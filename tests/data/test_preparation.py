@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from book_data import OTHER_TEXT, TEXT, fingerprints, nanogpt_bins, read_bins, write_book
 
-from nanogpt_lite.data.dataset import Dataset
+from nanogpt_lite.data import preparation
+from nanogpt_lite.data.dataset import Dataset, write_dataset
 from nanogpt_lite.data.preparation import open_or_prepare, prepare
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.tokenizers.byte import ByteTokenizer
@@ -89,7 +90,7 @@ def test_text_with_another_sha256_is_refused(book):
 def test_file_name_that_is_not_utf8_is_accepted(book):
     path = os.fsdecode(os.fsencode(book.parent) + b"/caf\xe9.txt")
     try:
-        Path(path).write_text(TEXT, newline="")
+        Path(path).write_text(TEXT, encoding="utf-8", newline="")
     except OSError:
         pytest.skip("this file system has no such names")
     assert read_bins(prepare(path, out_dir="out").path) == nanogpt_bins(TEXT)
@@ -101,3 +102,24 @@ def test_python_docs_need_no_network(book):
     dataset = prepare("python_docs")
     assert read_bins(dataset.path) == nanogpt_bins("\n".join(topics[name] for name in sorted(topics)))
     assert isinstance(dataset, Dataset)
+
+
+@pytest.mark.linux("/proc/self/maps shows what is mapped")
+def test_no_file_is_mapped_while_it_is_written_again(book, monkeypatch):
+    """Windows does not replace a file that is mapped."""
+    mapped = []
+
+    def look_and_write(*arguments, **options):
+        mapped.extend(
+            line for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines() if ".bin" in line
+        )
+        write_dataset(*arguments, **options)
+
+    monkeypatch.setattr(preparation, "write_dataset", look_and_write)
+    kept = prepare(book)
+    again = prepare(book, overwrite=True)
+    assert len(mapped) == 2, "the maps of the dataset that this test holds"
+    del kept, again
+    mapped.clear()
+    prepare(book, overwrite=True)
+    assert mapped == []

@@ -101,7 +101,7 @@ def test_the_same_ranks_can_train_twice(folder):
 def test_rows_that_cannot_be_shared_equally_are_an_error_on_every_rank(folder):
     assert forked_ranks.run(3, train, {"out_dir": "runs/three"}) == [1, 1, 1]
     for rank in range(3):
-        message = Path(f"rank{rank}.error").read_text()
+        message = Path(f"rank{rank}.error").read_text(encoding="utf-8")
         assert message.startswith("UserError: a step of 8 rows")
         assert "cannot be shared equally by 3 ranks" in message
         assert "`batch_size=9`" in message
@@ -112,7 +112,9 @@ def test_an_existing_run_is_an_error_on_every_rank_and_is_not_changed(folder):
     train({"out_dir": "runs/taken"})
     before = Path("runs/taken/last.safetensors").read_bytes()
     assert forked_ranks.run(2, train, {"out_dir": "runs/taken"}) == [1, 1]
-    assert [Path(f"rank{rank}.error").read_text().split(":")[0] for rank in range(2)] == ["UserError"] * 2
+    assert [Path(f"rank{rank}.error").read_text(encoding="utf-8").split(":")[0] for rank in range(2)] == [
+        "UserError"
+    ] * 2
     assert Path("runs/taken/last.safetensors").read_bytes() == before
 
 
@@ -132,8 +134,8 @@ def train_on_a_full_disk(options):
 
 def test_a_checkpoint_that_cannot_be_written_ends_all_ranks(folder):
     assert forked_ranks.run(2, train_on_a_full_disk, {"out_dir": "runs/full"}) == [1, 1]
-    assert Path("rank0.error").read_text().startswith("OSError: [Errno 28] No space left on device")
-    assert "No space left" in Path("rank1.error").read_text()
+    assert Path("rank0.error").read_text(encoding="utf-8").startswith("OSError: [Errno 28] No space left on device")
+    assert "No space left" in Path("rank1.error").read_text(encoding="utf-8")
 
 
 def wait_for_step(out_dir, step):
@@ -160,7 +162,7 @@ def test_after_a_rank_is_killed_the_others_end_and_the_checkpoint_is_complete(fo
     wait_for_step("runs/shared", 4)
     processes[0].kill()
     assert forked_ranks.statuses(processes) == [-signal.SIGKILL, 1]
-    assert "the connection between the ranks was lost" in Path("rank1.error").read_text()
+    assert "the connection between the ranks was lost" in Path("rank1.error").read_text(encoding="utf-8")
     assert checkpoint_file.read_checkpoint(Path("runs/shared/last.safetensors")).metadata.step >= 4
 
 
@@ -196,14 +198,18 @@ def train_without_metrics(options):
 
 def test_a_failure_of_the_main_process_alone_ends_all_ranks(folder):
     assert forked_ranks.run(2, train_without_metrics, {"out_dir": "runs/full"}) == [1, 1]
-    assert Path("rank0.error").read_text().startswith("OSError: [Errno 28]")
-    assert Path("rank1.error").read_text().startswith("ExternalError: the connection between the ranks was lost")
+    assert Path("rank0.error").read_text(encoding="utf-8").startswith("OSError: [Errno 28]")
+    assert (
+        Path("rank1.error")
+        .read_text(encoding="utf-8")
+        .startswith("ExternalError: the connection between the ranks was lost")
+    )
 
 
 def test_several_ranks_resume_only_with_an_out_dir(folder):
     train({"out_dir": "runs/one"})
     assert forked_ranks.run(2, train, {"init_from": "resume"}) == [1, 1]
-    assert "give `out_dir`" in Path("rank1.error").read_text()
+    assert "give `out_dir`" in Path("rank1.error").read_text(encoding="utf-8")
 
 
 def test_world_size_without_other_ranks_is_an_error(folder, monkeypatch):

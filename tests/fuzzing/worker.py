@@ -110,7 +110,7 @@ def _work(connection: Connection, progress: Any, folder: Path) -> None:
     targets: dict[str, Target[Any]] = {}
     # tests the program on file contents and not on power failures; flushing would take most of the time
     files.sync_to_disk = lambda path: None
-    with Path(CRASH_FILE).open("w") as crash_file:
+    with Path(CRASH_FILE).open("w", encoding="utf-8") as crash_file:
         faulthandler.enable(crash_file)
         while True:
             try:
@@ -165,7 +165,11 @@ def limited_memory() -> Iterator[None]:
         return
     resource = importlib.import_module("resource")
     before = resource.getrlimit(resource.RLIMIT_AS)
-    (used,) = (line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmSize" in line)
+    (used,) = (
+        line.split()[1]
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        if "VmSize" in line
+    )
     resource.setrlimit(resource.RLIMIT_AS, (int(used) * 1024 + MEMORY_LIMIT, before[1]))
     try:
         yield

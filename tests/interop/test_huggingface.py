@@ -43,7 +43,9 @@ def gpt2(text_file):
         torch.nn.init.normal_(parameter, std=0.2)
     model.save_pretrained("theirs")
     Path("theirs/merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
-    Path("theirs/vocab.json").write_text(json.dumps({symbol: number for number, symbol in enumerate(symbols)}))
+    Path("theirs/vocab.json").write_text(
+        json.dumps({symbol: number for number, symbol in enumerate(symbols)}), encoding="utf-8"
+    )
     return model
 
 
@@ -120,7 +122,7 @@ def test_config_json_repeats_a_run_with_a_shorter_block_size(gpt2):
 
 def test_a_tokenizer_with_other_ids_or_splitting_is_refused(gpt2):
     """Most tokenizers that people train have their special texts first."""
-    text = Path("bottles.txt").read_text()
+    text = Path("bottles.txt").read_text(encoding="utf-8")
     made = tokenizers.ByteLevelBPETokenizer()
     made.train_from_iterator([text], vocab_size=301, special_tokens=[END_OF_TEXT])
     for name in ("merges.txt", "vocab.json"):
@@ -128,7 +130,7 @@ def test_a_tokenizer_with_other_ids_or_splitting_is_refused(gpt2):
     made.save("theirs/tokenizer.json")
     with pytest.raises(ng.UserError, match="assigns its ids in another order"):
         start_from("theirs")
-    form = json.loads(Path("theirs/tokenizer.json").read_text())
+    form = json.loads(Path("theirs/tokenizer.json").read_text(encoding="utf-8"))
     before, pairs = form["pre_tokenizer"], form["model"]
     for changes in (
         {"normalizer": {"type": "NFC"}},
@@ -138,7 +140,7 @@ def test_a_tokenizer_with_other_ids_or_splitting_is_refused(gpt2):
         {"model": {**pairs, "continuing_subword_prefix": "##"}},
         {"model": {**pairs, "end_of_word_suffix": "</w>"}},
     ):
-        Path("theirs/tokenizer.json").write_text(json.dumps({**form, **changes}))
+        Path("theirs/tokenizer.json").write_text(json.dumps({**form, **changes}), encoding="utf-8")
         with pytest.raises(ng.UserError, match="no tokenizer like GPT-2's"):
             start_from("theirs")
 
@@ -169,7 +171,7 @@ def test_a_folder_with_a_missing_or_invalid_file_is_refused(gpt2, file, content)
 )
 def test_an_unsupported_network_is_refused_with_its_option(gpt2, name, value):
     path = Path("theirs/config.json")
-    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), name: value}), encoding="utf-8")
     with pytest.raises(ng.UserError, match=f"no network with {name}={value!r}"):
         start_from("theirs")
 
@@ -177,7 +179,10 @@ def test_an_unsupported_network_is_refused_with_its_option(gpt2, name, value):
 def test_message_about_an_unsupported_network_is_short(gpt2):
     """Found by fuzzing."""
     path = Path("theirs/config.json")
-    path.write_text(json.dumps({**json.loads(path.read_text()), "activation_function": "a" * 5000}))
+    path.write_text(
+        json.dumps({**json.loads(path.read_text(encoding="utf-8")), "activation_function": "a" * 5000}),
+        encoding="utf-8",
+    )
     with pytest.raises(ng.UserError, match="no network with activation_function='aaa") as caught:
         start_from("theirs")
     assert len(str(caught.value)) < 500

@@ -61,7 +61,7 @@ def test_without_meta_pkl_the_tokenizer_is_that_of_gpt2(nanogpt_ckpt, monkeypatc
     weights = {**content["model"], "transformer.wte.weight": wte, "lm_head.weight": wte}
     save_ckpt(content, model=weights, model_args=args, optimizer={"state": {}})
     with pytest.raises(ng.UserError, match="give its merges.txt"):
-        Path("merges.txt").write_text("a b\n")
+        Path("merges.txt").write_text("a b\n", encoding="utf-8")
         conversion.from_nanogpt("out/ckpt.pt", meta="merges.txt")
     monkeypatch.setattr(bpe, "GPT2_MERGES_SHA256", hashlib.sha256("\n".join(gpt2_merges()).encode()).hexdigest())
     Path("merges.txt").write_text("#version: 0.2\n" + "\n".join(gpt2_merges()) + "\n", encoding="utf-8")

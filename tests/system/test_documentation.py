@@ -102,9 +102,9 @@ def make_named_files(page: Path) -> None:
     for name in TEXTS:
         if any(name in word or Path(word).match("notes/*.md") for word in words):
             Path(name).parent.mkdir(exist_ok=True)
-            Path(name).write_text(LETTER)
+            Path(name).write_text(LETTER, encoding="utf-8")
     for out_dir in EARLIER_RUNS.get(page.name, []):
-        Path("earlier.txt").write_text(LETTER)
+        Path("earlier.txt").write_text(LETTER, encoding="utf-8")
         ng.train("earlier.txt", out_dir=out_dir, **SHORT_RUN)
     if any(word.startswith("nanoGPT/") for word in words):
         imported = ng.train("shakespeare_char", preset="cpu", out_dir="other", **SHORT_RUN)

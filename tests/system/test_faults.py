@@ -84,7 +84,7 @@ def train(options, fatal=None, count=False):
     points = KillPoints(fatal) if fatal is not None or count else None
     ng.train("bottles.txt", **{**OPTIONS, "out_dir": OUT, **options}, **resume)
     if points is not None and count:
-        Path("points.json").write_text(json.dumps(points.reached))
+        Path("points.json").write_text(json.dumps(points.reached), encoding="utf-8")
 
 
 STARTED = Path("started")
@@ -128,7 +128,7 @@ def undisturbed(text_file):
     assert exit_status_of(train, {}, None, True) == 0
     expected = reproducible_parts()
     delete_run()
-    yield expected, json.loads(Path("points.json").read_text())
+    yield expected, json.loads(Path("points.json").read_text(encoding="utf-8"))
     forked_ranks.kill_all()
 
 
@@ -210,7 +210,7 @@ def test_full_disk_ends_a_run_with_its_last_save_and_it_resumes(undisturbed, fra
     before = {path: path.read_bytes() for path in OUT.glob("*.safetensors")}
     limit = int(fraction * len(expected[2]["last"]))
     assert exit_status_of(train_with_file_size_limit, {"max_iters": 12}, limit) == 1
-    message = Path("rank0.error").read_text()
+    message = Path("rank0.error").read_text(encoding="utf-8")
     assert "OSError" in message
     assert "File too large" in message or "No space left" in message
     assert {path: path.read_bytes() for path in before} == before
@@ -236,7 +236,7 @@ def test_read_only_folder_is_an_error_and_stays_unchanged(undisturbed, case_coun
         folder.chmod(mode)
     try:
         assert exit_status_of(train_as_nobody, {"max_iters": 20}) == 1
-        assert "Permission denied" in Path("rank0.error").read_text()
+        assert "Permission denied" in Path("rank0.error").read_text(encoding="utf-8")
     finally:
         OUT.chmod(0o755)
     assert reproducible_parts() == expected
@@ -346,7 +346,9 @@ def test_tokens_changed_during_a_run_end_it_and_keep_the_last_save(text_file, ch
     wait_for((OUT / "last.safetensors").exists)
     change(path, flip_bit(content, 100))
     assert forked_ranks.statuses([process]) == [1]
-    assert re.match(r"UserError: the tokens in .*bottles are not those of the text", Path("rank0.error").read_text())
+    assert re.match(
+        r"UserError: the tokens in .*bottles are not those of the text", Path("rank0.error").read_text(encoding="utf-8")
+    )
     require_readable()
     ng.prepare("bottles.txt", overwrite=True)
     end = checkpoint_file.read_checkpoint(OUT / "last.safetensors").metadata.step + 5

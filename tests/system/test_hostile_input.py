@@ -188,7 +188,7 @@ def test_memory_limit_is_in_force(trained):
 
 def peak_memory() -> int:
     """The most memory that this process has had so far, in kB."""
-    match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
     assert match
     return int(match[1])
 

@@ -18,7 +18,7 @@ WARM_UP_STEPS = 2000  # after these everything is allocated that is allocated on
 def resources_in_use():
     """Memory in pages, open files, and threads of this process."""
     gc.collect()
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     return pages, len(list(Path("/proc/self/fd").iterdir())), len(list(Path("/proc/self/task").iterdir()))
 
 

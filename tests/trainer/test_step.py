@@ -158,7 +158,11 @@ def test_ranks_without_memory_for_a_single_row_raise_an_error(text_file):
     ng.prepare("bottles.txt")
     assert forked_ranks.run(2, train_with_limited_memory, {"out_dir": "runs/limited"}, 0) == [1, 1]
     for rank in range(2):
-        assert Path(f"rank{rank}.error").read_text().startswith("ExternalError: out of memory with a single row")
+        assert (
+            Path(f"rank{rank}.error")
+            .read_text(encoding="utf-8")
+            .startswith("ExternalError: out of memory with a single row")
+        )
 
 
 def gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
@@ -261,7 +265,7 @@ def train_under_memory_limit(options, room):
     import nanogpt_lite as ng
 
     torch.zeros(8, 8, dtype=torch.bfloat16) @ torch.zeros(8, 8, dtype=torch.bfloat16)  # oneDNN allocates at first use
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     (used,) = (int(line.split()[1]) * 1024 for line in lines if line.startswith("VmSize"))
     resource.setrlimit(resource.RLIMIT_AS, (used + room, resource.RLIM_INFINITY))
     ng.train("bottles.txt", **options)
