@@ -229,8 +229,16 @@ def settings_of_the_process():
     return [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), torch.get_num_threads()]
 
 
+@pytest.fixture
+def python_handles_sigint():
+    """Also if the tests were started with SIGINT ignored, as a shell starts jobs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.posix("os.kill sends no signal on Windows, but ends the process")
-def test_suspended_generator_changes_neither_signal_handlers_nor_threads(text_file):
+def test_suspended_generator_changes_neither_signal_handlers_nor_threads(text_file, python_handles_sigint):
     options = {**TINY, "threads": torch.get_num_threads() + 1}
     before = settings_of_the_process()
     with closing(ng.training("bottles.txt", **options)) as records:
