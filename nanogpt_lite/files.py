@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 NO_LOCKS_ERRNOS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # the file system has no locks
 REPLACE_TIMEOUT = 10.0  # seconds, on Windows; loading a checkpoint takes less
@@ -39,9 +40,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
         mode = temporary.stat().st_mode
         with lock(lock_path):  # so that `remove_temp_files` in another process leaves it alone
             yield temporary
-        temporary.chmod(mode)  # some writers create a file that only its owner can read
-        sync_to_disk(temporary)
-        _replace(temporary, path)
+            temporary.chmod(mode)  # some writers create a file that only its owner can read
+            sync_to_disk(temporary)
+            _replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         unnamed = isinstance(error, OSError) and error.filename is None and error.errno in DISK_FULL_ERRNOS
@@ -137,7 +138,7 @@ def _replace(temporary: Path, path: Path) -> None:
         except PermissionError:
             if sys.platform != "win32" or time.monotonic() > deadline:
                 raise
-        time.sleep(0.05)
+        time.sleep(0.05)  # the system tells nobody when the file is closed, so it is asked again
 
 
 def _lock_path(temporary: Path) -> Path:
@@ -152,6 +153,14 @@ def canonical_json(value: object) -> str:
     '{"best_step":null,"loss":0.1,"step":3}'
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; None if there is none, or if it is not JSON. `OSError` if it is unreadable."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
+        return None
 
 
 def write_json(path: Path, value: object) -> None:

@@ -1,5 +1,6 @@
 """Atomic writing, locks, temporary files and canonical JSON."""
 
+import errno
 import json
 import os
 import subprocess
@@ -231,7 +232,7 @@ with files.lock(Path({str(tmp_path)!r}, ".lock")):
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("number", files.NO_LOCKS_ERRNOS)
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_file_system_without_locks_locks_nothing(tmp_path, monkeypatch, number):
     def refuse(self, *arguments, **options):
         raise OSError(number, os.strerror(number))
@@ -239,3 +240,18 @@ def test_file_system_without_locks_locks_nothing(tmp_path, monkeypatch, number):
     monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
     with files.lock(tmp_path / ".lock"), files.lock(tmp_path / ".lock"):
         pass
+
+
+@pytest.mark.parametrize("function", ["sync_to_disk", "_replace"])
+def test_temporary_file_is_not_removed_by_others_until_it_has_its_name(tmp_path, monkeypatch, function):
+    original = getattr(files, function)
+
+    def clean_up_and_continue(path, *arguments):
+        files.remove_temp_files(tmp_path, "a")
+        original(path, *arguments)
+
+    monkeypatch.setattr(files, function, clean_up_and_continue)
+    with files.atomic_write(tmp_path / "a") as temporary:
+        temporary.write_bytes(b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert names(tmp_path) == ["a"]

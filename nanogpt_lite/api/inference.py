@@ -3,8 +3,9 @@
 How a run is trained is in `api.pipeline`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypedDict, Unpack
@@ -118,12 +119,11 @@ def evaluate(
         dtype = trained_with.dtype if same_device else devices.resolve_dtype("auto", device, width=trained_with.n_embd)
     with ExitStack() as stack:
         stack.callback(memory.trim_heap)
-        folder = stack.enter_context(TemporaryDirectory(ignore_cleanup_errors=True)) if dataset is not None else ""
-        data = _open_evaluation_data(dataset, folder, saved, trained_with, tokenizer, verify=verify)
+        folder = stack.enter_context(TemporaryDirectory()) if dataset is not None else ""
+        open_data = partial(_open_evaluation_data, dataset, folder, saved, trained_with, tokenizer, verify=verify)
         stack.enter_context(devices.use_threads(devices.resolve_threads(settings.threads)))
         stack.enter_context(memory.retain_heap())
-        # in a function: when it returns, its maps of files in the folder are closed, else Windows would not remove them
-        losses, sizes = _split_losses(model, data, dtype)
+        losses, sizes = _split_losses(model, open_data, dtype)
     return {
         "step": saved.metadata.step,
         "val_loss": losses[1],
@@ -174,11 +174,14 @@ def _load_model(run: RunLike, settings: LoadConfig) -> tuple[GPT, Tokenizer, Che
     return model.eval(), tokenizer, saved
 
 
-def _split_losses(model: GPT, data: Dataset, dtype: str) -> tuple[list[float], list[int]]:
-    """The loss over the whole training and validation split, and the number of tokens of each."""
+def _split_losses(model: GPT, open_data: Callable[[], Dataset], dtype: str) -> tuple[list[float], list[int]]:
+    """The loss over the whole training and validation split, and the number of tokens of each.
+
+    The dataset is opened here, so that its memory maps are closed at the end: Windows removes no file that is mapped.
+    """
     losses, sizes = [], []
     device = model.lm_head.weight.device
-    with verification.open_verified(data) as splits:
+    with verification.open_verified(open_data()) as splits:
         for tokens in splits:
             windows = evaluation.split_windows(tokens, model.config.block_size)
             loss = evaluation.mean_loss(model, windows, device, dtype)

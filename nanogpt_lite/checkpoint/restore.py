@@ -15,6 +15,9 @@ from nanogpt_lite.config.schema import Role, Value
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.model.gpt import GPT
 
+AUTOMATIC: dict[str, Value] = {"tokenizer": "auto", "rope_theta": 0.0}
+"""Values of options of the network that stand for another value, which a checkpoint stores: that one is meant."""
+
 
 def read_config(saved: Checkpoint, overrides: Mapping[str, Value]) -> TrainConfig:
     """The config in a checkpoint, with the options in `overrides` replaced.
@@ -23,7 +26,7 @@ def read_config(saved: Checkpoint, overrides: Mapping[str, Value]) -> TrainConfi
     """
     stored = saved.metadata.config
     require_same_network(saved.path, stored.stored(), overrides)
-    fixed: dict[str, Value] = {name: getattr(stored, name) for name in ("init_from", "tokenizer")}
+    fixed: dict[str, Value] = {name: getattr(stored, name) for name in ("init_from", *AUTOMATIC)}
     return stored.replace({**overrides, **fixed})  # a resumed run began the same way
 
 
@@ -35,7 +38,7 @@ def require_same_network(path: Path, stored: Mapping[str, Value], overrides: Map
     differences = [
         f"{name}={overrides[name]} (the checkpoint has {stored[name]})"
         for name in TrainConfig.names_by_role(Role.NETWORK)
-        if name in overrides and overrides[name] not in (stored[name], "auto")
+        if name in overrides and overrides[name] not in (stored[name], AUTOMATIC.get(name, stored[name]))
     ]
     if differences:
         raise UserError(

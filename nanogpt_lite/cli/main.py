@@ -114,9 +114,14 @@ def _resume_hint(command: str, interrupted: Interrupted) -> str:
 
 
 def _is_closed_pipe(error: OSError) -> bool:
-    """Whether a write failed because the reader closed the pipe. Windows then says "invalid argument"."""
-    is_unnamed_einval = error.errno == errno.EINVAL and error.filename is None
-    return isinstance(error, BrokenPipeError) or (sys.platform == "win32" and is_unnamed_einval)
+    """Whether a write failed because the reader closed the pipe."""
+    if sys.platform != "win32" or error.errno != errno.EINVAL or error.filename is not None:
+        return isinstance(error, BrokenPipeError)
+    try:  # Windows says "invalid argument", as of other errors too; what could not be written is still in the buffer
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return False
 
 
 def _describe_os_error(error: OSError) -> str:

@@ -15,12 +15,14 @@ from typing import Protocol
 
 from nanogpt_lite import files
 from nanogpt_lite.checkpoint.checkpoint_file import SUFFIX
+from nanogpt_lite.data import fingerprints
 from nanogpt_lite.data.preparation import DATA_DIR
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.runs.run_folder import RUNS_DIR
 
 VOLUME_DIRS = {DATA_DIR: "datasets", RUNS_DIR: "runs"}
 OWNERS_FILE = "owners"  # in a run's folder on the Volume: ids of the calls that trained it, one a line, the owner last
+NOT_COPIED = (OWNERS_FILE, fingerprints.NAME)  # of the Volume alone; of one machine alone, which checks its own copy
 UPLOADS_DIR = "texts"  # the folder on the Volume for uploaded texts
 
 
@@ -124,7 +126,7 @@ class VolumeStorage:
         if stored.is_dir():
             _copy_files(stored, folder)
             for path in folder.glob("*"):  # a warm container may hold files of an earlier run of this name
-                if path.is_file() and not (stored / path.name).is_file():
+                if path.is_file() and path.name != fingerprints.NAME and not (stored / path.name).is_file():
                     path.unlink()
 
     def push(self, folder: Path, owner: str = "") -> None:
@@ -188,7 +190,7 @@ def _copy_files(source: Path, target: Path) -> bool:
     changed = [
         path
         for path in paths
-        if path.name != OWNERS_FILE and _size_and_mtime(path) != _size_and_mtime(target / path.name)
+        if path.name not in NOT_COPIED and _size_and_mtime(path) != _size_and_mtime(target / path.name)
     ]
     with ExitStack() as stack:  # it closes its contexts, which renames, in the reverse order
         for path in changed:

@@ -8,12 +8,11 @@ the check of the ids.
 
 import filecmp
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -74,6 +73,20 @@ class Dataset:
                     yield ids
 
 
+class _DamagedError(Exception):
+    """A dataset is incomplete or damaged."""
+
+
+class _Manifest(NamedTuple):
+    """What manifest.json says, with types that were checked; see the fields of `Dataset`."""
+
+    dtype: "np.dtype[Any]"
+    n_tokens: tuple[object, object]  # of train.bin and val.bin
+    sha256: str
+    checksums: dict[str, str] | None
+    distinct_characters: int | None
+
+
 def write_dataset(
     folder: Path,
     *,
@@ -107,44 +120,44 @@ def write_dataset(
 
 
 def open_dataset(folder: Path, *, source: str) -> Dataset | None:
-    """The dataset in a folder, or None if there is none, or if it is incomplete or damaged. The ids are not checked."""
-    manifest = _read_json(folder / "manifest.json")
-    tokenizer = _read_json(folder / "tokenizer.json")
-    if not isinstance(manifest, dict) or manifest.get("complete") is not True:
-        return None
+    """The dataset in a folder, or None if there is none, or if it is incomplete or damaged. The ids are not checked.
+
+    `OSError` if a file exists and may not be read.
+    """
+    manifest = files.read_json(folder / "manifest.json")
+    tokenizer = files.read_json(folder / "tokenizer.json")
     try:
-        dtype = np.dtype({"uint16": "<u2", "uint32": "<u4"}[manifest["dtype"]])
+        stored = _parse_manifest(manifest)
         bin_fingerprints = tuple(fingerprints.fingerprint(path.stat()) for path in _bin_paths(folder))
-        train, val = (np.asarray(np.memmap(path, dtype, mode="r")) for path in _bin_paths(folder))
-        is_whole = [len(train), len(val)] == [manifest["train_tokens"], manifest["val_tokens"]]
-        is_unchanged = _read_json(folder / "manifest.json") == manifest  # else another program has begun to write
-        if is_whole and is_unchanged:
-            sha256, distinct = str(manifest["sha256"]), manifest.get("distinct_characters")
-            return Dataset(
-                folder,
-                source,
-                tokenizer_from_json(tokenizer),
-                sha256,
-                train,
-                val,
-                bin_fingerprints,
-                _read_checksums(manifest),
-                distinct if isinstance(distinct, int) else None,
-            )
-    except (KeyError, TypeError, ValueError, OSError, RecursionError):
-        pass  # damaged: the caller prepares it again
-    return None
+        train, val = (_open_bin(path, stored.dtype) for path in _bin_paths(folder))
+        is_whole = (len(train), len(val)) == stored.n_tokens
+        is_unchanged = files.read_json(folder / "manifest.json") == manifest  # else another program has begun to write
+        if not (is_whole and is_unchanged):
+            return None
+        return Dataset(
+            folder,
+            source,
+            tokenizer_from_json(tokenizer),
+            stored.sha256,
+            train,
+            val,
+            bin_fingerprints,
+            stored.checksums,
+            stored.distinct_characters,
+        )
+    except (_DamagedError, UserError, FileNotFoundError):  # the caller prepares it again
+        return None
 
 
 def is_prepared_dir(folder: Path) -> bool:
     """Whether `write_dataset` wrote the folder, completely or in part."""
-    manifest = _read_json(folder / "manifest.json")
+    manifest = files.read_json(folder / "manifest.json")
     return isinstance(manifest, dict) and "complete" in manifest
 
 
 def has_run_tokenizer(folder: Path) -> bool:
     """Whether a folder was prepared with the tokenizer of another run, which was not chosen for this text."""
-    manifest = _read_json(folder / "manifest.json")
+    manifest = files.read_json(folder / "manifest.json")
     return isinstance(manifest, dict) and manifest.get("tokenizer") == RUN_TOKENIZER
 
 
@@ -156,8 +169,8 @@ def tokenizer_sha256(tokenizer: Tokenizer) -> str:
 def tokens_record(sha256: str, tokenizer: Tokenizer, bins: Sequence[FileFingerprint]) -> dict[str, object]:
     """What `fingerprints` keeps when the ids in two .bin files, decoded, are the text with this SHA-256."""
     content: dict[str, object] = {"sha256": sha256, "tokenizer": tokenizer_sha256(tokenizer)}
-    for name, (_, size, modified_at) in zip(BIN_NAMES, bins, strict=True):
-        content[name] = {"bytes": size, "mtime_ns": modified_at}
+    for name, (inode, size, modified_at) in zip(BIN_NAMES, bins, strict=True):
+        content[name] = {"inode": inode, "bytes": size, "mtime_ns": modified_at}
     return content
 
 
@@ -188,14 +201,41 @@ def _make_manifest(
     return {**manifest, "checksums": {**checksums, "manifest": _manifest_sha256(manifest)}}
 
 
-def _read_checksums(manifest: dict[str, Any]) -> dict[str, str] | None:
-    """The checksums of the files; None in a manifest of version 0.1. `ValueError` if the manifest is damaged."""
-    if "checksums" not in manifest:
-        return None
-    checksums: dict[str, str] = dict(manifest["checksums"])
-    if checksums.pop("manifest", None) != _manifest_sha256(manifest):
-        raise ValueError
-    return checksums
+def _parse_manifest(manifest: object) -> _Manifest:
+    """What a manifest says. `_DamagedError` if it is not one of a complete dataset."""
+    if not isinstance(manifest, dict) or manifest.get("complete") is not True:
+        raise _DamagedError
+    dtype, sha256, distinct = (manifest.get(key) for key in ("dtype", "sha256", "distinct_characters"))
+    n_tokens = manifest.get("train_tokens"), manifest.get("val_tokens")
+    if dtype not in ("uint16", "uint32") or not isinstance(sha256, str):
+        raise _DamagedError
+    return _Manifest(
+        np.dtype(dtype).newbyteorder("<"),
+        n_tokens,
+        sha256,
+        _parse_checksums(manifest) if "checksums" in manifest else None,
+        distinct if isinstance(distinct, int) else None,
+    )
+
+
+def _parse_checksums(manifest: dict[str, Any]) -> dict[str, str]:
+    """The checksums of the files. `_DamagedError` if that of the manifest itself is wrong."""
+    checksums = manifest["checksums"]
+    try:
+        is_right = isinstance(checksums, dict) and checksums.get("manifest") == _manifest_sha256(manifest)
+    except (ValueError, RecursionError):  # it holds NaN, or is nested too deeply: this program writes neither
+        is_right = False
+    if not is_right:
+        raise _DamagedError
+    return {name: checksum for name, checksum in checksums.items() if name != "manifest"}
+
+
+def _open_bin(path: Path, dtype: "np.dtype[Any]") -> Ids:
+    """A memory map of a .bin file. `_DamagedError` if its size is not one of whole ids, or if it is empty."""
+    try:
+        return np.asarray(np.memmap(path, dtype, mode="r"))
+    except ValueError:
+        raise _DamagedError from None
 
 
 def _manifest_sha256(manifest: dict[str, Any]) -> str:
@@ -216,12 +256,12 @@ def _require_no_unknown_files(folder: Path, new_bins: dict[str, Path]) -> None:
         return
     unknown = [folder / name for name, new in new_bins.items() if _differs(folder / name, new)]
     # JSON that cannot be parsed counts as a damaged file of this program
-    if _read_json(folder / "manifest.json") is not None:
+    if files.read_json(folder / "manifest.json") is not None:
         unknown.append(folder / "manifest.json")
-    tokenizer = _read_json(folder / "tokenizer.json")
+    tokenizer = files.read_json(folder / "tokenizer.json")
     if tokenizer is not None and not _is_tokenizer_json(tokenizer):
         unknown.append(folder / "tokenizer.json")
-    cache = _read_json(folder / fingerprints.NAME)
+    cache = files.read_json(folder / fingerprints.NAME)
     if cache is not None and not fingerprints.is_fingerprints_json(cache):
         unknown.append(folder / fingerprints.NAME)
     if unknown:
@@ -243,10 +283,3 @@ def _differs(old: Path, new: Path) -> bool:
 def _bin_paths(folder: Path) -> tuple[Path, Path]:
     train, val = (folder / name for name in BIN_NAMES)
     return train, val
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None

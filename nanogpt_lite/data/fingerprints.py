@@ -1,8 +1,9 @@
 """fingerprints.json of a dataset: which files need not be read again, because they were read and did not change since.
 
-A file counts as unchanged if its size and the time of its last modification are the same. The content belongs to one
-machine, and is only a cache: without it, or if it is damaged, the files are read again. It is written if the folder can
-be written. What is compared with what it says: see `preparation` for the text, `verification` for the token ids.
+A file counts as unchanged if its inode, its size and the time of its last modification are the same; so a copy is read
+once. The content belongs to one machine, and is only a cache: without it, or if it is damaged, the files are read
+again. It is written if the folder can be written. What is compared with what it says: see `preparation` for the text,
+`verification` for the token ids.
 """
 
 import contextlib
@@ -48,7 +49,7 @@ def text_fingerprint(paths: Sequence[Path]) -> str | None:
         return None  # whoever reads the file reports it
     if not paths or not are_settled(fingerprints):
         return None
-    entries = [[str(path.absolute()), *entry[1:]] for path, entry in zip(paths, fingerprints, strict=True)]
+    entries = [[str(path.absolute()), *entry] for path, entry in zip(paths, fingerprints, strict=True)]
     return hashlib.sha256(files.canonical_json(entries).encode()).hexdigest()
 
 

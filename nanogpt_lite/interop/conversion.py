@@ -75,7 +75,7 @@ def to_nanogpt(
     bins: tuple[Path, ...] = ()
     if dataset:
         sha256 = saved.metadata.dataset_sha256 or None
-        bins = preparation.open_or_prepare(config.dataset, tokenizer=tokenizer, sha256=sha256).bins
+        bins = preparation.prepare(config.dataset, tokenizer=tokenizer, sha256=sha256).bins
     with files.atomic_write_set(*paths) as (ckpt_path, *data_paths):
         nanogpt_export.export_nanogpt_checkpoint(saved, config, tokenizer, dataset=name, path=ckpt_path)
         if isinstance(tokenizer, CharTokenizer):

@@ -79,6 +79,9 @@ def _parse_content(content: dict[Any, Any]) -> _Content:
             raise _NotNanoGPTError("its optimizer is not a state_dict of numbers")
     for name in MODEL_ARGS:
         _entry(model_args, name, int)
+    for name in model_args:
+        if name not in (*MODEL_ARGS, "vocab_size", "dropout"):  # an extended nanoGPT, whose network computes otherwise
+            raise _NotNanoGPTError(f"its network has the unknown option {name!r:.40}")
     _entry(config, "dataset", str)
     for name in ("learning_rate", "min_lr"):
         if not isinstance(config.get(name, 0.0), int | float):

@@ -5,7 +5,6 @@ Checkpoints are written by `trainer`, records by `tracking`. Existing runs are f
 
 import dataclasses
 import itertools
-import json
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -126,8 +125,8 @@ def _unknown_file(folder: Path) -> Path | None:
 
 def _is_run_config(path: Path) -> bool:
     """Whether a run wrote this config.json; a damaged file counts as one."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return not isinstance(content, dict) or "nanogpt-lite" in content.get("versions", {})
-    except (OSError, ValueError, TypeError, RecursionError):
+    content = files.read_json(path)
+    if not isinstance(content, dict):
         return path.is_file()
+    versions = content.get("versions", {})
+    return not isinstance(versions, dict) or "nanogpt-lite" in versions

@@ -11,11 +11,11 @@ runs/NAME/.lock                    while a training uses the folder, and after o
 How a folder is created, locked and cleared is in `run_files`.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nanogpt_lite import files
 from nanogpt_lite.checkpoint.checkpoint_file import SUFFIX
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.tracking import metrics_file, plots
@@ -47,13 +47,13 @@ class Run:
         `UserError` if config.json does not say it.
         """
         path = self.out_dir / "config.json"
-        try:
-            return Path(json.loads(path.read_text(encoding="utf-8"))["dataset"]["path"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UserError(
-                f"{path} does not say where the dataset of the run is ({error}); resume the run to write it again: "
-                f"`init_from='resume'`, `out_dir={str(self.out_dir)!r}`"
-            ) from error
+        match files.read_json(path):
+            case {"dataset": {"path": str(data_folder)}}:
+                return Path(data_folder)
+        raise UserError(
+            f"{path} does not say where the dataset of the run is; resume the run to write it again: "
+            f"`init_from='resume'`, `out_dir={str(self.out_dir)!r}`"
+        )
 
     @property
     def best_val_loss(self) -> float | None:

@@ -3,11 +3,11 @@
 It needs one checkpoint; the versions of libraries are from config.json, if there is one.
 """
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import TypedDict
 
+from nanogpt_lite import files
 from nanogpt_lite.checkpoint.validation import meta_model
 from nanogpt_lite.config.options import LoadConfig, NetworkConfig
 from nanogpt_lite.config.schema import Value
@@ -138,8 +138,7 @@ def _is_shown(name: str, value: Value) -> bool:
 
 def _versions(folder: Path) -> dict[str, str]:
     """The versions that the run's config.json names; empty if there is none, or if it is damaged."""
-    try:
-        versions = json.loads((folder / "config.json").read_text(encoding="utf-8"))["versions"]
-        return {str(name): str(version) for name, version in versions.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {}
+    match files.read_json(folder / "config.json"):
+        case {"versions": {**versions}}:
+            return {str(name): str(version) for name, version in versions.items()}
+    return {}

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from tiny import TINY
 
 import nanogpt_lite as ng
+from nanogpt_lite.api import inference
 from nanogpt_lite.checkpoint import checkpoint_file
 from nanogpt_lite.config.options import SampleConfig
 from nanogpt_lite.data import batching
@@ -207,3 +209,23 @@ def test_the_error_without_a_run_names_the_newest_runs(text_file):
         os.utime(folder / "last.safetensors", (number, number))
     with pytest.raises(ng.UserError, match=r"runs with one: runs/r10, runs/r9, .*, runs/r2, …$"):
         ng.load("nowhere")
+
+
+@pytest.mark.linux("/proc/self/maps shows what is mapped")
+def test_evaluation_on_another_text_has_closed_its_files_when_it_removes_them(text_file, monkeypatch):
+    """Windows does not remove a file that is mapped."""
+    run = ng.train("bottles.txt", **TINY)
+    maps = []
+
+    class WatchedDirectory(tempfile.TemporaryDirectory):
+        def cleanup(self):
+            lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+            maps.append([line for line in lines if self.name in line])
+            super().cleanup()
+
+        def __exit__(self, *error):
+            self.cleanup()
+
+    monkeypatch.setattr(inference, "TemporaryDirectory", WatchedDirectory)
+    ng.evaluate(run, dataset="bottles.txt")
+    assert maps == [[]]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from book_data import LONG_AGO, change_token, replace_unnoticed, set_time
+from book_data import CACHE_NAME, change_token, replace_unnoticed, set_time
 from conftest import wait_for
 from shared_volume import TEXT, Machines
 from tiny import TINY_GPT
@@ -38,6 +38,10 @@ def train_without_volume(machines, **options):
 
 def train(storage, machines, owner, **options):
     return jobs.train_job(storage, owner=owner, dataset=machines.text, **{**OPTIONS, **options})
+
+
+def evaluate(storage):
+    return jobs.evaluate_job(storage, "text")
 
 
 def read_last(machines, run="text"):
@@ -248,18 +252,19 @@ def test_warm_machine_deletes_local_files_that_are_no_longer_stored(machines):
     assert not Path("runs/text", OWNERS_FILE).exists()
 
 
-def test_stored_data_that_has_not_changed_is_not_read_unless_verify(machines):
-    """The fingerprints are stored with the data, and copies keep the times of modification."""
-    jobs.prepare_job(machines.start(), machines.text)
+def test_damage_of_stored_data_is_noticed_by_each_machine_and_checked_data_is_not_read_again(machines):
+    storage = machines.start()
+    jobs.prepare_job(storage, machines.text)
+    train(storage, machines, "first", max_iters=1)
     stored = machines.shared / "datasets/text"
     set_time(stored / "train.bin", stored / "val.bin")
-    jobs.prepare_job(machines.start(), machines.text)  # checked, long after they were written
+    jobs.evaluate_job(storage, "text")
+    assert (Path("data/text") / CACHE_NAME).is_file()
+    assert not (stored / CACHE_NAME).exists()
+    local = Path("data/text/train.bin")
+    replace_unnoticed(local, change_token(local.read_bytes()))
+    jobs.evaluate_job(storage, "text")  # no error: this machine has checked its copy
     replace_unnoticed(stored / "train.bin", change_token((stored / "train.bin").read_bytes()))
-    with pytest.raises(ng.UserError, match="are not those of the text"):
-        train(machines.start(), machines, "first", max_iters=1, verify=True)
-    train(machines.start(), machines, "second", max_iters=1)
-    with pytest.raises(ng.UserError, match="are not those of the text"):
-        jobs.evaluate_job(machines.start(), "text", verify=True)
-    set_time(stored / "train.bin", ns=LONG_AGO + 1)  # as if the Volume did not keep them
-    with pytest.raises(ng.UserError, match="are not those of the text"):
-        jobs.evaluate_job(machines.start(), "text")
+    for call in (lambda: train(machines.start(), machines, "second", max_iters=1), lambda: evaluate(machines.start())):
+        with pytest.raises(ng.UserError, match="are not those of the text"):
+            call()

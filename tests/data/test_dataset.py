@@ -1,7 +1,9 @@
 """Dataset folders: their files, what is never replaced, and what a crash or damage leaves."""
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from book_data import (
 )
 
 from nanogpt_lite import files
-from nanogpt_lite.data import preparation
+from nanogpt_lite.data import dataset, preparation
 from nanogpt_lite.data.dataset import write_dataset
 from nanogpt_lite.data.preparation import open_or_prepare, prepare
 from nanogpt_lite.errors import ExternalError, UserError
@@ -215,3 +217,29 @@ def test_temporary_files_of_a_killed_process_are_removed(text_file):
         Path(f"data/bottles/.{name}.123.tmp").write_bytes(b"half")
     prepare("bottles.txt")
     assert file_names(Path("data/bottles")) == FILE_NAMES
+
+
+def test_a_bug_in_this_program_is_not_reported_as_damage(book, monkeypatch):
+    prepared = prepare(book)
+
+    def break_down(content):
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(dataset, "tokenizer_from_json", break_down)
+    for source in (book, prepared.path):
+        with pytest.raises(TypeError, match="a bug"):
+            prepare(source)
+
+
+def test_data_that_may_not_be_read_is_an_os_error_and_not_prepared_again(book, monkeypatch):
+    folder = prepare(book).path
+    before = fingerprints(folder)
+
+    def deny(self, *arguments, **options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    monkeypatch.setattr(type(folder), "read_text", deny)  # not chmod: root may read a file of mode 0
+    for source in (book, folder):
+        with pytest.raises(PermissionError, match=r"manifest\.json"):
+            prepare(source)
+    assert fingerprints(folder) == before

@@ -161,9 +161,8 @@ def test_added_removed_and_renamed_files_are_noticed(book, dataset):
     expect("c.txt", "d.txt")
     (folder / "c.txt").rename(folder / "x")
     (folder / "d.txt").rename(folder / "c.txt")
-    (folder / "x").rename(folder / "d.txt")  # the same names, sizes and times: the files are swapped, and not noticed
-    assert text_of(open_or_prepare(dataset)).startswith("third part")
-    assert text_of(prepare(dataset)).startswith("other part")
+    (folder / "x").rename(folder / "d.txt")  # two files of one size and time are swapped
+    expect("c.txt", "d.txt")
 
 
 def test_other_file_of_the_same_size_and_time_is_noticed(book):
@@ -205,9 +204,14 @@ def test_token_ids_that_have_not_changed_are_not_read(checked, name):
     replace_unnoticed(checked / name, change_token((checked / name).read_bytes()))
     for start in STARTS:
         start()
-    conversion.to_nanogpt(
-        ng.train("book.txt", preset="cpu", max_iters=1, device="cpu", block_size=8, n_layer=1), "there", dataset=True
-    )
+
+
+def test_exported_token_ids_are_read_and_checked(checked):
+    run = ng.train("book.txt", preset="cpu", max_iters=1, device="cpu", block_size=8, n_layer=1)
+    replace_unnoticed(checked / "train.bin", change_token((checked / "train.bin").read_bytes()))
+    with pytest.raises(ng.UserError, match=NOT_THE_TEXT):
+        conversion.to_nanogpt(run, "there", dataset=True)
+    assert not Path("there").exists()
 
 
 @pytest.mark.parametrize("start", STARTS)
@@ -268,16 +272,17 @@ def test_token_ids_changed_right_after_they_were_written_are_read(book):
             open_or_prepare(book, out_dir=folder)
 
 
-def test_copied_folder_is_checked_once(checked):
+@pytest.mark.parametrize("copy_function", [shutil.copy2, shutil.copyfile], ids=["with the times", "without"])
+def test_copied_folder_is_checked_once(checked, copy_function):
     copy = Path("copy")
-    shutil.copytree(checked, copy, copy_function=shutil.copyfile)
+    shutil.copytree(checked, copy, copy_function=copy_function)
     path = copy / "train.bin"
     content = path.read_bytes()
-    path.write_bytes(change_token(content))
+    replace_unnoticed(path, change_token(content))
     with pytest.raises(ng.UserError, match=NOT_THE_TEXT):
         open_or_prepare(copy)
-    path.write_bytes(content)
-    set_time(*(copy / name for name in BINS), ns=LONG_AGO + 1)
+    replace_unnoticed(path, content)
+    set_time(*(copy / name for name in BINS))
     assert text_of(open_or_prepare(copy)) == TEXT
     replace_unnoticed(path, change_token(content))
     open_or_prepare(copy)  # no error: it is not read again

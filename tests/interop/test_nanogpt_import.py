@@ -180,6 +180,15 @@ def test_a_file_that_claims_more_memory_than_its_size_is_refused(nanogpt_ckpt):
         conversion.from_nanogpt("out/ckpt.pt")
 
 
+@pytest.mark.parametrize("options", [{"activation": "relu2"}, {"logit_softcap": 30.0}])
+def test_a_network_with_an_unknown_option_is_refused(nanogpt_ckpt, options):
+    content, *_ = nanogpt_ckpt
+    save_ckpt(content, model_args={**content["model_args"], **options})
+    with pytest.raises(ng.UserError, match=f"its network has the unknown option '{next(iter(options))}'"):
+        conversion.from_nanogpt("out/ckpt.pt")
+    assert not Path("runs").exists()
+
+
 def test_a_file_in_the_format_before_zip_files_is_refused(nanogpt_ckpt):
     """Found by fuzzing: in that format, 7 bytes may claim a text of 2 GiB, for which memory was allocated."""
     content, *_ = nanogpt_ckpt

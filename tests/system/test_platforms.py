@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import errno
+import io
 import os
 import signal
 import subprocess
@@ -124,8 +125,17 @@ def test_commands_in_messages_are_quoted_for_the_shell_of_windows(monkeypatch):
     assert for_command_line("give `out_dir='my runs'`") == 'give --out_dir "my runs"'
 
 
-@pytest.mark.parametrize(("platform", "status"), [("win32", 141), ("linux", 1)])
-def test_closed_pipe_of_windows_ends_the_command_quietly(monkeypatch, capfd, platform, status):
+@pytest.mark.parametrize(
+    ("platform", "is_closed", "status"), [("win32", True, 141), ("win32", False, 1), ("linux", True, 1)]
+)
+def test_closed_pipe_of_windows_ends_the_command_quietly(monkeypatch, capsys, platform, is_closed, status):
+    class ClosedPipe(io.StringIO):
+        def flush(self):  # what could not be written stays in the buffer
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+        def fileno(self):
+            return 1
+
     def write(given):
         raise OSError(errno.EINVAL, "Invalid argument")
 
@@ -133,8 +143,11 @@ def test_closed_pipe_of_windows_ends_the_command_quietly(monkeypatch, capfd, pla
     monkeypatch.setattr(os, "dup2", lambda *handles: copies.append(handles))
     monkeypatch.setattr(cli, "parse_command", lambda argv: (type("Command", (), {"call": staticmethod(write)}), {}))
     monkeypatch.setattr(sys, "platform", platform)
+    if is_closed:
+        monkeypatch.setattr(sys, "stdout", ClosedPipe())
     assert cli.main(["info"]) == status
-    assert bool(copies) == (platform == "win32")
+    assert bool(copies) == (status == 141)
+    assert ("Invalid argument" in capsys.readouterr().err) == (status == 1)
 
 
 @pytest.mark.parametrize(("platform", "is_replaced"), [("win32", True), ("linux", False)])
