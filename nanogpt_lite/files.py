@@ -114,9 +114,10 @@ def sync_to_disk(path: Path) -> None:
 def remove_temp_files(folder: Path, *names: str) -> None:
     """Remove the temporary files that killed processes left in `folder`, for files of these names (or patterns)."""
     for name in names:
-        for path in folder.glob(f".{name}.*.tmp"):
+        left = {path.with_suffix("") for path in folder.glob(f".{name}.*.tmp.lock")} | {*folder.glob(f".{name}.*.tmp")}
+        for path in left:
             with contextlib.suppress(OSError), lock(_lock_path(path)):  # another process writes it, or has removed it
-                path.unlink()
+                path.unlink(missing_ok=True)
 
 
 def safe_name(name: str, default: str) -> str:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from subprocess import PIPE
 
@@ -255,3 +256,40 @@ def test_temporary_file_is_not_removed_by_others_until_it_has_its_name(tmp_path,
         temporary.write_bytes(b"new")
     assert (tmp_path / "a").read_bytes() == b"new"
     assert names(tmp_path) == ["a"]
+
+
+def test_lock_that_a_generator_holds_is_released_when_another_thread_closes_it(tmp_path, monkeypatch):
+    def deny(self, **options):
+        raise PermissionError  # Windows removes no open file: so the lock itself has to be released
+
+    acquired = []  # keeps the locks: Python releases one that is no longer referred to
+    original = filelock.FileLock
+    monkeypatch.setattr(Path, "unlink", deny)
+    monkeypatch.setattr(
+        filelock, "FileLock", lambda *args, **options: acquired.append(original(*args, **options)) or acquired[-1]
+    )
+
+    def hold():
+        with files.lock(tmp_path / ".lock"):
+            yield
+
+    generator = hold()
+    started = threading.Thread(target=lambda: next(generator))
+    started.start()
+    started.join()
+    with pytest.raises(BlockingIOError), files.lock(tmp_path / ".lock"):
+        pass
+    generator.close()
+    with files.lock(tmp_path / ".lock"):
+        assert names(tmp_path) == [".lock"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 50_000, None])
+def test_file_that_is_not_json_is_read_as_none(tmp_path, content):
+    if content is not None:
+        (tmp_path / "a.json").write_bytes(content)
+    assert files.read_json(tmp_path / "a.json") is None
+    (tmp_path / "folder").mkdir()
+    assert files.read_json(tmp_path / "folder") is None
+    (tmp_path / "b.json").write_text('{"a": "\u00e9"}', encoding="utf-8")
+    assert files.read_json(tmp_path / "b.json") == {"a": "\u00e9"}

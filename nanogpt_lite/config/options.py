@@ -96,6 +96,7 @@ class NetworkConfig(Options):
         "base of the rotation angles with position=rotary; 0: ten times block_size, which is then stored",
         Rule(lambda theta: theta == 0 or 1 <= theta <= 1e12, "0, or from 1 to 10^12"),
         absent=0.0,
+        part_of="position",
     )
     norm: str = network_option(
         "layer", "normalisation: layer (LayerNorm), or rms (RMSNorm without learned gains)", one_of("layer", "rms")
@@ -111,7 +112,9 @@ class NetworkConfig(Options):
         False, "start with zeros in the last layer of each residual branch, and in the output layer if it is not tied"
     )
     ngram: int = network_option(1, "also embed the last 2..N tokens as n-grams; 1: off", bounds(ge=1, le=16))
-    ngram_rows: int = network_option(16384, "hash buckets per n-gram length", bounds(ge=1, le=2**31 - 1))
+    ngram_rows: int = network_option(
+        16384, "hash buckets per n-gram length", bounds(ge=1, le=2**31 - 1), part_of="ngram"
+    )
     ngram_dropout: float = training_option(
         0.0, "probability of dropping the n-gram embeddings of a token in training", bounds(ge=0, lt=1)
     )

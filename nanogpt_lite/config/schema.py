@@ -76,14 +76,15 @@ def option(
     role: Role,
     unit: str = "",
     absent: Value | None = None,
+    part_of: str = "",
 ) -> Any:
     """A field of a config.
 
     `absent`: its value in a stored config without it. Each option that was added after version 0.1 has one: the
-    behaviour of the versions before. The return type is Any, as in `dataclasses.field`, so that
-    `n_layer: int = network_option(6, …)` passes the type checker.
+    behaviour of the versions before. `part_of`: another option, with whose default this one has no effect. The return
+    type is Any, as in `dataclasses.field`, so that `n_layer: int = network_option(6, …)` passes the type checker.
     """
-    metadata = {"help": help, "rule": rule, "unit": unit, "role": role, "absent": absent}
+    metadata = {"help": help, "rule": rule, "unit": unit, "role": role, "absent": absent, "part_of": part_of}
     return dataclasses.field(default=default, metadata=metadata)
 
 

@@ -129,7 +129,7 @@ def _read_pickle(path: Path) -> dict[str, Any]:
                 raise ValueError(f"{damaged} in it is damaged")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch warns of what it then refuses
-            # nanoGPT has no other format; weights_only admits tensors and plain values, and executes nothing
+            # weights_only admits tensors and plain values, and executes nothing; nanoGPT has no format but pickle
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle can fail in any way
         if memory.is_out_of_memory(error):

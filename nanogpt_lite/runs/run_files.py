@@ -68,9 +68,15 @@ def delete_run_files(out_dir: Path) -> None:
 
 @contextmanager
 def lock_run(out_dir: Path) -> Iterator[None]:
-    """Lock the folder of a run during the `with` block. `UserError` if another process has locked it."""
+    """Lock the folder of a run during the `with` block, and remove temporary files that killed processes left in it.
+
+    `UserError` if another process has locked it.
+    """
     try:
         with files.lock(out_dir / LOCK_FILE):
+            files.remove_temp_files(out_dir, f"*{SUFFIX}", "metrics.jsonl", "config.json", "loss.png")
+            for path in out_dir.glob(".tmp??????"):  # safetensors writes to a file of such a name first
+                path.unlink(missing_ok=True)
             yield
     except BlockingIOError:
         raise UserError(
@@ -79,10 +85,7 @@ def lock_run(out_dir: Path) -> Iterator[None]:
 
 
 def write_run_config(state: TrainState, data: Dataset, out_dir: Path) -> None:
-    """Write config.json (options, dataset, versions of libraries), and remove temporary files of killed processes."""
-    files.remove_temp_files(out_dir, f"*{SUFFIX}", "metrics.jsonl", "config.json", "loss.png")
-    for path in out_dir.glob(".tmp??????"):  # safetensors writes to a file of such a name first
-        path.unlink(missing_ok=True)
+    """Write config.json: options, dataset, versions of libraries."""
     options = dataclasses.asdict(state.config)
     del options["out_dir"]  # a run that repeats this config gets a folder of its own
     content = {

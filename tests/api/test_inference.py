@@ -2,6 +2,9 @@
 
 import gc
 import os
+import platform
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -229,3 +232,35 @@ def test_evaluation_on_another_text_has_closed_its_files_when_it_removes_them(te
     monkeypatch.setattr(inference, "TemporaryDirectory", WatchedDirectory)
     ng.evaluate(run, dataset="bottles.txt")
     assert maps == [[]]
+
+
+@pytest.mark.linux("counts page faults with the module resource")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep freed memory anyway")
+def test_freed_memory_is_kept_during_an_evaluation_and_given_back_after_it(text_file):
+    run = ng.train("bottles.txt", **TINY)
+    code = """
+import resource, sys, torch
+import nanogpt_lite as ng
+
+def page_faults():
+    torch.ones(2**22).sum()  # 16 MiB, which are freed
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**22).sum()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+original, counts = evaluation.mean_loss, []
+
+def count_page_faults(*arguments):
+    counts.append(page_faults())
+    return original(*arguments)
+
+evaluation.mean_loss = count_page_faults
+ng.evaluate(sys.argv[1])
+print(*counts, page_faults())
+"""
+    # in a process of its own: the heap of this one may have free blocks from other tests
+    printed = subprocess.check_output([sys.executable, "-c", code, str(run.out_dir)], text=True)
+    train, val, after = map(int, printed.split())
+    n_pages = 2**24 // os.sysconf("SC_PAGE_SIZE")
+    assert max(train, val) < n_pages / 20
+    assert after > n_pages / 2

@@ -173,3 +173,19 @@ def assert_message_is_short(path):
         read_tensors_and_json(path)
     assert len(str(caught.value)) < 500
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")]
+)
+def test_too_little_memory_is_not_reported_as_damage(tmp_path, monkeypatch, error):
+    path = tmp_path / "a.safetensors"
+    write_tensors_and_json(path, TENSORS, CONTENT)
+
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(safetensors, "safe_open", fail)
+    with pytest.raises(type(error)) as raised:
+        read_tensors_and_json(path)
+    assert raised.value is error

@@ -100,7 +100,7 @@ def test_pipeline_with_the_lengths_of_the_tutorial(service, tmp_path, monkeypatc
     assert all(len(sample) > 300 for sample in samples)
     stored = service.volume(VOLUME_NAME)
     assert sorted(path.name for path in (stored / "datasets/bottles").iterdir()) == sorted(
-        ["train.bin", "val.bin", "tokenizer.json", "manifest.json", "fingerprints.json"]
+        ["train.bin", "val.bin", "tokenizer.json", "manifest.json"]
     )
     metrics = ng.Run(stored / "runs/bottles").metrics
     assert [record["step"] for record in metrics if record["kind"] == "eval"] == [250, 500, 750, 1000]

@@ -172,7 +172,7 @@ def python_of(folder: Path) -> Path:
 
 def test_mypy_sees_wrong_options_types_and_choices(installed):
     command = [sys.executable, "-m", "mypy", "--python-executable", str(python_of(installed)), *typed_pages()]
-    done = subprocess.run(command, cwd=installed, capture_output=True, text=True, check=False, env={})
+    done = subprocess.run(command, cwd=installed, capture_output=True, text=True, check=False)
     reported = re.findall(r"^(.*\.py):(\d+): error: .*\[([\w-]+)\]$", done.stdout, re.MULTILINE)
     found = {(name, int(line), code) for name, line, code in reported}
     assert found == expected_errors(0), done.stdout + done.stderr

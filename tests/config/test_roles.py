@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,10 @@ from nanogpt_lite.checkpoint.checkpoint_file import read_checkpoint, write_tenso
 from nanogpt_lite.config.options import NetworkConfig, TrainConfig
 from nanogpt_lite.config.schema import Options, Role, bits_option, call_option, network_option
 from nanogpt_lite.errors import UserError
+from nanogpt_lite.interop import huggingface, nanogpt_export
+from nanogpt_lite.interop.export_checks import unsupported_options
 from nanogpt_lite.model.gpt import GPT
+from nanogpt_lite.tokenizers.char import CharTokenizer
 
 GOLDEN_RUN = Path(__file__).parents[1] / "golden" / "v0.1" / "runs" / "plain"
 BASE = NetworkConfig(
@@ -97,7 +101,7 @@ def test_roles_divide_the_options():
     assert Stored().stored() == {"width": 4, "depth": 2, "threads": 3}
 
 
-def test_option_that_nobody_thought_of_is_refused_by_resuming_and_by_each_exporter(tmp_path):
+def test_option_unknown_to_the_exporters_is_refused_by_resuming_and_by_each_exporter(tmp_path):
     package = Path(ng.__file__).parent
     shutil.copytree(package, tmp_path / "nanogpt_lite", ignore=shutil.ignore_patterns("__pycache__"))
     options = tmp_path / "nanogpt_lite/config/options.py"
@@ -111,7 +115,7 @@ def test_option_that_nobody_thought_of_is_refused_by_resuming_and_by_each_export
     done = subprocess.run(
         [sys.executable, "script.py", json.dumps(TINY)],
         cwd=tmp_path,
-        env={"PATH": "", "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
@@ -151,6 +155,29 @@ answers["resume"] = answer(lambda: ng.train(init_from="resume", out_dir="runs/de
 answers["start"] = answer(lambda: ng.train("text.txt", init_from="runs/default", **{**tiny, "twist": 1}))
 print(json.dumps(answers))
 """
+
+
+@pytest.mark.parametrize(("to", "known"), [("nanogpt", ()), ("huggingface", ("tied",))])
+def test_each_option_that_the_other_program_lacks_is_refused_by_its_exporter(to, known):
+    """Of the options that nanoGPT's network lacks, only `known` are in a GPT-2 of transformers."""
+    check = nanogpt_export.require_nanogpt_compatible if to == "nanogpt" else huggingface.require_gpt2_compatible
+    arguments = (CharTokenizer("ab"), Path("a")) if to == "nanogpt" else (Path("a"),)
+    plain = TrainConfig(n_layer=1, n_head=1, n_embd=8)
+    check(plain, *arguments)
+    shared = ("block_size", "n_layer", "n_head", "n_embd", "bias")  # by all three programs
+    without_effect = {"rope_theta": "position", "ngram_rows": "ngram"}  # alone
+    lacking = {*NetworkConfig.names_by_role(Role.NETWORK)} - {*shared, *known, *without_effect}
+    assert len(lacking) == 6 - len(known)
+    for name in (*shared, *known, *without_effect):
+        check(plain.replace({name: OTHER_VALUES[name]}), *arguments)
+    for name in lacking:
+        values = {**OTHER_VALUES, "position": "rotary", "tied": False}
+        with pytest.raises(ng.UserError, match=f"with {name}={values[name]};"):
+            check(plain.replace({name: values[name]}), *arguments)
+    for name, other in without_effect.items():
+        supported = [name for name in NetworkConfig.names() if name not in without_effect]
+        config = plain.replace({"position": "rotary", "ngram": 2, **OTHER_VALUES, other: OTHER_VALUES[other]})
+        assert f"{name}={OTHER_VALUES[name]}" in unsupported_options(config, supported=supported)
 
 
 def test_stored_config_of_a_newer_version_is_refused(trained):

@@ -13,11 +13,14 @@ from book_data import (
     OTHER_TEXT,
     SET_NAMES,
     TEXT,
+    change_token,
     file_names,
     fingerprints,
     nanogpt_bins,
     read_bins,
     replace_source,
+    replace_unnoticed,
+    set_time,
     write_book,
 )
 
@@ -243,3 +246,20 @@ def test_data_that_may_not_be_read_is_an_os_error_and_not_prepared_again(book, m
         with pytest.raises(PermissionError, match=r"manifest\.json"):
             prepare(source)
     assert fingerprints(folder) == before
+
+
+def test_token_ids_that_have_the_time_of_their_writing_are_read_again(book, monkeypatch):
+    """If the clock has not gone on, a later change could have the same time."""
+    write_json = files.write_json
+
+    def write_within_the_same_tick(path, value):
+        write_json(path, value)
+        if path.name == "tokenizer.json":
+            (temporary,) = path.parent.glob(".train.bin.*.tmp")
+            set_time(path, ns=temporary.stat().st_mtime_ns)
+
+    monkeypatch.setattr(files, "write_json", write_within_the_same_tick)
+    path = prepare(book).path / "train.bin"
+    replace_unnoticed(path, change_token(path.read_bytes()))
+    with pytest.raises(UserError, match="are not those of the text"):
+        open_or_prepare(book)

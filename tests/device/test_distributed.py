@@ -1,6 +1,7 @@
 """Several ranks train the same as one process; when one of them fails, all end, and the last checkpoint stays."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -106,6 +107,26 @@ def test_rows_that_cannot_be_shared_equally_are_an_error_on_every_rank(folder):
         assert "cannot be shared equally by 3 ranks" in message
         assert "`batch_size=9`" in message
     assert not Path("runs/three").exists()
+
+
+def train_on_two_machines(options):
+    """The ranks have no file system in common."""
+    os.chdir(f"machine{os.environ['RANK']}")
+    train(options)
+
+
+def test_only_the_main_process_looks_at_the_folder_of_the_run(folder):
+    for rank in range(2):
+        machine = Path(f"machine{rank}")
+        machine.mkdir()
+        shutil.copy("bottles.txt", machine)
+        shutil.copytree("data", machine / "data")
+    earlier = Path("machine1/runs/taken/last.safetensors")
+    earlier.parent.mkdir(parents=True)
+    earlier.write_bytes(b"of an earlier run")
+    assert forked_ranks.run(2, train_on_two_machines, {"out_dir": "runs/taken"}) == [0, 0]
+    assert Path("machine0/runs/taken/last.safetensors").is_file()
+    assert earlier.read_bytes() == b"of an earlier run"
 
 
 def test_an_existing_run_is_an_error_on_every_rank_and_is_not_changed(folder):

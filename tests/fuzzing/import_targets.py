@@ -29,7 +29,7 @@ class NanoGPTCheckpoint(Target[bytes | dict[str, Any]]):
         train(PLAIN_OPTIONS)
         self.path = conversion.to_nanogpt(RUN, CKPT.parent)
         self.content = self.path.read_bytes()
-        # just written by this program
+        # just written by this program; weights_only executes no code in it
         self.values: dict[str, Any] = torch.load(self.path, weights_only=True)
 
     def generate(self, rng: random.Random) -> bytes | dict[str, Any]:

@@ -112,7 +112,7 @@ class CommandLine(Target[list[str]]):
         return words
 
     def _word(self, rng: random.Random) -> str:
-        """A word that names no path outside the current folder, as commands write where they are told to."""
+        """A word that is no path to another folder: commands write to the path that they are given."""
         word = option_text(rng).replace("/", "-").replace("\\", "-").replace("~", "-").replace("..", ".")
         return word if rng.random() < 0.9 else f"--{word}"
 

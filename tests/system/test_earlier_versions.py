@@ -1,8 +1,8 @@
 """Files that earlier versions wrote are still read: runs, prepared data, and Volumes of Modal.
 
 `tests/golden/v0.1` was written by version 0.1.0 on a CPU: four small runs of 20 steps on `sea.txt`, with the data that
-it prepared. `expected.json` holds what that version then printed and computed. Losses are compared with a tolerance,
-because another CPU rounds differently.
+it prepared, and weights that it exported. `expected.json` holds what that version then printed and computed. Losses are
+compared with a tolerance, because another CPU rounds differently.
 """
 
 import json
@@ -76,10 +76,18 @@ def test_summary_plot_and_weights_of_a_run(golden_dir, run):
     assert (summary["step"], summary["versions"]["nanogpt-lite"]) == (20, "0.1.0")
     assert format_text(summary)
     assert ng.Run(Path(f"runs/{run}")).save_plot().is_file()
-    weights = ng.export_weights(f"runs/{run}")
+    weights = ng.export_weights(f"runs/{run}", overwrite=True)
     assert ng.sample(weights, start="The ", max_new_tokens=40, temperature=0, device="cpu", threads=1)[0] == EXPECTED[
         run
     ]["greedy"].removesuffix("\n")
+
+
+def test_exported_weights_are_read(golden_dir):
+    weights = Path("runs/plain/weights.safetensors")
+    text = ng.sample(weights, start="The ", max_new_tokens=40, temperature=0, device="cpu", threads=1)[0]
+    assert text == EXPECTED["plain"]["greedy"].removesuffix("\n")
+    run = ng.train("sea.txt", init_from=weights, max_iters=2, device="cpu", threads=1, out_dir="runs/finetuned")
+    assert ng.summary(run)["network"]["n_embd"] == 8
 
 
 def test_run_is_exported_to_nanogpt_and_to_transformers(golden_dir):

@@ -6,13 +6,14 @@ dependencies of the running one and no network. A slow test installs them from t
 
 import email
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import venv
 import zipfile
 from collections.abc import Sequence
-from importlib.metadata import distribution
+from importlib.metadata import distribution, requires
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,11 @@ from tiny import TINY, to_arguments
 
 import nanogpt_lite as ng
 
-DEPENDENCIES = ("torch", "numpy", "requests", "safetensors", "tqdm")
+DEPENDENCIES = [
+    re.split("[^A-Za-z0-9._-]", requirement)[0]
+    for requirement in requires("nanogpt-lite") or []
+    if "extra ==" not in requirement
+]
 NO_NETWORK = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:1")
 TINY_RUN = to_arguments({**TINY, "max_iters": 4, "eval_interval": 2, "max_new_tokens": 40})
 WRITTEN_BY_RUN = {"best.safetensors", "last.safetensors", "metrics.jsonl", "config.json", "loss.png"}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+# The old names and phrases themselves: this file is the only one that may contain them.
 NAMES = [
     "Turns",
     "PRODUCTS_UP_TO",
