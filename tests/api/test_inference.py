@@ -241,6 +241,7 @@ def test_freed_memory_is_kept_during_an_evaluation_and_given_back_after_it(text_
     code = """
 import resource, sys, torch
 import nanogpt_lite as ng
+from nanogpt_lite.trainer import evaluation
 
 def page_faults():
     torch.ones(2**22).sum()  # 16 MiB, which are freed
