@@ -1,7 +1,6 @@
-"""Options, presets and config files: defaults, rules, parsing, and the messages for invalid values."""
+"""Options: defaults, rules, parsing, and the messages for invalid values."""
 
 import dataclasses
-import json
 import math
 from typing import Any
 
@@ -10,16 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanogpt_lite.config import options, presets
+from nanogpt_lite.config import options
 from nanogpt_lite.config.options import (
     LoadConfig,
     NetworkConfig,
     RunConfig,
     SampleConfig,
     TrainConfig,
-    read_config_file,
 )
-from nanogpt_lite.config.presets import PRESETS
 from nanogpt_lite.config.schema import ANY, Options, Role, parse_values
 from nanogpt_lite.errors import UserError
 
@@ -208,36 +205,6 @@ def test_parse_values_inverts_str_of_every_default():
     }
 
 
-@pytest.mark.parametrize(
-    ("name", "published"),
-    [
-        (
-            "cpu",  # nanoGPT's README, "I only have a macbook"
-            {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "batch_size": 12, "max_iters": 2000}
-            | {"dropout": 0.0},
-        ),
-        (
-            "shakespeare_char",  # config/train_shakespeare_char.py, and train.py for what that leaves out
-            {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "batch_size": 64, "dropout": 0.2}
-            | {"max_iters": 5000, "learning_rate": 1e-3, "min_lr": 1e-4, "warmup_iters": 100, "beta2": 0.99}
-            | {"eval_interval": 250, "log_interval": 10, "gradient_accumulation_steps": 1}
-            | {"beta1": 0.9, "weight_decay": 0.1, "grad_clip": 1.0, "decay_lr": True, "bias": False},
-        ),
-        ("tutorial", {"n_layer": 6, "n_embd": 384, "max_iters": 1000, "learning_rate": 1e-3}),
-    ],
-)
-def test_presets_have_the_published_values(name, published):
-    values = dataclasses.asdict(TrainConfig.from_dict(presets.get_preset(name)))
-    assert {key: values[key] for key in published} == published
-
-
-def test_presets_are_valid_and_unknown_presets_are_refused():
-    for name in PRESETS:
-        assert TrainConfig.from_dict(presets.get_preset(name)).eval_iters == 0  # the full val split
-    with pytest.raises(UserError, match="unknown preset 'cpuu'; did you mean cpu"):
-        presets.get_preset("cpuu")
-
-
 @settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 300))
 def test_n_embd_has_to_be_a_multiple_of_n_head(n_embd, n_head):
@@ -282,31 +249,6 @@ def test_subset_replace_and_stored():
     }
     with pytest.raises(dataclasses.FrozenInstanceError):
         whole.n_layer = 4
-
-
-@pytest.mark.parametrize("form", [{"n_layer": 2}, {"config": {"n_layer": 2}, "versions": {"torch": "2.9"}}])
-def test_read_config_file(tmp_path, form):
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(form), encoding="utf-8")
-    assert read_config_file(path) == read_config_file(str(path)) == {"n_layer": 2}
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"{", b"n_layer = 2", b"[1]", b"null", b'"text"', b'{"config": [1]}', b"\xff\xfe{}", b"[" * 100_000],
-)
-def test_config_file_without_options_is_refused(tmp_path, content):
-    path = tmp_path / "config.json"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match="JSON object") as caught:
-        read_config_file(path)
-    assert str(path) in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["missing.json", "."])
-def test_missing_config_file_is_refused(tmp_path, name):
-    with pytest.raises(UserError, match="cannot be read"):
-        read_config_file(tmp_path / name)
 
 
 def test_options_of_nanogpt_exist():

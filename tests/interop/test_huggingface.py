@@ -1,63 +1,25 @@
-"""GPT-2 in the format of Hugging Face, imported and exported, compared with transformers itself."""
+"""GPT-2 in the format of Hugging Face, from a folder and from the hub, compared with transformers itself."""
 
 import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
+import gpt2_folder
 import pytest
 import torch
+from gpt2_folder import SHORT, logits_of, start_from
 from safetensors.torch import load_file, save_file
 
 import nanogpt_lite as ng
 from nanogpt_lite.cloud import jobs
 from nanogpt_lite.cloud.storage import LocalStorage
-from nanogpt_lite.interop import conversion
 from nanogpt_lite.tokenizers import bpe
 from nanogpt_lite.tokenizers.bpe import END_OF_TEXT
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
-SHORT: dict[str, Any] = {
-    "device": "cpu",
-    "threads": 1,
-    "max_iters": 4,
-    "eval_interval": 2,
-    "batch_size": 4,
-    "warmup_iters": 1,
-}
-SHAPE: dict[str, Any] = {"block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 16}
-NANOGPTS = {**SHORT, **SHAPE, "preset": "cpu", "dropout": 0.0}
-
-
-@pytest.fixture
-def gpt2(text_file):
-    """A small GPT-2 with random weights, as transformers and its tokenizers write it."""
-    torch.manual_seed(0)
-    merges = bpe.train_bpe("bpe-300", [text_file.read_text()], 300).to_json()["merges"]
-    symbols = [*dict.fromkeys([*bpe.unicode_to_bytes(), *(merge.replace(" ", "") for merge in merges)]), END_OF_TEXT]
-    form = transformers.GPT2Config(vocab_size=len(symbols), n_positions=32, n_embd=16, n_layer=2, n_head=2)
-    model = transformers.GPT2LMHeadModel(form).eval()
-    for parameter in model.parameters():  # biases and gains too
-        torch.nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained("theirs")
-    Path("theirs/merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
-    Path("theirs/vocab.json").write_text(
-        json.dumps({symbol: number for number, symbol in enumerate(symbols)}), encoding="utf-8"
-    )
-    return model
-
-
-def logits_of(model, ids):
-    with torch.no_grad():
-        return model(torch.tensor([ids]))[0] if isinstance(model, ng.GPT) else model(torch.tensor([ids])).logits
-
-
-def start_from(init_from, **options):
-    """A run from these weights, whose learning rate is too small to change them."""
-    still = {"learning_rate": 1e-12, "decay_lr": False, "weight_decay": 0.0}
-    return ng.train("bottles.txt", init_from=init_from, **{**SHORT, **still, **options})
+gpt2 = gpt2_folder.gpt2  # a fixture
 
 
 @pytest.mark.parametrize("block_size", [32, 8])
@@ -263,74 +225,7 @@ def test_gpt2_medium_is_downloaded_from_the_hub(gpt2, cached, monkeypatch):
     assert jobs.train_job(LocalStorage(), out_dir="tuned", **{**options, "max_iters": 6}).metrics[-1]["step"] == 6
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"bias": True},
-        {"tied": False},
-        {"tokenizer": "byte"},
-        {"tokenizer": "bpe-300"},
-        {"activation": "gelu_tanh", "optimizer": "muon"},
-    ],
-)
-def test_transformers_loads_an_exported_model_with_equal_logits_and_ids(text_file, options):
-    text_file.write_text(text_file.read_text() + "ä 天\t🙂  \r\n" * 20, encoding="utf-8")
-    run = ng.train("bottles.txt", **{**NANOGPTS, "dropout": 0.1, **options})
-    folder = conversion.to_huggingface(run, "exported")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
-    their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model, tokenizer = ng.load(run, device="cpu")
-    prompt = "9 green  ä天\t🙂\n"
-    ids = tokenizer.encode(prompt).tolist()
-    assert their_tokenizer(prompt)["input_ids"] == ids
-    assert their_tokenizer.decode(ids) == prompt
-    ids = tokenizer.encode("9 green").tolist()[:9]
-    torch.testing.assert_close(logits_of(model, ids), logits_of(theirs, ids), atol=1e-5, rtol=1e-5)
-    text = tokenizer.decode(ids)
-    assert tokenizer.encode(text).tolist() == ids
-    drawn = theirs.generate(torch.tensor([ids]), max_new_tokens=7, do_sample=False, pad_token_id=0)[0].tolist()
-    ours = ng.sample((model, tokenizer), start=text, temperature=0.0, max_new_tokens=7, threads=1)[0]
-    assert tokenizer.decode(drawn) == ours
-    assert (theirs.config.resid_pdrop, theirs.config.attn_pdrop, theirs.config.embd_pdrop) == (0.1, 0.1, 0.1)
-    card = (folder / "README.md").read_text()
-    assert json.loads((run.out_dir / "config.json").read_text())["dataset"]["sha256"] in card
-    assert (folder / "loss.png").stat().st_size > 1000
-    assert "![loss curves](loss.png)" in card
-
-
-def test_a_network_that_transformers_lacks_is_not_exported(text_file):
-    run = ng.train("bottles.txt", preset="modern-cpu", **SHORT, **SHAPE)
-    with pytest.raises(ng.UserError, match=r"position=rotary, qk_norm=True, ngram=4, activation=relu2; .* `preset="):
-        conversion.to_huggingface(run, "exported")
-    assert not Path("exported").exists()
-
-
-def test_a_tokenizer_that_transformers_lacks_is_not_exported(text_file, monkeypatch):
-    run = ng.train("bottles.txt", **NANOGPTS, tokenizer="byte")
-    monkeypatch.setattr("nanogpt_lite.interop.huggingface.ByteTokenizer", ng.CharTokenizer)  # as if it were a new one
-    with pytest.raises(ng.UserError, match="transformers has no tokenizer like byte; train with `tokenizer='char'`"):
-        conversion.to_huggingface(run, "exported")
-    assert not Path("exported").exists()
-
-
-def test_an_exported_character_tokenizer_is_refused_on_import(text_file):
-    folder = conversion.to_huggingface(ng.train("bottles.txt", **NANOGPTS), "exported")
-    with pytest.raises(ng.UserError, match="its model is not BPE"):
-        start_from(str(folder))
-
-
 def test_pytorch_model_bin_is_refused(gpt2):
     Path("theirs/model.safetensors").rename("theirs/pytorch_model.bin")
     with pytest.raises(ng.UserError, match=r"or a folder with config.json, model.safetensors and tokenizer.json"):
         start_from("theirs")
-
-
-def test_export_then_import_gives_the_same_weights(text_file):
-    run = ng.train("bottles.txt", **{**NANOGPTS, "bias": True, "tokenizer": "bpe-300"})
-    folder = conversion.to_huggingface(run, "exported")
-    back = start_from(str(folder))
-    before, after = (load_file(conversion.export_weights(one)) for one in (run, back))
-    assert before.keys() == after.keys()
-    for name, tensor in before.items():
-        torch.testing.assert_close(tensor, after[name], atol=1e-6, rtol=0)
