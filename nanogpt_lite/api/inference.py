@@ -119,7 +119,8 @@ def evaluate(
         dtype = trained_with.dtype if same_device else devices.resolve_dtype("auto", device, width=trained_with.n_embd)
     with ExitStack() as stack:
         stack.callback(memory.trim_heap)
-        folder = stack.enter_context(TemporaryDirectory()) if dataset is not None else ""
+        # ignore_cleanup_errors: after an error its traceback keeps the maps, and Windows removes no file that is mapped
+        folder = stack.enter_context(TemporaryDirectory(ignore_cleanup_errors=True)) if dataset is not None else ""
         open_data = partial(_open_evaluation_data, dataset, folder, saved, trained_with, tokenizer, verify=verify)
         stack.enter_context(devices.use_threads(devices.resolve_threads(settings.threads)))
         stack.enter_context(memory.retain_heap())
@@ -177,7 +178,7 @@ def _load_model(run: RunLike, settings: LoadConfig) -> tuple[GPT, Tokenizer, Che
 def _split_losses(model: GPT, open_data: Callable[[], Dataset], dtype: str) -> tuple[list[float], list[int]]:
     """The loss over the whole training and validation split, and the number of tokens of each.
 
-    The dataset is opened here, so that its memory maps are closed at the end: Windows removes no file that is mapped.
+    The dataset is opened here, so that its memory maps are closed at the end, and its files can be removed on Windows.
     """
     losses, sizes = [], []
     device = model.lm_head.weight.device

@@ -116,7 +116,10 @@ class NetworkConfig(Options):
         16384, "hash buckets per n-gram length", bounds(ge=1, le=2**31 - 1), part_of="ngram"
     )
     ngram_dropout: float = training_option(
-        0.0, "probability of dropping the n-gram embeddings of a token in training", bounds(ge=0, lt=1)
+        0.0,
+        "probability of dropping the n-gram embeddings of a token in training",
+        bounds(ge=0, lt=1),
+        part_of="ngram",
     )
 
     def __post_init__(self) -> None:

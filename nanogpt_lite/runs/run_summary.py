@@ -3,6 +3,7 @@
 It needs one checkpoint; the versions of libraries are from config.json, if there is one.
 """
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 from typing import TypedDict
@@ -112,7 +113,7 @@ def format_text(content: RunSummary) -> str:
     tokens_seen = format_number(content["tokens_seen"], suffixes=COUNT_SUFFIXES)
     lines = {
         "run": f"{content['run']} ({content['checkpoint']}, {file}B)",
-        "network": ", ".join(f"{name} {value}" for name, value in network.items() if _is_shown(name, value)),
+        "network": ", ".join(f"{name} {value}" for name, value in network.items() if _is_shown(name, network)),
         "parameters": f"{content['parameters']:,}: "
         + ", ".join(f"{group} {format_number(number, suffixes=COUNT_SUFFIXES)}" for group, number in groups.items()),
         "FLOPs": f"{flops} per token in training, {flops_so_far} so far",
@@ -132,8 +133,13 @@ def format_text(content: RunSummary) -> str:
     return "\n".join(f"{name + ':':<13} {line}" for name, line in lines.items())
 
 
-def _is_shown(name: str, value: Value) -> bool:
-    return name in ("block_size", "n_layer", "n_head", "n_embd") or value != getattr(NetworkConfig(), name)
+def _is_shown(name: str, network: dict[str, Value]) -> bool:
+    """Whether this is one of the sizes, or an option that makes the network another one than the default."""
+    fields = {field.name: field for field in dataclasses.fields(NetworkConfig)}
+    part_of = fields[name].metadata["part_of"]
+    is_default = network[name] == fields[name].default
+    has_effect = not part_of or network[part_of] != fields[part_of].default
+    return name in ("block_size", "n_layer", "n_head", "n_embd") or (has_effect and not is_default)
 
 
 def _versions(folder: Path) -> dict[str, str]:

@@ -236,7 +236,7 @@ def test_evaluation_on_another_text_has_closed_its_files_when_it_removes_them(te
 
 @pytest.mark.linux("counts page faults with the module resource")
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep freed memory anyway")
-def test_freed_memory_is_kept_during_an_evaluation_and_given_back_after_it(text_file):
+def test_freed_memory_is_kept_during_an_evaluation(text_file):
     run = ng.train("bottles.txt", **TINY)
     code = """
 import resource, sys, torch
@@ -257,11 +257,9 @@ def count_page_faults(*arguments):
 
 evaluation.mean_loss = count_page_faults
 ng.evaluate(sys.argv[1])
-print(*counts, page_faults())
+print(*counts)
 """
     # in a process of its own: the heap of this one may have free blocks from other tests
     printed = subprocess.check_output([sys.executable, "-c", code, str(run.out_dir)], text=True)
-    train, val, after = map(int, printed.split())
-    n_pages = 2**24 // os.sysconf("SC_PAGE_SIZE")
-    assert max(train, val) < n_pages / 20
-    assert after > n_pages / 2
+    train, val = map(int, printed.split())
+    assert max(train, val) < 2**24 / os.sysconf("SC_PAGE_SIZE") / 20

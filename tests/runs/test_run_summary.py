@@ -87,4 +87,10 @@ def test_info_command_prints_the_summary_as_json_and_as_text(text_file, capsys):
     assert "n_layer 1, " in (network := capsys.readouterr().out.splitlines()[1])
     assert "position rotary, rope_theta 1280.0, qk_norm True, activation relu2, tied False" in network
     assert "zero_init True, ngram 4" in network
+    assert "ngram_dropout" in network
+    ngrams_off = "--preset modern-cpu --n_layer=1 --ngram=1 --max_iters=1 --device=cpu"
+    main(["train", "--dataset", "bottles.txt", *ngrams_off.split()])
+    capsys.readouterr()
+    main(["info"])
+    assert "ngram" not in capsys.readouterr().out.splitlines()[1]  # without n-grams their other options do nothing
     assert main(["info", "--out_dir", "nowhere"]) == 2
