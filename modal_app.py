@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, Any
 import modal
 
 from nanogpt_lite.cloud import sweeps
+from nanogpt_lite.cloud.client.local_secrets import local_secrets
+from nanogpt_lite.cloud.client.uploads import upload_text
+from nanogpt_lite.cloud.client.volume_names import require_safe_name
 from nanogpt_lite.cloud.gpu_prices import gpu_order, report_cost, single_gpus
 from nanogpt_lite.cloud.messages import modal_spelling
 from nanogpt_lite.config import presets
@@ -34,18 +37,6 @@ MOUNT = os.environ.get("NANOGPT_MOUNT", "/data")  # where containers see the Vol
 GPU = os.environ.get("NANOGPT_GPU", "A100-40GB")  # a type, or TYPE:n, or several with commas, preferred first
 SECRET_VARIABLES = ("WANDB_API_KEY", "HF_TOKEN")  # sent from your environment or .env, if they are set
 DAY = 24 * 60 * 60  # seconds; the longest timeout that Modal allows for one attempt
-
-
-def local_secrets() -> dict[str, str | None]:
-    """The secret variables of the machine where `modal run` is started. In a container Modal has set them already."""
-    if not modal.is_local():
-        return {}
-    dotenv: dict[str, str | None] = {}
-    if Path(".env").is_file():
-        from dotenv import dotenv_values
-
-        dotenv = dotenv_values(".env")
-    return {name: os.environ.get(name) or dotenv.get(name) for name in SECRET_VARIABLES}
 
 
 # An App is the group of Functions that `modal run` and `modal deploy` register.
@@ -65,7 +56,7 @@ image = (
 # A Secret sets environment variables in containers: here those of your machine, and one that is stored at Modal.
 secret_name = os.environ.get("NANOGPT_SECRET")
 secrets = [  # always two: a container runs this module too, and must register as many as were registered outside
-    modal.Secret.from_dict(local_secrets()),
+    modal.Secret.from_dict(local_secrets(SECRET_VARIABLES) if modal.is_local() else {}),
     modal.Secret.from_name(secret_name) if secret_name else modal.Secret.from_dict({}),
 ]
 
@@ -159,8 +150,6 @@ def sweep(sweep_iters: int = 200, gpu: str = "", preset: str = presets.RENTED_GP
     The results of the trials are stored on the Volume before the best one is resumed: a second attempt of this call
     does not train the trials again.
     """
-    from nanogpt_lite.cloud.storage import require_safe_name
-
     call_id = (modal.current_input_id() or "here")[-8:].lower()
     name = require_safe_name(f"{grid.pop('out_dir', 'sweep')}-{call_id}", "run")
     trials = sweeps.make_trials(grid, preset=preset, steps=sweep_iters, name=name)
@@ -222,8 +211,6 @@ class Sampler:
 @modal_spelling()
 def main(gpu: str = "", dataset: str = DataConfig.dataset, **options: Any) -> None:
     """Prepare, train and sample. A local text is uploaded first."""
-    from nanogpt_lite.cloud.uploads import upload_text
-
     trainer, sampler = with_gpu(gpu, train), with_gpu(gpu.partition(":")[0], sample)
     train_options = pick(options, *TrainConfig.names(), "preset", "overwrite", "verify")
     sample_options = {"num_samples": 3, "max_new_tokens": 300, **pick(options, *SampleConfig.names())}

@@ -1,6 +1,7 @@
 """The data of a job: pulled from the storage, or prepared and pushed if it is not stored yet."""
 
-from nanogpt_lite.cloud.storage import Storage, require_safe_name
+from nanogpt_lite.cloud.client.volume_names import require_safe_name
+from nanogpt_lite.cloud.storage import Storage
 from nanogpt_lite.data import preparation, sources
 from nanogpt_lite.data.dataset import Dataset
 from nanogpt_lite.data.preparation import DATA_DIR

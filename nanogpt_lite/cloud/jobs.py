@@ -16,7 +16,8 @@ from nanogpt_lite.api import inference, pipeline
 from nanogpt_lite.api.inference import EvalResult
 from nanogpt_lite.checkpoint.checkpoint_file import SUFFIX
 from nanogpt_lite.cloud import job_data, launcher
-from nanogpt_lite.cloud.storage import Storage, require_safe_name
+from nanogpt_lite.cloud.client.volume_names import require_safe_name
+from nanogpt_lite.cloud.storage import Storage
 from nanogpt_lite.config import presets
 from nanogpt_lite.config.keyword_types import LoadOptions
 from nanogpt_lite.config.options import DataConfig, NetworkConfig, TrainConfig

@@ -7,7 +7,6 @@ decided in `jobs`.
 """
 
 import os
-import re
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Protocol
 
 from nanogpt_lite import files
 from nanogpt_lite.checkpoint.checkpoint_file import SUFFIX
+from nanogpt_lite.cloud.client.volume_names import UPLOADS_DIR, require_safe_name
 from nanogpt_lite.data import fingerprints
 from nanogpt_lite.data.preparation import DATA_DIR
 from nanogpt_lite.errors import UserError
@@ -23,7 +23,6 @@ from nanogpt_lite.runs.run_folder import RUNS_DIR
 VOLUME_DIRS = {DATA_DIR: "datasets", RUNS_DIR: "runs"}
 OWNERS_FILE = "owners"  # in a run's folder on the Volume: ids of the calls that trained it, one a line, the owner last
 NOT_COPIED = (OWNERS_FILE, fingerprints.NAME)  # of the Volume alone; of one machine alone, which checks its own copy
-UPLOADS_DIR = "texts"  # the folder on the Volume for uploaded texts
 
 
 class Volume(Protocol):
@@ -34,16 +33,6 @@ class Volume(Protocol):
 
     def reload(self) -> None:
         """Load what other containers committed."""
-
-
-def require_safe_name(name: str, kind: str) -> str:
-    """The name of a run or a dataset (`kind`), if it is a plain folder name. `UserError` if it could be a path."""
-    if not re.fullmatch(r"\w[\w.-]{0,99}", name):
-        raise UserError(
-            f"invalid {kind} name {name!r}: must be up to 100 letters, digits, '-', '_' and '.', the first a letter "
-            "or a digit"
-        )
-    return name
 
 
 class Storage(Protocol):

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import os
 import random
 import re
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 import documentation
 import pytest
 from conftest import TEXT
+from modal_alone import modal_alone
 
 import nanogpt_lite as ng
 from nanogpt_lite.cli.main import main
@@ -59,8 +61,10 @@ def prepared(service, tmp_path):
     return service
 
 
-def modal_run(service, *arguments, code=0, **options):
-    done = service.modal("run", *arguments, timeout=120, **options)
+def modal_run(service, *arguments, code=0, env=None, **options):
+    """What `modal run` prints, on a machine where only the package modal is installed."""
+    env = {**modal_alone(service.folder / "alone"), **(env or {})}
+    done = service.modal("run", *arguments, timeout=120, env=env, **options)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout
 
@@ -159,7 +163,8 @@ def test_user_errors_of_each_command_are_shown(prepared, tmp_path):
         (f"{APP}::train", "--learning-rat=1"): "No such option",
         (f"{APP}::train", "--max-iters=many"): "not a valid integer",
     }
-    commands = map_in_pairs(lambda arguments: prepared.modal("run", *arguments), *messages)
+    env = modal_alone(tmp_path / "alone")
+    commands = map_in_pairs(lambda arguments: prepared.modal("run", *arguments, env=env), *messages)
     for done, message in zip(commands, messages.values(), strict=True):
         assert re.search(message, " ".join((done.stdout + done.stderr).split()))
     assert [done.returncode for done in commands] == [1, 1, 1, 1, 1, 2, 2]
@@ -361,3 +366,17 @@ print("at step", evaluate.remote(out_dir="far")["step"])
     # a warm container sees what another container trained in the meantime
     assert functions.count("evaluate") == 1
     assert "at step 2\nat step 4\n" in done.stdout
+
+
+def test_environment_of_the_client_has_modal_alone(tmp_path):
+    """The environment in which `modal_run` runs the client."""
+    code = "import modal; from importlib.util import find_spec; print(*map(find_spec, {}))"
+    others = ["torch", "numpy", "requests", "safetensors", "tqdm", "filelock", "dotenv", "matplotlib"]
+    printed = subprocess.run(
+        [sys.executable, "-c", code.format(others)],
+        env={**os.environ, **modal_alone(tmp_path / "alone")},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert printed.split() == ["None"] * len(others)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import pytest
 
 import nanogpt_lite as ng
-from nanogpt_lite.cloud.uploads import upload_text
+from nanogpt_lite.cloud.client.uploads import upload_text
 
 
 class RecordingVolume:

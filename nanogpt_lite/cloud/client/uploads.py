@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO, Protocol
 
-from nanogpt_lite.cloud.storage import UPLOADS_DIR, require_safe_name
+from nanogpt_lite.cloud.client.volume_names import UPLOADS_DIR, require_safe_name
 from nanogpt_lite.data import sources
 
 
