@@ -23,7 +23,7 @@ from nanogpt_lite.cloud.client.local_secrets import local_secrets
 from nanogpt_lite.cloud.client.uploads import upload_text
 from nanogpt_lite.cloud.client.volume_names import require_safe_name
 from nanogpt_lite.cloud.gpu_prices import gpu_order, report_cost, single_gpus
-from nanogpt_lite.cloud.messages import modal_spelling
+from nanogpt_lite.cloud.messages import exit_on_error, modal_spelling
 from nanogpt_lite.config import presets
 from nanogpt_lite.config.options import DataConfig, LoadConfig, RunConfig, SampleConfig, TrainConfig
 from nanogpt_lite.config.signatures import with_flags
@@ -208,7 +208,7 @@ class Sampler:
 # A local entry point runs on your machine: `modal run modal_app.py` calls it.
 @app.local_entrypoint()
 @with_flags(RunConfig, gpu=str, preset=str, overwrite=bool, verify=bool)
-@modal_spelling()
+@exit_on_error()
 def main(gpu: str = "", dataset: str = DataConfig.dataset, **options: Any) -> None:
     """Prepare, train and sample. A local text is uploaded first."""
     trainer, sampler = with_gpu(gpu, train), with_gpu(gpu.partition(":")[0], sample)

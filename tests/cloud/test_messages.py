@@ -2,7 +2,7 @@
 
 import pytest
 
-from nanogpt_lite.cloud.messages import modal_spelling
+from nanogpt_lite.cloud.messages import exit_on_error, modal_spelling
 from nanogpt_lite.data.download import DownloadError
 from nanogpt_lite.errors import ExternalError, UserError
 
@@ -41,3 +41,16 @@ def test_modal_spelling_decorates_each_call_of_a_function():
         assert divide(6, by=2) == 3
         with pytest.raises(UserError, match="^give a larger --n-embd$"):
             divide(6, by=0)
+
+
+@pytest.mark.parametrize(("kind", "status"), [(UserError, 2), (ExternalError, 1), (DownloadError, 1)])
+def test_exit_on_error_prints_one_line_and_exits_with_the_status_of_the_command_line(kind, status, capsys):
+    with pytest.raises(SystemExit) as caught, exit_on_error():
+        raise kind("give another `out_dir`")
+    assert caught.value.code == status
+    assert capsys.readouterr().err == "error: give another --out-dir\n"
+
+
+def test_exit_on_error_leaves_other_errors_as_they_are():
+    with pytest.raises(LookupError), exit_on_error():
+        raise LookupError
