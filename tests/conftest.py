@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(config, items):
     files = {path.name for path in Path(__file__).parent.rglob("test_*.py")}
     if files - {item.path.name for item in items} or config.option.keyword or config.option.markexpr:
         skips.append(("whole_suite", pytest.mark.skip(reason="needs a run of the whole test suite")))
-    items.sort(key=lambda item: "whole_suite" in item.keywords)  # they run last
+    items.sort(key=lambda item: bool(item.get_closest_marker("whole_suite")))  # they run last
     if not config.getoption("--slow"):
         skips.append(("slow", pytest.mark.skip(reason="slow; run with --slow")))
     if not torch.cuda.is_available():
@@ -64,7 +64,7 @@ def pytest_collection_modifyitems(config, items):
         if reason := reason_to_skip(item, sys.platform):
             item.add_marker(pytest.mark.skip(reason=reason))
         for name, skip in skips:
-            if name in item.keywords:
+            if item.get_closest_marker(name):  # not its keywords, which are also the names of folders
                 item.add_marker(skip)
 
 

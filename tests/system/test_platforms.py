@@ -226,3 +226,21 @@ def test_ctrl_break_of_windows_requests_a_stop(monkeypatch):
         assert set(installed) == {signal.SIGINT, signal.SIGTERM, 21}
         installed[21](21, None)
     assert stop.signum == 21
+
+
+def test_only_marked_tests_are_skipped_also_in_a_folder_with_the_name_of_a_marker(tmp_path):
+    folder = tmp_path / "slow" / "gpu"
+    folder.mkdir(parents=True)
+    code = "import pytest\n\ndef test_a():\n    pass\n\n@pytest.mark.slow\ndef test_b():\n    pass\n"
+    (folder / "test_ab.py").write_text(code, encoding="utf-8")
+    (tmp_path / "slow/pytest.ini").write_text("[pytest]\nmarkers =\n    slow: as here\n", encoding="utf-8")
+    tests = Path(__file__).parents[1]
+    printed = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "conftest", "-p", "no:cacheprovider", folder],
+        cwd=tmp_path / "slow",
+        env={**os.environ, "PYTHONPATH": str(tests)},
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+    assert "1 passed, 1 skipped" in printed, printed
