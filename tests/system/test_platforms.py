@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import conftest
+import error_recorder
 import pytest
 from conftest import TEXT
 
@@ -235,10 +236,12 @@ def test_only_marked_tests_are_skipped_also_in_a_folder_with_the_name_of_a_marke
     (folder / "test_ab.py").write_text(code, encoding="utf-8")
     (tmp_path / "slow/pytest.ini").write_text("[pytest]\nmarkers =\n    slow: as here\n", encoding="utf-8")
     tests = Path(__file__).parents[1]
+    # without this run's file of recorded errors, which the other run would delete at its end
+    inherited = {name: value for name, value in os.environ.items() if name != error_recorder.VARIABLE}
     printed = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "conftest", "-p", "no:cacheprovider", folder],
         cwd=tmp_path / "slow",
-        env={**os.environ, "PYTHONPATH": str(tests)},
+        env={**inherited, "PYTHONPATH": str(tests)},
         capture_output=True,
         text=True,
         check=False,
