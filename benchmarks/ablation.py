@@ -64,12 +64,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dataset", default="shakespeare_char", help="a text (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=30.0, help="training time of a variant (default: %(default)g)")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: %(default)s)")
-    parser.add_argument("--only", nargs="+", default=list(VARIANTS), help="variants, by name (default: all)")
+    parser.add_argument("--only", nargs="+", default=list(VARIANTS), help="variants, by name; needs --out")
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md (default: named by dataset)")
     args = parser.parse_args()
-    args.out = args.out or RESULTS / f"ablation_{Path(args.dataset).stem}"
     if unknown := [name for name in args.only if name not in VARIANTS]:
         raise ng.UserError(f"--only has {unknown[0]!r}, which is not a variant; give some of: {', '.join(VARIANTS)}")
+    if args.only != list(VARIANTS) and not args.out:
+        raise ng.UserError("--only would replace the table of all variants; give --out, another place for it")
+    args.out = args.out or RESULTS / f"ablation_{Path(args.dataset).stem}"
     if args.seeds < 1 or args.seconds <= 0:
         raise ng.UserError(f"--seeds {args.seeds} and --seconds {args.seconds:g} must be above 0")
     return args

@@ -117,7 +117,8 @@ def test_startup_from_end_to_end(tmp_path, monkeypatch):
     cached.parent.mkdir()
     cached.write_text("to be or not to be\n" * 50)
     monkeypatch.setenv("NANOGPT_LITE_CACHE", str(cached.parent))
-    monkeypatch.setattr(sources, "SHAKESPEARE", download.Resource("http://127.0.0.1:1/input.txt", cached.name))
+    resource = download.Resource("http://127.0.0.1:1/input.txt", cached.name)
+    monkeypatch.setitem(sources.RESOURCES, "shakespeare_char", resource)
     out = ["--out", str(tmp_path / "table")]
     monkeypatch.setattr(sys, "argv", ["x", "--megabytes", "1", "2", "--repeats", "1", *out])
     assert startup.main() == 0
@@ -138,6 +139,8 @@ def test_ablation_and_scaling_from_end_to_end(tmp_path, monkeypatch):
     only = ["--only", "the recipe", "no n-grams"]
     monkeypatch.setattr(sys, "argv", ["x", "--dataset", "my.txt", "--seconds", "0.2", "--seeds", "2", *only, *shared])
     assert ablation.main() == 0
+    monkeypatch.setattr(sys, "argv", ["x", *only])
+    assert ablation.main() == 2  # it would replace the table of all variants
     lines = (tmp_path / "table.md").read_text().splitlines()
     assert [line.split("|")[1].strip() for line in lines[4:6]] == ["the recipe", "no n-grams"]
     monkeypatch.setattr(sys, "argv", ["x", "--only", "ranks", *shared])

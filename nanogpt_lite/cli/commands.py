@@ -129,11 +129,11 @@ def _export(given: GivenOptions) -> None:
     require_known([program], EXPORT_FORMATS, "program to export to")
     run_dir = run.out_dir.parent if run.out_dir.is_file() else run.out_dir
     folder = given.get("path", run_dir / program)
-    match program:
-        case "nanogpt":
-            print(conversion.to_nanogpt(run, folder, dataset=with_dataset, **options))
-        case "hf":
-            print(conversion.to_huggingface(run, folder, **options))
+    if program == "nanogpt":
+        print(conversion.to_nanogpt(run, folder, dataset=with_dataset, **options))
+    else:
+        assert program == "hf", program
+        print(conversion.to_huggingface(run, folder, **options))
 
 
 def _pick_run(given: GivenOptions) -> "Run":

@@ -174,9 +174,12 @@ class TrainConfig(DataConfig, NetworkConfig, RuntimeConfig):
         "adamw", "adamw; muon: Muon for the weight matrices of the blocks, AdamW for the rest", one_of(*OPTIMIZERS)
     )
     muon_learning_rate: float = training_option(
-        0.02, "peak learning rate of Muon; its schedule is that of learning_rate", bounds(gt=0, le=1000)
+        0.02,
+        "peak learning rate of Muon; its schedule is that of learning_rate",
+        bounds(gt=0, le=1000),
+        part_of="optimizer",
     )
-    muon_momentum: float = training_option(0.95, "momentum of Muon", bounds(ge=0, lt=1))
+    muon_momentum: float = training_option(0.95, "momentum of Muon", bounds(ge=0, lt=1), part_of="optimizer")
     weight_decay: float = training_option(0.1, "weight decay, of matrices and embeddings only", bounds(ge=0, le=1000))
     beta1: float = training_option(0.9, "beta1 of AdamW: decay of the running mean of the gradient", bounds(ge=0, lt=1))
     beta2: float = training_option(

@@ -82,7 +82,8 @@ def open_or_prepare(
     if tokenizer == "auto" and existing and has_run_tokenizer(folder):
         tokenizer = "char"
     reusable = existing if existing and not overwrite and _has_tokenizer(existing, tokenizer) else None
-    known_sha256 = sha256 or (sources.SHAKESPEARE.sha256 if source == "shakespeare_char" and not out_dir else None)
+    resource = None if out_dir else sources.RESOURCES.get(source)
+    known_sha256 = sha256 or (resource.sha256 if resource else None)
     if reusable and reusable.sha256 == known_sha256:  # the text itself is not needed, and may be gone
         verification.verify_dataset(reusable, read_all=verify, report=report)
         return reusable

@@ -15,16 +15,18 @@ from nanogpt_lite.data import download
 from nanogpt_lite.data.download import ProgressCallback
 from nanogpt_lite.errors import UserError
 
-DATASET_NAMES = ("shakespeare_char", "python_docs")
 OUTPUT_FILES = ("train.bin", "metrics.jsonl", "best.safetensors", "last.safetensors")  # a folder with one is an output
 ERROR_INVALID_NAME = 123  # of Windows: the path has a character that no file name can have
 MAX_NAME_CHARS = 1000  # characters; longer than any useful path or URL
 CHUNK_BYTES = 2**18  # bytes read at a time: small enough for the processor's cache
-SHAKESPEARE = download.Resource(
-    url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
-    cache_name="shakespeare_char/input.txt",
-    sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
-)
+RESOURCES = {  # by the name of the dataset; a prepared one is known by the SHA-256, without its text
+    "shakespeare_char": download.Resource(
+        url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        cache_name="shakespeare_char/input.txt",
+        sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    ),
+}
+DATASET_NAMES = (*RESOURCES, "python_docs")
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,10 @@ def find_source(dataset: str, *, force_download: bool = False, report: ProgressC
     such text, `DownloadError` if it cannot be downloaded.
     """
     name, path = dataset_name(dataset), _local_path(dataset)
-    if dataset == "shakespeare_char":
-        return _file_source(name, [download.fetch(SHAKESPEARE, force_download=force_download, report=report)])
     if dataset == "python_docs":
         return TextSource(name, "the language reference inside Python (pydoc_data.topics)", _read_python_docs)
-    if dataset.startswith(("http://", "https://")):
-        resource = download.url_resource(dataset)
+    if dataset in RESOURCES or dataset.startswith(("http://", "https://")):
+        resource = RESOURCES.get(dataset) or download.url_resource(dataset)
         return _file_source(name, [download.fetch(resource, force_download=force_download, report=report)])
     if path.is_file():
         return _file_source(name, [path])

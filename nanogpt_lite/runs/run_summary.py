@@ -17,14 +17,14 @@ from nanogpt_lite.runs.checkpoint_loading import load_checkpoint
 from nanogpt_lite.runs.run_folder import RunLike
 from nanogpt_lite.tracking.number_format import COUNT_SUFFIXES, format_number
 
-PARAMETER_GROUPS = {  # part of a parameter's name: group; the first that matches counts
+PARAMETER_GROUPS = {  # part of a parameter's name: group; the first that matches counts, and one does
     ".attn.": "attention",
     ".mlp.": "MLP",
     ".ngrams.": "n-gram embedding",
     ".wte.": "token embedding",
     ".wpe.": "position embedding",
     "lm_head.": "output",
-    "": "normalisation",
+    ".ln_": "normalisation",
 }
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,12 @@ def test_option_has_type_default_and_help(field):
     assert field.metadata["help"].strip()
     assert field.metadata["help"].isascii()
     assert isinstance(field.metadata["role"], Role)
+
+
+@pytest.mark.parametrize("field", FIELDS.values(), ids=FIELDS)
+def test_help_names_every_choice(field):
+    for choice in field.metadata["rule"].choices:
+        assert re.search(rf"\b{choice}\b", field.metadata["help"])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -282,4 +282,4 @@ def test_shakespeare_resource_is_karpathys_file():
         "shakespeare_char/input.txt",
         "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
     )
-    assert published == sources.SHAKESPEARE
+    assert published == sources.RESOURCES["shakespeare_char"]

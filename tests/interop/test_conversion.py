@@ -13,9 +13,12 @@ from nanogpt_files import SMALL, make_nanogpt_ckpt
 
 import nanogpt_lite as ng
 from nanogpt_lite.checkpoint.checkpoint_file import read_checkpoint
+from nanogpt_lite.cli.commands import EXPORT_FORMATS
 from nanogpt_lite.cli.main import main
 from nanogpt_lite.interop import conversion
 from nanogpt_lite.runs import run_files, run_folder
+
+EXPORTS = {getattr(ng, name) for name in ng.__all__ if name.startswith("to_")}  # each is to_PROGRAM(run, folder, …)
 
 
 @pytest.fixture
@@ -75,11 +78,23 @@ def test_an_export_does_not_count_as_a_run_and_replaces_none(nanogpt_ckpt):
     conversion.to_huggingface(run, "runs/hf")
     conversion.export_weights(run, "runs/alone/weights.safetensors")
     assert run_folder.newest_run().out_dir == Path("runs/a")
-    for export in (conversion.to_huggingface, conversion.to_nanogpt):
+    assert {conversion.to_huggingface, conversion.to_nanogpt} <= EXPORTS
+    for export in EXPORTS:
         with pytest.raises(ng.UserError, match="runs/a holds a run"):
             export(run, "runs/a", overwrite=True)
         with pytest.raises(ng.UserError, match="is a file, and the export is several files; give a folder"):
             export(run, "out/ckpt.pt", overwrite=True)
+        folder = Path("twice") / export.__name__
+        export(run, folder)
+        written = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for path in written:
+            path.write_bytes(b"mine")
+            with pytest.raises(ng.UserError, match="would be replaced; give another path"):
+                export(run, folder)
+            assert path.read_bytes() == b"mine"
+            path.unlink()
+            export(run, folder, overwrite=True)
+        assert {path: path.read_bytes() for path in written} == written
     with pytest.raises(ng.UserError, match="is a checkpoint that is needed to resume its run"):
         conversion.export_weights(run, "runs/a/last.safetensors", overwrite=True)
     Path("elsewhere").mkdir()
@@ -94,6 +109,15 @@ def test_exported_weights_load_and_sample(text_file):
     options: dict[str, Any] = {"start": "7 green", "max_new_tokens": 20, "device": "cpu"}
     assert ng.sample(path, **options) == ng.sample(run, **options) == ng.sample(run, checkpoint="weights", **options)
     assert not [name for name in read_checkpoint(path).tensors if name.startswith("optimizer")]
+
+
+@pytest.mark.parametrize("program", EXPORT_FORMATS)
+def test_every_export_of_the_command_line_writes_what_it_names(nanogpt_ckpt, capsys, program):
+    conversion.from_nanogpt("out/ckpt.pt", out_dir="runs/a")
+    assert main(["export", "--out_dir", "runs/a", "--to", program, "--path", "there"]) == 0
+    written = Path(capsys.readouterr().out.strip())
+    assert written in (Path("there"), *Path("there").iterdir())
+    assert any(path.is_file() for path in Path("there").iterdir())
 
 
 def test_import_and_export_from_the_command_line(nanogpt_ckpt, capsys):

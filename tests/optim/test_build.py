@@ -1,5 +1,7 @@
 """The optimizer that a config asks for, against AdamW written out."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -30,6 +32,47 @@ def test_steps_equal_adamw_written_out():
         optimizer.step()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-10, atol=1e-12)
+
+
+def weights_after_a_step(config: TrainConfig) -> torch.Tensor:
+    """All weights after the first two steps with random gradients."""
+    torch.manual_seed(0)
+    model = GPT(config.subset(NetworkConfig), 7).double()
+    optimizer = build.make_optimizer(model, config)
+    for step in range(2):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        build.set_learning_rates(optimizer, step, config)
+        optimizer.step()
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+OWN_OPTIONS = [field for field in dataclasses.fields(TrainConfig) if field.metadata["part_of"] == "optimizer"]
+
+
+@pytest.mark.parametrize("field", OWN_OPTIONS, ids=lambda field: field.name)
+def test_each_option_of_an_optimizer_changes_the_steps_of_that_one_alone(field):
+    config = TrainConfig(n_layer=1, n_head=1, n_embd=8, block_size=4, warmup_iters=0)
+    other = field.default / 2
+    changed = {
+        name: not torch.equal(
+            weights_after_a_step(config.replace({"optimizer": name})),
+            weights_after_a_step(config.replace({"optimizer": name, field.name: other})),
+        )
+        for name in OPTIMIZERS
+    }
+    assert {name for name, is_changed in changed.items() if is_changed} == {field.name.split("_")[0]}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_schedule_sets_the_learning_rate_of_all_parameters_of_every_optimizer(name):
+    config = TrainConfig(n_layer=1, n_head=1, n_embd=8, block_size=4, optimizer=name, warmup_iters=9)
+    optimizer = build.make_optimizer(GPT(config.subset(NetworkConfig), 7), config)
+    build.set_learning_rates(optimizer, 4, config)
+    at_step_4 = [group["lr"] for group in optimizer.param_groups]
+    build.set_learning_rates(optimizer, 9, config)
+    for half, peak in zip(at_step_4, (group["lr"] for group in optimizer.param_groups), strict=True):
+        assert half == pytest.approx(peak / 2)
 
 
 @pytest.mark.parametrize("optimizer_name", OPTIMIZERS)

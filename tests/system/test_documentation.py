@@ -42,13 +42,14 @@ PUBLISHING = [  # tests/system/test_packaging.py builds, checks and runs the whe
     "rm -rf dist",
     "python -m build",
     "twine check --strict dist/*",
+    "rm -rf /tmp/empty",
     "python3 -m venv /tmp/empty",
     "/tmp/empty/bin/pip install dist/*.whl",
     "cd /tmp/empty",
     "bin/nanogpt-lite --version",
     "bin/nanogpt-lite run",
     'git tag -a v{version} -m "Version {version}"',
-    "git push origin v{version}",
+    "git push origin main v{version}",
     "twine upload --repository testpypi dist/*",
     "twine upload dist/*",
 ]
@@ -85,7 +86,7 @@ def shakespeare(tmp_path, monkeypatch):
     """A small text in the cache in place of Shakespeare's; the current folder is an empty one."""
     text = b"ROMEO:\nWhat light?\n\nJULIET:\nAy me.\n\n" * 40
     resource = download.Resource("http://127.0.0.1:1/input.txt", "shakespeare_char/input.txt")
-    monkeypatch.setattr("nanogpt_lite.data.sources.SHAKESPEARE", resource)
+    monkeypatch.setitem(sources.RESOURCES, "shakespeare_char", resource)
     monkeypatch.setenv("NANOGPT_LITE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(download, "MAX_ATTEMPTS", 1)
     (tmp_path / "cache/shakespeare_char").mkdir(parents=True)
@@ -337,5 +338,6 @@ def definitions(file: Path) -> set[str]:
 
 
 def test_the_data_is_the_one_that_everybody_uses():
-    assert sources.SHAKESPEARE.sha256 == "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-    assert sources.SHAKESPEARE.url.endswith("karpathy/char-rnn/master/data/tinyshakespeare/input.txt")
+    resource = sources.RESOURCES["shakespeare_char"]
+    assert resource.sha256 == "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+    assert resource.url.endswith("karpathy/char-rnn/master/data/tinyshakespeare/input.txt")

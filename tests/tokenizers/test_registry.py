@@ -11,8 +11,6 @@ from hypothesis import given, settings
 from nanogpt_lite.config.options import TOKENIZERS, DataConfig, is_tokenizer_name
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.tokenizers.base import Tokenizer, id_dtype
-from nanogpt_lite.tokenizers.byte import ByteTokenizer
-from nanogpt_lite.tokenizers.char import CharTokenizer
 from nanogpt_lite.tokenizers.registry import make_tokenizer, tokenizer_from_json
 
 TEXT = "".join(HARD_TEXTS) + "green bottles hanging on the wall\n" * 9
@@ -62,15 +60,26 @@ def test_a_tokenizer_in_parts_gives_the_ids_and_the_text_of_the_whole(named, len
     assert "".join([*texts, decoder.decode([], final=True)]) == TEXT
 
 
-@settings(deadline=None)
-@given(ANY_TEXT.filter(bool))
-def test_json_form_makes_the_same_tokenizer(text):
-    char = CharTokenizer("".join(sorted(set(text))))
-    for tokenizer in (char, ByteTokenizer()):
-        restored = tokenizer_from_json(json.loads(json.dumps(tokenizer.to_json())))
-        assert type(restored) is type(tokenizer)
-        assert restored.vocab_size == tokenizer.vocab_size
-        assert restored.encode(text).tolist() == tokenizer.encode(text).tolist()
+@pytest.mark.parametrize("name", NAMES)
+@settings(deadline=None, max_examples=50)
+@given(text=ANY_TEXT.filter(bool))
+def test_any_text_is_the_same_after_the_json_form(name, text):
+    tokenizer = make_tokenizer(name, charset="".join(sorted(set(text))), read_chunks=lambda: [TEXT])
+    restored = tokenizer_from_json(json.loads(json.dumps(tokenizer.to_json())))
+    assert type(restored) is type(tokenizer)
+    assert restored.vocab_size == tokenizer.vocab_size
+    assert restored.encode(text).tolist() == tokenizer.encode(text).tolist()
+    assert restored.decode(restored.encode(text)) == text
+
+
+def test_each_field_of_a_json_form_is_needed_and_has_its_type(named):
+    _, tokenizer = named
+    form = dict(tokenizer.to_json())
+    for field in form:
+        without = {name: value for name, value in form.items() if name != field}
+        for wrong in (without, *({**form, field: value} for value in (None, 5, {"a": 0}, [None], [["a", "b"]]))):
+            with pytest.raises(UserError, match="prepare the data again"):
+                tokenizer_from_json(wrong)
 
 
 @pytest.mark.parametrize(
