@@ -97,14 +97,14 @@ def main():
         look.remote()
     except ModuleNotFoundError as error:
         print_line("caught", error)
-    modal.Dict.from_name("x", create_if_missing=True).hydrate()
+    modal.Queue.from_name("x", create_if_missing=True).hydrate()
 """
     )
     done = service.modal("run", "tiny.py", cwd=tmp_path)
     assert "caught No module named 'forgotten'" in done.stdout, done.stdout + done.stderr
     assert done.returncode == 1
-    assert "the local Modal has no DictGetOrCreate" in done.stdout + done.stderr
-    assert service.failures == ["DictGetOrCreate is not implemented"]
+    assert "the local Modal has no QueueGetOrCreate" in done.stdout + done.stderr
+    assert service.failures == ["QueueGetOrCreate is not implemented"]
 
 
 def test_secret_from_dotenv(service, write_app, tmp_path):

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,7 +65,7 @@ class Container:
 
     def start(
         self,
-        environment: dict[str, str],
+        environment: Mapping[str, str],
         *,
         on_output: Callable[[FileDescriptor, str], None],
         on_end: Callable[[], None],

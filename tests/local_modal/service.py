@@ -21,6 +21,7 @@ from .calls import App, Changes, Dispatcher, Function
 from .clients import Clients
 from .containers import Container
 from .definitions import container_arguments
+from .dict_rpcs import DictRpcs
 from .function_rpcs import FunctionRpcs
 from .object_rpcs import ObjectRpcs
 from .rpcs import CONTAINER_HEADER, rpc_server
@@ -77,8 +78,9 @@ class LocalModal:
         self._apps = AppRpcs(changes, stop=self._stop)
         self._objects = ObjectRpcs(dict(secrets or {}))
         self._volumes = VolumeRpcs(self.folder / "volumes", self._blocks)
+        self._dicts = DictRpcs()
         self._functions = FunctionRpcs(self._apps, self._dispatcher, changes)
-        parts = [self._apps, self._objects, self._volumes, self._functions]
+        parts = [self._apps, self._objects, self._volumes, self._dicts, self._functions]
         self._rpcs = rpc_server(parts, self._by_task, calls=self.calls, failures=self.failures)
         self._server: Server | None = None
         self._loop = asyncio.new_event_loop()
@@ -131,6 +133,10 @@ class LocalModal:
     def volume(self, name: str) -> Path:
         """The folder with the committed files of a Volume. A test may create the Volume by creating the folder."""
         return self.folder / "volumes" / name
+
+    def dict(self, name: str) -> dict[object, object]:
+        """A copy of the content of a Dict, deserialized; empty if no client or container has created it."""
+        return self._dicts.content(name)
 
     @property
     def images(self) -> list[api_pb2.Image]:
@@ -241,7 +247,7 @@ class LocalModal:
         )
         return container
 
-    def _container_environ(self, container: Container, definition: api_pb2.Function) -> dict[str, str]:
+    def _container_environ(self, container: Container, definition: api_pb2.Function) -> Mapping[str, str]:
         mount_dirs = [str(copy.folder) for copy in container.volumes.values()]
         return {
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
