@@ -107,6 +107,43 @@ def main():
     assert service.failures == ["QueueGetOrCreate is not implemented"]
 
 
+def test_resources_and_image_of_a_container(service, write_app):
+    app = write_app(
+        """
+base = modal.Image.debian_slim(python_version="3.11").uv_pip_install("numpy")
+
+@app.function(image=base, cpu=0.5, memory=2048, retries=3, nonpreemptible=True)
+def prepare():
+    print("ready", flush=True)
+    time.sleep(30)  # longer than the test: the container is killed
+
+@app.function(image=base.uv_pip_install("torch"))
+def train():
+    pass
+
+@app.local_entrypoint()
+def main():
+    train.remote()
+    train.with_options(cpu=(2, 8), memory=(1024, 4096), retries=1).remote()
+    prepare.remote()
+"""
+    )
+    service.popen_modal("run", f"{app}::main")
+    service.wait_for(lambda: service.containers and "ready" in service.containers[-1].output)
+    train, changed, prepare = service.containers
+    assert (train.cpu, train.memory, train.retries, train.nonpreemptible) == (0, 0, 0, False)
+    assert (changed.cpu, changed.memory, changed.retries, changed.nonpreemptible) == (2, 1024, 1, False)
+    assert (prepare.cpu, prepare.memory, prepare.retries, prepare.nonpreemptible) == (0.5, 2048, 3, True)
+    with pytest.raises(AssertionError, match="the container of prepare is not preemptible"):
+        service.preempt(prepare)
+    assert not prepare.end_request
+
+    assert [word in service.image_of(prepare) for word in ("python:3.11", "numpy", "torch")] == [True, True, False]
+    assert service.image_of(train).startswith(service.image_of(prepare))
+    assert "torch" in service.image_of(train)
+    assert service.image_of(changed) == service.image_of(train)
+
+
 def test_secret_from_dotenv(service, write_app, tmp_path):
     pytest.importorskip("dotenv")
     (tmp_path / ".env").write_text("FROM_FILE=yes\n")

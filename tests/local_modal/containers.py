@@ -38,9 +38,14 @@ class Container:
     task_id: str
     function: str  # "train", or "Model.*" for a class
     function_id: str
-    gpu_type: str  # as requested, also by with_options(); "" without a GPU
+    image_id: str
+    gpu_type: str  # this and the next five: as requested, also by with_options(); "" without a GPU
     gpu_count: int
+    cpu: float  # cores; 0 if the app requests none, as for `memory`
+    memory: int  # MiB
     timeout: int
+    retries: int  # of the retry policy
+    nonpreemptible: bool
     single_use: bool
     max_inputs: int  # inputs at the same time
     folder: Path

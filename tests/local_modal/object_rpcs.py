@@ -41,6 +41,12 @@ class ObjectRpcs:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(self._files[file.sha256_hex])
 
+    def dockerfile_commands(self, image_id: str) -> list[str]:
+        """The commands of an image, after those of the images it is based on."""
+        image = self.images[image_id]
+        of_bases = [command for base in image.base_images for command in self.dockerfile_commands(base.image_id)]
+        return [*of_bases, *image.dockerfile_commands]
+
     async def environment_get_or_create(
         self, request: Request, caller: Caller
     ) -> api_pb2.EnvironmentGetOrCreateResponse:
@@ -90,13 +96,8 @@ class ObjectRpcs:
         return api_pb2.MountPutFileResponse(exists=True)
 
     def _image_variables(self, image_id: str) -> dict[str, str]:
-        image = self.images.get(image_id)
         variables: dict[str, str] = {}
-        if image is None:
-            return variables
-        for base in image.base_images:
-            variables |= self._image_variables(base.image_id)
-        for command in image.dockerfile_commands:
+        for command in self.dockerfile_commands(image_id):
             if command.startswith("ENV "):
                 for assignment in shlex.split(command.removeprefix("ENV ")):
                     name, _, value = assignment.partition("=")

@@ -143,9 +143,15 @@ class LocalModal:
         """The layers of images, each with its `dockerfile_commands`, in the order of their creation."""
         return list(self._objects.images.values())
 
+    def image_of(self, container: Container) -> str:
+        """The Dockerfile commands of the container's image, one a line, after those of the images it is based on. They
+        name the packages that the app installs by name, not those in a file that the build copies."""
+        return "\n".join(self._objects.dockerfile_commands(container.image_id))
+
     def preempt(self, container: Container, *, grace: float | None = None) -> None:
         """Preempt a container and wait until it has exited: SIGINT, and after `grace` seconds SIGKILL. Its inputs
         start again in another container, which does not count as a retry."""
+        assert not container.nonpreemptible, f"the container of {container.function} is not preemptible"
         container.end_request = container.end_request or "preempted"
         self._await(container.interrupt(self._grace if grace is None else grace))
 
@@ -220,9 +226,14 @@ class LocalModal:
             task_id=f"ta-{number:026}",  # the client recognises a remote traceback by ids of this form
             function=definition.function_name,
             function_id=function.function_id,
+            image_id=definition.image_id,
             gpu_type=definition.resources.gpu_config.gpu_type,
             gpu_count=definition.resources.gpu_config.count,
+            cpu=definition.resources.milli_cpu / 1000,
+            memory=definition.resources.memory_mb,
             timeout=definition.timeout_secs,
+            retries=definition.retry_policy.retries,
+            nonpreemptible=definition.scheduler_placement.nonpreemptible,
             single_use=definition.single_use_containers,
             max_inputs=max(1, definition.max_concurrent_inputs),
             folder=folder,
