@@ -149,3 +149,43 @@ except FileNotFoundError:
     missing = service.modal("volume", "get", "made", "nothing", "got", cwd=tmp_path)
     assert missing.returncode != 0
     assert service.failures == []
+
+
+def test_missing_paths_and_folders_of_a_volume_in_a_client(service, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import modal
+
+def error_of(function, *arguments, **options):
+    try:
+        list(function(*arguments, **options) or [])
+    except Exception as error:
+        return type(error)
+
+volume = modal.Volume.from_name("shared", version=2)
+print([entry.path for entry in volume.listdir("/", recursive=True)])
+print(error_of(volume.remove_file, "runs"))
+for missing in ("absent", "runs/absent", "runs/a/state/below-a-file"):
+    assert error_of(volume.read_file, missing) is FileNotFoundError, missing
+    for recursive in (False, True):
+        assert error_of(volume.remove_file, missing, recursive=recursive) is FileNotFoundError, missing
+        # the SDK turns it into FileNotFoundError in the other two methods only
+        assert error_of(volume.listdir, missing, recursive=recursive) is modal.exception.NotFoundError, missing
+volume.remove_file("/runs/a", recursive=True)
+print([entry.path for entry in volume.listdir("/", recursive=True)])
+volume.remove_file("runs/b/state", recursive=True)
+print([entry.path for entry in volume.listdir("runs")], volume.listdir("runs/b"))
+"""
+    )
+    for run in "ab":
+        folder = service.volume("shared") / "runs" / run
+        folder.mkdir(parents=True)
+        (folder / "state").touch()
+    assert stdout_of(service.python(script)).splitlines() == [
+        "['runs', 'runs/a', 'runs/a/state', 'runs/b', 'runs/b/state']",
+        "<class 'modal.exception.InvalidError'>",
+        "['runs', 'runs/b', 'runs/b/state']",
+        "['runs/b'] []",
+    ]
+    assert service.failures == []
