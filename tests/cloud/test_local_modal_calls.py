@@ -115,6 +115,121 @@ def main(folder: str):
     assert stdout_of(service.python(script)) == "script 49\n"
 
 
+def test_function_and_entry_point_of_one_name(service, write_app, tmp_path):
+    app = write_app(
+        """
+@app.function(name="train", gpu="T4")
+def train_on_gpu(steps: int) -> str:
+    return f"{steps} steps in {os.getpid()}"
+
+@app.local_entrypoint(name="train")
+def train(steps: int = 1):
+    print_line("remote", train_on_gpu.remote(steps))
+    print_line("spawned", train_on_gpu.with_options(gpu="H100", timeout=60).spawn(steps + 1).get(timeout=20))
+"""
+    )
+    lines = stdout_of(service.modal("run", f"{app}::train", "--steps=3")).splitlines()
+    remote, spawned = service.containers
+    assert [line for line in lines if line.startswith(("remote", "spawned"))] == [
+        f"remote 3 steps in {remote.pid}",
+        f"spawned 4 steps in {spawned.pid}",
+    ]
+    assert [(container.function, container.gpu_type) for container in (remote, spawned)] == [
+        ("train", "T4"),
+        ("train", "H100"),
+    ]
+    assert spawned.timeout == 60
+    assert service.failures == []
+
+
+def test_ids_of_a_spawned_call_stay_over_a_preemption_and_a_retry(service, write_app, tmp_path):
+    app = write_app(
+        """
+@app.function(retries=modal.Retries(max_retries=1, initial_delay=0.0))
+def train(log: str) -> int:
+    number = attempt(log)
+    print(f"attempt {number}: {modal.current_function_call_id()} {modal.current_input_id()}", flush=True)
+    if number == 1:
+        time.sleep(30)  # longer than the test: the container is preempted
+    if number == 2:
+        raise LookupError("the only failed attempt")
+    return number
+
+@app.local_entrypoint()
+def main(log: str):
+    call = train.spawn(log)
+    print_line("call", call.object_id, call.get(timeout=20))
+"""
+    )
+    client = service.popen_modal("run", f"{app}::main", "--log", tmp_path / "log")
+    service.wait_for(lambda: service.containers and "attempt 1" in service.containers[0].output)
+    service.preempt(service.containers[0])
+    stdout, stderr = client.communicate(timeout=30)
+    [(_, call_id, result)] = [line.split() for line in stdout.splitlines() if line.startswith("call ")]
+    assert result == "3"
+    [input_id] = {input_id for container in service.containers for input_id in container.input_ids}
+    attempts = [
+        line for container in service.containers for line in container.output.splitlines() if line.startswith("attempt")
+    ]
+    assert attempts == [f"attempt {number}: {call_id} {input_id}" for number in (1, 2, 3)]
+    assert client.returncode == 0, stdout + stderr
+
+
+def test_results_of_a_spawned_call_are_kept_for_everyone(service, write_app, tmp_path):
+    app = write_app(
+        """
+@app.function()
+def square(x: int, gate: str) -> int:
+    wait_for(gate)
+    return x * x
+
+@app.function(retries=0)
+def fail():
+    raise LookupError("nothing there")
+
+@app.function()
+def results(call_id: str, gate: str) -> list[int]:
+    call = modal.FunctionCall.from_id(call_id)
+    try:
+        call.get(timeout=0)
+    except TimeoutError:
+        Path(gate).touch()
+    return [call.get(), call.get(timeout=0), modal.FunctionCall.from_id(call_id).get(timeout=0)]
+
+@app.local_entrypoint()
+def main(gate: str):
+    call, failed = square.spawn(3, gate), fail.spawn()
+    print_line("container", results.remote(call.object_id, gate))
+    print_line("client", call.get(timeout=0), call.get(timeout=0))
+    print_line("ids", call.object_id, failed.object_id)
+    try:
+        failed.get(timeout=20)
+    except LookupError:
+        pass
+"""
+    )
+    lines = stdout_of(service.modal("run", f"{app}::main", "--gate", tmp_path / "gate")).splitlines()
+    assert {"container [9, 9, 9]", "client 9 9"} <= set(lines)
+    [(_, call_id, failed_id)] = [line.split() for line in lines if line.startswith("ids ")]
+
+    script = tmp_path / "script.py"  # another client, when the app has ended
+    script.write_text(
+        """
+import sys, modal
+call, failed = map(modal.FunctionCall.from_id, sys.argv[1:])
+print(call.get(), call.get(timeout=0), call.num_inputs())
+for call in (failed, failed, modal.FunctionCall.from_id("fc-unknown")):
+    try:
+        call.get(timeout=0)
+    except Exception as error:
+        print(type(error).__name__)
+"""
+    )
+    lines = stdout_of(service.python(script, call_id, failed_id)).splitlines()
+    assert lines == ["9 9 1", "LookupError", "LookupError", "NotFoundError"]
+    assert service.failures == []
+
+
 @pytest.mark.slow
 def test_function_options_and_timeouts(service, write_app, tmp_path):
     app = write_app(

@@ -103,7 +103,7 @@ class FunctionRpcs:
         )
 
     async def function_put_inputs(self, request: Request, caller: Caller) -> api_pb2.FunctionPutInputsResponse:
-        call = self._calls[request.function_call_id]
+        call = self._call(request.function_call_id)
         return api_pb2.FunctionPutInputsResponse(inputs=[self._put(call, item) for item in request.inputs])
 
     async def function_finish_inputs(self, request: Request, caller: Caller) -> Empty:
@@ -119,7 +119,7 @@ class FunctionRpcs:
         return api_pb2.FunctionRetryInputsResponse(input_jwts=input_jwts)
 
     async def function_get_outputs(self, request: Request, caller: Caller) -> api_pb2.FunctionGetOutputsResponse:
-        call = self._calls[request.function_call_id]
+        call = self._call(request.function_call_id)
         last = int(request.last_entry_id.partition("-")[0] or 0)
 
         def new_outputs() -> dict[int, api_pb2.FunctionGetOutputsItem]:
@@ -141,12 +141,18 @@ class FunctionRpcs:
         )
 
     async def function_call_from_id(self, request: Request, caller: Caller) -> api_pb2.FunctionCallFromIdResponse:
-        call = self._calls[request.function_call_id]
-        return api_pb2.FunctionCallFromIdResponse(function_call_id=call.call_id, num_inputs=len(call.inputs))
+        call = self._call(request.function_call_id)
+        return api_pb2.FunctionCallFromIdResponse(
+            function_call_id=call.call_id,
+            num_inputs=len(call.inputs),
+            metadata=api_pb2.FunctionCallHandleMetadata(
+                app_id=call.function.app.app_id, function_id=call.function.function_id
+            ),
+        )
 
     async def function_call_get_data_out(self, request: Request, caller: Caller) -> AsyncIterator[api_pb2.DataChunk]:
         """The chunks that a generator yields. A retry counts from 1 again, and the client skips what it has."""
-        chunks = self._calls[request.function_call_id].chunks
+        chunks = self._call(request.function_call_id).chunks
         sent = 0
 
         def has_more() -> bool:
@@ -190,7 +196,7 @@ class FunctionRpcs:
         return Empty()
 
     async def function_call_put_data_out(self, request: Request, caller: Caller) -> Empty:
-        self._calls[request.function_call_id].chunks.extend(request.data_chunks)
+        self._call(request.function_call_id).chunks.extend(request.data_chunks)
         self._changes.notify()
         return Empty()
 
@@ -209,6 +215,11 @@ class FunctionRpcs:
         function = Function(existing_id or f"fu-{next(self._numbers)}", app, definition, params)
         self.functions[function.function_id] = function
         return function
+
+    def _call(self, call_id: str) -> Call:
+        if call_id not in self._calls:
+            raise GRPCError(Status.NOT_FOUND, f"Function call {call_id} not found")
+        return self._calls[call_id]
 
     def _put(self, call: Call, item: api_pb2.FunctionPutInputsItem) -> api_pb2.FunctionPutInputsResponseItem:
         new = self._dispatcher.add(call, item.idx, item.input)
