@@ -316,6 +316,81 @@ def main(folder: str):
 
 
 @pytest.mark.slow
+def test_detached_app_finishes_its_calls_when_its_client_is_killed(service, write_app, tmp_path):
+    app = write_app(
+        """
+@app.function(retries=modal.Retries(max_retries=2, initial_delay=1.0), single_use_containers=True)
+def train(log: str, gate: str) -> int:
+    number = attempt(log)
+    print(f"attempt {number}", flush=True)
+    wait_for(gate)
+    if number == 1:
+        raise LookupError("the first failed attempt")
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+@app.function(single_use_containers=True)
+def plain(gate: str):
+    print("ready", flush=True)
+    wait_for(gate)
+    print("finished", flush=True)
+
+@app.local_entrypoint()
+def main(log: str, gate: str):
+    print(train.spawn(log, gate).object_id, flush=True)
+    plain.remote(gate)
+"""
+    )
+    gate = tmp_path / "gate"
+    client = service.popen_modal("run", "--detach", f"{app}::main", "--log", tmp_path / "log", "--gate", gate)
+    while not (line := client.stdout.readline()).startswith("fc-"):
+        assert line, client.communicate()
+    service.wait_for(lambda: {"attempt 1\n", "ready\n"} <= {container.output for container in service.containers})
+    client.kill()
+    client.communicate()
+    gate.touch()
+    # between two attempts no process of the app runs
+    service.wait_for(lambda: any("attempt 3" in container.output for container in service.containers))
+    script = tmp_path / "script.py"
+    script.write_text("import sys, modal\nprint(modal.FunctionCall.from_id(sys.argv[1]).get(timeout=20))\n")
+    assert stdout_of(service.python(script, line.strip())) == "3\n"
+    [plain] = [container for container in service.containers if container.function == "plain"]
+    assert plain.output == "ready\nfinished\n"
+    assert service.failures == []
+
+
+@pytest.mark.slow
+def test_running_and_queued_calls_end_with_their_app(service, write_app, tmp_path):
+    app = write_app(
+        """
+@app.function(max_containers=1)
+def train():
+    time.sleep(30)  # longer than the test: the container is interrupted
+
+@app.local_entrypoint()
+def main():
+    print_line("ids", *[train.spawn().object_id for _ in range(2)])
+"""
+    )
+    lines = stdout_of(service.modal("run", f"{app}::main")).splitlines()
+    [(_, *call_ids)] = [line.split() for line in lines if line.startswith("ids ")]
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import sys, modal
+for call in map(modal.FunctionCall.from_id, sys.argv[1:]):
+    try:
+        call.get(timeout=20)
+    except modal.exception.RemoteError as error:
+        print("ended")
+"""
+    )
+    assert stdout_of(service.python(script, *call_ids)) == "ended\nended\n"
+    assert service.failures == []
+
+
+@pytest.mark.slow
 def test_deployed_classes_and_functions(service, write_app, tmp_path):
     app = write_app(
         """

@@ -106,6 +106,10 @@ class Dispatcher:
         self._max_containers = max_containers
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def busy_apps(self) -> set[App]:
+        """The apps with inputs that are queued, running or waiting for a retry by the service."""
+        return {input_.call.function.app for input_ in list(self.inputs.values()) if input_.unfinished}
+
     def add(self, call: Call, index: int, message: api_pb2.FunctionInput) -> Input:
         new = Input(f"in-{len(self.inputs) + 1}", call, index, message)
         self.inputs[new.input_id] = new
@@ -169,12 +173,8 @@ class Dispatcher:
     async def stop(self, app: App, running_containers: Callable[[], list[Container]]) -> None:
         """Stops the app: idle containers get no more inputs, busy ones are interrupted. A detached app first finishes
         all of its inputs."""
-
-        def is_busy() -> bool:
-            return any(input_.unfinished for input_ in self.inputs.values() if input_.call.function.app is app)
-
-        while app.state == api_pb2.APP_STATE_DETACHED and is_busy():
-            await self._changes.wait_for(lambda: not is_busy(), MAX_WAIT)
+        while app.state == api_pb2.APP_STATE_DETACHED and app in self.busy_apps():
+            await self._changes.wait_for(lambda: app not in self.busy_apps(), MAX_WAIT)
         app.stopping = True
 
         async def end(container: Container) -> None:
@@ -210,7 +210,8 @@ class Dispatcher:
 
     def _start_containers(self, function: Function) -> None:
         if function.app.stopping:
-            function.queue.clear()
+            while function.queue:
+                self._finish_input(function.queue.popleft(), Result(status=Result.GENERIC_STATUS_TERMINATED))
             return
         settings = function.definition.autoscaler_settings
         limit = settings.max_containers or function.definition.concurrency_limit or self._max_containers

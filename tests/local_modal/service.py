@@ -162,10 +162,15 @@ class LocalModal:
         self._await(container.exited.wait())
 
     def wait_for(self, condition: Callable[[], T], timeout: float = 30) -> T:
-        """Wait until the condition is true and return its value. `TimeoutError` also once all processes have exited."""
+        """Wait until the condition is true and return its value. `TimeoutError` also once all processes have exited
+        and no input waits for a retry."""
         deadline = time.monotonic() + timeout
         while True:
-            all_exited = self._clients.have_all_exited() and all(container.end_reason for container in self.containers)
+            all_exited = (
+                self._clients.have_all_exited()
+                and not self._dispatcher.busy_apps()
+                and all(container.end_reason for container in self.containers)
+            )
             if result := condition():
                 return result
             if all_exited or time.monotonic() > deadline:
