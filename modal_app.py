@@ -5,188 +5,158 @@
     modal run modal_app.py::train --max-iters=2000          one step of the pipeline, with any option of the library
     modal run modal_app.py::sample --start "ROMEO:"
 
-The Functions below call `nanogpt_lite.cloud.jobs`, which works in the container's current folder and copies the results
-to the Volume: /data/datasets/NAME and /data/runs/NAME (`nanogpt_lite.cloud.storage`). How training works is not shown
-here; see `nanogpt_lite.trainer`.
+First what containers are made of, then the Functions that run in them, then the commands, which run on your machine:
+they check what you ask for, say what it costs, and call the Functions. How training works is not shown here: see
+`nanogpt_lite.trainer`. Uploads, checks and prices are in `nanogpt_lite.cloud.client`, the rest in `nanogpt_lite.cloud`.
 """
 
-import json
+import functools
 import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import modal
 
 from nanogpt_lite.cloud import sweeps
-from nanogpt_lite.cloud.client.local_secrets import local_secrets
-from nanogpt_lite.cloud.client.uploads import upload_text
-from nanogpt_lite.cloud.client.volume_names import require_safe_name
-from nanogpt_lite.cloud.gpu_prices import gpu_order, report_cost, single_gpus
-from nanogpt_lite.cloud.messages import exit_on_error, modal_spelling
+from nanogpt_lite.cloud.client import entry_points, housekeeping, plans, rental
+from nanogpt_lite.cloud.client.local_secrets import secrets_to_send
+from nanogpt_lite.cloud.client.stored_files import StoredFiles
+from nanogpt_lite.cloud.client.texts import upload_texts
+from nanogpt_lite.cloud.messages import errors_as_results, exit_on_error, modal_spelling, result_or_error
 from nanogpt_lite.config import presets
 from nanogpt_lite.config.options import DataConfig, LoadConfig, RunConfig, SampleConfig, TrainConfig
-from nanogpt_lite.config.signatures import with_flags
 from nanogpt_lite.errors import UserError
 
-if TYPE_CHECKING:
-    from nanogpt_lite.cloud.storage import Storage
-
-VOLUME_NAME = "nanogpt-lite"
-MOUNT = os.environ.get("NANOGPT_MOUNT", "/data")  # where containers see the Volume
-GPU = os.environ.get("NANOGPT_GPU", "A100-40GB")  # a type, or TYPE:n, or several with commas, preferred first
-SECRET_VARIABLES = ("WANDB_API_KEY", "HF_TOKEN")  # sent from your environment or .env, if they are set
-DAY = 24 * 60 * 60  # seconds; the longest timeout that Modal allows for one attempt
-
+GPU = os.environ.get("NANOGPT_GPU") or "A100-40GB"  # a type, or TYPE:n, or several with commas, preferred first
+MINUTES, HOURS = 60, 60 * 60  # in seconds, as Modal counts
 
 # An App is the group of Functions that `modal run` and `modal deploy` register.
 app = modal.App("nanogpt-lite")
 
-# A Volume is a file system that outlives containers. A container's changes are stored by `commit`, and it sees those
-# of others after `reload`; `nanogpt_lite.cloud.storage` calls both.
-volume = modal.Volume.from_name(VOLUME_NAME, create_if_missing=True, version=2)
+# An Image is what a container's file system starts from. Modal builds it once, and again when one of its steps changes;
+# with exact versions, a build in a year is the same. A text is prepared without PyTorch: a small Image starts faster.
+# Source code is copied when a container starts, so a change of it does not rebuild the Image.
+small_image = modal.Image.debian_slim(python_version="3.12").uv_pip_install(
+    "numpy==2.4.6", "requests==2.34.2", "filelock==4.2.12", "tokenizers==0.23.3"
+).add_local_python_source("nanogpt_lite")  # fmt: skip
+gpu_image = modal.Image.debian_slim(python_version="3.12").uv_pip_install(
+    "torch==2.13.0", "numpy==2.4.6", "requests==2.34.2", "safetensors==0.8.0", "tqdm==4.70.1", "filelock==4.2.12",
+    "tokenizers==0.23.3", "huggingface_hub==2.4.0", "matplotlib==3.11.2", "tensorboard==2.21.0", "wandb==0.31.0",
+).add_local_python_source("nanogpt_lite")  # fmt: skip
 
-# An Image is what a container's file system starts from. It is built once, and again when one of its steps changes.
-image = (
-    modal.Image.debian_slim(python_version="3.12")
-    .pip_install_from_pyproject(str(Path(__file__).with_name("pyproject.toml")), optional_dependencies=["image"])
-    .add_local_python_source("nanogpt_lite")  # copied when a container starts, so a change does not rebuild the Image
-)
+# A Volume is a file system that outlives containers, which see it as a folder. What a container writes there is stored
+# by `volume.commit()`; it sees what others stored after `volume.reload()`. `nanogpt_lite.cloud.storage` does both.
+volume = modal.Volume.from_name("nanogpt-lite", create_if_missing=True, version=2)
 
-# A Secret sets environment variables in containers: here those of your machine, and one that is stored at Modal.
-secret_name = os.environ.get("NANOGPT_SECRET")
-secrets = [  # always two: a container runs this module too, and must register as many as were registered outside
-    modal.Secret.from_dict(local_secrets(SECRET_VARIABLES) if modal.is_local() else {}),
-    modal.Secret.from_name(secret_name) if secret_name else modal.Secret.from_dict({}),
+# A Dict is a dictionary that all containers share. Here it gives each call of `train` a run of its own, also if several
+# start at once, and tells a later attempt of the same call which run that was.
+shared = modal.Dict.from_name("nanogpt-lite-calls", create_if_missing=True)
+stored_files = functools.partial(StoredFiles, volume, shared)  # what your machine sees of both
+
+# A Secret sets environment variables in containers: here those of your machine, and one that is stored at Modal. The
+# list must have the same length everywhere, because containers import this file too.
+stored_secret = os.environ.get("NANOGPT_SECRET")
+secrets = [
+    modal.Secret.from_dict(secrets_to_send("WANDB_API_KEY", "HF_TOKEN") if modal.is_local() else {}),
+    modal.Secret.from_name(stored_secret) if stored_secret else modal.Secret.from_dict({}),
 ]
 
-# What all Functions have in common.
-cpu_options: dict[str, Any] = {
-    "image": image,
-    "volumes": {MOUNT: volume},
-    "secrets": secrets,
-    "startup_timeout": 600,  # seconds; without it a container that cannot start would have `timeout` to try, a day
-}
-gpu_options: dict[str, Any] = {**cpu_options, "gpu": single_gpus(GPU)}
 
-
-# A Function runs in a container of its own when it is called with `.remote()`, which `modal run FILE::NAME` does. Its
-# parameters become flags of the command line; `with_flags` lists the library's options as such parameters.
-@app.function(**cpu_options, cpu=2, timeout=DAY)
-@with_flags(DataConfig, overwrite=bool)
-@modal_spelling()
-def prepare_data(dataset: str = DataConfig.dataset, **options: Any) -> str:
-    """Write a text as token ids to the Volume, unless it is stored: a name, a URL, or an uploaded text."""
-    from nanogpt_lite.cloud import jobs
-
-    prepared = str(jobs.prepare_job(storage(), dataset, **options))
-    print(prepared)
-    return prepared
-
-
-# Retries start a failed call again in a new container; a call whose container is preempted starts again in any case.
-# Both resume from the last checkpoint. Modal cannot tell a mistake in the options from a crash and retries it too,
-# hence 3 retries and not the 10 that Modal allows.
+# A Function runs in a container when it is called with `.remote()` or `.spawn()`. What it imports inside is needed
+# there only: your machine has no PyTorch. Its `name` is free in Python for the command, which is further below.
 @app.function(
-    **{**cpu_options, "gpu": gpu_order(GPU)},
-    timeout=DAY,
-    retries=modal.Retries(max_retries=3, initial_delay=0.0),
-    single_use_containers=True,
+    name="prepare_data", image=small_image, volumes={"/data": volume}, cpu=2, timeout=15 * MINUTES, startup_timeout=600
 )
-@with_flags(TrainConfig, preset=str, overwrite=bool, verify=bool)
-@modal_spelling()
-def train(**options: Any) -> dict[str, Any]:
-    """Train a network, or resume the run `out_dir` (a name; by default the dataset's) from its last checkpoint.
+@errors_as_results
+def prepare_on_cpu(dataset: str = DataConfig.dataset, **options: Any) -> str:
+    """Write a text as token ids to the Volume, unless it is stored: a name, a URL, or an uploaded text."""
+    from nanogpt_lite.cloud import container, prepare_job
 
-    With several GPUs, each trains as a rank, on its share of every step.
-    """
-    from nanogpt_lite.cloud import jobs
-
-    with report_cost():
-        # the input id is the same in every attempt of a call, which is how a retry knows its own run
-        run = jobs.train_job(storage(), owner=modal.current_input_id() or "", world_size=gpu_count(), **options)
-    name = run.out_dir.name
-    if not modal.is_local():
-        print(
-            f"download it: modal volume get --force {VOLUME_NAME} runs/{name} . && nanogpt-lite sample --out_dir {name}"
-        )
-    return {"run": name, "best_val_loss": run.best_val_loss}
+    return str(prepare_job.prepare_and_push(container.open_storage(volume), dataset, verify=True, **options))
 
 
-@app.function(**gpu_options, timeout=DAY)
-@with_flags(SampleConfig, out_dir=str)
-@modal_spelling()
-def sample(out_dir: str = "", **options: Any) -> list[str]:
+# GPUs are preemptible: Modal may end a container at any time, with 30 seconds to save, and starts its call again in a
+# new one. Retries do the same after a crash. Each attempt resumes from the last checkpoint on the Volume. `cpu` cores
+# and `memory` (MiB) are reserved, so that the GPU does not wait for its host. `timeout` is for one attempt.
+@app.function(
+    name="train", image=gpu_image, volumes={"/data": volume}, secrets=secrets, gpu=rental.gpu_order(GPU), cpu=4,
+    memory=8192, timeout=2 * HOURS + 5 * MINUTES, startup_timeout=600,
+    retries=modal.Retries(max_retries=3, initial_delay=0.0), single_use_containers=True,
+)  # fmt: skip
+@errors_as_results
+def train_on_gpu(time_limit: float = 2 * HOURS, **options: Any) -> dict[str, Any]:
+    """Train a network, for at most `time_limit` seconds over all attempts. Several GPUs share each step."""
+    from nanogpt_lite.cloud import container, jobs
+
+    call, storage = container.current_call(shared, options), container.open_storage(volume)
+    return dict(jobs.train_job(storage, call, **container.training_options(options, time_limit)))
+
+
+@app.function(
+    name="sample", image=gpu_image, volumes={"/data": volume}, gpu=rental.single_gpus(GPU), cpu=4, memory=8192,
+    timeout=15 * MINUTES, startup_timeout=600,
+)  # fmt: skip
+@errors_as_results
+def sample_on_gpu(out_dir: str = "", **options: Any) -> list[str]:
     """Generate text from the run `out_dir` (a name; by default the newest run), printed token by token."""
-    import nanogpt_lite as ng
-    from nanogpt_lite.cli.commands import print_samples
-    from nanogpt_lite.cloud import jobs
+    from nanogpt_lite.cloud import container, jobs
 
-    with report_cost():
-        return print_samples(ng.stream_batch(jobs.find_run(storage(), out_dir), **options))
+    return jobs.sample_job(container.open_storage(volume), out_dir, **container.on_gpu(options))
 
 
-@app.function(**gpu_options, timeout=DAY)
-@with_flags(LoadConfig, out_dir=str, verify=bool)
-@modal_spelling()
-def evaluate(out_dir: str = "", **options: Any) -> dict[str, Any]:
+@app.function(
+    name="evaluate", image=gpu_image, volumes={"/data": volume}, gpu=rental.single_gpus(GPU), cpu=4, memory=8192,
+    timeout=15 * MINUTES, startup_timeout=600,
+)  # fmt: skip
+@errors_as_results
+def evaluate_on_gpu(out_dir: str = "", **options: Any) -> dict[str, Any]:
     """The loss of the run `out_dir` (a name; by default the newest run) over the whole train and val splits."""
-    from nanogpt_lite.cloud import jobs
+    from nanogpt_lite.cloud import container, jobs
 
-    with report_cost():
-        result = jobs.evaluate_job(storage(), out_dir, **options)
-    print(json.dumps(result))
-    return dict(result)
+    return dict(jobs.evaluate_job(container.open_storage(volume), out_dir, **container.on_gpu(options)))
 
 
-# A Function may call other Functions. This one runs on Modal too, so with `modal run --detach` a sweep continues when
-# your machine is switched off.
-@app.function(**cpu_options, timeout=DAY)
-@with_flags(sweep_iters=int, gpu=str, preset=str, **dict.fromkeys(TrainConfig.names(), str))
-@modal_spelling()
-def sweep(sweep_iters: int = 200, gpu: str = "", preset: str = presets.RENTED_GPU_PRESET, **grid: str) -> str:
-    """Train each combination of options, such as --learning-rate 3e-4,1e-3, for some steps; then the best to its end.
+# A Function may call others. `.spawn()` starts a call and returns at once; `.get()` waits for its result, in any
+# process that knows its id. This one runs on Modal too, so that with `modal run --detach` a sweep continues when your
+# machine is switched off. CPUs can be rented so that they are not preempted.
+@app.function(
+    name="sweep", image=small_image, volumes={"/data": volume}, nonpreemptible=True, timeout=24 * HOURS,
+    retries=modal.Retries(max_retries=3, initial_delay=0.0), startup_timeout=600,
+)  # fmt: skip
+@errors_as_results
+def sweep_on_cpu(
+    out_dir: str = "sweep", gpu: str = "", time_limit: float = 2 * HOURS, preset: str = presets.RENTED_GPU_PRESET,
+    sweep_iters: int = 200, **grid: Any,
+) -> str:  # fmt: skip
+    """Train each combination of options, such as learning_rate="1e-4,1e-3", some steps; then the best to its end."""
+    from nanogpt_lite.cloud import container
 
-    The results of the trials are stored on the Volume before the best one is resumed: a second attempt of this call
-    does not train the trials again.
-    """
-    call_id = (modal.current_input_id() or "here")[-8:].lower()
-    name = require_safe_name(f"{grid.pop('out_dir', 'sweep')}-{call_id}", "run")
-    trials = sweeps.make_trials(grid, preset=preset, steps=sweep_iters, name=name)
-    trainer = with_gpu(gpu, train)
-    stored = storage().read_text(f"sweeps/{name}.json")
-    if not stored:
-        stored = json.dumps(run_trials(trials, trainer))
-        storage().write_text(f"sweeps/{name}.json", stored)
-    results = json.loads(stored)
-    table = sweeps.format_table(trials, results)
-    print(table)
-    storage().write_text(f"sweeps/{name}.md", table)
-    trainer.remote(**sweeps.best_trial(trials, results).resume_options)
-    return table
+    name = f"{out_dir}-{(modal.current_function_call_id() or 'here')[-8:].lower()}"
+    trials = sweeps.make_trials(grid, name=name, preset=preset, sweep_iters=sweep_iters)
+    trainer = train_on_gpu.with_options(**rental.training_options(gpu, time_limit))
+    start = functools.partial(trainer.spawn, time_limit=time_limit)
+    get, trained_by = modal.FunctionCall.from_id, functools.partial(container.trained_by, shared)
+    return sweeps.run_sweep(name, trials, container.open_storage(volume), start=start, get=get, trained_by=trained_by)
 
 
 # A Cls is a class whose objects live in containers: `enter` runs once when a container starts, and each method call
 # finds what it loaded. A container without calls for `scaledown_window` seconds is stopped.
-@app.cls(**gpu_options, scaledown_window=300)
+@app.cls(
+    image=gpu_image, volumes={"/data": volume}, gpu=rental.single_gpus(GPU), cpu=4, memory=8192, scaledown_window=300
+)
 class Sampler:
-    """A run that stays loaded between calls. After `modal deploy modal_app.py`, from any Python:
-
-    Sampler = modal.Cls.from_name("nanogpt-lite", "Sampler")
-    Sampler(run="shakespeare_char").sample.remote(start="ROMEO:", num_samples=3)
-    """
+    """A run that stays loaded between calls. docs/modal.md shows how any program calls it, once it is deployed."""
 
     # A parameter is an argument of the constructor. Each value has containers of its own.
     run: str = modal.parameter(default="")
+    device: str = modal.parameter(default="cuda")
 
     @modal.enter()
-    @modal_spelling()
     def load(self) -> None:
-        """Load the run `run` (a name; by default the newest run)."""
-        import nanogpt_lite as ng
-        from nanogpt_lite.cloud import jobs
+        """Load the run `run` (a name; by default the newest run). An error here would start the container again."""
+        from nanogpt_lite.cloud import container, jobs
 
-        self.loaded = ng.load(jobs.find_run(storage(), self.run))
+        self.loaded = jobs.load_job(container.open_storage(volume), self.run, device=self.device)
 
     @modal.method()
     @modal_spelling()
@@ -194,7 +164,7 @@ class Sampler:
         """`num_samples` texts, each with its prompt. Any option of `ng.sample` is a keyword."""
         import nanogpt_lite as ng
 
-        return ng.sample(self.loaded, **options)
+        return ng.sample(result_or_error(self.loaded), **options)
 
     @modal.method()
     def stream(self, /, **options: Any) -> Iterator[str]:
@@ -202,69 +172,100 @@ class Sampler:
         import nanogpt_lite as ng
 
         with modal_spelling():
-            yield from ng.stream(self.loaded, **options)
+            yield from ng.stream(result_or_error(self.loaded), **options)
 
 
-# A local entry point runs on your machine: `modal run modal_app.py` calls it.
-@app.local_entrypoint()
-@with_flags(RunConfig, gpu=str, preset=str, overwrite=bool, verify=bool)
-@exit_on_error()
-def main(gpu: str = "", dataset: str = DataConfig.dataset, **options: Any) -> None:
-    """Prepare, train and sample. A local text is uploaded first."""
-    trainer, sampler = with_gpu(gpu, train), with_gpu(gpu.partition(":")[0], sample)
-    train_options = pick(options, *TrainConfig.names(), "preset", "overwrite", "verify")
-    sample_options = {"num_samples": 3, "max_new_tokens": 300, **pick(options, *SampleConfig.names())}
-    # a mistake in the options is reported before anything is uploaded or rented
-    SampleConfig.from_dict(sample_options)
-    preset = options.get("preset", presets.RENTED_GPU_PRESET)
-    config = presets.config_with_preset(preset, pick(options, *TrainConfig.names()))
-    config.require_divisible_by(max(1, int(gpu.partition(":")[2] or 1)))
-    dataset = upload_text(volume, dataset)
-    prepare_data.remote(dataset=dataset, **pick(options, "tokenizer", "overwrite"))
-    trained = trainer.remote(dataset=dataset, **train_options)
-    sampler.remote(out_dir=trained["run"], **sample_options)
-
-
-def with_gpu(gpu: str, function: modal.Function[..., Any, Any]) -> modal.Function[..., Any, Any]:
-    """The Function on another GPU than that of its decorator, if one is given."""
-    if "," in gpu:
-        raise UserError(f"--gpu takes one GPU; to give an order of preference, set NANOGPT_GPU={gpu}")
-    return function.with_options(gpu=gpu) if gpu else function
-
-
-def run_trials(
-    trials: Sequence[sweeps.Trial], trainer: modal.Function[..., Any, dict[str, Any]]
-) -> list[sweeps.Result]:
-    """The results of the trials of a sweep, which train at the same time, each in a container of its own."""
-    for dataset in {str(trial.first_options.get("dataset", DataConfig.dataset)) for trial in trials}:
-        prepare_data.remote(dataset=dataset)  # once, not in the container of each trial
-    calls = [trainer.spawn(**trial.first_options) for trial in trials]  # `spawn` returns before the call has ended
-    return [trial_result(call) for call in calls]
-
-
-def trial_result(call: modal.FunctionCall[dict[str, Any]]) -> sweeps.Result:
-    """The best val loss of a training, or the error that ended it."""
+def rent(function: modal.Function[..., Any, Any], plan: plans.Plan) -> Any:
+    """Upload and prepare the texts of a call, then run it in a container. Its result."""
+    plan.show()
+    upload_texts(volume, plan.texts)
+    for text in plan.texts_to_prepare():
+        result_or_error(prepare_on_cpu.remote(dataset=text.dataset, tokenizer=plan.tokenizer))
+    plan.check_prepared_texts(stored_files())
+    # with `.remote()`, retries would be started by your machine, which with --detach may be switched off
+    call = function.with_options(**plan.function_options).spawn(**plan.options)
     try:
-        return float(call.get()["best_val_loss"])
-    except Exception as error:  # of any kind: a failed trial must not end the sweep
-        return f"{type(error).__name__}: {error}"
+        return result_or_error(call.get())
+    except modal.exception.FunctionTimeoutError as error:
+        raise UserError(f"{error}; give a longer --timeout, or ask for less") from None
 
 
-def pick(options: dict[str, Any], *names: str) -> dict[str, Any]:
-    """The options that have one of these names."""
-    return {name: value for name, value in options.items() if name in names}
+# A local entry point runs on your machine, when `modal run` names it. Each of these first checks what you ask for, and
+# ends in one line if something is wrong: nothing is rented then. `command_flags` lists options of the library as flags,
+# beside those of what is rented: --gpu, --timeout, --max-dollars.
 
 
-def storage() -> "Storage":
-    """Where data and runs are stored: on the Volume; in the current folder if a Function is called by `.local()`."""
-    from nanogpt_lite.cloud.storage import LocalStorage, VolumeStorage
+@app.local_entrypoint()
+@entry_points.command_flags(RunConfig, preset=str, overwrite=bool, verify=bool)
+def main(**flags: Any) -> None:
+    """Prepare, train and sample: `modal run modal_app.py`."""
+    training, sampling = plans.plan_pipeline(stored_files(), flags, gpu=GPU)
+    trained = housekeeping.report_training(volume, training, rent(train_on_gpu, training))
+    rent(sample_on_gpu, sampling.with_run(trained["run"]))
 
-    return LocalStorage() if modal.is_local() else VolumeStorage(Path(MOUNT), volume)
+
+@entry_points.command_of(prepare_on_cpu)
+@app.local_entrypoint()
+@entry_points.command_flags(DataConfig, overwrite=bool)
+def prepare_data(**flags: Any) -> str:
+    """Write a text as token ids to the Volume."""
+    return housekeeping.report(rent(prepare_on_cpu, plans.plan_preparation(stored_files(), flags)))
 
 
-def gpu_count() -> int:
-    """The number of ranks: one for each GPU of the container; one if the Function is called by `.local()`."""
-    import torch
+@entry_points.command_of(train_on_gpu)
+@app.local_entrypoint()
+@entry_points.command_flags(TrainConfig, preset=str, overwrite=bool, verify=bool)
+def train(**flags: Any) -> str:
+    """Train a network, in a new run, or resume one."""
+    plan = plans.plan_training(stored_files(), flags, gpu=GPU)
+    return housekeeping.report(housekeeping.report_training(volume, plan, rent(train_on_gpu, plan)))
 
-    count = os.environ.get("NANOGPT_RANKS") or max(1, torch.cuda.device_count())  # tests set it: they have no GPU
-    return 1 if modal.is_local() else int(count)
+
+@entry_points.command_of(sample_on_gpu)
+@app.local_entrypoint()
+@entry_points.command_flags(SampleConfig, out_dir=str)
+def sample(**flags: Any) -> str:
+    """Generate text from a run. The container prints it; `modal run -w FILE` also writes it to a file."""
+    return "\n---------------\n".join(rent(sample_on_gpu, plans.plan_sampling(stored_files(), flags, gpu=GPU)))
+
+
+@entry_points.command_of(evaluate_on_gpu)
+@app.local_entrypoint()
+@entry_points.command_flags(LoadConfig, out_dir=str, dataset=str, verify=bool)
+def evaluate(**flags: Any) -> str:
+    """The loss of a run."""
+    return housekeeping.report(rent(evaluate_on_gpu, plans.plan_evaluation(stored_files(), flags, gpu=GPU)))
+
+
+@entry_points.command_of(sweep_on_cpu)
+@app.local_entrypoint()
+@entry_points.command_flags(sweep_iters=int, preset=str, **dict.fromkeys(TrainConfig.names(), str))
+def sweep(**flags: Any) -> str:
+    """Train each combination of options for some steps, then the best to its end. The container prints the table."""
+    return str(rent(sweep_on_cpu, plans.plan_sweep(stored_files(), flags, gpu=GPU)))
+
+
+@app.local_entrypoint()
+@exit_on_error()
+def runs() -> str:
+    """List the runs on the Volume, with step, loss, GPU time and cost."""
+    return housekeeping.report(housekeeping.format_runs(stored_files()))
+
+
+@app.local_entrypoint()
+@exit_on_error()
+def bring(out_dir: str = "", to: str = "", overwrite: bool = False) -> str:
+    """Download a run, by default the newest, into runs/modal-NAME."""
+    folder = housekeeping.bring_run(stored_files(), volume, out_dir, to=to, overwrite=overwrite)
+    return housekeeping.report(f"sample from it: nanogpt-lite sample --out_dir {folder}")
+
+
+@app.local_entrypoint()
+@exit_on_error()
+def delete(out_dir: str) -> str:
+    """Delete a run from the Volume."""
+    return housekeeping.report(f"deleted {housekeeping.delete_run(stored_files(), volume, shared, out_dir)}")
+
+
+def __dir__() -> list[str]:  # so that `modal run modal_app.py` finds `main` alone, and `::train` finds `train`
+    return entry_points.names_for_modal_run(globals(), __file__)

@@ -13,6 +13,7 @@ from conftest import wait_for
 from tiny import TINY_GPT
 
 import nanogpt_lite as ng
+from nanogpt_lite.api import pipeline
 from nanogpt_lite.checkpoint import checkpoint_file
 from nanogpt_lite.tracking import metrics_file
 
@@ -79,7 +80,8 @@ STARTED = Path("started")
 def train_and_signal_start(options):
     """The same; creates a file when training has started."""
     resume: dict[str, Any] = {"init_from": "resume"} if any(OUT.glob("*.safetensors")) else {}
-    for record in ng.training("bottles.txt", **{**OPTIONS, "out_dir": OUT, **options}, **resume):
+    # as `ng.train` does, and unlike `ng.training`, signals are requests to stop between two records too
+    for record in pipeline.training_to_end("bottles.txt", **{**OPTIONS, "out_dir": OUT, **options}, **resume):
         if record.kind == "start":
             STARTED.touch()
 

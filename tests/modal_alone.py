@@ -1,4 +1,7 @@
-"""An environment in which `pip install modal` was all: every other installed package cannot be imported."""
+"""An environment in which only some packages are installed: all others cannot be imported.
+
+`pip install modal` is all that a machine needs to start a call on Modal; a container has what its image lists.
+"""
 
 import re
 from importlib.metadata import packages_distributions, requires
@@ -24,14 +27,20 @@ sys.meta_path[:] = map(Finder, sys.meta_path)
 
 def modal_alone(folder: Path) -> dict[str, str]:
     """Environment variables for Python processes that may import modal, what it needs, and packages by their path."""
+    return only_installed(folder, "modal")
+
+
+def only_installed(folder: Path, *distributions: str) -> dict[str, str]:
+    """As `modal_alone`, for these packages and what they need."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "sitecustomize.py").write_text(CODE.format(blocked=_not_needed_by("modal")), encoding="utf-8")
+    code = CODE.format(blocked=_not_needed_by(*distributions))
+    (folder / "sitecustomize.py").write_text(code, encoding="utf-8")
     return {"PYTHONPATH": str(folder)}
 
 
-def _not_needed_by(distribution: str) -> set[str]:
-    """The names of the modules of all installed packages that `distribution` does not need."""
-    needed, remaining = set(), [distribution]
+def _not_needed_by(*distributions: str) -> set[str]:
+    """The names of the modules of all installed packages that the `distributions` do not need."""
+    needed, remaining = set(), [*map(_normalised, distributions)]
     while remaining:
         name = remaining.pop()
         if name not in needed:
@@ -40,8 +49,8 @@ def _not_needed_by(distribution: str) -> set[str]:
                 remaining.append(requirement)
     return {
         module
-        for module, distributions in packages_distributions().items()
-        if needed.isdisjoint(map(_normalised, distributions)) and module != "nanogpt_lite"
+        for module, owners in packages_distributions().items()
+        if needed.isdisjoint(map(_normalised, owners)) and module != "nanogpt_lite"
     }
 
 

@@ -1,11 +1,14 @@
-"""A Volume of plain folders, and machines that share it, for tests without Modal."""
+"""A Volume of plain folders and a dictionary, and machines that share both, for tests without Modal."""
 
 import contextlib
 import shutil
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from nanogpt_lite.cloud.calls import Call
 from nanogpt_lite.cloud.storage import VolumeStorage
 
 TEXT = "To be, or not to be, that is the question:\n" * 40
@@ -40,11 +43,38 @@ class FolderVolume:
         assert not [path for path in _open_files() if path.startswith(str(self.mount))]
 
 
+class SharedDict:
+    """Stands for `modal.Dict`: all machines see the same values, and each method is atomic."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        with self._lock:
+            return self.values.get(key, default)
+
+    def put(self, key: str, value: Any, *, skip_if_exists: bool = False) -> bool:
+        with self._lock:
+            if skip_if_exists and key in self.values:
+                return False
+            self.values[key] = value
+            return True
+
+    def pop(self, key: str, default: Any = None) -> Any:
+        with self._lock:
+            return self.values.pop(key, default)
+
+
 class Machines:
-    """Machines that share one Volume, each with a current folder of its own; and a text outside of all of them."""
+    """Machines that share one Volume and one dictionary, each with a current folder of its own.
+
+    There is a text outside of all of them.
+    """
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.shared = folder / "shared"  # the committed files of the Volume
+        self.dictionary = SharedDict()
         self.text = str(folder / "text.txt")
         Path(self.text).write_text(TEXT, encoding="utf-8")
         self._folder, self._monkeypatch = folder, monkeypatch
@@ -56,7 +86,11 @@ class Machines:
         self._count += 1
         folder.mkdir()
         self._monkeypatch.chdir(folder)
-        return VolumeStorage(folder / "mount", FolderVolume(folder / "mount", self.shared))
+        return VolumeStorage(FolderVolume(folder / "mount", self.shared), folder / "mount")
+
+    def call(self, call_id: str) -> Call:
+        """The call of this id, as one more attempt of it sees it."""
+        return Call(call_id, self.dictionary)
 
 
 def _open_files() -> list[str]:

@@ -15,7 +15,7 @@ import torch
 from nanogpt_lite.checkpoint.checkpoint_file import Checkpoint
 from nanogpt_lite.checkpoint.restore import load_weights, read_config
 from nanogpt_lite.config.keyword_types import LoadOptions, SampleOptions, StreamOptions
-from nanogpt_lite.config.options import LoadConfig, NetworkConfig, SampleConfig, TrainConfig
+from nanogpt_lite.config.options import LoadConfig, NetworkConfig, SampleConfig, TrainConfig, read_prompt
 from nanogpt_lite.config.signatures import with_options
 from nanogpt_lite.data import preparation, verification
 from nanogpt_lite.data.dataset import Dataset
@@ -134,23 +134,6 @@ def evaluate(
         "dataset": str(dataset or trained_with.dataset),
         "checkpoint": str(saved.path),
     }
-
-
-def read_prompt(start: str) -> str:
-    """The prompt that the option `start` gives, or the text of the file that it names.
-
-    `UserError` if the file cannot be read or is empty.
-    """
-    if not start.startswith("FILE:"):
-        return start
-    path = start.removeprefix("FILE:")
-    try:
-        prompt = Path(path).read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the prompt file {path!r} cannot be read ({error}); give a file of UTF-8 text") from error
-    if not prompt:
-        raise UserError(f"the prompt file {path!r} is empty; write at least one character into it")
-    return prompt
 
 
 def default_prompt(tokenizer: Tokenizer) -> str:

@@ -15,7 +15,7 @@ from typing import Unpack, cast
 from nanogpt_lite.api import inference, setup
 from nanogpt_lite.api.request import TrainRequest, read_request, request_for_restart
 from nanogpt_lite.config.keyword_types import PresetName, RunOptions, SampleOptions, TrainOptions
-from nanogpt_lite.config.options import RunConfig, SampleConfig, TrainConfig, read_config_file
+from nanogpt_lite.config.options import RunConfig, SampleConfig, TrainConfig, read_config_file, read_prompt
 from nanogpt_lite.config.schema import require_known
 from nanogpt_lite.config.signatures import with_options
 from nanogpt_lite.data import preparation, verification
@@ -138,7 +138,7 @@ def run(
     for_training = cast(_TrainArguments, {n: value for n, value in options.items() if n in TrainConfig.names()})
     for_sampling = cast(SampleOptions, {n: value for n, value in options.items() if n in SampleConfig.names()})
     settings = SampleConfig.from_dict(for_sampling)  # mistakes in it are reported before the training, not after it
-    prompt = inference.read_prompt(settings.start) if "start" in options else None
+    prompt = read_prompt(settings.start) if "start" in options else None
     arguments: _TrainArguments = {
         "preset": preset,
         "config": config,

@@ -173,8 +173,15 @@ def _find_run_to_resume(
 
 
 def _warn_about_changes(saved: Checkpoint, state: TrainState, console: Console) -> None:
-    """Say which settings differ from the run so far, so that it is no longer reproducible bit for bit."""
+    """Say which options differ from the run so far, and whether it is still reproducible bit for bit."""
     before = read_config(saved, {})
+    described = [
+        f"{name} {getattr(before, name)} -> {getattr(state.config, name)}"
+        for name in TrainConfig.names_by_role(Role.TRAINING)
+        if getattr(before, name) != getattr(state.config, name) and name not in ("dataset", "init_from")
+    ]
+    if described:
+        console.note(f"warning: changed options, from step {state.step} on: {', '.join(described)}")
     names = TrainConfig.names_by_role(Role.BITS)
     changed = [name for name in names if getattr(before, name) != getattr(state.config, name)]
     changed += ["device"] if saved.metadata.device != state.device.type else []

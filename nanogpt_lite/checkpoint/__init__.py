@@ -4,3 +4,5 @@ Start with `checkpoint_file` (reading and writing). `metadata` validates the JSO
 `restore` makes a config, a tokenizer and a model's weights of them. The state of a training run is in `trainer.state`,
 the files of a run in `runs`.
 """
+
+SUFFIX = ".safetensors"  # of the name of a checkpoint

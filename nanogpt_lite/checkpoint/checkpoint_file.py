@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from nanogpt_lite import files
+from nanogpt_lite.checkpoint import SUFFIX
 from nanogpt_lite.checkpoint.metadata import CheckpointMetadata, InvalidMetadataError
 from nanogpt_lite.device.memory import is_out_of_memory
 from nanogpt_lite.errors import UserError, shorten
 
 METADATA_KEY = "nanogpt_lite"
 FORMAT_VERSION = 3  # of the JSON under the key
-SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ class Command:
 
     help: str
     call: Callable[[GivenOptions], None]
+    module: str  # which `call` imports, with all that is large: PyTorch, NumPy
     kind: type[Options] = Options
     texts: dict[str, str] = field(default_factory=dict)  # name -> help
     switches: dict[str, str] = field(default_factory=dict)  # name -> help

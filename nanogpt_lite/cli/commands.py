@@ -7,7 +7,6 @@ A command calls the public functions and prints their results to standard output
 import contextlib
 import json
 import sys
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from nanogpt_lite.cli.arguments import Command, GivenOptions
@@ -24,26 +23,9 @@ if TYPE_CHECKING:
 EXPORT_FORMATS = ("nanogpt", "hf")
 
 
-def print_samples(stream: Iterable[list[str]]) -> list[str]:
-    """Print samples and return them.
-
-    `stream` yields the next text of each sample, as `stream_batch` does. The first sample is printed while it is
-    generated; the others follow it in order, after a line of dashes each.
-    """
-    parts: list[list[str]] = []
-    for new in stream:
-        print(new[0], end="", flush=True)
-        parts.append(new)
-    print()
-    samples = ["".join(texts) for texts in zip(*parts, strict=True)]
-    for sample in samples[1:]:
-        print("---------------")
-        print(sample)
-    return samples
-
-
 def _run(given: GivenOptions) -> None:
     from nanogpt_lite.api import pipeline
+    from nanogpt_lite.generation.text_stream import print_samples
     from nanogpt_lite.tracking.console import Console
 
     run, stream = pipeline.run(**given, console=Console(spell=for_command_line))
@@ -73,6 +55,7 @@ def _train(given: GivenOptions) -> None:
 
 def _sample(given: GivenOptions) -> None:
     from nanogpt_lite.api import inference
+    from nanogpt_lite.generation.text_stream import print_samples
 
     print_samples(inference.stream_batch(_pick_run(given), **given))
 
@@ -147,6 +130,7 @@ def _pick_run(given: GivenOptions) -> "Run":
     return run
 
 
+_PIPELINE, _INFERENCE = "nanogpt_lite.api.pipeline", "nanogpt_lite.api.inference"  # modules
 _PRESET = {"preset": f"a set of option values: {', '.join(presets.PRESETS)}; without it, one that fits the device"}
 _CONFIG = {"config": "JSON file of options; with the config.json of a run, that run is repeated"}
 _OVERWRITE_RUN = {"overwrite": "replace the run in out_dir"}
@@ -159,6 +143,7 @@ COMMANDS = {
     "run": Command(
         "prepare a text, train on it, and sample, on this machine",
         _run,
+        _PIPELINE,
         RunConfig,
         _PRESET | _CONFIG,
         _OVERWRITE_RUN | _VERIFY,
@@ -166,6 +151,7 @@ COMMANDS = {
     "prepare": Command(
         "convert a text to token ids, for training",
         _prepare,
+        "nanogpt_lite.data.preparation",
         DataConfig,
         {"out_dir": "the dataset's folder; without it, data/NAME"},
         {"overwrite": "download and convert again, even if nothing changed"},
@@ -173,28 +159,32 @@ COMMANDS = {
     "train": Command(
         "train a network, or continue training",
         _train,
+        _PIPELINE,
         TrainConfig,
         _PRESET | _CONFIG,
         _OVERWRITE_RUN | _VERIFY,
     ),
-    "sample": Command("generate text with a trained network", _sample, SampleConfig, _OUT_DIR),
+    "sample": Command("generate text with a trained network", _sample, _INFERENCE, SampleConfig, _OUT_DIR),
     "eval": Command(
         "compute the loss on the whole val and train splits",
         _eval,
+        _INFERENCE,
         LoadConfig,
         _OUT_DIR | {"dataset": "another dataset than the one used for training"},
         _JSON | _VERIFY,
     ),
-    "plot": Command("plot the loss curves of a run to loss.png", _plot, texts=_OUT_DIR),
+    "plot": Command("plot the loss curves of a run to loss.png", _plot, "nanogpt_lite.runs.run_folder", texts=_OUT_DIR),
     "info": Command(
         "summarise a run: its network, costs, data and result",
         _info,
+        "nanogpt_lite.runs.run_summary",
         texts=_OUT_DIR | _CHECKPOINT,
         switches=_JSON,
     ),
     "import": Command(
         "make a run from a nanoGPT checkpoint",
         _import,
+        "nanogpt_lite.interop.conversion",
         texts={
             "from": "nanoGPT's ckpt.pt",
             "meta": "the meta.pkl of its data, or GPT-2's merges.txt; without it, the file that nanoGPT would read",
@@ -204,6 +194,7 @@ COMMANDS = {
     "export": Command(
         "write a run in the format of another program",
         _export,
+        "nanogpt_lite.interop.conversion",
         texts=_OUT_DIR
         | _CHECKPOINT
         | {

@@ -6,6 +6,7 @@ Results go to standard output, everything else to standard error. The commands a
 
 import contextlib
 import errno
+import importlib
 import io
 import os
 import sys
@@ -18,6 +19,7 @@ from nanogpt_lite.cli.arguments import Command, GivenOptions
 from nanogpt_lite.cli.commands import COMMANDS
 from nanogpt_lite.config.schema import require_known
 from nanogpt_lite.config.spelling import for_command_line, quote
+from nanogpt_lite.device import signals
 from nanogpt_lite.errors import ExternalError, Interrupted, UserError
 from nanogpt_lite.files import DISK_FULL_ERRNOS
 
@@ -44,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command, given = parse_command(argv)
         _require_one_process_unless_training(name)
+        with signals.exit_on_interrupt():
+            importlib.import_module(command.module)
         command.call(given)
         sys.stdout.flush()
         return 0
@@ -52,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as error:
         return _interrupted(128 + error.signum, _resume_hint(name, error))
     except KeyboardInterrupt:
-        saved = "; earlier checkpoints are unchanged, continue from them with --init_from resume"
+        saved = "; earlier checkpoints are unchanged: --out_dir RUN --init_from resume continues from the last one"
         return _interrupted(130, f"interrupted{saved if name in ('train', 'run') else ''}")
     except ExternalError as error:
         return _fail(1, f"error: {for_command_line(str(error))}")

@@ -1,100 +1,170 @@
-"""The jobs of `modal_app.py`: prepare, train and evaluate with folders that a `Storage` stores.
+"""The jobs of `modal_app.py`: train, sample and evaluate with folders that a `Storage` stores.
 
 Each does what `api` does, in three steps: pull the folders that it needs, work in the current folder, push the results.
+How a text is prepared is in `prepare_job`, which needs no PyTorch.
 """
 
 import itertools
+import math
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, TypedDict, Unpack
 
 from nanogpt_lite.api import inference, pipeline
-from nanogpt_lite.api.inference import EvalResult
-from nanogpt_lite.checkpoint.checkpoint_file import SUFFIX
+from nanogpt_lite.api.inference import EvalResult, Loaded
+from nanogpt_lite.checkpoint import SUFFIX
 from nanogpt_lite.cloud import job_data, launcher
-from nanogpt_lite.cloud.client.volume_names import require_safe_name
+from nanogpt_lite.cloud.calls import Call
+from nanogpt_lite.cloud.client.volume_names import (
+    GPU_TIME_FILE,
+    TRACE_DIR,
+    require_safe_name,
+    run_exists_error,
+    run_name,
+)
+from nanogpt_lite.cloud.gpu_time import GPUTime, count_attempt, report_gpu_time
+from nanogpt_lite.cloud.messages import errors_as_results
 from nanogpt_lite.cloud.storage import Storage
 from nanogpt_lite.config import presets
-from nanogpt_lite.config.keyword_types import LoadOptions
-from nanogpt_lite.config.options import DataConfig, NetworkConfig, TrainConfig
-from nanogpt_lite.config.schema import Role, Value
+from nanogpt_lite.config.keyword_types import LoadOptions, SampleOptions
+from nanogpt_lite.config.options import DataConfig, LoadConfig
 from nanogpt_lite.config.spelling import for_modal
 from nanogpt_lite.data import sources
 from nanogpt_lite.data.dataset import Dataset
-from nanogpt_lite.errors import UserError
-from nanogpt_lite.runs.run_folder import RUNS_DIR, Run
+from nanogpt_lite.data.preparation import DATA_DIR
+from nanogpt_lite.errors import NanoGPTLiteError, UserError
+from nanogpt_lite.generation.text_stream import print_samples
+from nanogpt_lite.runs.run_folder import RUNS_DIR, Run, checkpoints_in
 from nanogpt_lite.tokenizers import hub
 from nanogpt_lite.tracking.console import Console
-from nanogpt_lite.tracking.records import CheckpointRecord, Record
+from nanogpt_lite.tracking.records import CheckpointRecord, Record, StopReason
+
+SAVE_SECONDS = 30  # at most this much of a time limit is left for the last evaluation and checkpoint
 
 
-def prepare_job(storage: Storage, dataset: str, *, tokenizer: str = "auto", overwrite: bool = False) -> Dataset:
-    """Prepare a text as `preparation.prepare` does, unless it is stored already, and store it."""
-    return job_data.prepare_and_push(storage, dataset, tokenizer=tokenizer, overwrite=overwrite, verify=True)
+class TrainResult(TypedDict):
+    """What the Function `train` returns."""
+
+    run: str  # its name
+    step: int
+    reason: str  # why it ended: a `StopReason`
+    best_val_loss: float | None  # nats per token; None before the first evaluation
 
 
-def train_job(storage: Storage, *, owner: str, world_size: int = 1, overwrite: bool = False, **options: Any) -> Run:
-    """Train as `pipeline.train` does, or resume if the stored run has a checkpoint. Its checkpoints are stored.
+def train_job(
+    storage: Storage,
+    call: Call,
+    *,
+    world_size: int = 1,
+    time_limit: float = 0,
+    overwrite: bool = False,
+    **options: Any,
+) -> TrainResult:
+    """Train as `pipeline.train` does, on `world_size` ranks that share each step. The run's checkpoints are stored.
 
-    `out_dir` is the name of the run, by default that of the dataset. `world_size` ranks share each step. `owner` is
-    the id of the call. It stays the same when the call is started again, and then the stored checkpoints are the
-    call's own: it resumes even with `overwrite`. A later call takes the run over, and the earlier one stops at its
-    next checkpoint, with `UserError`. `UserError` also where `pipeline.train` raises it; the stored files are then
-    unchanged.
+    `out_dir` is the name of the run, by default the next free DATASET-N; with `init_from="resume"`, the newest run. A
+    later attempt of the same call resumes its own run, whatever the options say. A run that another call resumes or
+    replaces belongs to that call from then on, and the earlier call stops at its next checkpoint, with `UserError`.
+
+    After `time_limit` seconds, over all attempts of the call, training stops and the run is saved; 0: no limit.
+    `UserError` also where `pipeline.train` raises it; the stored files are then unchanged.
     """
     dataset = str(options.pop("dataset", ""))
-    name = _run_name(str(options.pop("out_dir", ""))) or sources.dataset_name(dataset or DataConfig.dataset)
-    job = _resolve_run(storage, name, owner, overwrite=overwrite)
-    prepare = _prepare_resume if job.resumes else _prepare_new_run
-    data, options = prepare(storage, job.folder, dataset, options)
-    return _train_and_sync(storage, job, data, world_size, options)
+    with count_attempt(call) as gpu_time:
+        _require_time_left(time_limit, gpu_time, call.run_name())
+        job = _resolve_run(storage, call, dataset or DataConfig.dataset, options, overwrite=overwrite)
+        options.pop("out_dir", None)
+        try:
+            prepare = _prepare_resume if job.resumes else _prepare_new_run
+            data, options = prepare(storage, job, dataset, options)
+            if limit := _remaining_seconds(time_limit, gpu_time, float(options.get("max_seconds", 0))):
+                options["max_seconds"] = limit
+            run = _train_and_sync(storage, job, data, world_size, options, gpu_time)
+        except NanoGPTLiteError:  # the call ends with it: there is no later attempt
+            if job.is_new or job.replaces:
+                call.release_run(job.folder.name)
+            raise
+    return _result(run)
+
+
+def sample_job(storage: Storage, name: str = "", **options: Unpack[SampleOptions]) -> list[str]:
+    """Print and return texts generated by the run `name`, by default the newest one."""
+    with report_gpu_time():
+        run = find_run(storage, name, options.get("checkpoint", LoadConfig.checkpoint))
+        return print_samples(inference.stream_batch(run, **options))
 
 
 def evaluate_job(
-    storage: Storage, name: str = "", *, verify: bool = False, **options: Unpack[LoadOptions]
+    storage: Storage, name: str = "", *, dataset: str = "", verify: bool = False, **options: Unpack[LoadOptions]
 ) -> EvalResult:
-    """What `inference.evaluate` returns for the run `name`, by default the newest one."""
-    run = find_run(storage, name)
-    storage.pull(run.data_folder)
-    return inference.evaluate(run, verify=verify, **options)
+    """What `inference.evaluate` returns for the run `name`, by default the newest; on another `dataset` if given."""
+    with report_gpu_time():
+        run = find_run(storage, name, options.get("checkpoint", LoadConfig.checkpoint))
+        if dataset:
+            storage.pull(DATA_DIR / require_safe_name(sources.dataset_name(dataset), "dataset"))
+            return inference.evaluate(run, dataset=storage.text_source(dataset), verify=verify, **options)
+        folder = job_data.pull_data_of_run(storage, run)
+        other = None if folder == run.data_folder else folder
+        return inference.evaluate(run, dataset=other, verify=verify, **options)
 
 
-def find_run(storage: Storage, name: str = "") -> Run:
-    """Pull the run `name`, by default the newest one. `UserError`, which lists the runs, if it has no checkpoint."""
+@errors_as_results
+def load_job(storage: Storage, name: str = "", **options: Unpack[LoadOptions]) -> Loaded:
+    """What `inference.load` returns for the run `name`, by default the newest one; or the error, as a result."""
+    run = find_run(storage, name, options.get("checkpoint", LoadConfig.checkpoint))
+    return inference.load(run, **options)
+
+
+def find_run(storage: Storage, name: str = "", checkpoint: str = "") -> Run:
+    """Pull the run `name`, by default the newest one. `UserError`, which lists the runs, if it has no checkpoint.
+
+    With `checkpoint`, pull only that one of its checkpoints, if there is one of this name.
+    """
     run_names = storage.run_names()
-    name = _run_name(name) or (run_names[-1] if run_names else TrainConfig.dataset)
+    name = run_name(name) or (run_names[-1] if run_names else DataConfig.dataset)
     if name not in run_names:
         remedy = f"runs with one: {', '.join(run_names)}; or train it" if run_names else "train it"
         raise UserError(
             f"there is no checkpoint of a run {name!r}; {remedy}: modal run modal_app.py::train --out-dir {name}"
         )
-    storage.pull(RUNS_DIR / name)
-    return Run(RUNS_DIR / name)
+    folder, file_name = RUNS_DIR / name, f"{checkpoint}{SUFFIX}"
+    if checkpoint:
+        storage.pull(folder, ("config.json", file_name))
+    if not (folder / file_name).is_file():
+        storage.pull(folder)
+    return Run(folder)
 
 
 def sync_checkpoints(
-    records: Iterator[Record], storage: Storage, folder: Path, owner: str
+    records: Iterator[Record], storage: Storage, folder: Path, owner: str, before_push: Callable[[], None] | None = None
 ) -> Generator[Record, None, None]:
     """The records of the run in `folder`, which is pushed after each checkpoint, in the background, and at the end.
 
-    Whatever ends the run, also an interrupt: its last state is stored. `UserError` when the stored run belongs to
-    another owner by then.
+    Whatever ends the run, also an interrupt: its last state is stored. `before_push` is called before each push.
+    `UserError` when the stored run belongs to another owner by then.
     """
+
+    def push() -> None:
+        if before_push:
+            before_push()
+        storage.push(folder, owner)
+
     pushes: deque[Future[None]] = deque()
     with ThreadPoolExecutor(max_workers=1) as worker:  # one thread, so that pushes stay in their order
         try:
             for record in records:
                 yield record
                 if isinstance(record, CheckpointRecord):
-                    pushes.append(worker.submit(storage.push, folder, owner))
+                    pushes.append(worker.submit(push))
                 while pushes and pushes[0].done():
                     pushes.popleft().result()  # raises the error of a failed push
         finally:
-            worker.submit(storage.push, folder, owner).result()
+            worker.submit(push).result()
 
 
 @dataclass(frozen=True)
@@ -102,55 +172,87 @@ class _TrainJob:
     """Which run a call of `train_job` trains, and how it starts."""
 
     folder: Path  # runs/NAME
-    owner: str
-    resumes: bool  # from the last checkpoint
-    replaces: bool  # the stored run, as `overwrite` says
+    owner: str  # the id of the call
+    resumes: bool = False  # from the last checkpoint
+    replaces: bool = False  # the stored run, as `overwrite` says
+    is_new: bool = False  # its name was free
+    is_retry: bool = False  # an earlier attempt of the same call has stored it
 
 
-def _resolve_run(storage: Storage, name: str, owner: str, *, overwrite: bool) -> _TrainJob:
-    """Pull the run, unless it is to be replaced, and decide whether training resumes it."""
+def _resolve_run(storage: Storage, call: Call, dataset: str, options: dict[str, Any], *, overwrite: bool) -> _TrainJob:
+    """Decide which run a call trains, and whether it is resumed; pull it then.
+
+    `UserError` if its name is taken, or if an earlier attempt of this call had a run that is another call's now.
+    """
+    resumes, out_dir = options.get("init_from") == "resume", run_name(str(options.get("out_dir", "")))
+    if overwrite and (resumes or not out_dir):
+        raise UserError("`overwrite=True` replaces the run `out_dir`: give its name, and not `init_from='resume'`")
+    call.require_own_run()
+    name = call.run_name() or out_dir
+    if not name and resumes:
+        name = find_run(storage).out_dir.name
+    if not name:
+        name = call.reserve_new_run(require_safe_name(sources.dataset_name(dataset), "dataset"), storage.has_run)
+        return _TrainJob(RUNS_DIR / name, call.id, is_new=True)
     folder = RUNS_DIR / require_safe_name(name, "run")
-    replaces = overwrite and not storage.is_owner(folder, owner)
-    if not replaces:
+    if storage.is_owner(folder, call.id):
         storage.pull(folder)
-    resumes = (folder / f"last{SUFFIX}").is_file() and not replaces
-    return _TrainJob(folder, owner, resumes, replaces)
+        return _TrainJob(folder, call.id, resumes=(folder / f"last{SUFFIX}").is_file(), is_retry=True)
+    if resumes:
+        find_run(storage, name)
+        call.take_over_run(name)
+        return _TrainJob(folder, call.id, resumes=True)
+    if overwrite:
+        call.take_over_run(name)
+        return _TrainJob(folder, call.id, replaces=True)
+    storage.pull(folder)
+    if checkpoints_in(folder):
+        raise run_exists_error(name)
+    call.reserve_run(name)
+    return _TrainJob(folder, call.id, is_new=True)
 
 
 def _prepare_resume(
-    storage: Storage, folder: Path, dataset: str, options: dict[str, Any]
+    storage: Storage, job: _TrainJob, dataset: str, options: dict[str, Any]
 ) -> tuple[Dataset | str, dict[str, Any]]:
-    """The data and the options to resume the run in `folder`."""
-    preset, parent = str(options.pop("preset", "")), str(options.get("init_from", "scratch"))
-    shape = _preset_shape(preset, options) if preset and parent in ("scratch", "resume") else {}
-    return job_data.data_to_resume(storage, Run(folder), dataset), {**shape, **options, "init_from": "resume"}
+    """The data and the options to resume a run."""
+    if job.is_retry:  # it began with this preset
+        options = {name: value for name, value in options.items() if name != "preset"}
+    return job_data.data_to_resume(storage, Run(job.folder), dataset), {**options, "init_from": "resume"}
 
 
 def _prepare_new_run(
-    storage: Storage, folder: Path, dataset: str, options: dict[str, Any]
+    storage: Storage, job: _TrainJob, dataset: str, options: dict[str, Any]
 ) -> tuple[Dataset, dict[str, Any]]:
-    """The data and the options to start the run in `folder`, from scratch or from the weights of another model."""
+    """The data and the options to start a run, from scratch or from the weights of another model."""
     dataset, parent = dataset or DataConfig.dataset, str(options.get("init_from", "scratch"))
     is_gpt2 = parent in hub.GPT2_REPOS
     preset = str(options.get("preset", "")) or ("finetune" if is_gpt2 else presets.RENTED_GPU_PRESET)
     options = {**options, "preset": preset}
-    if parent == "scratch":
+    if parent in ("scratch", "resume"):  # resume: an earlier attempt was ended before it had stored a checkpoint
+        options["init_from"] = "scratch"
         return job_data.pull_or_prepare(storage, dataset, str(options.get("tokenizer", "auto"))), options
     if is_gpt2:
         return job_data.pull_or_prepare(storage, dataset, "gpt2", job_data.derived_name(dataset, parent)), options
-    # `init_from='resume'` without a checkpoint of this run: `find_run` raises the error that lists the runs
-    parent_run = find_run(storage, folder.name if parent == "resume" else parent)
+    parent_run = find_run(storage, parent)
     data = job_data.data_for_initial_weights(storage, dataset, parent_run)
     return data, {**options, "init_from": parent_run.out_dir}
 
 
 def _train_and_sync(
-    storage: Storage, job: _TrainJob, data: Dataset | str, world_size: int, options: dict[str, Any]
+    storage: Storage,
+    job: _TrainJob,
+    data: Dataset | str,
+    world_size: int,
+    options: dict[str, Any],
+    gpu_time: GPUTime,
 ) -> Run:
     """Train, and store the run at each checkpoint. The stored run is claimed once training has started."""
     # the local folder of a remote storage is a copy: what a run without a last checkpoint left in it may be deleted
     overwrite = job.replaces or (storage.is_remote and not job.resumes)
     options = {**options, "out_dir": job.folder, "overwrite": overwrite}
+    if options.get("trace") and storage.is_remote:
+        options["trace"] = job.folder / TRACE_DIR
     with closing(Console(spell=for_modal)) as console:
         if world_size == 1:
             records = pipeline.training_to_end(data, console=console, **options)
@@ -159,18 +261,52 @@ def _train_and_sync(
         with closing(records):
             first = next(records)  # it comes after all options and data were checked
             storage.claim(job.folder, job.owner, delete_files=not job.resumes)
-            synced = sync_checkpoints(itertools.chain([first], records), storage, job.folder, job.owner)
+            if not job.resumes:  # the time of the run that this one replaces
+                (job.folder / GPU_TIME_FILE).unlink(missing_ok=True)
+            synced = sync_checkpoints(
+                itertools.chain([first], records),
+                storage,
+                job.folder,
+                job.owner,
+                before_push=lambda: gpu_time.write(job.folder, job.owner),
+            )
             with closing(synced):
-                return pipeline.show_records(synced, console)
+                run = pipeline.show_records(synced, console)
+    if find_spec("matplotlib"):
+        run.save_plot()
+        storage.push(job.folder, job.owner)
+    return run
 
 
-def _run_name(out_dir: str) -> str:
-    """The name of a run that is given by its name, or by its folder: runs/NAME."""
-    return out_dir.replace("\\", "/").removeprefix(f"{RUNS_DIR}/")  # runs\\NAME from a client on Windows
+def _require_time_left(time_limit: float, gpu_time: GPUTime, run: str) -> None:
+    """`UserError` if the attempts before this one have used up the time of the call: one of them may have hung."""
+    if time_limit and gpu_time.seconds >= time_limit:
+        raise UserError(
+            f"the time limit of the call is used up, by {gpu_time.attempts - 1} attempts; the run {run!r} is as at its "
+            "last checkpoint: give a larger --timeout, and `init_from='resume'` to continue it"
+        )
 
 
-def _preset_shape(preset: str, options: Mapping[str, Value]) -> dict[str, Value]:
-    """The options of the network with a preset and `options`: they must be the same in a run that is resumed."""
-    names = NetworkConfig.names_by_role(Role.NETWORK)
-    config = presets.config_with_preset(preset, {name: options[name] for name in names if name in options})
-    return {name: getattr(config, name) for name in names}
+def _result(run: Run) -> TrainResult:
+    """What the Function returns; after a limit of time, the command that continues the run is printed."""
+    last = run.metrics[-1]
+    if last["reason"] == StopReason.MAX_SECONDS:
+        print(
+            f"the time limit is reached; the run is saved at step {last['step']}. To go on: "
+            f"modal run modal_app.py::train --out-dir {run.out_dir.name} --init-from resume (and --gpu, --timeout)"
+        )
+    return {
+        "run": run.out_dir.name,
+        "step": last["step"],
+        "reason": last["reason"],
+        "best_val_loss": run.best_val_loss,
+    }
+
+
+def _remaining_seconds(time_limit: float, gpu_time: GPUTime, max_seconds: float) -> float:
+    """The largest `max_seconds` that keeps the limit of the call, and is no larger than that given; 0: none."""
+    if not time_limit:
+        return max_seconds
+    to_save = min(SAVE_SECONDS, time_limit / 4)
+    remaining = max(time_limit - to_save - gpu_time.seconds, 1e-3)
+    return min(remaining, max_seconds or math.inf)

@@ -39,7 +39,7 @@ from nanogpt_lite.tracking.records import DoneRecord, Record, record_from_json
 
 REQUEST, RECORDS, ERROR = "request.json", "records.jsonl", "error.json"
 POLL_INTERVAL = 0.05  # seconds between two reads of the file of records
-STOP_TIMEOUT = 40.0  # seconds for ranks to save and exit; the launcher itself kills those that take more than 30
+STOP_TIMEOUT = 25.0  # seconds for ranks to save and exit; Modal kills a container 30 seconds after SIGINT
 
 
 @with_options(TrainConfig)

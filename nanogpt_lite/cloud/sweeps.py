@@ -1,16 +1,20 @@
-"""The grid of a sweep: its trials, and the table of their results. `modal_app.py` runs them.
+"""The grid of a sweep: its trials, how they are run once each, and the table of their results.
 
 A trial trains one combination of options for the first steps of a whole training; the best one is resumed to its end.
+How a training is started on Modal is in `modal_app.py`. Nothing here needs PyTorch, or another package.
 """
 
 import itertools
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
+from nanogpt_lite.cloud.messages import result_or_error
 from nanogpt_lite.config import presets
 from nanogpt_lite.config.options import TrainConfig
-from nanogpt_lite.config.schema import Value, parse_values
+from nanogpt_lite.config.schema import Role, Value, parse_values
 from nanogpt_lite.errors import UserError
 
 Result = float | str
@@ -25,39 +29,121 @@ class Trial:
     first_options: dict[str, Value]  # of `train`, for the steps of the trial
     resume_options: dict[str, Value]  # of `train`, from the trial's checkpoint to the end
 
+    @property
+    def run(self) -> str:
+        """The name of the run."""
+        return str(self.first_options["out_dir"])
 
-def make_trials(grid: Mapping[str, str], *, preset: str, steps: int, name: str) -> list[Trial]:
+
+def make_trials(
+    grid: Mapping[str, str], *, preset: str = presets.RENTED_GPU_PRESET, sweep_iters: int = 200, name: str
+) -> list[Trial]:
     """Every combination of options of `TrainConfig`; each text of the grid is a value, or several with commas.
 
-    Trial N is the run NAME-N. It trains the first `steps` steps with the learning rate schedule of the whole training,
-    so that it can be resumed to the end. `UserError` on an unknown option, a bad value, a value given twice, values
-    that contradict each other, or a single combination.
+    Trial N is the run NAME-N. It trains the first `sweep_iters` steps with the learning rate schedule of the whole
+    training, so that it can be resumed to the end. `UserError` on an unknown option, a bad value, a value given twice,
+    values that contradict each other, or a single combination.
     """
-    trials = []
-    for number, options in enumerate(_grid_combinations(grid), start=1):
-        config = presets.config_with_preset(preset, options)
-        if not steps >= 1:
-            raise UserError(f"--sweep-iters {steps} trains nothing; give 1 or more")
-        if steps > config.max_iters:
-            raise UserError(f"--sweep-iters {steps} is more than --max-iters {config.max_iters}; give fewer")
-        run = f"{name}-{number}"
-        first_options: dict[str, Value] = {
-            "preset": preset,
-            **options,
-            "lr_decay_iters": config.lr_decay_iters or config.max_iters,
-            "out_dir": run,
-            "max_iters": steps,
-            "eval_interval": min(steps, config.eval_interval),
-        }
-        resume_options: dict[str, Value] = {
-            "out_dir": run,
-            "max_iters": config.max_iters,
-            "eval_interval": config.eval_interval,
-        }
-        trials.append(Trial(options, first_options, resume_options))
+    trials = [
+        _make_trial(options, preset, sweep_iters, run=f"{name}-{number}")
+        for number, options in enumerate(_grid_combinations(grid), start=1)
+    ]
     if len(trials) == 1:
         raise UserError("a sweep needs two combinations or more; give an option several values, with commas in between")
     return trials
+
+
+def _make_trial(options: dict[str, Value], preset: str, steps: int, *, run: str) -> Trial:
+    config = presets.config_with_preset(preset, options)
+    if not steps >= 1:
+        raise UserError(f"--sweep-iters {steps} trains nothing; give 1 or more")
+    if steps > config.max_iters:
+        raise UserError(f"--sweep-iters {steps} is more than --max-iters {config.max_iters}; give fewer")
+    first_options: dict[str, Value] = {
+        "preset": preset,
+        **options,
+        "lr_decay_iters": config.lr_decay_iters or config.max_iters,
+        "out_dir": run,
+        "max_iters": steps,
+        "eval_interval": min(steps, config.eval_interval),
+    }
+    call_options = TrainConfig.names_by_role(Role.CALL)
+    resume_options: dict[str, Value] = {
+        **{name: value for name, value in options.items() if name in call_options},  # which no run stores
+        "out_dir": run,
+        "init_from": "resume",
+        "max_iters": config.max_iters,
+        "eval_interval": config.eval_interval,
+    }
+    return Trial(options, first_options, resume_options)
+
+
+class FunctionCall(Protocol):
+    """The parts of `modal.FunctionCall` that are used here."""
+
+    @property
+    def object_id(self) -> str:
+        """The id of the call."""
+
+    def get(self) -> Any:
+        """Wait for the result of the Function. Any exception that ended it."""
+
+
+class TextStorage(Protocol):
+    """Where a sweep notes what it has started: `storage.Storage`."""
+
+    def read_text(self, path: str) -> str:
+        """The text stored by `write_text`; empty if there is none."""
+
+    def write_text(self, path: str, text: str) -> None:
+        """Store a text."""
+
+
+def run_sweep(
+    name: str,
+    trials: Sequence[Trial],
+    storage: TextStorage,
+    *,
+    start: Callable[..., FunctionCall],
+    get: Callable[[str], FunctionCall],
+    trained_by: Callable[[str], str],
+) -> str:
+    """Train all trials at the same time, then the best one to its end; the table of the results.
+
+    `start` starts a training with the options as keywords, `get` returns a call that was started, by its id. Each id is
+    stored as soon as the training has started: a second attempt of the same sweep starts none of them again. If it
+    does, because the first attempt was ended just between these two, the second training of the run is refused:
+    `trained_by` returns the id of the call that trains a run, whose result then counts. `UserError` if every trial
+    failed, or the training of the best one to its end.
+    """
+    path = f"sweeps/{name}.json"
+    ids: dict[str, str] = json.loads(storage.read_text(path) or "{}")
+
+    def start_once(key: str, options: dict[str, Value]) -> None:
+        if key not in ids:
+            ids[key] = start(**options).object_id
+            storage.write_text(path, json.dumps(ids))
+
+    def wait(key: str, run: str) -> Result:
+        result = _wait(get(ids[key]))
+        trainer = trained_by(run)
+        return _wait(get(trainer)) if isinstance(result, str) and trainer not in ("", ids[key]) else result
+
+    for trial in trials:
+        start_once(trial.run, trial.first_options)
+    results = [wait(trial.run, trial.run) for trial in trials]
+    table = format_table(trials, results)
+    print(table)
+    storage.write_text(f"sweeps/{name}.md", table)
+    best = best_trial(trials, results)
+    start_once("best", best.resume_options)
+    result = wait("best", best.run)
+    if isinstance(result, str):
+        raise UserError(
+            f"the best trial could not be trained to its end: {result}; to try again: --out-dir {best.run} "
+            "--init-from resume"
+        )
+    return table
 
 
 def format_table(trials: Sequence[Trial], results: Sequence[Result]) -> str:
@@ -76,6 +162,14 @@ def best_trial(trials: Sequence[Trial], results: Sequence[Result]) -> Trial:
     if isinstance(result, str):
         raise UserError(f"no trial of the sweep has a val loss; try other values (the first trial: {results[0]})")
     return trial
+
+
+def _wait(call: FunctionCall) -> Result:
+    """The best val loss of a training, or the error that ended it."""
+    try:
+        return float(result_or_error(call.get())["best_val_loss"])
+    except Exception as error:  # of any kind: a failed trial must not end the sweep
+        return f"{type(error).__name__}: {error}"
 
 
 def _grid_combinations(grid: Mapping[str, str]) -> list[dict[str, Value]]:

@@ -125,18 +125,19 @@ class NetworkConfig(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.n_embd % self.n_head:
+            step = self.n_head * (2 if self.position == "rotary" else 1)  # rotary: heads of an even size
             raise UserError(
-                f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}, and each head has an equal part "
-                f"of the width; try `n_embd={-(-self.n_embd // self.n_head) * self.n_head}`"
+                f"`n_embd={self.n_embd}` is not a multiple of `n_head={self.n_head}`, and each head has an equal part "
+                f"of the width; try `n_embd={-(-self.n_embd // step) * step}`"
             )
         if self.block_size * self.n_embd > MAX_CONTEXT_ELEMENTS:
             raise UserError(
-                f"block_size={self.block_size} and n_embd={self.n_embd} are too large together: the activations of one "
-                f"context would not fit into memory; try `block_size={MAX_CONTEXT_ELEMENTS // self.n_embd}`"
+                f"`block_size={self.block_size}` and `n_embd={self.n_embd}` are too large together: the activations of "
+                f"one context would not fit into memory; try `block_size={MAX_CONTEXT_ELEMENTS // self.n_embd}`"
             )
         if self.position == "rotary" and self.n_embd // self.n_head % 2:
             raise UserError(
-                f"n_embd={self.n_embd} and n_head={self.n_head} give heads of an odd size, and rotary position "
+                f"`n_embd={self.n_embd}` and `n_head={self.n_head}` give heads of an odd size, and rotary position "
                 f"encoding rotates pairs of channels; try `n_embd={2 * self.n_embd}`"
             )
         if self.position == "rotary" and not self.rope_theta:
@@ -237,7 +238,7 @@ class TrainConfig(DataConfig, NetworkConfig, RuntimeConfig):
         super().__post_init__()
         if self.decay_lr and self.min_lr > self.learning_rate:
             raise UserError(
-                f"min_lr={self.min_lr} is above learning_rate={self.learning_rate}, so the learning rate would rise; "
+                f"`min_lr={self.min_lr}` is above `learning_rate={self.learning_rate}`, so the rate would rise; "
                 f"give `min_lr` too (usually a tenth: {self.learning_rate / 10:g}), or `decay_lr=False`"
             )
 
@@ -293,3 +294,20 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise UserError(f"config file {path} holds no JSON object; give one of options, like a run's config.json")
     return options
+
+
+def read_prompt(start: str) -> str:
+    """The prompt that the option `start` gives, or the text of the file that it names.
+
+    `UserError` if the file cannot be read or is empty.
+    """
+    if not start.startswith("FILE:"):
+        return start
+    path = start.removeprefix("FILE:")
+    try:
+        prompt = Path(path).read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the prompt file {path!r} cannot be read ({error}); give a file of UTF-8 text") from error
+    if not prompt:
+        raise UserError(f"the prompt file {path!r} is empty; write at least one character into it")
+    return prompt

@@ -204,4 +204,4 @@ def _invalid_value(field: "dataclasses.Field[Any]", value: object) -> UserError:
     expected += f", {rule.description}" if rule is not ANY else ""
     expected += f" ({unit})" if unit else ""
     shown = shorten(repr(value))
-    return UserError(f"{field.name}={shown} is an invalid value: must be {expected}. Help: {field.metadata['help']}")
+    return UserError(f"`{field.name}={shown}` is an invalid value: must be {expected}. Help: {field.metadata['help']}")

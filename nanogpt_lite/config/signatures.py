@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Collection
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 from nanogpt_lite.config.schema import Options, type_of
 
@@ -40,21 +40,26 @@ def with_flags(*kinds: type[Options], **more: type) -> Callable[[Function], Func
     """Replace `**options` in a function's signature by flags with the default None: `more`, then those of `kinds`.
 
     For Modal, which builds a command line from the signature and passes None for a flag that was not given. The
-    decorated function receives only what was given.
+    decorated function receives only what was given. As on our own command line, an option that is True or False takes
+    one of these as its value; a `bool` in `more` is a switch.
     """
 
     def decorate(function: Function) -> Function:
-        types = dict(more)
-        for kind in kinds:
-            types |= {field.name: type_of(field) for field in dataclasses.fields(kind)}
+        options = {field.name: field for kind in kinds for field in dataclasses.fields(kind)}
+        annotations: dict[str, object] = {name: kind | None for name, kind in more.items()}
+        annotations |= {name: _flag_type(field) for name, field in options.items() if name not in more}
 
         @functools.wraps(function)
         def call(**flags: object) -> object:
-            return function(**{name: value for name, value in flags.items() if value is not None})
+            given = {name: value for name, value in flags.items() if value is not None}
+            for name in given.keys() & (options.keys() - more.keys()):
+                if type_of(options[name]) is bool:
+                    given[name] = given[name] in (True, "True")
+            return function(**given)
 
         parameters = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=type_ | None)
-            for name, type_ in reversed(types.items())  # the help of Modal lists the last parameter first
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+            for name, annotation in reversed(annotations.items())  # the help of Modal lists the last parameter first
         ]
         returns = inspect.signature(function).return_annotation
         call.__signature__ = inspect.Signature(parameters, return_annotation=returns)  # type: ignore[attr-defined]
@@ -62,3 +67,11 @@ def with_flags(*kinds: type[Options], **more: type) -> Callable[[Function], Func
         return call  # type: ignore[return-value]
 
     return decorate
+
+
+def _flag_type(field: "dataclasses.Field[Any]") -> object:
+    """The annotation from which Modal makes the flag of an option."""
+    if type_of(field) is bool:
+        return Literal["True", "False"]
+    choices = field.metadata["rule"].choices
+    return Literal[choices] if choices else type_of(field) | None

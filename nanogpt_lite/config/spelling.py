@@ -16,36 +16,29 @@ _OPTION = re.compile(r"`([a-z]\w*)(?:=([^`]*))?`")
 
 
 def for_command_line(message: str) -> str:
-    """Convert the options in a message to those of the command line. An option that it does not know is a switch.
+    """Convert the options in a message to those of the command line.
 
     >>> for_command_line("give `out_dir='my runs'`, or `overwrite=True`")
     "give --out_dir 'my runs', or --overwrite"
     """
-
-    def flag(match: re.Match[str]) -> str:
-        return _flag(match[1], match[2], is_switch=match[1] not in RunConfig.names())
-
-    return _OPTION.sub(flag, message)
+    return _OPTION.sub(lambda match: _flag(match[1], match[1], match[2]), message)
 
 
 def for_modal(message: str) -> str:
     """Convert the options in a message to flags of `modal run`.
 
     >>> for_modal("give `out_dir='runs/a'`, or `compile=False`")
-    'give --out-dir runs/a, or --no-compile'
+    'give --out-dir runs/a, or --compile False'
     """
-
-    def flag(match: re.Match[str]) -> str:
-        name, value = match[1].replace("_", "-"), match[2]
-        return _flag(f"no-{name}" if value == "False" else name, value, is_switch=value in ("True", "False"))
-
-    return _OPTION.sub(flag, message)
+    return _OPTION.sub(lambda match: _flag(match[1].replace("_", "-"), match[1], match[2]), message)
 
 
-def _flag(name: str, value: str | None, *, is_switch: bool) -> str:
+def _flag(shown_name: str, name: str, value: str | None) -> str:
+    """An option as a flag. A name that is no option of the library, such as `overwrite`, is a switch."""
+    is_switch = name not in RunConfig.names()
     if value is None or (is_switch and value in ("True", "False")):
-        return f"--{name}"
-    return f"--{name} {quote(value.strip(chr(39)))}"
+        return f"--{shown_name}"
+    return f"--{shown_name} {quote(value.strip(chr(39)))}"
 
 
 def quote(argument: str) -> str:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from nanogpt_lite.data.encoding import TRAIN_FRACTION
+from nanogpt_lite.data.sources import TRAIN_FRACTION
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.tokenizers.base import Ids
 

@@ -20,9 +20,9 @@ from nanogpt_lite import files
 from nanogpt_lite.config.options import is_tokenizer_name
 from nanogpt_lite.data import fingerprints
 from nanogpt_lite.data.download import ProgressCallback
-from nanogpt_lite.data.encoding import TRAIN_FRACTION, EncodedSplit, TextStats, encode_splits
+from nanogpt_lite.data.encoding import EncodedSplit, TextStats, encode_splits
 from nanogpt_lite.data.fingerprints import FileFingerprint
-from nanogpt_lite.data.sources import TextSource
+from nanogpt_lite.data.sources import TRAIN_FRACTION, TextSource
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.tokenizers.base import Ids, Tokenizer, id_dtype
 from nanogpt_lite.tokenizers.registry import tokenizer_from_json

@@ -13,15 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from nanogpt_lite.data.download import ProgressCallback
-from nanogpt_lite.data.sources import TextSource
+from nanogpt_lite.data.sources import TRAIN_FRACTION, TextSource
 from nanogpt_lite.errors import ExternalError, UserError
 from nanogpt_lite.tokenizers.base import IncrementalEncoder, Tokenizer
 from nanogpt_lite.tokenizers.char import CharTokenizer, code_points
 
 if TYPE_CHECKING:
     from hashlib import _Hash
-
-TRAIN_FRACTION = 0.9  # of the characters, as in nanoGPT
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from nanogpt_lite.errors import UserError
 OUTPUT_FILES = ("train.bin", "metrics.jsonl", "best.safetensors", "last.safetensors")  # a folder with one is an output
 ERROR_INVALID_NAME = 123  # of Windows: the path has a character that no file name can have
 MAX_NAME_CHARS = 1000  # characters; longer than any useful path or URL
+TRAIN_FRACTION = 0.9  # of the characters of a text, as in nanoGPT; the rest is the val split
 CHUNK_BYTES = 2**18  # bytes read at a time: small enough for the processor's cache
 RESOURCES = {  # by the name of the dataset; a prepared one is known by the SHA-256, without its text
     "shakespeare_char": download.Resource(

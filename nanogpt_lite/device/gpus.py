@@ -1,6 +1,6 @@
 """The table of GPUs: peak floating-point rates, and the types and prices at Modal. How much of the peak is used (MFU).
 
-How `modal_app.py` uses the prices is in `cloud.gpu_prices`.
+What a call on Modal costs is computed in `cloud.client.rental`.
 """
 
 import re

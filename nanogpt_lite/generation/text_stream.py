@@ -78,3 +78,21 @@ class _TextStream:
 def _partial_stop_length(text: str, stop: str) -> int:
     """Return the length of the longest suffix of `text` that is a prefix of `stop`."""
     return next((n for n in range(min(len(text), len(stop)), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def print_samples(stream: Iterable[list[str]]) -> list[str]:
+    """Print samples and return them.
+
+    `stream` yields the next text of each sample, as `stream_batch` does. The first sample is printed while it is
+    generated; the others follow it in order, after a line of dashes each.
+    """
+    parts: list[list[str]] = []
+    for new in stream:
+        print(new[0], end="", flush=True)
+        parts.append(new)
+    print()
+    samples = ["".join(texts) for texts in zip(*parts, strict=True)]
+    for sample in samples[1:]:
+        print("---------------")
+        print(sample)
+    return samples

@@ -9,8 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from nanogpt_lite import files
-from nanogpt_lite.checkpoint import checkpoint_file
-from nanogpt_lite.checkpoint.checkpoint_file import SUFFIX
+from nanogpt_lite.checkpoint import SUFFIX, checkpoint_file
 from nanogpt_lite.config.options import LoadConfig
 from nanogpt_lite.data import preparation, sources
 from nanogpt_lite.errors import UserError

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from nanogpt_lite import __version__, files
-from nanogpt_lite.checkpoint.checkpoint_file import SUFFIX
+from nanogpt_lite.checkpoint import SUFFIX
 from nanogpt_lite.data.dataset import Dataset
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.runs.run_folder import RUNS_DIR, checkpoints_in

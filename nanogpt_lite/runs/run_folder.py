@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanogpt_lite import files
-from nanogpt_lite.checkpoint.checkpoint_file import SUFFIX
+from nanogpt_lite.checkpoint import SUFFIX
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.tracking import metrics_file, plots
 
@@ -110,7 +110,8 @@ def find_checkpoint(run: RunLike, name: str = "best") -> Path:
     if name in ("best", "last") and not path.is_file():
         path = max(checkpoints_in(folder), key=_modified_at, default=path)
     if not path.is_file():
-        raise UserError(f"there is no checkpoint {name} in {folder}; {_missing_checkpoint_remedy(folder)}")
+        missing = f"there is no checkpoint {name} in {folder}" if folder.exists() else f"there is no run {folder}"
+        raise UserError(f"{missing}; {_missing_checkpoint_remedy(folder)}")
     return path
 
 

@@ -46,15 +46,19 @@ class MetricsFile:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records in a metrics file, oldest first; empty without a file. Incomplete and invalid lines are ignored."""
+    return parse_metrics(path.read_bytes()) if path.is_file() else []
+
+
+def parse_metrics(content: bytes) -> list[dict[str, Any]]:
+    """The records in the content of a metrics file, as `read_metrics` returns them."""
     records = []
-    if path.is_file():
-        for line in path.read_bytes().splitlines():
-            try:
-                record = json.loads(line, parse_constant=_reject_constant, parse_float=_parse_finite)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(record, dict) and _is_record(record):
-                records.append(record)
+    for line in content.splitlines():
+        try:
+            record = json.loads(line, parse_constant=_reject_constant, parse_float=_parse_finite)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and _is_record(record):
+            records.append(record)
     return records
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from nanogpt_lite.checkpoint.checkpoint_file import SUFFIX
+from nanogpt_lite.checkpoint import SUFFIX
 from nanogpt_lite.data import batching
 from nanogpt_lite.data.batching import Batch, Tokens
 from nanogpt_lite.device import devices, profiling

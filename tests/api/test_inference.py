@@ -160,7 +160,7 @@ def test_evaluate_on_another_text_does_not_change_its_prepared_data(trained, tex
 def test_a_missing_checkpoint_error_lists_the_existing_ones(trained):
     with pytest.raises(ng.UserError, match="no checkpoint step_000003 in .*give one of best, last"):
         ng.load(trained, checkpoint="step_000003")
-    with pytest.raises(ng.UserError, match="no checkpoint best in nowhere; runs with one: runs/bottles-1"):
+    with pytest.raises(ng.UserError, match="there is no run nowhere; runs with one: runs/bottles-1"):
         ng.load("nowhere")
 
 

@@ -157,6 +157,19 @@ def test_resume_warns_when_reproducibility_settings_change(trained, capsys):
     assert "warning: batch_size, gradient_accumulation_steps changed" in capsys.readouterr().err
 
 
+def test_resume_names_each_option_that_changed_with_its_old_and_new_value(trained, capsys):
+    before = read_checkpoint(trained.out_dir / "last.safetensors").metadata.config.learning_rate
+    ng.train(out_dir=trained.out_dir, init_from="resume", max_iters=21, learning_rate=5e-4, eval_interval=7)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "changed options" in line]
+    described = line.removeprefix("warning: changed options, from step 20 on: ").split(", ")
+    assert sorted(described) == ["eval_interval 10 -> 7", f"learning_rate {before} -> 0.0005", "max_iters 20 -> 21"]
+
+
+def test_resume_with_the_options_that_the_run_has_warns_of_nothing(trained, capsys):
+    ng.train(out_dir=trained.out_dir, init_from="resume", **{**TINY, "dataset": "bottles.txt"})
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_the_preset_fits_the_device(monkeypatch):
     assert setup.default_preset("cpu") == "modern-cpu"
     monkeypatch.setattr(devices, "resolve_device", lambda name, group: torch.device("cuda"))

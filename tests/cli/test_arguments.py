@@ -61,7 +61,7 @@ def test_two_dashes_after_an_equals_sign_are_the_value():
     """Found by fuzzing: `argparse` drops them, and the value was an empty list."""
     assert parse_command(["sample", "--stop=--"])[1] == {"stop": "--"}
     assert parse_command(["info", "--out_dir=--"])[1] == {"out_dir": "--", "json": False}
-    with pytest.raises(UserError, match="lr_decay_iters='--' is an invalid value"):
+    with pytest.raises(UserError, match="`lr_decay_iters='--'` is an invalid value"):
         parse_command(["run", "--lr_decay_iters=--"])
 
 

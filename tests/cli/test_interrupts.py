@@ -4,6 +4,7 @@ import json
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -104,8 +105,33 @@ def test_ctrl_c_outside_of_the_training_loop_says_what_is_saved(capsys, monkeypa
     monkeypatch.setattr(f"nanogpt_lite.api.pipeline.{name}", interrupt, raising=False)
     monkeypatch.setattr("nanogpt_lite.runs.run_folder.newest_run", interrupt)
     assert main(name) == 130
-    hint = "; earlier checkpoints are unchanged, continue from them with --init_from resume" if saved else ""
-    assert capsys.readouterr().err == f"interrupted{hint}\n"
+    hint = "; earlier checkpoints are unchanged: --out_dir RUN --init_from resume continues from the last one"
+    assert capsys.readouterr().err == f"interrupted{hint if saved else ''}\n"
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["torch._C", *(pytest.param(name, marks=pytest.mark.slow) for name in ("numpy", "nanogpt_lite.api.pipeline"))],
+)
+def test_ctrl_c_during_the_imports_ends_the_program_at_once(text_file, module):
+    """The signal arrives just before a module is executed; a library that swallows the exception changes nothing."""
+    code = f"""
+import os, signal, sys
+from importlib.abc import MetaPathFinder
+class Interrupt(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == {module!r}:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt:
+                pass
+sys.meta_path.insert(0, Interrupt())
+from nanogpt_lite.cli.main import main
+sys.exit(main({command(TRAIN)[3:]!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+    assert not Path("runs").exists()
 
 
 SLOW_CASES = [pytest.param(closed, marks=pytest.mark.slow) for closed in ("2>&-", ">&-", ">&- 2>&-", "2> /dev/full")]

@@ -1,10 +1,12 @@
 """Errors of the library, respelled for users of Modal."""
 
+import json
+
 import pytest
 
-from nanogpt_lite.cloud.messages import exit_on_error, modal_spelling
+from nanogpt_lite.cloud.messages import errors_as_results, exit_on_error, modal_spelling, result_or_error
 from nanogpt_lite.data.download import DownloadError
-from nanogpt_lite.errors import ExternalError, UserError
+from nanogpt_lite.errors import ExternalError, Interrupted, UserError
 
 
 @pytest.mark.parametrize("kind", [UserError, ExternalError, DownloadError])
@@ -54,3 +56,38 @@ def test_exit_on_error_prints_one_line_and_exits_with_the_status_of_the_command_
 def test_exit_on_error_leaves_other_errors_as_they_are():
     with pytest.raises(LookupError), exit_on_error():
         raise LookupError
+
+
+@pytest.mark.parametrize(
+    ("kind", "raised"), [(UserError, UserError), (ExternalError, ExternalError), (DownloadError, ExternalError)]
+)
+def test_error_leaves_a_function_as_a_result_and_is_raised_where_it_arrives(kind, raised):
+    @errors_as_results
+    def fail():
+        raise kind("give another `out_dir`")
+
+    result = fail()
+    assert result == {"error": "give another --out-dir", "kind": raised.__name__}
+    with pytest.raises(raised, match="^give another --out-dir$"):
+        result_or_error(json.loads(json.dumps(result)))  # plain values, which need no class of ours to be read
+
+
+@pytest.mark.parametrize("error", [LookupError("a bug"), Interrupted(15, "the state is saved"), KeyboardInterrupt()])
+def test_other_errors_leave_a_function_as_they_are_so_that_modal_starts_it_again(error):
+    @errors_as_results
+    def fail():
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        fail()
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("result", ["text", ["a", "b"], {"step": 1}, {"error": "of the loss", "step": 1}, None, 0.5])
+def test_result_of_a_function_arrives_as_it_is(result):
+    @errors_as_results
+    def work(value, *, times):
+        return [value] * times
+
+    assert work(result, times=2) == [result, result]
+    assert result_or_error(result) is result

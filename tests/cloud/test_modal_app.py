@@ -1,25 +1,22 @@
-"""modal_app.py on the local Modal: the real `modal` command and container processes, on CPUs. See `local_modal`."""
+"""modal_app.py on the local Modal: the real `modal` command and container processes, on CPUs. See `local_modal`.
 
-import ast
+Here the pipeline and each command. Mistakes of a user are in `test_modal_mistakes`, preemptions and crashes in
+`test_modal_preemption`, the commands of the tutorial in `test_modal_tutorial`.
+"""
+
 import importlib
 import json
 import os
-import random
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import documentation
 import pytest
-from conftest import TEXT
-from modal_alone import modal_alone
 
 import nanogpt_lite as ng
 from nanogpt_lite.cli.main import main
-from nanogpt_lite.cloud import jobs
+from nanogpt_lite.cloud import jobs, prepare_job
 from nanogpt_lite.config.options import TrainConfig
 from nanogpt_lite.device.gpus import GPUS
 
@@ -27,69 +24,33 @@ pytest.importorskip("modal")
 if sys.platform != "linux":
     pytest.skip("the local Modal watches containers through /proc", allow_module_level=True)
 
-from local_modal import LocalModal
+import modal_commands
+from conftest import TEXT
+from modal_alone import modal_alone
+from modal_commands import (
+    APP,
+    FLAGS,
+    ROOT,
+    SMALL,
+    VOLUME_NAME,
+    functions_of,
+    map_in_pairs,
+    modal_run,
+    read_last,
+    records_of,
+    run_command,
+    stored_run,
+    stored_runs,
+    train_without_modal,
+)
 
-ROOT = Path(__file__).parents[2]
-APP = ROOT / "modal_app.py"
+service, prepared = modal_commands.service, modal_commands.prepared  # fixtures
 MODAL_PAGE = ROOT / "docs/modal.md"
-SMALL: dict[str, Any] = {"block_size": 8, "batch_size": 2, "n_layer": 1, "n_head": 2, "n_embd": 8, "threads": 1}
 
 
-def to_flags(options):
-    """Options as flags of Modal's command line."""
-    return [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-
-
-FLAGS = to_flags(SMALL)
-VOLUME_NAME = "nanogpt-lite"
-
-
-@pytest.fixture
-def service(tmp_path, request):
-    secrets = {"stored-at-modal": {"WANDB_API_KEY": "from-modal"}}
-    with LocalModal(tmp_path / "modal", secrets=secrets, exit_commits=getattr(request, "param", False)) as service:
-        yield service
-
-
-@pytest.fixture
-def prepared(service, tmp_path):
-    """The service, with the dataset "bottles" on the Volume."""
-    (tmp_path / "bottles.txt").write_text(TEXT)
-    (tmp_path / "work").mkdir()
-    dataset = ng.prepare(tmp_path / "bottles.txt", out_dir=service.volume(VOLUME_NAME) / "datasets" / "bottles")
-    assert dataset.path.is_dir()
-    return service
-
-
-def modal_run(service, *arguments, code=0, env=None, **options):
-    """What `modal run` prints, on a machine where only the package modal is installed."""
-    env = {**modal_alone(service.folder / "alone"), **(env or {})}
-    done = service.modal("run", *arguments, timeout=120, env=env, **options)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout
-
-
-def map_in_pairs(call, *arguments):
-    """The results of `call` for each of the arguments, two at a time: most of the time goes into importing PyTorch."""
-    with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(call, arguments))
-
-
-def train_without_modal(service, folder, monkeypatch, **options):
-    """A run of this process in `folder`, on the dataset of the Volume."""
-    monkeypatch.chdir(folder)
-    Path("data").mkdir()
-    Path("data/bottles").symlink_to(service.volume(VOLUME_NAME) / "datasets/bottles")
-    return ng.train("data/bottles", preset="tutorial", **options)
-
-
-def read_last(service, name):
-    return (service.volume(VOLUME_NAME) / "runs" / name / "last.safetensors").read_bytes()
-
-
-def last_eval_step(output):
-    """The step of the last evaluation in the output of a container."""
-    return max((int(line.split()[1][:-1]) for line in output.splitlines() if line.startswith("step ")), default=0)
+def images_of(service):
+    """By Function, the commands that built the image of its containers."""
+    return {container.function: service.image_of(container) for container in service.containers}
 
 
 def test_pipeline_with_the_lengths_of_the_tutorial(service, tmp_path, monkeypatch, capsys):
@@ -97,17 +58,30 @@ def test_pipeline_with_the_lengths_of_the_tutorial(service, tmp_path, monkeypatc
     (tmp_path / ".env").write_text("WANDB_API_KEY=from-file\nHF_TOKEN=from-file\nBANK=mine\n")
     env = {"HF_TOKEN": "from-environment", "NANOGPT_SECRET": "stored-at-modal"}
     printed = modal_run(service, APP, "--dataset", "bottles.txt", "--gpu=L4", *FLAGS, cwd=tmp_path, env=env)
-    assert [container.function for container in service.containers] == ["prepare_data", "train", "sample"]
+    assert functions_of(service.containers) == ["prepare_data", "train", "sample"]
     assert [container.gpu_type for container in service.containers] == ["", "L4", "L4"]
-    samples = printed[printed.rindex("--out_dir bottles") :].split("---------------")
+    command = "modal run modal_app.py::bring --out-dir bottles-1"
+    samples = printed[printed.rindex(command) + len(command) :].split("---------------")
     assert len(samples) == 3
     assert all(len(sample) > 300 for sample in samples)
     stored = service.volume(VOLUME_NAME)
     assert sorted(path.name for path in (stored / "datasets/bottles").iterdir()) == sorted(
         ["train.bin", "val.bin", "tokenizer.json", "manifest.json"]
     )
-    metrics = ng.Run(stored / "runs/bottles").metrics
-    assert [record["step"] for record in metrics if record["kind"] == "eval"] == [250, 500, 750, 1000]
+    assert [record["step"] for record in records_of(service, "bottles-1", "eval")] == [250, 500, 750, 1000]
+    assert (tmp_path / "runs/modal-bottles-1/loss.png").read_bytes() == (
+        stored / "runs/bottles-1/loss.png"
+    ).read_bytes()
+
+    # what is rented is said before the first container, and what it costs at most
+    assert printed.index("renting 1 x L4") < printed.index("training runs/bottles-1")
+    assert re.search(r"training and sampling together cost at most \$\d+\.\d\d\n", printed)
+
+    assert {function: "torch==" in image for function, image in images_of(service).items()} == {
+        "prepare_data": False,
+        "train": True,
+        "sample": True,
+    }
 
     # one secret with the two variables of this machine, one that is stored at Modal
     local, named = [request for rpc, request in service.calls if rpc == "SecretGetOrCreate"][:2]
@@ -115,17 +89,17 @@ def test_pipeline_with_the_lengths_of_the_tutorial(service, tmp_path, monkeypatc
     assert (named.deployment_name, dict(named.env_dict)) == ("stored-at-modal", {})
 
     # the printed command downloads a run that can be sampled on this machine
-    (command,) = [line.split(": ", 1)[1] for line in printed.splitlines() if line.startswith("download it: ")]
-    get, sample = (part.split() for part in command.split(" && "))
-    assert service.modal(*get[1:], cwd=tmp_path).returncode == 0
-    assert (tmp_path / "bottles/last.safetensors").read_bytes() == read_last(service, "bottles")
+    printed = modal_run(service, f"{APP}::bring", *command.split()[3:], cwd=tmp_path)
+    (sampling,) = [line.split(": ", 1)[1] for line in printed.splitlines() if line.startswith("sample from it: ")]
+    assert (tmp_path / "runs/modal-bottles-1/last.safetensors").read_bytes() == read_last(service, "bottles-1")
+    assert len(service.containers) == 3  # none to download it
     monkeypatch.chdir(tmp_path)
-    assert main([*sample[1:], "--start=green", "--max_new_tokens=5"]) == 0
+    assert main([*sampling.split()[1:], "--start=green", "--max_new_tokens=5"]) == 0
     assert capsys.readouterr().out.startswith("green")
 
 
 @pytest.mark.slow  # other tests cover most of it
-def test_each_function_as_a_command(prepared, tmp_path):
+def test_each_function_as_a_command(prepared):
     name = ["--out-dir", "mine"]
     map_in_pairs(
         lambda arguments: modal_run(prepared, *arguments, env={"NANOGPT_GPU": "T4,L4"}),
@@ -134,71 +108,143 @@ def test_each_function_as_a_command(prepared, tmp_path):
     )
     assert (prepared.volume(VOLUME_NAME) / "datasets/python_docs/train.bin").is_file()
     options = json.loads((prepared.volume(VOLUME_NAME) / "runs/mine/config.json").read_text())["config"]
-    assert {key: options[key] for key in SMALL} == SMALL
-    modal_run(prepared, f"{APP}::train", *name, "--max-iters=8", env={"NANOGPT_GPU": "H100"})  # resumes
-    steps = [
-        record["step"]
-        for record in ng.Run(prepared.volume(VOLUME_NAME) / "runs/mine").metrics
-        if record["kind"] == "done"
-    ]
-    assert steps == [4, 8]
+    assert {key: options[key] for key in SMALL if key in options} == {
+        key: value for key, value in SMALL.items() if key in options
+    }
+    assert {"block_size", "n_layer", "n_head", "n_embd", "batch_size"} <= options.keys()
+    resume = ["--init-from", "resume", "--max-iters=8", "--device=cpu"]
+    modal_run(prepared, f"{APP}::train", *name, *resume, env={"NANOGPT_GPU": "H100"})
+    assert [record["step"] for record in records_of(prepared, "mine", "done")] == [4, 8]
     assert prepared.containers[-1].gpu_type == "H100"
     evaluated, sampled = map_in_pairs(
-        lambda arguments: modal_run(prepared, *arguments),
+        lambda arguments: modal_run(prepared, *arguments, "--device=cpu"),
         (f"{APP}::evaluate",),
         (f"{APP}::sample", *name, "--start", "10 green", "--num-samples=2", "--max-new-tokens=7"),
     )
-    result = ast.literal_eval(next(line for line in evaluated.splitlines() if line.startswith("{")))
+    result = json.loads(next(line for line in evaluated.splitlines() if line.startswith("{")))
     assert result["step"] == 8
     assert sampled.count("10 green") == 2
 
 
-def test_user_errors_of_each_command_are_shown(prepared, tmp_path):
-    messages = {
-        (f"{APP}::sample", "--out-dir", "nothing"): "there is no checkpoint of a run 'nothing'; train it: modal run",
-        (f"{APP}::sweep", "--out-dir", "../secrets", "--learning-rate=1"): "invalid run name",
-        (APP, "--dataset=bottles", "--gpu=L4:3"): "64 rows .* cannot be shared equally by 3 ranks",
-        (APP, "--dataset=bottles", "--n-embd=10"): "multiple",
-        (APP, "--dataset=bottles", "--gpu=T4,L4"): "set NANOGPT_GPU=T4,L4",
-        (f"{APP}::train", "--learning-rat=1"): "No such option",
-        (f"{APP}::train", "--max-iters=many"): "not a valid integer",
-    }
-    env = modal_alone(tmp_path / "alone")
-    commands = map_in_pairs(lambda arguments: prepared.modal("run", *arguments, env=env), *messages)
-    for done, message in zip(commands, messages.values(), strict=True):
-        assert re.search(message, " ".join((done.stdout + done.stderr).split()))
-    assert [done.returncode for done in commands] == [1, 1, 2, 2, 2, 2, 2]
-    for done in commands[2:5]:  # found on this machine
-        assert "Traceback" not in done.stdout + done.stderr
-        assert [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert "prepare_data" not in [container.function for container in prepared.containers]
+@pytest.mark.slow  # test_calls and test_jobs test both without Modal's client
+def test_a_training_without_a_name_is_a_new_run_also_when_two_start_at_once(prepared):
+    train = (f"{APP}::train", "--dataset=bottles", *FLAGS, "--eval-interval=4")
+    printed = map_in_pairs(
+        lambda arguments: modal_run(prepared, *arguments),
+        (*train, "--max-iters=4", "--gpu=T4", "--max-dollars=0.1"),
+        (*train, "--max-iters=8", "--gpu=h100:2", "--timeout=30m"),
+    )
+    assert stored_runs(prepared) == ["bottles-1", "bottles-2"]
+    results = [json.loads(next(line for line in text.splitlines() if line.startswith("{"))) for text in printed]
+    assert sorted(result["run"] for result in results) == ["bottles-1", "bottles-2"]
+    assert [result["step"] for result in results] == [4, 8]
+    for result in results:
+        assert [record["step"] for record in records_of(prepared, result["run"], "done")] == [result["step"]]
+        reserved = prepared.dict("nanogpt-lite-calls")[f"runs/{result['run']}"]
+        owners = (prepared.volume(VOLUME_NAME) / "runs" / result["run"] / "owners").read_text().split()
+        assert owners == [reserved]
+
+    # Modal's own limit is 5 minutes later than the one that was asked for, so that the run is saved before it
+    cheap, fast = sorted(prepared.containers, key=lambda container: container.gpu_count)
+    dollars_per_hour = 0.59 + 4 * 3600 * 0.0000131 + 8 * 3600 * 0.00000222  # a T4, with 4 cores and 8 GiB
+    assert (cheap.gpu_type, cheap.timeout) == ("T4", 300 + int(0.1 / dollars_per_hour * 3600))
+    assert (fast.gpu_type, fast.gpu_count, fast.timeout) == ("H100", 2, 300 + 30 * 60)
+    assert "at most $0.10" in printed[0]
+
+
+@pytest.mark.slow
+def test_only_one_of_two_trainings_with_the_same_new_name_starts(prepared):
+    train = (f"{APP}::train", "--dataset=bottles", "--out-dir=mine", *FLAGS, "--max-iters=1000")
+    processes = map_in_pairs(lambda words: run_command(prepared, *train, *words), ["--seed=1"], ["--seed=2"])
+    assert sorted(process.returncode for process in processes) == [0, 2]
+    (failed,) = [process for process in processes if process.returncode]
+    assert re.fullmatch(r"error: another call has started to train the run 'mine'.*--out-dir.*\n", failed.stderr)
+    assert functions_of(prepared.containers) == ["train", "train"]
+    assert [record["step"] for record in records_of(prepared, "mine", "done")] == [1000]
+
+
+@pytest.mark.slow  # the parts are tested without Modal's client too
+def test_resumed_run_gets_changed_options_with_a_warning_that_names_each(prepared, tmp_path, monkeypatch):
+    folder = prepared.volume(VOLUME_NAME) / "runs/mine"
+    train_without_modal(prepared, tmp_path / "work", monkeypatch, out_dir=folder, max_iters=4, eval_interval=4, **SMALL)
+    changed = ["--max-iters=8", "--learning-rate=2e-3", "--device=cpu"]
+    printed = modal_run(prepared, f"{APP}::train", "--out-dir=mine", "--init-from=resume", *changed)
+    (warning,) = [line for line in printed.splitlines() if "warning" in line]
+    assert "max_iters 4 -> 8" in warning
+    assert "learning_rate 0.001 -> 0.002" in warning
+    config = json.loads((folder / "config.json").read_text())["config"]
+    assert (config["max_iters"], config["learning_rate"]) == (8, 2e-3)
+    assert [record["step"] for record in records_of(prepared, "mine", "done")] == [4, 8]
+
+
+@pytest.mark.slow  # the parts are tested without Modal's client too
+def test_runs_are_listed_brought_and_deleted_without_a_container(prepared, tmp_path, monkeypatch):
+    folder = prepared.volume(VOLUME_NAME) / "runs"
+    run = train_without_modal(
+        prepared, tmp_path / "work", monkeypatch, out_dir=folder / "old", max_iters=2, eval_interval=2, **SMALL
+    )
+    seconds = {"call-1": {"gpu": "T4", "count": 2, "seconds": 3600, "attempts": 1}}
+    (folder / "old/gpu_time.json").write_text(json.dumps(seconds))
+    modal_run(prepared, f"{APP}::train", "--dataset=bottles", *FLAGS, "--max-iters=2", "--eval-interval=2")
+    n_containers = len(prepared.containers)
+
+    table = [line.split() for line in modal_run(prepared, f"{APP}::runs").splitlines()]
+    old, new = [row for row in table if row[0] in ("old", "bottles-1")]
+    assert [old[0], new[0]] == ["old", "bottles-1"]  # the newest last
+    assert old[1:3] == ["bottles", "2"]
+    assert float(old[3]) == pytest.approx(run.best_val_loss, abs=5e-5)
+    # two T4 at $0.59 an hour, each with 4 cores and 8 GiB, at Modal's prices of these
+    assert float(old[5]) == pytest.approx(2 * (0.59 + 4 * 3600 * 0.0000131 + 8 * 3600 * 0.00000222), abs=0.011)
+
+    home = tmp_path / "home"
+    home.mkdir()
+    modal_run(prepared, f"{APP}::bring", cwd=home)  # the newest
+    stored = {path.name: path.read_bytes() for path in (folder / "bottles-1").iterdir() if path.name != "owners"}
+    assert {path.name: path.read_bytes() for path in (home / "runs/modal-bottles-1").iterdir()} == stored
+    modal_run(prepared, f"{APP}::bring", "--out-dir=old", "--to=here", cwd=home)
+    assert (home / "here/last.safetensors").read_bytes() == read_last(prepared, "old")
+
+    modal_run(prepared, f"{APP}::delete", "--out-dir=bottles-1")
+    assert stored_runs(prepared) == ["old"]
+    assert "runs/bottles-1" not in prepared.dict("nanogpt-lite-calls")  # the name is free again
+    assert len(prepared.containers) == n_containers
 
 
 @pytest.mark.filterwarnings("ignore:The .* function is executing locally")  # without the Volume
 @pytest.mark.parametrize(
-    ("function", "job"),
-    [("prepare_data", "prepare_job"), ("train", "train_job"), ("sample", "find_run"), ("evaluate", "evaluate_job")],
+    ("function", "module", "job"),
+    [
+        ("prepare_data", prepare_job, "prepare_and_push"),
+        ("train", jobs, "train_job"),
+        ("sample", jobs, "sample_job"),
+        ("evaluate", jobs, "evaluate_job"),
+    ],
 )
-def test_each_function_spells_options_of_library_errors_as_modal_does(function, job, monkeypatch):
+def test_each_function_spells_options_of_library_errors_as_modal_does(function, module, job, monkeypatch):
     def fail(*arguments, **options):
         raise ng.UserError("give another `out_dir`, or `overwrite=True`")
 
     monkeypatch.syspath_prepend(ROOT)
     app = importlib.import_module("modal_app")
-    monkeypatch.setattr(jobs, job, fail)
+    monkeypatch.setattr(module, job, fail)
     with pytest.raises(ng.UserError, match="^give another --out-dir, or --overwrite$"):
         getattr(app, function).local()
 
 
-def test_local_entrypoint_shows_library_errors_as_one_line_as_modal_spells_options(monkeypatch, capsys):
-    def fail(values):
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [(name, {}) for name in ("main", "prepare_data", "train", "sample", "evaluate", "sweep", "runs", "bring")]
+    + [("delete", {"out_dir": "far"})],
+)
+def test_each_command_shows_library_errors_as_one_line_as_modal_spells_options(command, flags, monkeypatch, capsys):
+    def fail():
         raise ng.UserError("give fewer `num_samples`")
 
     monkeypatch.syspath_prepend(ROOT)
     app = importlib.import_module("modal_app")
-    monkeypatch.setattr(app.SampleConfig, "from_dict", fail)
+    monkeypatch.setattr(app, "stored_files", fail)
     with pytest.raises(SystemExit, match="^2$"):
-        app.main()
+        getattr(app, command)(**flags)
     assert capsys.readouterr().err == "error: give fewer --num-samples\n"
 
 
@@ -209,27 +255,31 @@ def test_help_lists_the_options_in_the_order_of_the_library():
     flags = [line.split()[0] for line in help_text.splitlines() if line.startswith("  --")]
     expected = [f"--{name.replace('_', '-')}" for name in TrainConfig.names()]
     assert [flag for flag in flags if flag in expected] == expected
+    assert {"--gpu", "--timeout", "--max-dollars"} <= set(flags)
     assert "--learning-rate FLOAT" in help_text
-    assert "--compile / --no-compile" in help_text
+    assert "--compile [True|False]" in help_text
 
 
 def test_the_documentation_is_right_about_commands_and_prices():
     shown = {" ".join(words): words for page in documentation.PAGES for words in documentation.modal_commands(page)}
-    assert {line for line, words in shown.items() if words[1] != "run"} == {
-        "modal setup",
-        "modal deploy modal_app.py",  # test_deployed runs it
-        "modal volume ls nanogpt-lite runs",
-        "modal volume get --force nanogpt-lite runs/shakespeare_char .",  # as `train` prints it
-    }
-    lines = [words for words in shown.values() if words[1] == "run" and any(word.startswith("--") for word in words)]
-    assert len(lines) >= 6
-    assert "modal run modal_app.py" in shown
+    assert len(shown) > 20
+    assert {"modal setup", "modal run modal_app.py", "modal deploy modal_app.py"} <= shown.keys()
+    flags: dict[tuple[str, ...], set[str]] = {}  # of all lines that run one command of modal_app.py; of the others none
+    for words in shown.values():
+        if words[1] == "run":
+            (place,) = [number for number, word in enumerate(words) if word.startswith("modal_app.py")]
+            names = {word.partition("=")[0] for word in words[place:] if word.startswith("--")}
+            flags.setdefault(tuple(words[: place + 1]), set()).update(names)
+        elif words != ["modal", "setup"]:
+            flags[tuple(words)] = set()
 
     def show_help(words):
         command = [sys.executable, "-m", *words, "--help"]  # an unknown flag is an error before help is printed
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
-    assert [done.stderr for done in map_in_pairs(show_help, *lines) if done.returncode] == []
+    for (command, names), done in zip(flags.items(), map_in_pairs(show_help, *flags), strict=True):
+        assert done.returncode == 0, (command, done.stderr)
+        assert names <= set(re.findall(r"--[a-z-]+", done.stdout)), command
     page = MODAL_PAGE.read_text(encoding="utf-8")
     listed = {
         name.strip(): float(price)
@@ -245,57 +295,6 @@ def test_import_needs_neither_torch_nor_a_network(tmp_path):
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
-@pytest.mark.parametrize(
-    ("service", "ends"),
-    [
-        pytest.param(False, 2, id="twice"),
-        pytest.param(False, 4, id="four_times", marks=pytest.mark.slow),
-        pytest.param(True, 4, id="with_commits_at_exit", marks=pytest.mark.slow),
-    ],
-    indirect=["service"],
-)
-def test_run_is_bit_exact_after_preemptions_and_a_kill_at_random_moments(prepared, ends, tmp_path, monkeypatch):
-    options = {**SMALL, "max_iters": 150, "eval_interval": 10, "dropout": 0.1}
-    rng = random.Random()
-    moments = sorted(rng.sample(range(1, 11), ends))  # evaluations, counted from the start
-    killed = rng.randrange(ends)
-    print("moments", moments, "killed at number", killed)
-    client = prepared.popen_modal("run", f"{APP}::train", "--dataset=bottles", *to_flags(options))
-    for number, moment in enumerate(moments):
-        prepared.wait_for(lambda n=number: len(prepared.containers) > n, timeout=60)
-        container = prepared.containers[number]
-        prepared.wait_for(lambda c=container, step=10 * moment: last_eval_step(c.output) >= step, timeout=60)
-        (prepared.crash if number == killed else prepared.preempt)(container)
-    assert client.wait(120) == 0, prepared.report()
-    assert len(prepared.containers) == ends + 1
-    assert len({container.input_ids[0] for container in prepared.containers}) == 1
-
-    undisturbed = train_without_modal(prepared, tmp_path / "work", monkeypatch, out_dir="runs/bottles", **options)
-    assert read_last(prepared, "bottles") == (undisturbed.out_dir / "last.safetensors").read_bytes()
-
-
-@pytest.mark.slow
-def test_ranks_on_several_gpus_save_on_preemption_and_resume(prepared):
-    options = {**SMALL, "batch_size": 8, "eval_interval": 10, "max_iters": 1000}
-    client = prepared.popen_modal(
-        "run", f"{APP}::train", "--dataset=bottles", *to_flags(options), env={"NANOGPT_GPU": "A100-80GB:2"}
-    )
-    prepared.wait_for(
-        lambda: any(last_eval_step(container.output) >= 20 for container in prepared.containers), timeout=60
-    )
-    first = prepared.containers[0]
-    assert (first.gpu_type, first.gpu_count) == ("A100-80GB", 2)
-    prepared.preempt(first)
-    assert client.wait(120) == 0, prepared.report()
-    assert len(prepared.containers) == 2
-    records = ng.Run(prepared.volume(VOLUME_NAME) / "runs/bottles").metrics
-    ended = [record for record in records if record["kind"] == "done"]
-    started = [record for record in records if record["kind"] == "start"]
-    assert [record["ranks"] for record in started] == [2, 2]
-    assert [record["reason"] for record in ended] == ["interrupted", "max_iters"]
-    assert started[1]["step"] == ended[0]["step"]
-
-
 @pytest.mark.slow
 def test_sweep_trains_the_grid_and_resumes_the_best_trial(prepared):
     printed = modal_run(
@@ -306,11 +305,15 @@ def test_sweep_trains_the_grid_and_resumes_the_best_trial(prepared):
     assert [line.split(" | ")[1] for line in table] == ["0.01", "0.0001"]
     (written,) = (prepared.volume(VOLUME_NAME) / "sweeps").glob("*.md")
     assert table[0] in written.read_text()
-    runs = {path.name: ng.Run(path).metrics[-1]["step"] for path in (prepared.volume(VOLUME_NAME) / "runs").iterdir()}
+    runs = {name: stored_run(prepared, name).metrics[-1]["step"] for name in stored_runs(prepared)}
     assert sorted(runs.values()) == [20, 40]
     assert runs[table[0].split()[1]] == 40
     trainings = [container for container in prepared.containers if container.function == "train"]
     assert [container.gpu_type for container in trainings] == ["L4"] * 3
+    images = images_of(prepared)
+    assert "torch==" in images["train"]
+    assert "torch==" not in images["sweep"]
+    assert "numpy==" in images["sweep"]
 
 
 @pytest.mark.slow  # the commands test the same Functions
@@ -331,11 +334,12 @@ if __name__ == "__main__":
     )
     done = prepared.python(script, cwd=tmp_path, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "local {'run': 'bottles'" in done.stdout
+    assert "local {'run': 'bottles-1'" in done.stdout
     assert "remote {'run': 'far'" in done.stdout
-    assert (tmp_path / "runs/bottles/last.safetensors").is_file()
+    assert (tmp_path / "runs/bottles-1/last.safetensors").is_file()
 
 
+@pytest.mark.slow  # the commands test the same Functions
 def test_deployed_app_is_called_from_python(prepared, tmp_path, monkeypatch):
     train_without_modal(
         prepared,
@@ -347,29 +351,41 @@ def test_deployed_app_is_called_from_python(prepared, tmp_path, monkeypatch):
     )
     assert prepared.modal("deploy", APP).returncode == 0
     user = tmp_path / "user.py"
-    (shown,) = documentation.code_blocks(MODAL_PAGE, "python")
-    assert 'run="shakespeare_char"' in shown
+    (shown,) = [block for block in documentation.code_blocks(MODAL_PAGE, "python") if "Sampler" in block]
+    (run,) = re.findall(r'run="(shakespeare_char[-\w]*)"\)', shown)
     assert 'start="ROMEO:", num_samples=3)' in shown
-    shown = shown.replace("shakespeare_char", "far").replace('"ROMEO:", num', '"green", max_new_tokens=3, num')
+    shown = shown.replace(f'run="{run}"', 'run="far", device="cpu"')
+    shown = shown.replace('"ROMEO:", num', '"green", max_new_tokens=3, num')
     user.write_text(
         shown
         + """
 print(sampler.sample.remote(start="green", num_samples=2, max_new_tokens=3))
 print("".join(sampler.stream.remote_gen(start="green", max_new_tokens=3)))
 evaluate, train = (modal.Function.from_name("nanogpt-lite", name) for name in ("evaluate", "train"))
-print("at step", evaluate.remote(out_dir="far")["step"])
-train.remote(out_dir="far", max_iters=4)
-print("at step", evaluate.remote(out_dir="far")["step"])
+print("at step", evaluate.remote(out_dir="far", device="cpu")["step"])
+train.remote(out_dir="far", init_from="resume", max_iters=4, device="cpu")
+print("at step", evaluate.remote(out_dir="far", device="cpu")["step"])
 """
+        + the_spawn_of_the_documentation()
     )
     done = prepared.python(user, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("green") == 4
-    functions = [container.function for container in prepared.containers]
+    functions = functions_of(prepared.containers)
     assert functions.count("Sampler.*") == 1
     # a warm container sees what another container trained in the meantime
     assert functions.count("evaluate") == 1
     assert "at step 2\nat step 4\n" in done.stdout
+    assert "{'run': 'bottles-1', 'step': 2, 'reason': 'max_iters', 'best_val_loss': " in done.stdout
+
+
+def the_spawn_of_the_documentation():
+    """The program on the page that starts a training of the deployed app, with a small network."""
+    (shown,) = [block for block in documentation.code_blocks(MODAL_PAGE, "python") if ".spawn(" in block]
+    options = {"dataset": "bottles", "max_iters": 2, "device": "cpu", **SMALL}
+    called = 'dataset="shakespeare_char", max_iters=2000'
+    assert called in shown
+    return shown.replace(called, f"**{options}")
 
 
 def test_environment_of_the_client_has_modal_alone(tmp_path):

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 from shared_volume import Machines
 
-from nanogpt_lite.checkpoint.checkpoint_file import SUFFIX
-from nanogpt_lite.cloud import jobs
+from nanogpt_lite.checkpoint import SUFFIX
 from nanogpt_lite.cloud import storage as storage_module
+from nanogpt_lite.cloud.prepare_job import prepare_and_push
 from nanogpt_lite.cloud.storage import LocalStorage
 
 
@@ -22,10 +22,29 @@ def machines(tmp_path, monkeypatch):
 def test_pull_sees_what_another_machine_pushed_since(machines):
     waiting = machines.start()
     first_machine = Path.cwd()
-    jobs.prepare_job(machines.start(), machines.text)
+    prepare_and_push(machines.start(), machines.text)
     os.chdir(first_machine)
     waiting.pull(Path("data/text"))
     assert Path("data/text/manifest.json").is_file()
+
+
+def test_has_run_sees_folders_of_other_machines_also_without_a_checkpoint(machines):
+    waiting = machines.start()
+    other = machines.start()
+    other.claim(Path("runs/begun"), "me", delete_files=True)
+    assert [waiting.has_run(name) for name in ("begun", "never")] == [True, False]
+    assert waiting.run_names() == []
+
+
+def test_pull_of_named_files_leaves_the_others(machines):
+    storage, folder = machines.start(), Path("runs/x")
+    folder.mkdir(parents=True)
+    for name in ("config.json", "best.safetensors", "last.safetensors"):
+        (folder / name).write_text("stored")
+    storage.push(folder)
+    other = machines.start()
+    other.pull(folder, ("config.json", "best.safetensors", "missing"))
+    assert sorted(path.name for path in folder.iterdir()) == ["best.safetensors", "config.json"]
 
 
 def test_pushed_last_is_never_newer_than_best(machines, monkeypatch):
@@ -72,6 +91,7 @@ def test_local_storage_has_the_runs_of_the_current_folder_and_stores_nothing(tra
     storage = LocalStorage()
     before = sorted(Path().rglob("*"))
     assert storage.run_names() == ["bottles-1"]
+    assert [storage.has_run(name) for name in ("bottles-1", "bottles-2")] == [True, False]
     assert storage.text_source("bottles.txt") == "bottles.txt"
     storage.claim(trained.out_dir, "me", delete_files=True)
     assert not storage.is_owner(trained.out_dir, "me")

@@ -1,4 +1,7 @@
-"""The trials of a sweep's grid, and the table of their results."""
+"""The trials of a sweep's grid, how each is trained once, and the table of their results."""
+
+import json
+from dataclasses import dataclass
 
 import pytest
 
@@ -7,8 +10,140 @@ from nanogpt_lite.config.options import TrainConfig
 from nanogpt_lite.errors import UserError
 
 
-def make_trials(steps=100, **grid):
-    return sweeps.make_trials(grid, preset="tutorial", steps=steps, name="s")
+def make_trials(sweep_iters=100, **grid):
+    return sweeps.make_trials(grid, preset="tutorial", sweep_iters=sweep_iters, name="s")
+
+
+class Texts:
+    """Stands for the storage: the texts by their paths."""
+
+    def __init__(self):
+        self.texts = {}
+
+    def read_text(self, path):
+        return self.texts.get(path, "")
+
+    def write_text(self, path, text):
+        self.texts[path] = text
+
+
+class Trainings:
+    """Stands for the Function `train`: notes what is started, and has a result for each id."""
+
+    def __init__(self, storage, results, *, fail_at=None):
+        self.storage, self.results, self.fail_at = storage, results, fail_at
+        self.trained_by = {}  # the id of the call that trains a run
+        self.started = []  # the options of each training
+        self.stored = []  # the ids that were stored before each start
+
+    def start(self, **options):
+        self.stored.append(set(json.loads(self.storage.read_text("sweeps/s.json") or "{}").values()))
+        name = str(options["out_dir"]) + ("-rest" if options.get("init_from") == "resume" else "")
+        if name == self.fail_at:
+            raise KeyboardInterrupt  # as when the container is preempted
+        self.started.append(options)
+        return self.call(f"id of {name}")
+
+    def call(self, training):
+        return Training(training, self.results[training.removeprefix("id of ")])
+
+    def run(self, trials):
+        trained_by = {**self.trained_by}.get
+        return sweeps.run_sweep(
+            "s", trials, self.storage, start=self.start, get=self.call, trained_by=lambda run: trained_by(run, "")
+        )
+
+
+@dataclass
+class Training:
+    """Stands for a call of the Function `train`."""
+
+    object_id: str
+    result: sweeps.Result | BaseException
+
+    def get(self):
+        match self.result:
+            case float():
+                return {"best_val_loss": self.result}
+            case str():
+                kind, _, message = self.result.partition(": ")
+                return {"error": message, "kind": kind}
+        raise self.result
+
+
+RESULTS: dict[str, sweeps.Result] = {"s-1": 1.6, "s-2": 1.4, "s-3": "UserError: too large", "s-2-rest": 1.2}
+
+
+@pytest.fixture
+def trials():
+    return make_trials(learning_rate="1e-4,1e-3,1e-2")
+
+
+def test_sweep_trains_each_trial_and_the_best_to_its_end(trials, capsys):
+    storage = Texts()
+    trainings = Trainings(storage, RESULTS)
+    table = trainings.run(trials)
+    assert trainings.started == [*(trial.first_options for trial in trials), trials[1].resume_options]
+    assert table == sweeps.format_table(trials, [1.6, 1.4, "UserError: too large"])
+    assert storage.texts["sweeps/s.md"] == table
+    assert table in capsys.readouterr().out
+
+
+def test_id_of_each_training_is_stored_before_the_next_one_is_started(trials):
+    trainings = Trainings(Texts(), RESULTS)
+    trainings.run(trials)
+    ids = ["id of s-1", "id of s-2", "id of s-3"]
+    assert trainings.stored == [set(ids[:n]) for n in range(4)]
+    assert set(json.loads(trainings.storage.read_text("sweeps/s.json")).values()) == {*ids, "id of s-2-rest"}
+
+
+@pytest.mark.parametrize("waits_for", ["s-1", "s-3", "s-2-rest"])
+def test_second_attempt_starts_no_training_again(trials, waits_for):
+    storage = Texts()
+    first = Trainings(storage, {**RESULTS, waits_for: KeyboardInterrupt()})
+    with pytest.raises(KeyboardInterrupt):
+        first.run(trials)
+    second = Trainings(storage, RESULTS)
+    second.run(trials)
+    assert [*first.started, *second.started] == [*(trial.first_options for trial in trials), trials[1].resume_options]
+
+
+def test_second_attempt_starts_what_the_first_did_not(trials):
+    storage = Texts()
+    first = Trainings(storage, RESULTS, fail_at="s-2")
+    with pytest.raises(KeyboardInterrupt):
+        first.run(trials)
+    second = Trainings(storage, RESULTS)
+    second.run(trials)
+    assert first.started == [trials[0].first_options]
+    assert second.started == [trials[1].first_options, trials[2].first_options, trials[1].resume_options]
+
+
+def test_trial_that_an_attempt_started_without_storing_its_id_counts(trials, capsys):
+    """The second attempt starts the trial again, and that training is refused: the first one trains the run."""
+    refused = "UserError: the run 's-2' exists"
+    trainings = Trainings(Texts(), {**RESULTS, "s-2": refused, "lost": 1.3})
+    trainings.trained_by = {"s-1": "id of s-1", "s-2": "id of lost", "s-3": "id of s-3"}
+    assert "| s-2 | 0.001 | 1.3000 |" in trainings.run(trials)
+    assert trainings.started[-1] == trials[1].resume_options
+
+
+def test_best_trial_that_is_not_trained_to_its_end_is_an_error_after_the_table(trials, capsys):
+    storage = Texts()
+    with pytest.raises(
+        UserError,
+        match="could not be trained to its end: ExternalError: no GPU; to try again: --out-dir s-2 ",
+    ):
+        Trainings(storage, {**RESULTS, "s-2-rest": "ExternalError: no GPU"}).run(trials)
+    assert "| s-2 | 0.001 | 1.4000 |" in capsys.readouterr().out
+    assert "| s-2 | 0.001 | 1.4000 |" in storage.texts["sweeps/s.md"]
+
+
+def test_sweep_without_a_result_trains_nothing_to_its_end(trials):
+    trainings = Trainings(Texts(), dict.fromkeys(("s-1", "s-2", "s-3"), "UserError: no"))
+    with pytest.raises(UserError, match="no trial of the sweep has a val loss"):
+        trainings.run(trials)
+    assert len(trainings.started) == 3
 
 
 def test_each_combination_is_a_trial_with_its_own_run():
@@ -29,13 +164,14 @@ def test_trial_has_the_first_steps_of_the_whole_schedule():
     assert TrainConfig(**first_options) == whole.replace(
         {"max_iters": 100, "lr_decay_iters": 1000, "eval_interval": 100, "out_dir": "s-1"}
     )
-    assert trial.resume_options == {"out_dir": "s-1", "max_iters": 1000, "eval_interval": 250}
+    resume_options = {"out_dir": "s-1", "init_from": "resume", "max_iters": 1000, "eval_interval": 250}
+    assert trial.resume_options == resume_options
 
 
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
-        ({"learning_rate": "1e-3,fast"}, "learning_rate='fast' is an invalid value"),
+        ({"learning_rate": "1e-3,fast"}, "`learning_rate='fast'` is an invalid value"),
         ({"n_layers": "4"}, "did you mean n_layer"),
         ({"n_layer": "4,4"}, "--n-layer 4,4 has a value twice"),
         ({"n_layer": "4"}, "two combinations or more"),

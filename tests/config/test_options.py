@@ -118,7 +118,7 @@ def test_value_of_wrong_type_is_refused(field):
     words = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}[field.type]
     for value in WRONG_TYPES[field.type]:
         message = refusal(field.name, value)
-        assert message.startswith(f"{field.name}={value!r} ")
+        assert message.startswith(f"`{field.name}={value!r}` ")
         assert f"must be {words}" in message
         assert message.endswith(field.metadata["help"])
 
@@ -134,8 +134,8 @@ def test_rules_at_their_boundaries(name):
         assert getattr(RunConfig.from_dict({**UNCONSTRAINED, name: value}), name) == value
         assert parse_values(RunConfig, {name: str(value)}) == {name: value}
     for value in invalid:
-        assert f"{name}={value!r} is an invalid value" in refusal(name, value)
-        with pytest.raises(UserError, match=f"^{name}="):
+        assert f"`{name}={value!r}` is an invalid value" in refusal(name, value)
+        with pytest.raises(UserError, match=f"^`{name}="):
             parse_values(RunConfig, {name: str(value)})
 
 
@@ -188,7 +188,7 @@ def test_boolean_texts(text, value):
 def test_text_that_cannot_be_parsed_is_refused(name, text):
     with pytest.raises(UserError) as caught:
         parse_values(TrainConfig, {name: text})
-    assert str(caught.value).startswith(f"{name}={text!r} is an invalid value")
+    assert str(caught.value).startswith(f"`{name}={text!r}` is an invalid value")
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999"])
@@ -218,10 +218,16 @@ def test_n_embd_has_to_be_a_multiple_of_n_head(n_embd, n_head):
     if n_embd % n_head == 0:
         NetworkConfig(n_embd=n_embd, n_head=n_head)
         return
-    with pytest.raises(UserError, match=f"n_embd={n_embd} is not a multiple of n_head={n_head}") as caught:
+    with pytest.raises(UserError, match=f"`n_embd={n_embd}` is not a multiple of `n_head={n_head}`") as caught:
         NetworkConfig(n_embd=n_embd, n_head=n_head)
     tried = int(str(caught.value).rstrip("`").rsplit("=", 1)[1])
     assert tried == min(width for width in range(n_embd, n_embd + n_head) if width % n_head == 0)
+
+
+def test_advised_n_embd_is_valid_with_rotary_position_too():
+    with pytest.raises(UserError, match="`n_embd=128` is not a multiple of `n_head=3`.*try `n_embd=132`"):
+        NetworkConfig(n_embd=128, n_head=3, position="rotary")
+    NetworkConfig(n_embd=132, n_head=3, position="rotary")
 
 
 def test_context_too_large_for_memory_is_refused():
@@ -232,7 +238,7 @@ def test_context_too_large_for_memory_is_refused():
 
 
 def test_min_lr_above_learning_rate_is_refused():
-    with pytest.raises(UserError, match=r"min_lr=0\.0001 is above learning_rate=5e-05") as caught:
+    with pytest.raises(UserError, match=r"`min_lr=0\.0001` is above `learning_rate=5e-05`") as caught:
         TrainConfig(learning_rate=5e-5)
     assert "5e-06" in str(caught.value)
     assert TrainConfig(learning_rate=5e-5, decay_lr=False).min_lr == 1e-4  # min_lr is not used then

@@ -41,6 +41,36 @@ def test_with_flags_shows_optional_flags_and_passes_only_given_ones():
         typed("ROMEO:")
 
 
+def test_flags_of_options_take_the_values_of_the_command_line():
+    """An option that is True or False takes one of these words, one with choices a choice; in `more` are switches."""
+
+    @with_flags(TrainConfig, overwrite=bool)
+    def train(**options: object) -> dict[str, object]:
+        return options
+
+    typed: Callable[..., dict[str, object]] = train
+    hints = typing.get_type_hints(train)
+    assert hints["compile"] == typing.Literal["True", "False"]
+    assert set(typing.get_args(hints["optimizer"])) == {"adamw", "muon"}
+    assert hints["overwrite"] == bool | None
+    assert hints["dataset"] == str | None
+    assert typed(compile="False", bias="True") == {"compile": False, "bias": True}
+    assert typed(compile=False, bias=True, overwrite=False) == {"compile": False, "bias": True, "overwrite": False}
+
+
+def test_flag_in_more_wins_over_an_option_of_its_name():
+    """As in a sweep, where each option is a text with several values."""
+
+    @with_flags(TrainConfig, compile=str, n_layer=str)
+    def sweep(**options: object) -> dict[str, object]:
+        return options
+
+    typed: Callable[..., dict[str, object]] = sweep
+    hints = typing.get_type_hints(sweep)
+    assert (hints["compile"], hints["n_layer"], hints["n_head"]) == (str | None, str | None, int | None)
+    assert typed(compile="True,False", n_layer="4,6") == {"compile": "True,False", "n_layer": "4,6"}
+
+
 def test_no_default_of_an_option_is_repeated_in_a_signature():
     """No function or class has a parameter or field with the name and the default of an option."""
     options = {f.name: f.default for kind in (TrainConfig, SampleConfig) for f in kind.__dataclass_fields__.values()}

@@ -73,7 +73,7 @@ def test_tokenizer_object_is_used_unchanged(book):
     chars = "".join(sorted(set(TEXT), reverse=True)) + "ß"
     dataset = prepare(book, tokenizer=CharTokenizer(chars))
     assert dataset.train.tolist() == [chars.index(c) for c in TEXT[: int(0.9 * len(TEXT))]]
-    with pytest.raises(UserError, match="tokenizer='chars' is an invalid value: .* auto, char, .*, or bpe-"):
+    with pytest.raises(UserError, match="`tokenizer='chars'` is an invalid value: .* auto, char, .*, or bpe-"):
         prepare(book, tokenizer="chars")
 
 

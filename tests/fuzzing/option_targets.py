@@ -64,7 +64,7 @@ class OptionTexts(Target[tuple[str, dict[str, str]]]):
     def run(self, example: tuple[str, dict[str, str]]) -> None:
         preset, texts = example
         try:
-            sweeps.make_trials({**texts, "seed": "1,2"}, preset=preset, steps=1, name="sweep")
+            sweeps.make_trials({**texts, "seed": "1,2"}, preset=preset, sweep_iters=1, name="sweep")
         except ng.UserError as error:
             for_modal(str(error))
         values = parse_values(RunConfig, texts)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import nanogpt_lite as ng
 from nanogpt_lite.cloud import jobs
+from nanogpt_lite.cloud.calls import Call, LocalDict
 from nanogpt_lite.cloud.storage import LocalStorage
 from nanogpt_lite.tokenizers import bpe
 from nanogpt_lite.tokenizers.bpe import END_OF_TEXT
@@ -217,12 +218,14 @@ def test_gpt2_medium_is_downloaded_from_the_hub(gpt2, cached, monkeypatch):
     model, tokenizer = ng.load(run)
     ids = tokenizer.encode("7 green").tolist()
     torch.testing.assert_close(logits_of(model, ids), logits_of(gpt2, ids), atol=1e-5, rtol=1e-5)
-    # as on Modal, where the data has a folder of its own, and a call that is started again goes on
-    options = {**SHORT, "owner": "a call", "init_from": "gpt2-medium", "dataset": "bottles.txt", "block_size": 16}
-    run = jobs.train_job(LocalStorage(), out_dir="tuned", **options)
+    # as on Modal, where the data has a folder of its own, and another call resumes the run
+    options = {**SHORT, "init_from": "gpt2-medium", "dataset": "bottles.txt", "block_size": 16, "out_dir": "tuned"}
+    call = Call("a call", LocalDict())
+    assert jobs.train_job(LocalStorage(), call, **options)["run"] == "tuned"
+    run = ng.Run(Path("runs/tuned"))
     assert run.data_folder == Path("data/bottles-for-gpt2-medium")
     assert json.loads((run.out_dir / "config.json").read_text())["config"]["learning_rate"] == 3e-5
-    assert jobs.train_job(LocalStorage(), out_dir="tuned", **{**options, "max_iters": 6}).metrics[-1]["step"] == 6
+    assert jobs.train_job(LocalStorage(), call, **{**options, "init_from": "resume", "max_iters": 6})["step"] == 6
 
 
 def test_pytorch_model_bin_is_refused(gpt2):

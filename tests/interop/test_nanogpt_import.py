@@ -136,7 +136,7 @@ NOT_A_CHECKPOINT = "is not a checkpoint of nanoGPT's train.py"
         ({"best_val_loss": "low"}, NOT_A_CHECKPOINT),
         ({"best_val_loss": -1e40}, NOT_A_CHECKPOINT),
         ({"model_args": {**SHAPE, "vocab_size": 7}}, "has a vocabulary of 7 tokens"),
-        ({"model_args": {**SHAPE, "n_layer": 10**9, "vocab_size": 34}}, "n_layer=1000000000 is an invalid value"),
+        ({"model_args": {**SHAPE, "n_layer": 10**9, "vocab_size": 34}}, "`n_layer=1000000000` is an invalid value"),
     ],
 )
 def test_an_invalid_nanogpt_checkpoint_is_refused(nanogpt_ckpt, changes, message):

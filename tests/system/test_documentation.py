@@ -62,12 +62,12 @@ TEXTS = ("my.txt", "notes/a.md", "letters.txt", "prompt.txt")  # that the pages 
 EARLIER_RUNS = {  # runs that a page takes from another page, or from Modal
     "sampling.md": ["runs/notes"],
     "evaluation.md": ["runs/notes"],
-    "modal.md": ["shakespeare_char"],
+    "modal.md": ["runs/modal-my-1"],
 }
 CLI_ONLY = {
     *("config", "preset", "overwrite", "verify", "json", "from", "meta", "to", "path", "weights", "dataset", "help")
 }
-MODAL_ONLY = {"gpu", "sweep_iters", "detach"}
+MODAL_ONLY = {"gpu", "timeout", "max_dollars", "sweep_iters", "detach"}
 OTHER_PROGRAMS = {"slow", "max_restarts", "parity"}  # of pytest, torchrun, benchmarks/vs_nanogpt.py
 
 
@@ -211,7 +211,11 @@ def test_every_other_command_is_one_that_exists():
                 case "modal":
                     assert page in (README, MODAL_PAGE), "tests/cloud/test_modal_app.py reads these two"
                 case _:
-                    is_setting = program.startswith("NANOGPT_GPU=") and words[1] == "modal" and page == MODAL_PAGE
+                    is_setting = (
+                        program.startswith(("NANOGPT_GPU=", "NANOGPT_SECRET="))
+                        and words[1] == "modal"
+                        and page == MODAL_PAGE
+                    )
                     assert program in ("nanogpt-lite", "torchrun") or is_setting, words
 
 

@@ -137,7 +137,7 @@ def test_volume_of_an_earlier_version_is_read(golden_dir, tmp_path_factory, monk
     shutil.rmtree("runs")
     shutil.rmtree("data")
     (root / "runs/plain/owners").write_text("in-1\nin-2\n", encoding="utf-8")  # as 0.1 writes beside a run
-    volume = storage.VolumeStorage(root, FakeVolume())
+    volume = storage.VolumeStorage(FakeVolume(), root)
     assert set(volume.run_names()) == set(RUNS)
     for folder in (Path("runs/plain"), Path("data/sea")):
         volume.pull(folder)

@@ -66,6 +66,7 @@ def rows(text: str) -> dict[str, list[str]]:
     return {name: rest for name, *rest in cells}
 
 
+@pytest.mark.slow  # a campaign of its own
 @needs_signals
 def test_failures_crashes_and_hangs_are_found_and_do_not_stop_the_rest(capsys):
     argv = ["--inputs", "16", "--processes", "2", "--timeout", "2"]
@@ -87,6 +88,7 @@ def test_failures_crashes_and_hangs_are_found_and_do_not_stop_the_rest(capsys):
     assert "- broken, 1 times: hang: no result after 2 s" in out
 
 
+@pytest.mark.slow  # a campaign of its own
 def test_the_reported_command_repeats_the_input_and_a_correct_one_succeeds(capsys):
     argv = ["--seed", "0", "--only", "broken", "--inputs", "1", "--first"]
     assert fuzz.main([*argv, "3"], [Broken, Unstartable]) == 1

@@ -19,6 +19,7 @@ from conftest import TEXT
 import nanogpt_lite as ng
 from nanogpt_lite import files
 from nanogpt_lite.cli import main as cli
+from nanogpt_lite.cli.arguments import Command
 from nanogpt_lite.config.spelling import for_command_line, quote
 from nanogpt_lite.data import sources
 
@@ -142,7 +143,7 @@ def test_closed_pipe_of_windows_ends_the_command_quietly(monkeypatch, capsys, pl
 
     copies = []
     monkeypatch.setattr(os, "dup2", lambda *handles: copies.append(handles))
-    monkeypatch.setattr(cli, "parse_command", lambda argv: (type("Command", (), {"call": staticmethod(write)}), {}))
+    monkeypatch.setattr(cli, "parse_command", lambda argv: (Command("", write, "json"), {}))
     monkeypatch.setattr(sys, "platform", platform)
     if is_closed:
         monkeypatch.setattr(sys, "stdout", ClosedPipe())
@@ -175,7 +176,7 @@ def test_file_that_stays_open_on_windows_is_an_error_with_the_remedy(tmp_path, m
     def write(given):
         raise PermissionError(13, "Access is denied", "data/a/train.bin")
 
-    monkeypatch.setattr(cli, "parse_command", lambda argv: (type("Command", (), {"call": staticmethod(write)}), {}))
+    monkeypatch.setattr(cli, "parse_command", lambda argv: (Command("", write, "json"), {}))
     monkeypatch.setattr(sys, "platform", "win32")
     assert cli.main(["info"]) == 1
     assert "close other programs that have the file open" in capsys.readouterr().err

@@ -5,6 +5,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from nanogpt_lite.cloud.messages import exit_on_error
 from nanogpt_lite.errors import UserError
 
 _LINE = re.compile(r"\s*(?:export\s+)?([A-Za-z_]\w*)\s*=\s*(?:'([^']*)'|\"([^\"]*)\"|(.*?))\s*(?:\s#.*)?")
@@ -17,6 +18,12 @@ def local_secrets(names: Collection[str], dotenv: Path = Path(".env")) -> dict[s
     """
     values = _read_dotenv(dotenv)
     return {name: os.environ.get(name) or values.get(name) or None for name in names}
+
+
+@exit_on_error()
+def secrets_to_send(*names: str) -> dict[str, str | None]:
+    """The same as `local_secrets`, where Modal's client imports an app: it would show an error as a traceback."""
+    return local_secrets(names)
 
 
 def _read_dotenv(path: Path) -> dict[str, str]:
