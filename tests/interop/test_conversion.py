@@ -47,6 +47,7 @@ def test_two_imports_into_one_folder_do_not_mix(nanogpt_ckpt, monkeypatch, done)
     assert len(list(Path("runs/a").iterdir())) == (2 if done else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.posix("limits the size of a file with setrlimit")
 def test_an_export_over_the_file_size_limit_leaves_existing_files_unchanged(text_file, case_counts):
     """In a process that may write 30 kB a file at most."""

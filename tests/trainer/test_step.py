@@ -276,7 +276,7 @@ def train_under_memory_limit(options, room):
     ("dtype", "room"),
     [
         pytest.param("float32", 500, marks=pytest.mark.slow),
-        ("bfloat16", 500),
+        pytest.param("bfloat16", 500, marks=pytest.mark.slow),
         pytest.param("bfloat16", 580, marks=pytest.mark.slow),  # here an evaluation is the first to run out of memory
     ],
 )
