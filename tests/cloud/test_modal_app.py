@@ -169,7 +169,7 @@ def test_resumed_run_gets_changed_options_with_a_warning_that_names_each(prepare
     train_without_modal(prepared, tmp_path / "work", monkeypatch, out_dir=folder, max_iters=4, eval_interval=4, **SMALL)
     changed = ["--max-iters=8", "--learning-rate=2e-3", "--device=cpu"]
     printed = modal_run(prepared, f"{APP}::train", "--out-dir=mine", "--init-from=resume", *changed)
-    (warning,) = [line for line in printed.splitlines() if "warning" in line]
+    (warning,) = [line for line in printed.splitlines() if "warning: changed options" in line]
     assert "max_iters 4 -> 8" in warning
     assert "learning_rate 0.001 -> 0.002" in warning
     config = json.loads((folder / "config.json").read_text())["config"]

@@ -123,7 +123,10 @@ OURS: dict[str, tuple[str, str]] = {
         "'done' exists.*--init-from resume.*--overwrite",
     ),
     "run that exists, for the pipeline": ("FILE --dataset=bottles --out-dir=done", "'done' exists"),
-    "overwrite without a name": ("FILE::train --dataset=bottles --overwrite", "--overwrite needs the name.*--out-dir"),
+    "overwrite without a name": (
+        "FILE::train --dataset=bottles --overwrite",
+        "--overwrite replaces the run of a name.*--out-dir",
+    ),
     # resuming
     "resume a missing run": ("FILE::train --out-dir=gone --init-from=resume", "no checkpoint of a run 'gone'.*done"),
     "resume a finished run": (
@@ -347,7 +350,7 @@ def test_commands_that_need_a_run_say_how_to_train_one(service, tmp_path):
     for process in processes:
         assert is_one_line(process, "no run with a checkpoint.*modal run modal_app.py::train"), describe(process)
     process = run_command(service, f"{APP}::delete", "--out-dir=x", cwd=tmp_path)
-    assert is_one_line(process, "no run 'x' to delete.*there are none"), describe(process)
+    assert is_one_line(process, "no run 'x' to delete.*there are no runs"), describe(process)
     assert service.containers == []
 
 
