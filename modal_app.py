@@ -19,9 +19,9 @@ import modal
 
 from nanogpt_lite.cloud import sweeps
 from nanogpt_lite.cloud.client import entry_points, housekeeping, plans, rental
+from nanogpt_lite.cloud.client.dataset_texts import upload_texts
 from nanogpt_lite.cloud.client.local_secrets import secrets_to_send
 from nanogpt_lite.cloud.client.stored_files import StoredFiles
-from nanogpt_lite.cloud.client.texts import upload_texts
 from nanogpt_lite.cloud.messages import errors_as_results, exit_on_error, modal_spelling, result_or_error
 from nanogpt_lite.config import presets
 from nanogpt_lite.config.options import DataConfig, LoadConfig, RunConfig, SampleConfig, TrainConfig

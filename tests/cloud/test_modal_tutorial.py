@@ -31,7 +31,7 @@ from modal_commands import (
     stored_runs,
 )
 
-from nanogpt_lite.cloud.client.texts import SHAKESPEARE_CHARACTERS
+from nanogpt_lite.cloud.client.dataset_texts import SHAKESPEARE_CHARACTERS
 
 TEXT = "".join(SHAKESPEARE_CHARACTERS[i * i % 65] + SHAKESPEARE_CHARACTERS[i % 65] for i in range(10_000))
 CONTAINER = """

@@ -7,9 +7,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from nanogpt_lite.cloud.client.dataset_texts import Text
 from nanogpt_lite.cloud.client.local_secrets import local_secrets
 from nanogpt_lite.cloud.client.stored_files import StoredFiles
-from nanogpt_lite.cloud.client.texts import Text
 from nanogpt_lite.cloud.client.volume_names import run_exists_error, run_name, run_reserved_error
 from nanogpt_lite.config.options import LoadConfig, SampleConfig, TrainConfig, read_prompt
 from nanogpt_lite.config.schema import Role

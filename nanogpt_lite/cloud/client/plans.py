@@ -10,6 +10,7 @@ from typing import Any
 
 from nanogpt_lite.cloud import sweeps
 from nanogpt_lite.cloud.client import checks
+from nanogpt_lite.cloud.client.dataset_texts import Text, find_text
 from nanogpt_lite.cloud.client.rental import (
     DAY,
     MARGIN_SECONDS,
@@ -22,7 +23,6 @@ from nanogpt_lite.cloud.client.rental import (
     single_gpus,
 )
 from nanogpt_lite.cloud.client.stored_files import StoredFiles
-from nanogpt_lite.cloud.client.texts import Text, find_text
 from nanogpt_lite.cloud.client.volume_names import require_safe_name, run_name
 from nanogpt_lite.config import presets
 from nanogpt_lite.config.options import DataConfig, LoadConfig, SampleConfig, TrainConfig

@@ -7,8 +7,8 @@ from fake_volume import volume_of_version_0_1
 
 import nanogpt_lite as ng
 from nanogpt_lite.cloud.client import checks
+from nanogpt_lite.cloud.client.dataset_texts import Text
 from nanogpt_lite.cloud.client.stored_files import StoredFiles
-from nanogpt_lite.cloud.client.texts import Text
 from nanogpt_lite.config.options import LoadConfig
 
 

@@ -16,8 +16,8 @@ from shared_volume import SharedDict
 import nanogpt_lite as ng
 from nanogpt_lite.cloud.calls import Call
 from nanogpt_lite.cloud.client import plans
+from nanogpt_lite.cloud.client.dataset_texts import Text, upload_texts
 from nanogpt_lite.cloud.client.stored_files import StoredFiles
-from nanogpt_lite.cloud.client.texts import Text, upload_texts
 from nanogpt_lite.config.options import DataConfig, LoadConfig, SampleConfig, TrainConfig
 
 ON_L4 = {"gpu": "L4", "cpu": 4, "memory": 8192}

@@ -9,9 +9,9 @@ import pytest
 from fake_volume import FakeVolume
 
 import nanogpt_lite as ng
-from nanogpt_lite.cloud.client import texts
+from nanogpt_lite.cloud.client import dataset_texts
+from nanogpt_lite.cloud.client.dataset_texts import Text, find_text, upload_texts
 from nanogpt_lite.cloud.client.stored_files import StoredFiles
-from nanogpt_lite.cloud.client.texts import Text, find_text, upload_texts
 from nanogpt_lite.data import batching, download, sources
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "v0.1"
@@ -188,7 +188,9 @@ def test_shakespeare_is_checked_before_it_is_downloaded(volume):
 
 def test_characters_and_length_of_shakespeare_are_facts():
     """Of the text that `sources.RESOURCES` names by its SHA-256, where this machine has it."""
-    assert len(texts.SHAKESPEARE_CHARACTERS) == len(set(texts.SHAKESPEARE_CHARACTERS)) == 65  # as nanoGPT says
+    assert (
+        len(dataset_texts.SHAKESPEARE_CHARACTERS) == len(set(dataset_texts.SHAKESPEARE_CHARACTERS)) == 65
+    )  # as nanoGPT says
     resource = sources.RESOURCES["shakespeare_char"]
     path = Path(os.environ.get("NANOGPT_SHAKESPEARE") or download.cache_dir() / resource.cache_name)
     if not path.is_file():
@@ -196,5 +198,5 @@ def test_characters_and_length_of_shakespeare_are_facts():
     content = path.read_bytes()
     assert hashlib.sha256(content).hexdigest() == resource.sha256
     text = content.decode()
-    assert "".join(sorted(set(text))) == texts.SHAKESPEARE_CHARACTERS
-    assert len(text) == texts.SHAKESPEARE_LENGTH
+    assert "".join(sorted(set(text))) == dataset_texts.SHAKESPEARE_CHARACTERS
+    assert len(text) == dataset_texts.SHAKESPEARE_LENGTH
