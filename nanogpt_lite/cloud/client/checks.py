@@ -24,7 +24,7 @@ def check_sampling(options: Mapping[str, Any]) -> SampleConfig:
 
 
 def check_out_dir(stored: StoredFiles, options: Mapping[str, Any]) -> tuple[str, ...]:
-    """What to tell about the folder of a new run. `UserError` if there is a run in it that is not to be replaced."""
+    """Notes about the folder of a new run. `UserError` if there is a run in it that is not to be replaced."""
     name, overwrite = options.get("out_dir", ""), options.get("overwrite", False)
     if overwrite and not name:
         raise UserError("`overwrite` replaces the run of a name; give the name (`out_dir`), or leave `overwrite` out")

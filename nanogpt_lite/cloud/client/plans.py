@@ -40,7 +40,7 @@ class Plan:
     rental: Rental
     function_options: dict[str, Any]  # of `Function.with_options`
     texts: tuple[Text, ...] = ()  # those of this machine are to be uploaded
-    notes: tuple[str, ...] = ()  # what the user is told before
+    notes: tuple[str, ...] = ()  # shown to the user before
     tokenizer: str = ""  # with which the texts are to be prepared before; empty: the Function does it
     block_size: int = 0
     prompt: str = ""
@@ -223,7 +223,7 @@ def _plan_resume(stored: StoredFiles, options: dict[str, Any], rental: Rental, p
 
 
 def _newest(options: Mapping[str, Any], run: str) -> tuple[str, ...]:
-    """What to tell about the run of a call that names none."""
+    """A note about the run of a call that names none."""
     return () if options.get("out_dir") else (f"the newest run: {run}",)
 
 

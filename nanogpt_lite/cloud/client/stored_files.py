@@ -117,7 +117,7 @@ class StoredFiles:
         return str(self._dataset_record(run).get("sha256", ""))
 
     def run_characters(self, run: str) -> str | None:
-        """The characters that the network of a run knows; None if this cannot be told, or if it knows all."""
+        """The characters that the network of a run knows; None if they are not known, or if it knows all."""
         characters = self.read_json(f"datasets/{self.run_dataset(run)}/tokenizer.json").get("chars")
         # another vocabulary: since then, the text was prepared again
         vocab_size = self._dataset_record(run).get("vocab_size")
