@@ -129,13 +129,13 @@ def sweep_on_cpu(
     sweep_iters: int = 200, **grid: Any,
 ) -> str:  # fmt: skip
     """Train each combination of options, such as learning_rate="1e-4,1e-3", some steps; then the best to its end."""
-    from nanogpt_lite.cloud import container
+    from nanogpt_lite.cloud import calls, container
 
     name = f"{out_dir}-{(modal.current_function_call_id() or 'here')[-8:].lower()}"
     trials = sweeps.make_trials(grid, name=name, preset=preset, sweep_iters=sweep_iters)
     trainer = train_on_gpu.with_options(**rental.training_options(gpu, time_limit))
     start = functools.partial(trainer.spawn, time_limit=time_limit)
-    get, trained_by = modal.FunctionCall.from_id, functools.partial(container.trained_by, shared)
+    get, trained_by = modal.FunctionCall.from_id, functools.partial(calls.reserved_by, shared)
     return sweeps.run_sweep(name, trials, container.open_storage(volume), start=start, get=get, trained_by=trained_by)
 
 

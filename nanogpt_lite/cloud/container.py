@@ -6,7 +6,7 @@ from typing import Any
 
 import modal
 
-from nanogpt_lite.cloud.calls import Call, LocalDict, SharedDict, call_id, reserved_by
+from nanogpt_lite.cloud.calls import Call, LocalDict, SharedDict, call_id
 from nanogpt_lite.cloud.storage import LocalStorage, Storage, Volume, VolumeStorage
 
 RANKS_VARIABLE = "NANOGPT_RANKS"  # an environment variable: the number of ranks, if it is not that of the GPUs
@@ -22,11 +22,6 @@ def current_call(shared: SharedDict, options: Mapping[str, object]) -> Call:
     return Call(
         call_id(modal.current_function_call_id() or "local", options), LocalDict() if modal.is_local() else shared
     )
-
-
-def trained_by(shared: SharedDict, run: str) -> str:
-    """Modal's id of the call that trains a run; empty if there is none."""
-    return reserved_by(shared, run)
 
 
 def on_gpu(options: Mapping[str, Any]) -> dict[str, Any]:

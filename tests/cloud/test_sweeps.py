@@ -48,10 +48,10 @@ class Trainings:
         return Training(training, self.results[training.removeprefix("id of ")])
 
     def run(self, trials):
-        trained_by = {**self.trained_by}.get
-        return sweeps.run_sweep(
-            "s", trials, self.storage, start=self.start, get=self.call, trained_by=lambda run: trained_by(run, "")
-        )
+        def trained_by(run):
+            return self.trained_by.get(run, "")
+
+        return sweeps.run_sweep("s", trials, self.storage, start=self.start, get=self.call, trained_by=trained_by)
 
 
 @dataclass
