@@ -38,6 +38,8 @@ class EncodedSplit:
 
     n_tokens: int
     sha256: str  # of the file
+    n_chars: int  # in the text of the split
+    n_bytes: int  # of that text in UTF-8
 
 
 def collect_stats(source: TextSource, report: ProgressCallback | None) -> TextStats:
@@ -79,7 +81,7 @@ def encode_splits(
 
     `ExternalError` if the text has changed since `stats` were collected.
     """
-    digest, n_bytes, position = hashlib.sha256(), 0, 0
+    digest, n_bytes, n_val_bytes, position = hashlib.sha256(), 0, 0, 0
     split_at = int(stats.n_chars * TRAIN_FRACTION)
     with train_path.open("wb") as train_file, val_path.open("wb") as val_file:
         train, val = (_SplitWriter(file, tokenizer.encoder(), dtype) for file in (train_file, val_file))
@@ -88,6 +90,7 @@ def encode_splits(
             digest.update(data)
             n_bytes += len(data)
             cut = min(max(split_at - position, 0), len(chunk))
+            n_val_bytes += len(chunk[cut:].encode("utf-8")) if cut else len(data)
             try:
                 train.write(chunk[:cut], label=source.label, start=position, final=final)
                 val.write(chunk[cut:], label=source.label, start=position + cut, final=final)
@@ -100,7 +103,7 @@ def encode_splits(
                 report("encode", n_bytes, stats.n_bytes)
     if digest.hexdigest() != stats.sha256:
         raise _text_changed_error(source)
-    return train.result(), val.result()
+    return train.result(split_at, n_bytes - n_val_bytes), val.result(stats.n_chars - split_at, n_val_bytes)
 
 
 @dataclass
@@ -120,8 +123,8 @@ class _SplitWriter:
         self.digest.update(data)
         self.file.write(data)
 
-    def result(self) -> EncodedSplit:
-        return EncodedSplit(self.n_tokens, self.digest.hexdigest())
+    def result(self, n_chars: int, n_bytes: int) -> EncodedSplit:
+        return EncodedSplit(self.n_tokens, self.digest.hexdigest(), n_chars, n_bytes)
 
 
 def _text_changed_error(source: TextSource) -> ExternalError:

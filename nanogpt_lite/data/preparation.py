@@ -10,16 +10,10 @@ from pathlib import Path
 
 from nanogpt_lite.config.options import DataConfig
 from nanogpt_lite.data import fingerprints, sources, verification
-from nanogpt_lite.data.dataset import (
-    RUN_TOKENIZER,
-    Dataset,
-    has_run_tokenizer,
-    is_prepared_dir,
-    open_dataset,
-    write_dataset,
-)
+from nanogpt_lite.data.dataset import Dataset, open_dataset, write_dataset
 from nanogpt_lite.data.download import ProgressCallback
 from nanogpt_lite.data.encoding import TextStats, collect_stats
+from nanogpt_lite.data.manifest import RUN_TOKENIZER, has_run_tokenizer, is_prepared_dir
 from nanogpt_lite.data.sources import TextSource
 from nanogpt_lite.errors import ExternalError, UserError
 from nanogpt_lite.tokenizers.base import Tokenizer

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from nanogpt_lite.data import fingerprints
-from nanogpt_lite.data.dataset import Dataset, tokenizer_sha256, tokens_record
+from nanogpt_lite.data.dataset import Dataset, tokens_record
 from nanogpt_lite.data.download import ProgressCallback
 from nanogpt_lite.data.fingerprints import FileFingerprint
+from nanogpt_lite.data.manifest import tokenizer_sha256
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.tokenizers.base import Ids
 

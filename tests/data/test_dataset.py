@@ -60,6 +60,8 @@ def test_manifest_describes_the_dataset(book, tokenizer):
         "train_tokens": len(contents["train.bin"]) // size,
         "val_tokens": len(contents["val.bin"]) // size,
         "distinct_characters": len(set(TEXT)),
+        "val_characters": len(TEXT[int(0.9 * len(TEXT)) :]),
+        "val_bytes": len(TEXT[int(0.9 * len(TEXT)) :].encode()),
         "checksums": {
             **{name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
             "tokenizer": json_sha256(json.loads((dataset.path / "tokenizer.json").read_text())),
@@ -71,6 +73,28 @@ def test_manifest_describes_the_dataset(book, tokenizer):
     assert f"{len(dataset.train)} train and {len(dataset.val)} val tokens" in repr(dataset)
     with pytest.raises(ValueError, match="read-only"):
         dataset.train[0] = 0
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "byte"])
+@pytest.mark.parametrize("version", ["0.1", "0.2", "now"])
+def test_size_of_the_val_text_is_known_of_data_of_each_version(book, monkeypatch, tokenizer, version):
+    """The ids of earlier versions are decoded: chunks of 2 tokens cut a character of 3 bytes."""
+    monkeypatch.setattr(dataset, "CHUNK_TOKENS", 2)
+    folder = prepare(book, tokenizer=tokenizer).path
+    manifest = json.loads((folder / "manifest.json").read_text())
+    if version != "now":
+        del manifest["val_characters"], manifest["val_bytes"], manifest["checksums"]["manifest"]
+        body = {k: v for k, v in manifest.items() if k not in ("complete", "checksums")}
+        manifest["checksums"]["manifest"] = json_sha256(body)
+    if version == "0.1":
+        del manifest["distinct_characters"], manifest["checksums"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    opened = prepare(folder)
+    val_text = TEXT[int(0.9 * len(TEXT)) :]
+    expected = len(val_text), len(val_text.encode())
+    assert (opened.val_characters, opened.val_bytes) == (expected if version == "now" else (None, None))
+    assert dataset.val_text_size(opened) == expected
+    assert expected[1] > expected[0]
 
 
 @pytest.mark.parametrize("name", FILE_NAMES)

@@ -40,6 +40,8 @@ def test_bins_equal_those_of_nanogpt_bins(tmp_path_factory, text, chunk):
     assert dataset.tokenizer.to_json() == {"type": "char", "chars": "".join(sorted(set(text)))}
     assert dataset.tokenizer.decode(dataset.train) == text[:split_at]
     assert dataset.tokenizer.decode(dataset.val) == text[split_at:]
+    for prepared in (dataset, as_bytes):
+        assert (prepared.val_characters, prepared.val_bytes) == (len(text[split_at:]), len(text[split_at:].encode()))
     # the byte tokenizer splits the text at the same character
     assert as_bytes.train.astype(np.uint8).tobytes() == text[:split_at].encode()
     assert as_bytes.val.astype(np.uint8).tobytes() == text[split_at:].encode()
