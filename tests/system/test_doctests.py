@@ -25,4 +25,14 @@ def test_examples_in_docstrings_print_what_they_say(module):
 
 def test_every_kind_of_module_has_examples():
     packages = {module.split(".")[1] for module in MODULES}
-    assert packages >= {"config", "data", "files", "generation", "model", "optim", "tokenizers", "tracking"}
+    assert packages >= {
+        "config",
+        "data",
+        "diagnosis",
+        "files",
+        "generation",
+        "model",
+        "optim",
+        "tokenizers",
+        "tracking",
+    }
