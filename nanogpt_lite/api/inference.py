@@ -12,6 +12,7 @@ from typing import TypedDict, Unpack
 
 import torch
 
+from nanogpt_lite.api.result import Comparison, compare
 from nanogpt_lite.checkpoint.checkpoint_file import Checkpoint
 from nanogpt_lite.checkpoint.restore import load_weights, read_config
 from nanogpt_lite.config.keyword_types import LoadOptions, SampleOptions, StreamOptions
@@ -40,6 +41,13 @@ class EvalResult(TypedDict):
     val_tokens: int  # in the split
     train_loss: float
     train_tokens: int
+    perplexity: float  # per token of the val split, like the next three
+    nats_per_character: float
+    bits_per_character: float
+    bits_per_byte: float  # of UTF-8
+    unigram_loss: float  # of n-gram models that count the train split, on the val split
+    bigram_loss: float
+    five_gram_loss: float
     dataset: str
     checkpoint: str  # its path
 
@@ -124,13 +132,20 @@ def evaluate(
         open_data = partial(_open_evaluation_data, dataset, folder, saved, trained_with, tokenizer, verify=verify)
         stack.enter_context(devices.use_threads(devices.resolve_threads(settings.threads)))
         stack.enter_context(memory.retain_heap())
-        losses, sizes = _split_losses(model, open_data, dtype)
+        losses, sizes, comparison = _split_losses(model, open_data, dtype)
     return {
         "step": saved.metadata.step,
         "val_loss": losses[1],
         "val_tokens": sizes[1],
         "train_loss": losses[0],
         "train_tokens": sizes[0],
+        "perplexity": comparison.measures.perplexity,
+        "nats_per_character": comparison.measures.nats_per_character,
+        "bits_per_character": comparison.measures.bits_per_character,
+        "bits_per_byte": comparison.measures.bits_per_byte,
+        "unigram_loss": comparison.baselines.unigram,
+        "bigram_loss": comparison.baselines.bigram,
+        "five_gram_loss": comparison.baselines.five_gram,
         "dataset": str(dataset or trained_with.dataset),
         "checkpoint": str(saved.path),
     }
@@ -158,21 +173,24 @@ def _load_model(run: RunLike, settings: LoadConfig) -> tuple[GPT, Tokenizer, Che
     return model.eval(), tokenizer, saved
 
 
-def _split_losses(model: GPT, open_data: Callable[[], Dataset], dtype: str) -> tuple[list[float], list[int]]:
-    """The loss over the whole training and validation split, and the number of tokens of each.
+def _split_losses(
+    model: GPT, open_data: Callable[[], Dataset], dtype: str
+) -> tuple[list[float], list[int], Comparison]:
+    """The loss over the whole training and validation split, the number of tokens of each, and what the loss means.
 
     The dataset is opened here, so that its memory maps are closed at the end, and its files can be removed on Windows.
     """
     losses, sizes = [], []
     device = model.lm_head.weight.device
-    with verification.open_verified(open_data()) as splits:
+    data = open_data()
+    with verification.open_verified(data) as splits:
         for tokens in splits:
             windows = evaluation.split_windows(tokens, model.config.block_size)
             loss = evaluation.mean_loss(model, windows, device, dtype)
             assert loss is not None  # None is for an evaluation that was asked to stop
             losses.append(loss)
             sizes.append(len(tokens))
-    return losses, sizes
+        return losses, sizes, compare(losses[1], data, *splits)
 
 
 def _open_evaluation_data(

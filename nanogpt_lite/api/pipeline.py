@@ -6,20 +6,21 @@ is in `api.setup`; what a trained run is used for is in `api.inference`.
 
 import itertools
 import warnings
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Unpack, cast
 
-from nanogpt_lite.api import inference, setup
+from nanogpt_lite.api import inference, result, setup
 from nanogpt_lite.api.request import TrainRequest, read_request, request_for_restart
 from nanogpt_lite.config.keyword_types import PresetName, RunOptions, SampleOptions, TrainOptions
 from nanogpt_lite.config.options import RunConfig, SampleConfig, TrainConfig, read_config_file, read_prompt
 from nanogpt_lite.config.schema import require_known
 from nanogpt_lite.config.signatures import with_options
 from nanogpt_lite.data import preparation, verification
-from nanogpt_lite.data.dataset import Dataset
+from nanogpt_lite.data.dataset import Dataset, val_text_size
 from nanogpt_lite.data.download import DownloadError
 from nanogpt_lite.device import devices, distributed, generators, memory, signals
 from nanogpt_lite.errors import Interrupted
@@ -29,11 +30,19 @@ from nanogpt_lite.runs.run_folder import Run
 from nanogpt_lite.tracking import trackers
 from nanogpt_lite.tracking.console import Console
 from nanogpt_lite.tracking.metrics_file import MetricsFile
-from nanogpt_lite.tracking.records import Record, SampleRecord, Sink, StartRecord, StepRecord
+from nanogpt_lite.tracking.records import (
+    DoneRecord,
+    Record,
+    ResultRecord,
+    SampleRecord,
+    Sink,
+    StartRecord,
+    StepRecord,
+    StopReason,
+)
 from nanogpt_lite.trainer import loop
 from nanogpt_lite.trainer.state import TrainState
 
-LONG_VAL_TOKENS = 1_000_000  # an evaluation of as many takes a laptop ten seconds
 PREVIEW_TOKENS = 200  # length of a sample generated during training
 
 
@@ -188,18 +197,22 @@ def _train(
         with group.main_process_first():
             state, data, out_dir = setup.start_or_resume(request, group, stack, console)
             sinks = [stack.enter_context(closing(sink)) for sink in _make_sinks(state, data, out_dir, console)]
-        if console and not state.config.eval_iters and len(data.val) > LONG_VAL_TOKENS:
-            console.note(
-                f"each evaluation reads all {len(data.val):,} val tokens; `eval_iters=200` reads 200 batches instead"
-            )
         out_dir = Path(group.broadcast(str(out_dir)))
         if group.is_main_process:
             group.save_attempt_dir(str(out_dir))
         stop = signals.StopRequest()
         stack.callback(memory.trim_heap)
         train_tokens, val_tokens = stack.enter_context(verification.open_verified(data))
-        records = loop.train_loop(state, train_tokens, val_tokens, out_dir=out_dir, stop=stop.requested)
-        stored = _store_records(_with_previews(state, records), sinks)
+        records = loop.train_loop(
+            state,
+            train_tokens,
+            val_tokens,
+            out_dir=out_dir,
+            chars_per_token=val_text_size(data)[0] / len(data.val),
+            stop=stop.requested,
+        )
+        make_result = partial(result.make_result, state, data, train_tokens, val_tokens, out_dir, stop=stop.requested)
+        stored = _store_records(_with_result(state, _with_previews(state, records), make_result), sinks)
         yield from settings_for(stored, lambda: _training_settings(state, stop))
         signum = int(*group.all_reduce_max(stop.signum or 0))
     if signum:
@@ -265,6 +278,20 @@ def _with_previews(state: TrainState, records: Iterable[Record]) -> Iterator[Rec
         yield record
         if isinstance(record, StepRecord) and loop.is_due(state.config.sample_interval, state.step):
             yield _preview(state)
+
+
+def _with_result(
+    state: TrainState, records: Iterable[Record], make_result: Callable[..., ResultRecord | None]
+) -> Iterator[Record]:
+    """The records of a training, with its result before the last one, if it has trained and was not asked to stop."""
+    first_step = state.step
+    for record in records:
+        if isinstance(record, DoneRecord) and first_step < state.step and state.best_val_loss is not None:
+            is_interrupted = record.reason is StopReason.INTERRUPTED
+            final = None if is_interrupted else make_result(in_hurry=record.reason is StopReason.MAX_SECONDS)
+            if final is not None:
+                yield final
+        yield record
 
 
 def _preview(state: TrainState) -> SampleRecord:

@@ -7,18 +7,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
+from nanogpt_lite.api import text_recipe
 from nanogpt_lite.api.request import TrainRequest
 from nanogpt_lite.checkpoint import checkpoint_file
 from nanogpt_lite.checkpoint.checkpoint_file import Checkpoint, TensorFile
 from nanogpt_lite.checkpoint.restore import load_weights, read_config, require_same_network
 from nanogpt_lite.checkpoint.validation import validate_weights
-from nanogpt_lite.config import presets
+from nanogpt_lite.config import presets, recipe
 from nanogpt_lite.config.options import NetworkConfig, TrainConfig
 from nanogpt_lite.config.schema import Role, Value
 from nanogpt_lite.data import batching, preparation
 from nanogpt_lite.data.dataset import Dataset
 from nanogpt_lite.device import devices
-from nanogpt_lite.device.distributed import SINGLE_PROCESS, ProcessGroup
+from nanogpt_lite.device.distributed import ProcessGroup
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.interop import huggingface
 from nanogpt_lite.runs import run_files, run_folder
@@ -57,14 +58,10 @@ def start_or_resume(
     return _start(request, group, stack, console)
 
 
-def default_preset(device: str, group: ProcessGroup = SINGLE_PROCESS) -> str:
-    """The preset for a device if the request names none."""
-    return "modern-cpu" if devices.resolve_device(device, group).type == "cpu" else "modern"
-
-
 def _start(request: TrainRequest, group: ProcessGroup, stack: ExitStack, console: Console | None) -> RunContext:
     """A new run, from scratch or from the weights of another network."""
-    config = _initial_config(request, group)
+    preset = _choose_preset(request, group)
+    config = presets.config_with_preset(preset, request.options)
     tokenizer: str | Tokenizer = config.tokenizer
     initial = None
     if request.init_from != "scratch":
@@ -74,8 +71,11 @@ def _start(request: TrainRequest, group: ProcessGroup, stack: ExitStack, console
         run_files.require_no_run(config.out_dir, request.overwrite)
     data = open_data(request, config.dataset, tokenizer, group, console)
     batching.require_length(data.train, data.val, block_size=config.block_size, sampled_val=config.eval_iters > 0)
-    state = init_state(config, data.tokenizer, dataset_sha256=data.sha256, group=group)
     config.require_divisible_by(group.world_size)
+    config = text_recipe.fit_config(
+        config, preset, data, given=request.options, keep_network=initial is not None, group=group, console=console
+    )
+    state = init_state(config, data.tokenizer, dataset_sha256=data.sha256, group=group)
     if initial:
         load_weights(state.model, initial.file)
     if not group.is_main_process:
@@ -85,18 +85,18 @@ def _start(request: TrainRequest, group: ProcessGroup, stack: ExitStack, console
     run_files.require_no_run(config.out_dir, request.overwrite)  # again: preparing the data may have taken long
     if request.overwrite:
         run_files.delete_run_files(out_dir)
+    if console and preset in recipe.RECIPES:
+        console.note(text_recipe.describe_recipe(config, data))
     return RunContext(state, data, out_dir)
 
 
-def _initial_config(request: TrainRequest, group: ProcessGroup) -> TrainConfig:
-    """The config of a new run: defaults < preset < file < explicit options."""
-    preset = request.preset
-    if not (preset or request.from_file):
-        if request.init_from != "scratch" and huggingface.is_gpt2(request.init_from):
-            preset = "finetune"
-        else:
-            preset = default_preset(str(request.explicit.get("device", "auto")), group)
-    return presets.config_with_preset(preset, request.options)
+def _choose_preset(request: TrainRequest, group: ProcessGroup) -> str:
+    """The preset of a new run: the one that the call names; without it and without a file, one that fits the call."""
+    if request.preset or request.from_file:
+        return request.preset or ""
+    if request.init_from != "scratch" and huggingface.is_gpt2(request.init_from):
+        return "finetune"
+    return recipe.default_preset(devices.resolve_device(str(request.explicit.get("device", "auto")), group).type)
 
 
 def _adopt_network(
@@ -168,6 +168,11 @@ def _find_run_to_resume(
     if console and request.preset:
         console.note(
             "warning: a resumed run keeps its own options; `preset` has no effect (give the options themselves instead)"
+        )
+    if console and options.get("minutes"):
+        console.note(
+            "warning: a resumed run keeps its number of steps; `minutes` has no effect (give `max_iters` or "
+            "`max_seconds` instead)"
         )
     return out_dir, checkpoint
 

@@ -81,7 +81,7 @@ def _info(given: GivenOptions) -> None:
 
     as_json = given.pop("json")
     content = run_summary.summary(_pick_run(given), **given)
-    print(json.dumps(content) if as_json else run_summary.format_text(content))
+    print(json.dumps(content) if as_json else for_command_line(run_summary.format_text(content)))
 
 
 def _import(given: GivenOptions) -> None:

@@ -159,7 +159,12 @@ class TrainOptions(NetworkOptions, RuntimeOptions, total=False):
     """steps between two evaluations; each is followed by a checkpoint (default: 250 steps)"""
 
     eval_iters: int
-    """0: loss on the whole val split; N: nanoGPT's estimate from N random batches (default: 0 batches)"""
+    """0: loss on the val split, see eval_tokens; N: nanoGPT's estimate from N random batches (default: 0 batches)"""
+
+    eval_tokens: int
+    """of a val split more than twice as long, evaluate only this many evenly spread tokens while training; 0: the
+    whole split (default: 100000 tokens)
+    """
 
     log_interval: int
     """steps between two reports of the train loss (default: 10 steps)"""
@@ -178,6 +183,11 @@ class TrainOptions(NetworkOptions, RuntimeOptions, total=False):
 
     max_seconds: float
     """stop this call after this time; 0: never (default: 0.0 seconds)"""
+
+    minutes: float
+    """train a new run for about this time: 20 steps are timed, and decide max_iters; 0: max_iters is not timed
+    (default: 0.0 minutes)
+    """
 
     compile: bool
     """use torch.compile: a slow start, then faster steps on a GPU (default: False)"""

@@ -192,9 +192,17 @@ class TrainConfig(DataConfig, NetworkConfig, RuntimeConfig):
     )
     eval_iters: int = training_option(
         0,
-        "0: loss on the whole val split; N: nanoGPT's estimate from N random batches",
+        "0: loss on the val split, see eval_tokens; N: nanoGPT's estimate from N random batches",
         count(ge=0),
         unit="batches",
+    )
+    eval_tokens: int = training_option(
+        100_000,
+        "of a val split more than twice as long, evaluate only this many evenly spread tokens while training; 0: the "
+        "whole split",
+        count(ge=0),
+        unit="tokens",
+        absent=0,
     )
     log_interval: int = training_option(10, "steps between two reports of the train loss", count(ge=1), unit="steps")
     sample_interval: int = training_option(
@@ -208,6 +216,12 @@ class TrainConfig(DataConfig, NetworkConfig, RuntimeConfig):
     )
     target_loss: float = training_option(0.0, "stop at this val loss; 0: never", bounds(ge=0), unit="nats per token")
     max_seconds: float = call_option(0.0, "stop this call after this time; 0: never", bounds(ge=0), unit="seconds")
+    minutes: float = call_option(
+        0.0,
+        "train a new run for about this time: 20 steps are timed, and decide max_iters; 0: max_iters is not timed",
+        bounds(ge=0, le=525_600),
+        unit="minutes",
+    )
     compile: bool = bits_option(False, "use torch.compile: a slow start, then faster steps on a GPU")
     trace: str = call_option("", "folder for a profiler trace of a few steps, to open in ui.perfetto.dev; empty: none")
     tensorboard: bool = call_option(False, "write TensorBoard events to out_dir")

@@ -75,6 +75,21 @@ def all_windows(tokens: Tokens, *, rows: int, block_size: int) -> Iterator[Batch
         yield _gather_windows(tokens, np.array([n_windows * block_size]), rest)
 
 
+def spread_windows(tokens: Tokens, *, rows: int, block_size: int, n_windows: int) -> Iterator[Batch]:
+    """`n_windows` of the windows of `block_size` tokens that `all_windows` has, evenly spread, always the same ones.
+
+    A batch has up to `rows` of them. `n_windows` is at most their number.
+
+    >>> [(x.tolist(), y.tolist()) for x, y in spread_windows(np.arange(9), rows=2, block_size=2, n_windows=2)]
+    [([[0, 1], [4, 5]], [[1, 2], [5, 6]])]
+    """
+    available = (len(tokens) - 1) // block_size
+    assert n_windows <= available, f"{n_windows} windows of {available}"
+    starts = np.arange(n_windows) * available // n_windows * block_size
+    for first in range(0, n_windows, rows):
+        yield _gather_windows(tokens, starts[first : first + rows], block_size)
+
+
 def require_length(train: Tokens, val: Tokens, *, block_size: int, sampled_val: bool) -> None:
     """`UserError` if a split is too short for one window. `val` may be shorter unless `sampled_val`, see `all_windows`.
 

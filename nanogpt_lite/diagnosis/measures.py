@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+MAX_EXPONENT = 700  # exp of more overflows: a training that diverged
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextMeasures:
@@ -15,22 +17,18 @@ class TextMeasures:
 
 
 def measure_text(loss: float, *, n_tokens: int, n_chars: int, n_bytes: int) -> TextMeasures:
-    """The measures of a text of `n_tokens` tokens, for a mean loss in nats per predicted token.
+    """The measures of a text of `n_tokens` tokens, for a finite mean loss in nats per token.
 
-    `n_chars` and `n_bytes` are the sizes of the whole text. The first token has no token before it from which it could
-    be predicted, so `n_tokens - 1` tokens are predicted. The text of the first token counts as known.
+    `n_chars` and `n_bytes` are the sizes of the whole text. The first token, which has no token before it from which it
+    could be predicted, counts as an average one: so a loss per character of a character tokenizer is the loss itself.
 
-    >>> measures = measure_text(math.log(8), n_tokens=101, n_chars=300, n_bytes=400)  # 100 tokens of 3 bits each
+    >>> measures = measure_text(math.log(8), n_tokens=100, n_chars=300, n_bytes=400)  # tokens of 3 bits each
     >>> round(measures.perplexity, 6), round(measures.bits_per_character, 6), round(measures.bits_per_byte, 6)
     (8.0, 1.0, 0.75)
     """
-    nats = loss * (n_tokens - 1)
-    try:
-        perplexity = math.exp(loss)
-    except OverflowError:  # more than 709 nats: a training that diverged
-        perplexity = math.inf
+    nats = loss * n_tokens
     return TextMeasures(
-        perplexity=perplexity,
+        perplexity=math.exp(min(loss, MAX_EXPONENT)),
         nats_per_character=nats / n_chars,
         bits_per_character=nats / n_chars / math.log(2),
         bits_per_byte=nats / n_bytes / math.log(2),

@@ -6,7 +6,7 @@ It needs one checkpoint; the versions of libraries are from config.json, if ther
 import dataclasses
 from collections import Counter
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from nanogpt_lite import files
 from nanogpt_lite.checkpoint.validation import meta_model
@@ -14,8 +14,10 @@ from nanogpt_lite.config.options import LoadConfig, NetworkConfig
 from nanogpt_lite.config.schema import Value
 from nanogpt_lite.optim import build
 from nanogpt_lite.runs.checkpoint_loading import load_checkpoint
-from nanogpt_lite.runs.run_folder import RunLike
+from nanogpt_lite.runs.run_folder import Run, RunLike
+from nanogpt_lite.tracking.console import format_result
 from nanogpt_lite.tracking.number_format import COUNT_SUFFIXES, format_number
+from nanogpt_lite.tracking.records import ResultRecord
 
 PARAMETER_GROUPS = {  # part of a parameter's name: group; the first that matches counts, and one does
     ".attn.": "attention",
@@ -59,6 +61,7 @@ class RunSummary(TypedDict):
     ranks: int
     dtype: str
     versions: dict[str, str]
+    result: dict[str, Any] | None  # the last `ResultRecord` in the metrics; None without one
 
 
 def summary(run: RunLike = None, *, checkpoint: str = LoadConfig.checkpoint) -> RunSummary:
@@ -100,6 +103,7 @@ def summary(run: RunLike = None, *, checkpoint: str = LoadConfig.checkpoint) -> 
         "ranks": metadata.ranks,
         "dtype": config.dtype,
         "versions": _versions(saved.path.parent),
+        "result": _last_result(saved.path.parent),
     }
 
 
@@ -130,6 +134,8 @@ def format_text(content: RunSummary) -> str:
             ]
         ),
     }
+    if (result := content["result"]) is not None:
+        lines["result"] = "; ".join(format_result(ResultRecord(**result)))
     return "\n".join(f"{name + ':':<13} {line}" for name, line in lines.items())
 
 
@@ -140,6 +146,13 @@ def _is_shown(name: str, network: dict[str, Value]) -> bool:
     is_default = network[name] == fields[name].default
     has_effect = not part_of or network[part_of] != fields[part_of].default
     return name in ("block_size", "n_layer", "n_head", "n_embd") or (has_effect and not is_default)
+
+
+def _last_result(folder: Path) -> dict[str, Any] | None:
+    """The last result in the metrics of a run."""
+    names = {field.name for field in dataclasses.fields(ResultRecord)}
+    results = [record for record in Run(folder).metrics if record["kind"] == ResultRecord.kind]
+    return {name: results[-1][name] for name in results[-1] if name in names} if results else None
 
 
 def _versions(folder: Path) -> dict[str, str]:

@@ -18,6 +18,7 @@ from nanogpt_lite.tracking.records import (
     EvalRecord,
     MicroBatchRecord,
     Record,
+    ResultRecord,
     SampleRecord,
     StartRecord,
     StepRecord,
@@ -121,9 +122,11 @@ class Console:
                     self.note(f"step {record.step}: {status}")
             case EvalRecord():
                 best = ", best so far" if record.is_best else f" (best {record.best_val_loss:.4f})"
+                per_char = record.val_loss_per_char
+                per_char_text = "" if per_char in (None, record.val_loss) else f", per character {per_char:.4f}"
                 self.note(
                     f"step {record.step}: train loss {record.train_loss:.4f}, val loss {record.val_loss:.4f}{best}"
-                    f", {record.seconds:.0f} s"
+                    f"{per_char_text}, {record.seconds:.0f} s"
                 )
             case MicroBatchRecord():
                 self.note(
@@ -132,6 +135,10 @@ class Console:
                 )
             case SampleRecord():
                 self._print(f"--- sample at step {record.step}\n{record.text}\n---")
+            case ResultRecord():
+                self.close()
+                for line in format_result(record):
+                    self.note(line)
             case DoneRecord():
                 if self._bar is not None:
                     self._bar.update(record.step - self._bar.n)
@@ -161,12 +168,25 @@ def _header(record: StartRecord) -> str:
     )
 
 
+def format_result(record: ResultRecord) -> list[str]:
+    """The result of a training, in lines."""
+    is_whole = record.val_tokens >= record.split_tokens
+    part = "" if is_whole else f" ({record.val_tokens:,} of the {record.split_tokens:,} val tokens)"
+    return [
+        f"val loss {record.val_loss:.4f}{part}: perplexity {record.perplexity:.2f} per token, "
+        f"{record.bits_per_character:.3f} bits per character, {record.bits_per_byte:.3f} per byte",
+        f"n-gram models of this text: unigram {record.unigram:.4f}, bigram {record.bigram:.4f}, "
+        f"5-gram {record.five_gram:.4f}",
+        record.verdict,
+    ]
+
+
 def _footer(record: DoneRecord) -> str:
     reasons = {
         StopReason.MAX_ITERS: "all steps are done",
         StopReason.MAX_SECONDS: "max_seconds are over",
         StopReason.TARGET_LOSS: "target_loss is reached",
-        StopReason.PATIENCE: "no new best for `patience` evaluations",
+        StopReason.PATIENCE: "no better val loss for `patience` evaluations: more steps would only overfit",
         StopReason.BATCHES: "there are no more batches",
         StopReason.INTERRUPTED: "asked to stop",
     }

@@ -3,6 +3,7 @@
 The last line may be incomplete after a kill or on a full disk. Readers ignore it, and resuming removes it.
 """
 
+import dataclasses
 import errno
 import json
 import math
@@ -11,9 +12,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nanogpt_lite import files
-from nanogpt_lite.tracking.records import Record
+from nanogpt_lite.tracking.records import Record, ResultRecord
 
 LINE_PREFIX = b'{"kind"'  # every line of a metrics file starts with it
+
+
+_REQUIRED_NUMBERS = {  # by kind of record
+    "step": ("loss", "learning_rate"),
+    "eval": ("val_loss", "best_val_loss"),
+    "result": tuple(field.name for field in dataclasses.fields(ResultRecord) if field.type in (int, float)),
+}
 
 
 class MetricsFile:
@@ -64,8 +72,7 @@ def parse_metrics(content: bytes) -> list[dict[str, Any]]:
 
 def _is_record(content: dict[str, Any]) -> bool:
     """Whether a JSON object has a kind, a step, and as numbers the values that plots and comparisons read."""
-    required = {"step": ("loss", "learning_rate"), "eval": ("val_loss", "best_val_loss")}
-    names = required.get(str(content.get("kind")), ())
+    names = _REQUIRED_NUMBERS.get(str(content.get("kind")), ())
     has_numbers = all(type(content.get(name)) in (int, float) for name in names)
     return "kind" in content and type(content.get("step")) is int and has_numbers
 

@@ -64,6 +64,7 @@ class EvalRecord(BaseRecord):
     best_val_loss: float
     is_best: bool
     seconds: float  # of training steps so far, without evaluations
+    val_loss_per_char: float | None = None  # nats per character, comparable between tokenizers; None if not known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,25 @@ class SampleRecord(BaseRecord):
     text: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class ResultRecord(BaseRecord):
+    """What the best checkpoint is worth: its loss on the val split in several units, and what n-gram models reach."""
+
+    kind: ClassVar[Literal["result"]] = "result"
+    best_step: int  # of the checkpoint
+    val_loss: float  # nats per token
+    val_tokens: int  # evaluated; less than `split_tokens` if the split is long
+    split_tokens: int
+    perplexity: float  # per token
+    nats_per_character: float
+    bits_per_character: float
+    bits_per_byte: float  # of UTF-8
+    unigram: float  # nats per token, like the next two: the losses of n-gram models of the same tokens
+    bigram: float
+    five_gram: float
+    verdict: str  # in one sentence: whether the loss is normal, and what to do if not
+
+
 class StopReason(StrEnum):
     """Why a training ended. The values are what a record holds as JSON."""
 
@@ -113,7 +133,16 @@ class DoneRecord(BaseRecord):
     seconds: float
 
 
-Record = StartRecord | StepRecord | EvalRecord | CheckpointRecord | MicroBatchRecord | SampleRecord | DoneRecord
+Record = (
+    StartRecord
+    | StepRecord
+    | EvalRecord
+    | CheckpointRecord
+    | MicroBatchRecord
+    | SampleRecord
+    | ResultRecord
+    | DoneRecord
+)
 """An event of a training. Type checkers know the class after a test of `kind`."""
 
 

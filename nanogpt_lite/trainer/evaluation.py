@@ -20,17 +20,33 @@ EVAL_TOKENS = 4096  # in a batch of an evaluation: enough to keep a processor bu
 def val_loss(state: TrainState, tokens: Tokens, *, stop: Callable[[], bool] = lambda: False) -> float | None:
     """The loss on a split in nats per token, as the config asks for it; None if `stop()` became true meanwhile.
 
-    With `eval_iters` 0 each token but the first is a target once. Otherwise it is nanoGPT's estimate: the mean over
-    `eval_iters` random batches, the same ones each time. Neither changes the random numbers of training.
+    With `eval_iters` 0 each token but the first is a target once; of a long split only about `eval_tokens` are, always
+    the same ones. Otherwise it is nanoGPT's estimate: the mean over `eval_iters` random batches, the same ones each
+    time. Neither changes the random numbers of training.
     """
     config = state.config
-    batches = _sample_batches(state, tokens) if config.eval_iters else split_windows(tokens, config.block_size)
+    if config.eval_iters:
+        batches = _sample_batches(state, tokens)
+    else:
+        batches = split_windows(tokens, config.block_size, max_tokens=config.eval_tokens)
     return mean_loss(state.model, batches, state.device, config.dtype, stop=stop, group=state.group)
 
 
-def split_windows(tokens: Tokens, block_size: int) -> Iterator[Batch]:
-    """A whole split, each target once, in batches of about `EVAL_TOKENS` tokens."""
-    return batching.all_windows(tokens, rows=max(1, EVAL_TOKENS // block_size), block_size=block_size)
+def split_windows(tokens: Tokens, block_size: int, *, max_tokens: int = 0) -> Iterator[Batch]:
+    """A split, each target once, in batches of about `EVAL_TOKENS` tokens.
+
+    Of a split that `is_long` for `max_tokens`, evenly spread windows with about that many tokens together.
+    """
+    rows = max(1, EVAL_TOKENS // block_size)
+    if is_long(len(tokens), max_tokens):
+        n_windows = max(1, max_tokens // block_size)
+        return batching.spread_windows(tokens, rows=rows, block_size=block_size, n_windows=n_windows)
+    return batching.all_windows(tokens, rows=rows, block_size=block_size)
+
+
+def is_long(n_tokens: int, max_tokens: int) -> bool:
+    """Whether only `max_tokens` (0: all) of `n_tokens` are evaluated: with less than twice as many it saves little."""
+    return 0 < 2 * max_tokens < n_tokens
 
 
 @torch.inference_mode()

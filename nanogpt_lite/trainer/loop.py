@@ -7,6 +7,7 @@ in `tracking`, the folder of a run in `runs`.
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ from nanogpt_lite.tracking.records import (
 )
 from nanogpt_lite.trainer import evaluation
 from nanogpt_lite.trainer.state import TrainState, require_finite, save_state
-from nanogpt_lite.trainer.step import train_step, wrap_and_probe
+from nanogpt_lite.trainer.step import prepare_network, train_step
 
 
 def train_loop(
@@ -40,14 +41,16 @@ def train_loop(
     *,
     out_dir: Path,
     train_batches: Iterator[Batch] | None = None,
+    chars_per_token: float | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Record]:
     """Train until there is a reason to stop (see `StopReason`), and yield a record of each event when it has happened.
 
     `train_tokens` and `val_tokens` are the splits, shape (tokens,). `train_batches` replaces random batches of the
-    train split: from step `state.step` on, each with `batch_size * gradient_accumulation_steps` rows. `stop()` is
-    called before each step and during evaluations. Checkpoints are written to `out_dir`; a checkpoint is completely on
-    disk when its record comes out. The caller sets the number of threads, `config.threads` (`devices.use_threads`).
+    train split: from step `state.step` on, each with `batch_size * gradient_accumulation_steps` rows. With
+    `chars_per_token`, of the val split, evaluations also give the loss per character. `stop()` is called before each
+    step and during evaluations. Checkpoints are written to `out_dir`; a checkpoint is completely on disk when its
+    record comes out. The caller sets the number of threads, `config.threads` (`devices.use_threads`).
 
     `UserError` if a split is too short. `ExternalError` if the loss is no longer finite: the last checkpoint is from
     before that. `OSError` if a checkpoint cannot be written.
@@ -59,7 +62,8 @@ def train_loop(
     )
     with profiling.trace_steps(config.trace, state.device, state.group) as profiler_step:
         yield _start_record(state, out_dir, len(train_tokens))
-        yield from _run_steps(state, train_batches, val_tokens, out_dir, stop, profiler_step)
+        evaluate = partial(_evaluate_and_save, state, val_tokens, out_dir, chars_per_token, stop)
+        yield from _run_steps(state, train_batches, evaluate, out_dir, stop, profiler_step)
 
 
 def stop_reason(state: TrainState, seconds: float = 0.0) -> StopReason | None:
@@ -82,20 +86,20 @@ def is_due(interval: int, step: int) -> bool:
 def _run_steps(
     state: TrainState,
     train_batches: Iterator[Batch],
-    val_tokens: Tokens,
+    evaluate: Callable[[], Iterator[Record]],
     out_dir: Path,
     stop: Callable[[], bool],
     profiler_step: Callable[[], None],
 ) -> Iterator[Record]:
     """Steps and evaluations until there is a reason to stop, then the last checkpoint."""
     first_step, micro_batch = state.step, state.micro_batch
-    forward = _prepare_network(state)
+    forward: Forward = state.model if stop_reason(state) else prepare_network(state)  # a finished run takes no step
     timer, started = _StepTimer(state), time.monotonic()
     while True:
         reason = _agree_on_stop_reason(state, stop(), time.monotonic() - started)
         if _is_eval_due(state, reason):
             timer.stop()
-            yield from _evaluate_and_save(state, val_tokens, out_dir, stop)
+            yield from evaluate()
             continue  # the evaluation may be a reason to stop, or it was cut short by a request to stop
         if reason:
             break
@@ -116,12 +120,6 @@ def _run_steps(
     yield _done_record(state, reason)
 
 
-def _prepare_network(state: TrainState) -> Forward:
-    """The network to call in a step: compiled, and shared with the other ranks."""
-    forward: Forward = torch.compile(state.model) if state.config.compile else state.model
-    return forward if stop_reason(state) else wrap_and_probe(state, forward)  # a finished run takes no step
-
-
 def _agree_on_stop_reason(state: TrainState, stopped: bool, seconds: float) -> StopReason | None:
     """The same reason on all ranks: a request to stop on any of them, or the longest time."""
     stopped_on_any, max_seconds = state.group.all_reduce_max(stopped, seconds)
@@ -136,13 +134,13 @@ def _is_eval_due(state: TrainState, reason: StopReason | None) -> bool:
 
 
 def _evaluate_and_save(
-    state: TrainState, val_tokens: Tokens, out_dir: Path, stop: Callable[[], bool]
+    state: TrainState, val_tokens: Tokens, out_dir: Path, chars_per_token: float | None, stop: Callable[[], bool]
 ) -> Iterator[Record]:
     """An evaluation and the checkpoints after it; nothing if `stop()` became true meanwhile."""
     val_loss = evaluation.val_loss(state, val_tokens, stop=stop)
     if val_loss is None:
         return
-    record = _record_eval(state, val_loss)
+    record = _record_eval(state, val_loss, chars_per_token)
     yield record
     if record.is_best:
         yield _save_checkpoint(state, out_dir, "best")
@@ -185,7 +183,7 @@ class _StepTimer:
         return steps / seconds if seconds else 0.0
 
 
-def _record_eval(state: TrainState, val_loss: float) -> EvalRecord:
+def _record_eval(state: TrainState, val_loss: float, chars_per_token: float | None) -> EvalRecord:
     """Update the state with the result of an evaluation. `ExternalError` if it is not finite."""
     require_finite(state, torch.tensor(val_loss))
     is_best = state.best_val_loss is None or val_loss < state.best_val_loss
@@ -201,6 +199,7 @@ def _record_eval(state: TrainState, val_loss: float) -> EvalRecord:
         best_val_loss=state.best_val_loss,
         is_best=is_best,
         seconds=state.seconds,
+        val_loss_per_char=None if chars_per_token is None else val_loss / chars_per_token,
     )
 
 

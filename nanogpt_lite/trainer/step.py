@@ -50,11 +50,13 @@ def train_step(state: TrainState, forward: Forward, batch: Batch) -> None:
     state.step += 1
 
 
-def wrap_and_probe(state: TrainState, network: Forward) -> Forward:
-    """The network in DistributedDataParallel, after finding a micro-batch that fits on all ranks; no change for one.
+def prepare_network(state: TrainState) -> Forward:
+    """The network to call in a step: compiled if the config says so, and shared with the other ranks.
 
+    Of several ranks, each has it in DistributedDataParallel, and a micro-batch that fits on all of them is found.
     `ExternalError` if a single row is too much for the memory of a rank.
     """
+    network: Forward = torch.compile(state.model) if state.config.compile else state.model
     forward = state.group.wrap_ddp(network, state.device)
     if state.group.world_size == 1:
         return forward

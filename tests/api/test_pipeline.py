@@ -39,7 +39,8 @@ def test_prepare_train_and_sample_in_python(text_file, capsys):
 
 def test_metrics_and_config_describe_the_run(trained):
     kinds = [record["kind"] for record in trained.metrics]
-    assert kinds == ["start", "step", "eval", "checkpoint", "checkpoint", "step", "eval", *["checkpoint"] * 2, "done"]
+    evaluation = ["eval", "checkpoint", "checkpoint"]
+    assert kinds == ["start", "step", *evaluation, "step", *evaluation, "result", "done"]
     step = trained.metrics[1]
     assert step.keys() >= {"loss", "learning_rate", "grad_norm", "tokens_per_second", "seconds", "mfu"}
     assert step["grad_norm"] > 0
@@ -216,13 +217,6 @@ def test_run_falls_back_to_python_docs_only_without_a_chosen_dataset(text_file, 
     ):
         with pytest.raises(ng.ExternalError, match="cannot fetch it"):
             pipeline.run(**tiny, **chosen)
-
-
-def test_a_long_val_split_is_announced_before_training(text_file, monkeypatch, capsys):
-    for long, options, is_announced in ((50, {}, True), (50, {"eval_iters": 1}, False), (10**6, {}, False)):
-        monkeypatch.setattr(pipeline, "LONG_VAL_TOKENS", long)
-        ng.train("bottles.txt", **{**TINY, "max_iters": 1, **options})
-        assert ("each evaluation reads all " in capsys.readouterr().err) == is_announced
 
 
 def settings_of_the_process():

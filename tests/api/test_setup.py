@@ -14,6 +14,7 @@ from tiny import TINY
 import nanogpt_lite as ng
 from nanogpt_lite.api import setup
 from nanogpt_lite.checkpoint.checkpoint_file import read_checkpoint
+from nanogpt_lite.config import presets
 from nanogpt_lite.device import devices
 from nanogpt_lite.runs import run_files, run_folder
 
@@ -170,10 +171,14 @@ def test_resume_with_the_options_that_the_run_has_warns_of_nothing(trained, caps
     assert "warning" not in capsys.readouterr().err
 
 
-def test_the_preset_fits_the_device(monkeypatch):
-    assert setup.default_preset("cpu") == "modern-cpu"
-    monkeypatch.setattr(devices, "resolve_device", lambda name, group: torch.device("cuda"))
-    assert setup.default_preset("auto") == "modern"
+@pytest.mark.parametrize(("device", "preset"), [("cpu", "modern-cpu"), ("cuda", "modern"), ("mps", "modern")])
+def test_the_preset_fits_the_device(text_file, monkeypatch, device, preset):
+    monkeypatch.setattr(devices, "resolve_device", lambda name, group: torch.device(device))
+    taken = []
+    monkeypatch.setattr(presets, "config_with_preset", lambda name, options: taken.append(name) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ng.train("bottles.txt")
+    assert taken == [preset]
 
 
 def test_a_locked_run_folder_is_refused(trained):

@@ -159,13 +159,13 @@ def test_sighup_saves_and_ends_unless_it_is_ignored(text_file, ignored):
     client = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, preexec_fn=prepare)
     assert client.stderr
     try:
-        while "step" not in client.stderr.readline():
+        while not client.stderr.readline().startswith(("training", "step")):
             assert client.poll() is None
         for _ in range(3):  # the shell sends one, and the system another
             client.send_signal(signal.SIGHUP)
             time.sleep(0.001)  # sent at once they would arrive as one
         if ignored:
-            while "step" not in client.stderr.readline():  # training continues
+            while not client.stderr.readline().startswith(("training", "step")):  # training continues
                 assert client.poll() is None
             client.send_signal(signal.SIGTERM)
         stderr = client.communicate(timeout=60)[1]

@@ -76,6 +76,7 @@ def test_info_command_prints_the_summary_as_json_and_as_text(text_file, capsys):
         "best loss",
         "step",
         "trained with",
+        "result",
     ]
     assert f"{run.best_val_loss:.4f}" in shown[6]
     assert shown[1].split(": ")[1].strip() == "block_size 16, n_layer 2, n_head 2, n_embd 16, dropout 0.0"

@@ -64,7 +64,7 @@ def test_without_a_terminal_each_evaluation_is_one_line(capsys):
         "step 3: train loss 1.2500, val loss 1.5000 (best 1.4000), 61 s",
     ]
     assert (rule, sample, end) == ("--- sample at step 3", "To be", "---")
-    assert done.startswith("stopped at step 3, no new best")
+    assert done.startswith("stopped at step 3, no better val loss for `patience` evaluations")
     assert "best val loss 1.4000 at step 1" in done
     assert note == "done"
 

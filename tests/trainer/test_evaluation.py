@@ -63,3 +63,31 @@ def test_evaluation_with_limited_memory_gives_the_same_loss(max_rows):
     limited.max_rows = 0
     with pytest.raises(torch.OutOfMemoryError):
         evaluation.mean_loss(limited, evaluation.split_windows(VAL, 8), state.device, "float32")
+
+
+def test_of_a_long_val_split_evenly_spread_windows_are_evaluated():
+    state = init_state(small_config(eval_tokens=24), TOKENIZER)
+    model = state.model.eval()
+    losses = []
+    for window in (0, 8, 16):  # of the 25 windows of 8 tokens in 203
+        ids = torch.from_numpy(VAL[8 * window : 8 * window + 9].astype(np.int64))[None]
+        losses.append(model(ids[:, :-1], ids[:, 1:])[1].item())
+    assert evaluation.val_loss(state, VAL) == pytest.approx(np.mean(losses), rel=1e-6)
+    whole = evaluation.val_loss(init_state(small_config(eval_tokens=0), TOKENIZER), VAL)
+    for eval_tokens in (102, 1000):  # a split of less than twice as many is evaluated as a whole
+        state = init_state(small_config(eval_tokens=eval_tokens), TOKENIZER)
+        assert evaluation.val_loss(state, VAL) == whole
+
+
+def test_spread_windows_are_among_all_windows_and_spread_over_the_split():
+    ids = np.arange(1000)
+    whole = {tuple(row) for x, _ in batching.all_windows(ids, rows=7, block_size=6) for row in x.tolist()}
+    for n_windows in (1, 2, 55, 166):
+        batches = list(batching.spread_windows(ids, rows=7, block_size=6, n_windows=n_windows))
+        assert all(torch.equal(x + 1, y) for x, y in batches)
+        windows = [tuple(row) for x, _ in batches for row in x.tolist()]
+        assert len(set(windows)) == n_windows
+        assert set(windows) <= whole
+        starts = np.array([window[0] for window in windows])
+        gaps = np.diff([*starts, 996])
+        assert max(gaps) - min(gaps) <= 6

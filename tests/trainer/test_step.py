@@ -24,7 +24,7 @@ from nanogpt_lite.trainer.step import train_step
 
 def train_limited(tmp_path, monkeypatch, config, max_rows, when, state=None):
     state = state or init_state(config, TOKENIZER)
-    monkeypatch.setattr(loop, "wrap_and_probe", lambda state, network: LimitedMemory(network, max_rows, when))
+    monkeypatch.setattr(loop, "prepare_network", lambda state: LimitedMemory(state.model, max_rows, when))
     return state, list(loop.train_loop(state, TRAIN, VAL, out_dir=tmp_path))
 
 
@@ -49,7 +49,7 @@ def test_out_of_memory_in_the_middle_of_a_run_loses_no_step(tmp_path, monkeypatc
     state = init_state(config, TOKENIZER)
     plain = list(loop.train_loop(init_state(config, TOKENIZER), TRAIN, VAL, out_dir=tmp_path))
     limited = LimitedMemory(state.model, 100, "backward")
-    monkeypatch.setattr(loop, "wrap_and_probe", lambda state, network: limited)
+    monkeypatch.setattr(loop, "prepare_network", lambda state: limited)
     records = []
     for record in loop.train_loop(state, TRAIN, VAL, out_dir=tmp_path):
         records.append(record)

@@ -1,0 +1,122 @@
+"""What a val loss means: in units that do not depend on the tokenizer, and beside what n-gram models reach.
+
+`make_result` is for the end of a training, `compare` also for `api.inference.evaluate`.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nanogpt_lite.checkpoint import SUFFIX, checkpoint_file
+from nanogpt_lite.checkpoint.restore import load_weights
+from nanogpt_lite.config import recipe
+from nanogpt_lite.config.options import TrainConfig
+from nanogpt_lite.data.batching import Tokens
+from nanogpt_lite.data.dataset import Dataset, val_text_size
+from nanogpt_lite.diagnosis.measures import TextMeasures, measure_text
+from nanogpt_lite.diagnosis.ngram_baseline import NgramLosses, baseline_losses
+from nanogpt_lite.diagnosis.verdict import give_verdict
+from nanogpt_lite.runs.run_folder import Run
+from nanogpt_lite.tracking.records import ResultRecord
+from nanogpt_lite.trainer import evaluation
+from nanogpt_lite.trainer.state import TrainState
+
+MIN_MINUTES = 1  # of a longer run that is proposed
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A val loss in several units, and the losses of n-gram models of the same tokens."""
+
+    measures: TextMeasures
+    baselines: NgramLosses
+
+    def verdict(
+        self, metrics: Sequence[dict[str, Any]], *, config: TrainConfig, device: str, train_tokens: int, vocab_size: int
+    ) -> str:
+        """One sentence about the run with these records, of which at least one is an evaluation."""
+        curve = [(record["step"], record["val_loss"]) for record in metrics if record["kind"] == "eval"]
+        most_steps = recipe.steps_without_limit(
+            device, train_tokens=train_tokens, tokens_per_step=config.tokens_per_step
+        )
+        seconds = max(record["seconds"] for record in metrics if record["kind"] == "eval")
+        return give_verdict(
+            curve,
+            self.baselines,
+            vocab_size=vocab_size,
+            could_learn_more=curve[-1][0] < most_steps,
+            minutes=max(MIN_MINUTES, math.ceil(2 * seconds / 60)),
+        )
+
+
+def compare(val_loss: float, data: Dataset, train: Tokens, val: Tokens) -> Comparison:
+    """What a loss in nats per token means for the val split of a dataset. `train`, `val`: the tokens of its splits."""
+    n_chars, n_bytes = val_text_size(data)
+    return Comparison(
+        measure_text(val_loss, n_tokens=len(val), n_chars=n_chars, n_bytes=n_bytes),
+        baseline_losses(train, val, data.tokenizer.vocab_size),
+    )
+
+
+def make_result(
+    state: TrainState,
+    data: Dataset,
+    train: Tokens,
+    val: Tokens,
+    out_dir: Path,
+    *,
+    in_hurry: bool,
+    stop: Callable[[], bool],
+) -> ResultRecord | None:
+    """The result of a training that has ended, after at least one evaluation; None if `stop()` became true meanwhile.
+
+    All ranks call it, and get the same. `in_hurry`: a limit of time is over, so the loss is that of the evaluations in
+    training, also if these covered a part of a long val split.
+    """
+    config = state.config
+    val_loss, max_tokens = state.best_val_loss, config.eval_tokens
+    if not in_hurry and (config.eval_iters or evaluation.is_long(len(val), max_tokens)):
+        max_tokens = max(max_tokens, state.step * config.tokens_per_step)  # takes a third of the time of training
+        val_loss = _evaluate_best(state, val, out_dir, max_tokens=max_tokens, stop=stop)
+        if val_loss is None:
+            return None
+    assert val_loss is not None
+    content = ""
+    if state.group.is_main_process:
+        comparison = compare(val_loss, data, train, val)
+        verdict = comparison.verdict(
+            Run(out_dir).metrics,
+            config=config,
+            device=state.device.type,
+            train_tokens=len(train),
+            vocab_size=state.tokenizer.vocab_size,
+        )
+        record = ResultRecord(
+            step=state.step,
+            best_step=state.best_step,
+            val_loss=val_loss,
+            val_tokens=max_tokens if evaluation.is_long(len(val), max_tokens) else len(val),
+            split_tokens=len(val),
+            **dataclasses.asdict(comparison.measures),
+            **comparison.baselines._asdict(),
+            verdict=verdict,
+        )
+        content = json.dumps(dataclasses.asdict(record))
+    return ResultRecord(**json.loads(state.group.broadcast(content)))
+
+
+def _evaluate_best(
+    state: TrainState, val: Tokens, out_dir: Path, *, max_tokens: int, stop: Callable[[], bool]
+) -> float | None:
+    """The loss of the best checkpoint, whose weights replace those of `state`, on `max_tokens` tokens of a long split.
+
+    None if `stop()` became true meanwhile.
+    """
+    if state.best_step != state.step:
+        load_weights(state.model, checkpoint_file.read_checkpoint(out_dir / f"best{SUFFIX}", prefix="model."))
+    windows = evaluation.split_windows(val, state.config.block_size, max_tokens=max_tokens)
+    return evaluation.mean_loss(state.model, windows, state.device, state.config.dtype, stop=stop, group=state.group)

@@ -1,0 +1,105 @@
+"""The recipe that fits a text: option values that follow from the number of training tokens and the vocabulary.
+
+It completes the presets of `RECIPES`, of which one is the default on each kind of device. It is a pure function: the
+same text and options give the same values, and a run stores them as plain numbers. Those of `modern-cpu` were chosen
+with the tuning texts of `benchmarks/texts.py`, and tested with others: see docs/benchmarks.md. Those of `modern` were
+not measured on a GPU.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nanogpt_lite.config.schema import Value
+
+MIN_STEPS = 20  # fewer would hardly change the weights
+EVALUATIONS = 8  # during the steps of the recipe; a longer run is evaluated as often, so that its best step is seen
+PATIENCE = 5  # evaluations without a new best val loss
+
+Points = tuple[tuple[float, float], ...]
+"""A piecewise linear function: (x, y) in ascending order of x. Before the first and after the last x it is constant."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long to train on a text, and how to regularise a network that sees it for a number of epochs."""
+
+    epochs: float  # passes over the train split, if they need no more than `max_steps`
+    max_steps: int
+    by_epochs: Mapping[str, Points]  # regularisation: the value of an option at a number of epochs
+
+
+RECIPES: dict[str, Recipe] = {
+    "modern-cpu": Recipe(
+        epochs=10,
+        max_steps=840,
+        by_epochs={
+            "dropout": ((3.5, 0.0), (10, 0.2), (20, 0.3)),
+            "ngram_dropout": ((3.5, 0.4), (10, 0.6), (20, 0.7)),
+            "weight_decay": ((3.5, 0.2), (10, 0.5), (20, 0.8)),
+        },
+    ),
+    # not measured on a GPU: for one million characters these are the numbers of `shakespeare_char`, for fewer steps
+    "modern": Recipe(
+        epochs=33,
+        max_steps=5000,
+        by_epochs={"dropout": ((2, 0.0), (10, 0.2))},
+    ),
+}
+
+
+def fit_options(
+    preset: str, *, train_tokens: int, vocab_size: int, tokens_per_step: int, max_iters: int = 0
+) -> dict[str, Value]:
+    """The options of a preset that follow from the text; empty if the preset is the same for all texts.
+
+    `max_iters`: the number of steps if it is decided already, else 0. More steps mean more regularisation.
+
+    >>> fit_options("modern-cpu", train_tokens=54_000, vocab_size=60, tokens_per_step=4096)["max_iters"]
+    132
+    >>> fit_options("cpu", train_tokens=54_000, vocab_size=60, tokens_per_step=768)
+    {}
+    """
+    if preset not in RECIPES:
+        return {}
+    recipe, steps_per_epoch = RECIPES[preset], train_tokens / tokens_per_step
+    steps = min(_steps_without_limit(recipe, steps_per_epoch), recipe.max_steps)
+    max_iters = max_iters or steps
+    return {
+        "max_iters": max_iters,
+        "eval_interval": math.ceil(min(max_iters, steps) / EVALUATIONS),
+        "patience": PATIENCE,
+        **{
+            name: round(interpolate(points, max_iters / steps_per_epoch), 2)
+            for name, points in recipe.by_epochs.items()
+        },
+    }
+
+
+def steps_without_limit(device: str, *, train_tokens: int, tokens_per_step: int) -> int:
+    """The steps that a text is good for on a kind of device ("cpu", "cuda", …), if time does not matter."""
+    return _steps_without_limit(RECIPES[default_preset(device)], train_tokens / tokens_per_step)
+
+
+def default_preset(device: str) -> str:
+    """The preset for a kind of device ("cpu", "cuda", …) if the call names none."""
+    return "modern-cpu" if device == "cpu" else "modern"
+
+
+def interpolate(points: Points, x: float) -> float:
+    """The value of a piecewise linear function at `x`.
+
+    >>> [interpolate(((1, 0.0), (3, 0.5)), x) for x in (0, 1, 2, 3, 4)]
+    [0.0, 0.0, 0.25, 0.5, 0.5]
+    """
+    if x <= points[0][0]:
+        return points[0][1]
+    for (left, low), (right, high) in itertools.pairwise(points):
+        if x <= right:
+            return low + (high - low) * (x - left) / (right - left)
+    return points[-1][1]
+
+
+def _steps_without_limit(recipe: Recipe, steps_per_epoch: float) -> int:
+    return max(math.ceil(recipe.epochs * steps_per_epoch), MIN_STEPS)

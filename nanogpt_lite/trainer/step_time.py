@@ -1,0 +1,34 @@
+"""The time of a training step, measured on a network of the same options, which is then thrown away."""
+
+import time
+from statistics import median
+
+from nanogpt_lite.config.options import TrainConfig
+from nanogpt_lite.data import batching
+from nanogpt_lite.data.batching import Tokens
+from nanogpt_lite.device import devices, memory
+from nanogpt_lite.tokenizers.base import Tokenizer
+from nanogpt_lite.trainer.state import init_state
+from nanogpt_lite.trainer.step import prepare_network, train_step
+
+TIMED_STEPS = 20
+WARMUP_STEPS = 5  # more: memory is allocated in the first ones, and a network is compiled
+
+
+def measure_step_seconds(config: TrainConfig, tokenizer: Tokenizer, tokens: Tokens) -> float:
+    """The median time in seconds of a step with these options on this machine, for a process that trains alone.
+
+    `tokens`: the train split, shape (tokens,). What a later training computes does not depend on it.
+    """
+    state = init_state(config, tokenizer)
+    config, forward, seconds = state.config, prepare_network(state), []
+    batches = batching.random_batches(
+        tokens, rows=config.rows_per_step, block_size=config.block_size, seed=config.seed, step=0
+    )
+    with devices.use_threads(config.threads), memory.retain_heap():
+        for _ in range(WARMUP_STEPS + TIMED_STEPS):
+            started = time.perf_counter()
+            train_step(state, forward, next(batches))
+            devices.synchronize(state.device)
+            seconds.append(time.perf_counter() - started)
+    return median(seconds[WARMUP_STEPS:])

@@ -1,0 +1,159 @@
+"""The result of a training: by an independent evaluation, also of a long val split; and when there is none."""
+
+import json
+import math
+from contextlib import closing
+
+import numpy as np
+import pytest
+from tiny import TINY
+
+import nanogpt_lite as ng
+from nanogpt_lite.api import inference
+from nanogpt_lite.cli.main import main
+from nanogpt_lite.diagnosis.ngram_baseline import kneser_ney_losses
+from nanogpt_lite.runs import run_summary
+from nanogpt_lite.tracking.console import Console
+from nanogpt_lite.tracking.records import ResultRecord
+
+OPTIONS = {**TINY, "dtype": "float32"}
+# words in a random order, of which more than the words can only be learned by heart
+WORDS = " ".join(np.random.default_rng(0).choice(["north", "east", "south", "west", "up", "down", "stop"], 150))
+OVERFITTING = {**OPTIONS, "dropout": 0.0, "eval_interval": 5, "n_embd": 32, "learning_rate": 0.02}
+
+
+def result_of(run):
+    (result,) = (record for record in run.metrics if record["kind"] == "result")
+    return result
+
+
+def test_the_result_is_that_of_an_evaluation_of_the_best_checkpoint(text_file):
+    run = ng.train("bottles.txt", **OPTIONS)
+    result, evaluated, data = result_of(run), ng.evaluate(run), ng.prepare("bottles.txt")
+    assert result["val_loss"] == pytest.approx(evaluated["val_loss"], rel=1e-6)
+    assert (result["step"], result["best_step"]) == (20, 20)
+    assert (result["val_tokens"], result["split_tokens"]) == (len(data.val), len(data.val))
+    losses = kneser_ney_losses(data.train, data.val, vocab_size=data.tokenizer.vocab_size, orders=(1, 2, 5))
+    assert [result["unigram"], result["bigram"], result["five_gram"]] == pytest.approx(list(losses.values()))
+    of_evaluate = [evaluated["unigram_loss"], evaluated["bigram_loss"], evaluated["five_gram_loss"]]
+    assert of_evaluate == pytest.approx(list(losses.values()))
+    assert result["perplexity"] == pytest.approx(math.exp(result["val_loss"]))
+    assert result["bits_per_character"] == pytest.approx(result["val_loss"] / math.log(2))
+    assert "still falling" in result["verdict"]
+    assert [record["kind"] for record in run.metrics][-2:] == ["result", "done"]
+
+
+def test_bits_per_character_and_byte_count_the_text_of_the_val_split(text_file):
+    text = "Grüße aus Köln: ähnlich, aber nicht ganz gleich; " * 200
+    text_file.write_text(text, encoding="utf-8")
+    val = text[int(len(text) * 0.9) :]
+    run = ng.train("bottles.txt", **OPTIONS, tokenizer="byte")
+    result = result_of(run)
+    nats = result["val_loss"] * len(val.encode())
+    assert result["nats_per_character"] == pytest.approx(nats / len(val))
+    assert result["bits_per_byte"] == pytest.approx(result["val_loss"] / math.log(2))
+    (*_, evaluation) = (record for record in run.metrics if record["kind"] == "eval")
+    assert evaluation["val_loss_per_char"] == pytest.approx(evaluation["val_loss"] * len(val.encode()) / len(val))
+
+
+@pytest.mark.parametrize("options", [{"eval_tokens": 32}, {"eval_iters": 2}])
+def test_the_result_covers_a_long_val_split_that_training_evaluated_in_part(text_file, options):
+    text_file.write_text(WORDS)
+    run = ng.train("bottles.txt", **{**OVERFITTING, **options, "max_iters": 2000})
+    result, evaluated = result_of(run), ng.evaluate(run)
+    assert result["best_step"] < run.metrics[-1]["step"]  # else the weights would be those of the last step
+    assert result["val_loss"] == pytest.approx(evaluated["val_loss"], rel=1e-6)
+    assert result["val_loss"] != run.best_val_loss
+    assert result["val_tokens"] == evaluated["val_tokens"] > 64
+
+
+def test_the_result_evaluates_no_more_than_training_read(text_file):
+    text_file.write_text(text_file.read_text() * 20)  # 48,580 val tokens; training reads 20 * 4 * 16
+    run = ng.train("bottles.txt", **OPTIONS, eval_tokens=64)
+    assert (result_of(run)["val_tokens"], result_of(run)["split_tokens"]) == (1280, 48_580)
+    assert result_of(run)["val_loss"] != run.best_val_loss
+
+
+def test_after_a_limit_of_time_nothing_is_evaluated_again(text_file):
+    run = ng.train("bottles.txt", **OPTIONS, eval_tokens=64, max_seconds=1e-9)
+    assert run.metrics[-1]["reason"] == "max_seconds"
+    assert not [record for record in run.metrics if record["kind"] == "result"]  # no step was taken
+    ng.train("bottles.txt", **{**OPTIONS, "max_iters": 2}, out_dir="slow", eval_tokens=64)
+    run = ng.train(out_dir="slow", init_from="resume", max_iters=10**6, max_seconds=0.05)
+    assert run.metrics[-1]["reason"] == "max_seconds"
+    *_, result, _ = run.metrics
+    assert (result["val_loss"], result["val_tokens"]) == (run.best_val_loss, 64)
+
+
+def test_a_finished_run_that_is_resumed_has_no_second_result(text_file):
+    run = ng.train("bottles.txt", **OPTIONS)
+    before = result_of(run)
+    ng.train(out_dir=run.out_dir, init_from="resume")
+    assert result_of(run) == before
+
+
+def test_a_text_that_is_only_overfitted_stops_early_and_says_so(text_file, capsys):
+    text_file.write_text(WORDS)
+    with closing(Console(bar=False)) as console:
+        run = ng.train("bottles.txt", **{**OVERFITTING, "max_iters": 2000}, console=console)
+    done, result = run.metrics[-1], result_of(run)
+    assert (done["reason"], done["step"] < 2000) == ("patience", True)
+    assert done["step"] == done["best_step"] + 5 * 5
+    err = capsys.readouterr().err
+    assert "more steps would only overfit" in err
+    assert result["verdict"].startswith(f"overfitting since step {done['best_step']}")
+    assert result["verdict"].replace("`max_iters`", "max_iters") in err.replace("`max_iters`", "max_iters")
+    model, _ = ng.load(run)
+    assert inference.evaluate(run)["step"] == done["best_step"]  # what is sampled, too
+    assert model is not None
+
+
+def test_info_and_eval_show_the_result(text_file, capsys):
+    run = ng.train("bottles.txt", **OPTIONS)
+    result = result_of(run)
+    content = run_summary.summary(run)
+    assert content["result"] == {name: value for name, value in result.items() if name != "kind"}
+    capsys.readouterr()
+    assert main(["info"]) == 0
+    shown = capsys.readouterr().out
+    assert f"{result['bits_per_character']:.3f} bits per character" in shown
+    assert f"5-gram {result['five_gram']:.4f}" in shown
+    assert "--minutes 1" in shown
+    assert main(["eval"]) == 0
+    assert f"bits_per_character: {result['bits_per_character']:.4f}" in capsys.readouterr().out
+
+
+def test_a_damaged_result_in_the_metrics_is_ignored(text_file):
+    run = ng.train("bottles.txt", **OPTIONS)
+    path = run.out_dir / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    damaged = {**result_of(run), "bigram": "2.5"}
+    path.write_text("\n".join([*(line for line in lines if '"result"' not in line), json.dumps(damaged)]) + "\n")
+    assert run_summary.summary(run)["result"] is None
+    assert "result" not in run_summary.format_text(run_summary.summary(run)).split()
+
+
+def test_the_console_shows_the_result_in_three_lines(capsys):
+    console = Console(bar=False, spell=lambda text: text.replace("`minutes=3`", "--minutes 3"))
+    record = ResultRecord(
+        step=20,
+        best_step=18,
+        val_loss=1.5,
+        val_tokens=1280,
+        split_tokens=48_580,
+        perplexity=4.4817,
+        nats_per_character=1.5,
+        bits_per_character=2.164,
+        bits_per_byte=2.1,
+        unigram=3.3,
+        bigram=2.5,
+        five_gram=1.9,
+        verdict="still falling; train longer: `minutes=3`",
+    )
+    console.write(record)
+    assert capsys.readouterr().err.splitlines() == [
+        "val loss 1.5000 (1,280 of the 48,580 val tokens): perplexity 4.48 per token, 2.164 bits per character, "
+        "2.100 per byte",
+        "n-gram models of this text: unigram 3.3000, bigram 2.5000, 5-gram 1.9000",
+        "still falling; train longer: --minutes 3",
+    ]

@@ -1,0 +1,142 @@
+"""A new run has the recipe for its text, unless options are given; `minutes` decides its steps by the time of one."""
+
+import dataclasses
+import json
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from tiny import TINY
+
+import nanogpt_lite as ng
+from nanogpt_lite.api import text_recipe
+from nanogpt_lite.checkpoint import checkpoint_file
+from nanogpt_lite.config import recipe
+from nanogpt_lite.device import distributed
+from nanogpt_lite.tracking.console import Console
+from nanogpt_lite.trainer import step_time
+
+SMALL = {name: value for name, value in TINY.items() if name not in ("max_iters", "eval_interval", "dropout")}
+SMALL |= {"dtype": "float32", "batch_size": 32}
+
+
+def stored_config(run):
+    return json.loads(Path(run, "config.json").read_text(encoding="utf-8"))["config"]
+
+
+def config_of(dataset="bottles.txt", **options):
+    """The config of a training that is ended before its first step."""
+    with closing(ng.training(dataset, **{**SMALL, "overwrite": True, "out_dir": "run", **options})) as records:
+        assert next(records).kind == "start"
+    return stored_config("run")
+
+
+def test_a_run_without_max_iters_has_the_recipe_for_its_text(text_file, capsys):
+    with closing(Console(bar=False)) as console:
+        config = config_of(console=console)
+    data = ng.prepare("bottles.txt")
+    vocab_size, per_step = data.tokenizer.vocab_size, 32 * SMALL["block_size"]
+    fitted = recipe.fit_options(
+        "modern-cpu", train_tokens=len(data.train), vocab_size=vocab_size, tokens_per_step=per_step
+    )
+    assert {name: config[name] for name in fitted} == fitted
+    assert fitted["max_iters"] == -(-10 * len(data.train) // per_step)
+    assert f"recipe for {len(data.train):,} train characters: {fitted['max_iters']} steps" in capsys.readouterr().err
+
+
+def test_the_recipe_is_stored_and_repeats(text_file):
+    trained = ng.train("bottles.txt", **SMALL, out_dir="first", max_iters=12)
+    stored = checkpoint_file.read_checkpoint(trained.out_dir / "last.safetensors").metadata.config
+    again = ng.train(config="first/config.json")
+    assert (trained.out_dir / "last.safetensors").read_bytes() == (again.out_dir / "last.safetensors").read_bytes()
+    assert (
+        stored.dropout
+        == recipe.fit_options("modern-cpu", train_tokens=23_000, vocab_size=28, tokens_per_step=512, max_iters=12)[
+            "dropout"
+        ]
+    )
+
+
+def test_given_options_win_over_the_recipe(text_file, tmp_path):
+    given = {"max_iters": 3, "dropout": 0.25, "weight_decay": 0.7, "patience": 0, "eval_interval": 2}
+    config = config_of(**given)
+    assert {name: config[name] for name in given} == given
+    (tmp_path / "options.json").write_text(json.dumps(given))
+    config = config_of(preset="modern-cpu", config=tmp_path / "options.json")
+    assert {name: config[name] for name in given} == given
+
+
+@pytest.mark.parametrize("preset", ["cpu", "shakespeare_char", "tutorial"])
+def test_presets_of_nanogpt_do_not_follow_the_text(text_file, preset):
+    config, values = config_of(preset=preset), ng.PRESETS[preset]
+    unchanged = {name: value for name, value in values.items() if name not in SMALL}
+    assert {name: config[name] for name in unchanged} == unchanged
+    defaults = {name: default for name, default in dataclasses.asdict(ng.TrainConfig()).items() if name not in values}
+    for name in ("patience", "weight_decay", "ngram_dropout", "eval_interval"):
+        if name in defaults:
+            assert config[name] == defaults[name]
+
+
+def test_initial_weights_keep_their_network_and_get_the_training_of_the_recipe(text_file):
+    parent = ng.train("bottles.txt", **SMALL, preset="cpu", max_iters=2, out_dir="parent")
+    options = {name: SMALL[name] for name in ("device", "threads", "batch_size")}
+    with closing(ng.training("bottles.txt", init_from=parent.out_dir, out_dir="child", **options)) as records:
+        next(records)
+    config = stored_config("child")
+    assert (config["n_embd"], config["position"]) == (SMALL["n_embd"], "learned")
+    assert config["max_iters"] == -(-10 * len(ng.prepare("bottles.txt").train) // (32 * SMALL["block_size"]))
+
+
+def test_minutes_become_the_steps_that_fit_and_are_stored(text_file, monkeypatch):
+    monkeypatch.setattr(step_time, "measure_step_seconds", lambda config, tokenizer, tokens: 0.5)
+    config = config_of(minutes=2)
+    data = ng.prepare("bottles.txt")
+    # after every eval_interval steps, an evaluation costs a third of the training of as many tokens
+    seconds = config["max_iters"] * 0.5 * (1 + len(data.val) / 3 / (config["eval_interval"] * 512))
+    assert seconds == pytest.approx(120, rel=0.03)
+    assert config["lr_decay_iters"] in (0, config["max_iters"])
+    assert (
+        config["dropout"]
+        == recipe.fit_options(
+            "modern-cpu",
+            train_tokens=len(data.train),
+            vocab_size=28,
+            tokens_per_step=512,
+            max_iters=config["max_iters"],
+        )["dropout"]
+    )
+    few = config_of(minutes=0.001)
+    assert (few["max_iters"], few["eval_interval"]) == (1, 1)
+    of_preset = config_of(minutes=1, preset="cpu")
+    assert 100 < of_preset["max_iters"] <= 120
+    assert of_preset["eval_interval"] == -(-of_preset["max_iters"] // 8)
+    assert of_preset["dropout"] == 0
+
+
+def test_the_time_of_a_step_is_measured_and_changes_nothing(text_file, monkeypatch):
+    data = ng.prepare("bottles.txt")
+    config = ng.TrainConfig(**SMALL)
+    before = ng.train(data, **SMALL, max_iters=3, out_dir="before")
+    seconds = step_time.measure_step_seconds(config, data.tokenizer, data.train)
+    assert 0 < seconds < 60
+    after = ng.train(data, **SMALL, max_iters=3, out_dir="after")
+    assert (before.out_dir / "last.safetensors").read_bytes() == (after.out_dir / "last.safetensors").read_bytes()
+
+
+def test_minutes_are_refused_beside_max_iters_and_with_several_ranks(text_file, monkeypatch):
+    with pytest.raises(ng.UserError, match="`minutes` decides how many steps are made, and so does `max_iters`; give"):
+        config_of(minutes=1, max_iters=5)
+    ranks = distributed.ProcessGroup(rank=0, world_size=2)
+    data, config = ng.prepare("bottles.txt"), ng.TrainConfig(**SMALL, minutes=1)
+    with pytest.raises(ng.UserError, match="`minutes` times the steps of a single process, and there are 2 ranks"):
+        text_recipe.fit_config(
+            config, "modern-cpu", data, given={"minutes": 1}, keep_network=False, group=ranks, console=None
+        )
+
+
+def test_a_resumed_run_keeps_its_steps_whatever_minutes_say(trained, capsys):
+    with closing(Console(bar=False)) as console:
+        ng.train(out_dir=trained.out_dir, init_from="resume", minutes=5, console=console)
+    err = capsys.readouterr().err
+    assert "warning: a resumed run keeps its number of steps; `minutes` has no effect" in err
+    assert trained.metrics[-1]["step"] == 20

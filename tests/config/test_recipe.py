@@ -1,0 +1,68 @@
+"""The recipe for a text: its values at known sizes, and how they change with the text and with the given options."""
+
+import itertools
+
+import pytest
+
+from nanogpt_lite.config import recipe
+from nanogpt_lite.config.options import TrainConfig
+from nanogpt_lite.config.presets import PRESETS
+
+SHAKESPEARE_TOKENS = 1_003_854  # of the train split of tiny Shakespeare, in nanoGPT's README
+TOKENS_PER_STEP = {name: TrainConfig.from_dict(PRESETS[name]).tokens_per_step for name in recipe.RECIPES}
+SIZES = [100, 10_000, 54_000, 200_000, 500_000, SHAKESPEARE_TOKENS, 5_000_000, 20_000_000, 10**10]
+
+
+def fit(preset, train_tokens, vocab_size=65, **options):
+    sizes = {"train_tokens": train_tokens, "vocab_size": vocab_size, "tokens_per_step": TOKENS_PER_STEP[preset]}
+    return recipe.fit_options(preset, **{**sizes, **options})
+
+
+@pytest.mark.parametrize("preset", recipe.RECIPES)
+def test_the_preset_has_the_values_for_tiny_shakespeare(preset):
+    values = TrainConfig.from_dict(PRESETS[preset])
+    fitted = fit(preset, SHAKESPEARE_TOKENS)
+    assert {name: getattr(values, name) for name in fitted} == pytest.approx(fitted, rel=0.03)
+
+
+@pytest.mark.parametrize("preset", recipe.RECIPES)
+def test_a_longer_text_gets_no_fewer_steps_and_no_more_regularisation(preset):
+    for shorter, longer in itertools.pairwise(fit(preset, size) for size in SIZES):
+        assert shorter["max_iters"] <= longer["max_iters"]
+        for name in recipe.RECIPES[preset].by_epochs:
+            assert shorter[name] >= longer[name]
+
+
+@pytest.mark.parametrize("preset", recipe.RECIPES)
+@pytest.mark.parametrize("train_tokens", SIZES)
+def test_values_are_valid_options_with_eight_evaluations_and_bounded_steps(preset, train_tokens):
+    fitted = fit(preset, train_tokens)
+    config = TrainConfig.from_dict({**PRESETS[preset], **fitted})
+    assert recipe.MIN_STEPS <= config.max_iters <= recipe.RECIPES[preset].max_steps
+    assert 6 <= config.max_iters / config.eval_interval <= 8
+
+
+def test_a_longer_training_on_the_same_text_is_regularised_more_and_evaluated_as_often():
+    fitted = [fit("modern-cpu", 54_000, max_iters=steps) for steps in (20, 132, 400, 5000)]
+    assert [values["max_iters"] for values in fitted] == [20, 132, 400, 5000]
+    for name in ("dropout", "ngram_dropout", "weight_decay"):
+        values = [options[name] for options in fitted]
+        assert values == sorted(values)
+        assert values[0] < values[1]
+    intervals = [options["eval_interval"] for options in fitted]
+    assert intervals == [3, 17, 17, 17]  # the best step is near the one of the recipe
+
+
+def test_other_presets_are_the_same_for_every_text():
+    assert set(recipe.RECIPES) == {"modern-cpu", "modern"}
+    for preset in (*(set(PRESETS) - set(recipe.RECIPES)), ""):
+        assert recipe.fit_options(preset, train_tokens=54_000, vocab_size=65, tokens_per_step=768) == {}
+
+
+@pytest.mark.parametrize(("device", "preset"), [("cpu", "modern-cpu"), ("cuda", "modern"), ("mps", "modern")])
+def test_steps_without_limit_are_those_of_the_recipe_on_a_short_text_and_more_on_a_long_one(device, preset):
+    def steps(train_tokens):
+        return recipe.steps_without_limit(device, train_tokens=train_tokens, tokens_per_step=TOKENS_PER_STEP[preset])
+
+    assert steps(54_000) == fit(preset, 54_000)["max_iters"]
+    assert steps(10**8) > fit(preset, 10**8)["max_iters"]
