@@ -13,18 +13,17 @@ import argparse
 import shlex
 import sys
 import tempfile
-import time
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, closing
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
+from step_times import step_times, timed_options
 from table import describe_environment, exit_status, machine_line, save
 
 import nanogpt_lite as ng
 from nanogpt_lite.config.schema import Value
-from nanogpt_lite.tracking.records import EvalRecord, Record, StepRecord
+from nanogpt_lite.tracking.records import EvalRecord, Record
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TIMED_STEPS, WARM_UP = 60, 5
@@ -85,9 +84,9 @@ def measure(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="ablation_") as folder:
         data = ng.prepare(args.dataset, out_dir=Path(folder) / "data")
         report["text"] = {"dataset": args.dataset, "sha256": data.sha256}
-        (first_recipe_time,) = step_times(data, [{}], Path(folder))
+        (first_recipe_time,) = variant_step_times(data, [{}], Path(folder))
         for name in args.only:
-            recipe_time, variant_time = step_times(data, [{}, VARIANTS[name]], Path(folder))
+            recipe_time, variant_time = variant_step_times(data, [{}, VARIANTS[name]], Path(folder))
             steps = max(1, round(args.seconds / first_recipe_time * recipe_time / variant_time))
             runs = [train(data, VARIANTS[name], steps, seed, Path(folder) / "run") for seed in range(args.seeds)]
             losses = [run["val_loss"] for run in runs]
@@ -112,22 +111,11 @@ def start_training(data: ng.Dataset, out_dir: Path, options: dict[str, Any]) -> 
     return ng.training(data, preset="modern-cpu", out_dir=out_dir, overwrite=True, **options)
 
 
-def step_times(data: ng.Dataset, variants: Sequence[Mapping[str, Value]], folder: Path) -> list[float]:
+def variant_step_times(data: ng.Dataset, variants: Sequence[Mapping[str, Value]], folder: Path) -> list[float]:
     """Median seconds per step of each variant, in alternating steps, after a warm-up."""
-    options = {"max_iters": TIMED_STEPS + 1, "log_interval": 1, "eval_interval": TIMED_STEPS + 1}
-    step_seconds: list[list[float]] = [[] for _ in variants]
-    with ExitStack() as stack:
-        runs = [
-            start_training(data, folder / f"timed_{n}", {**changed, **options}) for n, changed in enumerate(variants)
-        ]
-        for records in runs:
-            stack.enter_context(closing(records))
-        for _ in range(TIMED_STEPS):
-            for records, seconds in zip(runs, step_seconds, strict=True):
-                start = time.perf_counter()
-                next(record for record in records if isinstance(record, StepRecord))
-                seconds.append(time.perf_counter() - start)
-    return [median(seconds[WARM_UP:]) for seconds in step_seconds]
+    options = timed_options(TIMED_STEPS)
+    runs = [start_training(data, folder / f"timed_{n}", {**changed, **options}) for n, changed in enumerate(variants)]
+    return step_times(runs, steps=TIMED_STEPS, warm_up=WARM_UP)
 
 
 def train(data: ng.Dataset, changed: Mapping[str, Value], steps: int, seed: int, out_dir: Path) -> dict[str, float]:

@@ -15,10 +15,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from harness import COMMAND, README_COMMAND, RECIPE_STEPS, Harness, require_clone, set_up
+from harness import README_COMMAND, RECIPE_STEPS, Harness, evaluations, require_clone, set_up
 from table import describe_environment, exit_status, machine_line, save
-
-import nanogpt_lite as ng
 
 OUT = Path(__file__).resolve().parent / "results" / "curves"
 NANOGPT_EVAL_INTERVAL = 100
@@ -54,10 +52,8 @@ def measure(clone: Path, out: Path) -> None:
 
 def train_lite(harness: Harness, preset: str, interval: int) -> Curve:
     """The curve of a preset of nanogpt_lite."""
-    out_dir = harness.lite_dir / "runs" / preset
-    options = ["--preset", preset, "--device", "cpu", "--eval_interval", str(interval), "--out_dir", str(out_dir)]
-    harness.call(harness.lite_dir, *COMMAND, "train", *options)
-    return [(r["seconds"], r["val_loss"]) for r in ng.Run(out_dir).metrics if r["kind"] == "eval"]
+    _, run = harness.train(preset, "--preset", preset, "--eval_interval", str(interval))
+    return [(record["seconds"], record["val_loss"]) for record in evaluations(run)]
 
 
 def train_nanogpt(harness: Harness) -> Curve:

@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,6 +84,12 @@ class Harness:
             print(f"warning: other programs used {other_load:.1f} cores meanwhile; measure again", file=sys.stderr)
         return run
 
+    def train(self, name: str, *options: str) -> tuple[CompletedRun, ng.Run]:
+        """Train with nanogpt_lite into runs/NAME of its working folder, where a run may be replaced."""
+        out_dir = self.lite_dir / "runs" / name
+        more = ["--device", self.device, "--out_dir", str(out_dir), "--overwrite"]
+        return self.call(self.lite_dir, *COMMAND, "train", *options, *more), ng.Run(out_dir)
+
     def probe(self, function: str, *arguments: str | Path) -> dict[str, float]:
         """What a function of `probe.py` measures in its own process, and the memory of that process in MB."""
         run = self.call(self.nanogpt_dir, PROBE, function, *arguments)
@@ -123,12 +130,22 @@ def set_up(folder: Path, clone: Path, *, device: str = "cpu") -> Harness:
     """Copy nanoGPT into a folder, and prepare the dataset with each program."""
     dataset = ng.prepare("shakespeare_char", out_dir=folder / "lite" / DATA)
     harness = Harness(folder, devices.resolve_threads(0), dataset, device)
-    for name in NEEDED:
-        (harness.nanogpt_dir / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(clone / name, harness.nanogpt_dir / name)
+    copy_nanogpt(clone, harness.nanogpt_dir)
     (harness.nanogpt_dir / DATA / "input.txt").write_bytes(harness.text)
     harness.call(harness.nanogpt_dir / DATA, "prepare.py")
     return harness
+
+
+def copy_nanogpt(clone: Path, folder: Path) -> None:
+    """Copy the files of nanoGPT that are needed into a folder."""
+    for name in NEEDED:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(clone / name, folder / name)
+
+
+def evaluations(run: ng.Run) -> list[dict[str, Any]]:
+    """The evaluation records of a run, oldest first."""
+    return [record for record in run.metrics if record["kind"] == "eval"]
 
 
 def save_networks(harness: Harness) -> tuple[Path, Path]:

@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median, stdev
 
-from harness import COMMAND, Harness, require_clone, save_networks, set_up
+from harness import Harness, evaluations, require_clone, save_networks, set_up
 from table import Row, describe_environment, exit_status, markdown, save
 
 import nanogpt_lite as ng
@@ -155,15 +155,13 @@ def summarize(logs: list[TrainingLog]) -> dict[str, float]:
 
 def train_lite(harness: Harness, preset: str, options: list[str], short: bool) -> tuple[TrainingLog, int]:
     """Train with a preset of nanogpt_lite; also the tokens per step."""
-    out_dir = harness.lite_dir / "runs" / preset
-    more = ["--device", harness.device, "--log_interval", "10", "--out_dir", str(out_dir), "--overwrite"]
     tiny = SHORT if short else []
-    harness.call(harness.lite_dir, *COMMAND, "train", "--preset", preset, *tiny, *options, *more)
-    records = ng.Run(out_dir).metrics
+    _, run = harness.train(preset, "--preset", preset, *tiny, *options, "--log_interval", "10")
+    records = run.metrics
     clock = [(r["step"], r["seconds"]) for r in records if r["kind"] == "step"]
     step_times = [(end - begin) / (last - first) for (first, begin), (last, end) in pairwise(clock)]
-    evaluations = [(r["step"], r["val_loss"]) for r in records if r["kind"] == "eval"]
-    return TrainingLog(step_times, evaluations), records[0]["tokens_per_step"]
+    losses = [(record["step"], record["val_loss"]) for record in evaluations(run)]
+    return TrainingLog(step_times, losses), records[0]["tokens_per_step"]
 
 
 def train_nanogpt(harness: Harness, short: bool) -> TrainingLog:

@@ -81,16 +81,19 @@ def exit_status(benchmark: Callable[[], None]) -> int:
     return 0
 
 
-def describe_environment(command: str, clone: Path | None = None) -> dict[str, Any]:
-    """The command, the machine and the versions of a measurement; `clone` is the folder of nanoGPT, if it is used."""
+def describe_environment(command: str, clone: Path | None = None, *, threads: int = 0) -> dict[str, Any]:
+    """The command, the machine and the versions of a measurement.
+
+    `clone` is the folder of nanoGPT, if it is used; `threads` as of the option.
+    """
     return {
         "command": command,
-        "machine": {"cpu": _cpu_model(), "cores": os.cpu_count(), "threads": devices.resolve_threads(0)},
+        "machine": {"cpu": _cpu_model(), "cores": os.cpu_count(), "threads": devices.resolve_threads(threads)},
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "numpy")},
             "nanogpt_lite": ng.__version__,
-            **({"nanoGPT": _commit(clone)} if clone else {}),
+            **({"nanoGPT": commit_of(clone)} if clone else {}),
         },
     }
 
@@ -131,6 +134,16 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def commit_of(clone: Path) -> str:
+    """The commit of a clone, with "-dirty" if its files were changed; "unknown" without git."""
+    if not (clone / ".git").exists() or not shutil.which("git"):
+        return "unknown"
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # so that git does not write to the clone
+    result = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True)
+    return result.stdout.strip() or "unknown"
+
+
 def _cpu_model() -> str:
     """The name of the processor, as the operating system gives it."""
     info = Path("/proc/cpuinfo")
@@ -140,13 +153,3 @@ def _cpu_model() -> str:
         else None
     )
     return match[1] if match else platform.processor() or platform.machine()
-
-
-def _commit(clone: Path) -> str:
-    """The commit of a clone, with "-dirty" if its files were changed; "unknown" without git."""
-    if not (clone / ".git").exists() or not shutil.which("git"):
-        return "unknown"
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # so that git does not write to the clone
-    result = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True)
-    return result.stdout.strip() or "unknown"

@@ -30,8 +30,8 @@ from harness import (
     DATA,
     README_COMMAND,
     RECIPE_STEPS,
-    CompletedRun,
     Harness,
+    evaluations,
     require_clone,
     save_networks,
     set_up,
@@ -206,29 +206,25 @@ def train(harness: Harness, *, max_iters: int, sprint: int) -> Pair:
         val_loss: float = json.loads(harness.call(harness.lite_dir, *COMMAND, "eval", *words).stdout)["val_loss"]
         return val_loss
 
-    def run(name: str, *options: str) -> tuple[CompletedRun, ng.Run]:
-        out_dir = harness.lite_dir / "runs" / name
-        more = ["--device", "cpu", "--out_dir", str(out_dir), "--overwrite"]
-        return harness.call(harness.lite_dir, *COMMAND, "train", *options, *more), ng.Run(out_dir)
-
     def measure_lite() -> Values:
-        cpu_process, cpu = run("cpu", "--preset", "cpu", *length)
-        _, bfloat16 = run("bfloat16", "--preset", "cpu", "--dtype", "bfloat16", *length)
+        cpu_process, cpu = harness.train("cpu", "--preset", "cpu", *length)
+        _, bfloat16 = harness.train("bfloat16", "--preset", "cpu", "--dtype", "bfloat16", *length)
         seed = ("--seed", str(next(seeds)))
-        sprint_process, sprint_run = run("sprint", "--preset", "modern-cpu", "--max_iters", str(sprint), *seed)
-        modern_process, modern = run("modern", "--preset", "modern-cpu", *seed)
+        sprint_length = ("--max_iters", str(sprint))
+        sprint_process, sprint_run = harness.train("sprint", "--preset", "modern-cpu", *sprint_length, *seed)
+        modern_process, modern = harness.train("modern", "--preset", "modern-cpu", *seed)
         return {
             TRAINING.name: cpu_process.seconds,
             STEP.name: step_milliseconds(cpu),
-            LOSS.name: last_evaluation(cpu)["val_loss"],
+            LOSS.name: evaluations(cpu)[-1]["val_loss"],
             MEMORY.name: cpu_process.memory,
             STEP_FAST.name: step_milliseconds(bfloat16),
-            LOSS_FAST.name: last_evaluation(bfloat16)["val_loss"],
-            SPRINT.name: last_evaluation(sprint_run)["seconds"],
+            LOSS_FAST.name: evaluations(bfloat16)[-1]["val_loss"],
+            SPRINT.name: evaluations(sprint_run)[-1]["seconds"],
             SPRINT_PROCESS.name: sprint_process.seconds,
-            SPRINT_LOSS.name: last_evaluation(sprint_run)["val_loss"],
+            SPRINT_LOSS.name: evaluations(sprint_run)[-1]["val_loss"],
             MODERN.name: modern_process.seconds,
-            MODERN_LOSS.name: last_evaluation(modern)["val_loss"],
+            MODERN_LOSS.name: evaluations(modern)[-1]["val_loss"],
             MODERN_MEMORY.name: modern_process.memory,
             INT8_LOSS.name: abs(evaluate(modern, "--int8=True") - evaluate(modern)),
         }
@@ -261,12 +257,6 @@ def step_milliseconds(run: ng.Run) -> float:
     clock: list[tuple[int, float]] = [(0, 0.0)]
     clock += [(record["step"], record["seconds"]) for record in run.metrics if record["kind"] == "step"]
     return median(1000 * (end - begin) / (last - first) for (first, begin), (last, end) in pairwise(clock))
-
-
-def last_evaluation(run: ng.Run) -> dict[str, Any]:
-    """The last evaluation record of a run."""
-    record: dict[str, Any] = [record for record in run.metrics if record["kind"] == "eval"][-1]
-    return record
 
 
 def compare_losses(harness: Harness) -> bool:
