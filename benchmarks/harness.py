@@ -9,7 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
@@ -42,6 +42,7 @@ class CompletedRun:
     stdout: str
     seconds: float
     memory: float  # peak resident set size, in MB
+    other_load: float = 0.0  # cores that other processes used meanwhile; 0 if it was not measured
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Harness:
         other_load = (_cpu_seconds_of_others() - before) / run.seconds
         if other_load > MAX_OTHER_LOAD:
             print(f"warning: other programs used {other_load:.1f} cores meanwhile; measure again", file=sys.stderr)
-        return run
+        return replace(run, other_load=other_load)
 
     def train(self, name: str, *options: str) -> tuple[CompletedRun, ng.Run]:
         """Train with nanogpt_lite into runs/NAME of its working folder, where a run may be replaced."""
