@@ -1,4 +1,7 @@
-"""Parts of the benchmarks: rows and targets, valid variants, the memory of another process, the texts of packages."""
+"""Parts of the benchmarks: rows and targets, valid variants, the memory of another process, the texts of packages.
+
+The benchmark of any text has tests of its own: test_any_text.py.
+"""
 
 import gzip
 import hashlib
@@ -25,7 +28,9 @@ def benchmarks_on_path(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
 
 
-@pytest.mark.parametrize("name", ["ablation", "curves", "on_gpu", "scaling", "startup", "texts", "vs_nanogpt"])
+@pytest.mark.parametrize(
+    "name", ["ablation", "any_text", "curves", "on_gpu", "scaling", "startup", "texts", "vs_nanogpt"]
+)
 def test_each_benchmark_has_help_and_refuses_unknown_options(name, monkeypatch, capsys):
     module = __import__(name)
     for arguments, status in (["--help"], 0), (["--nonsense"], 2):

@@ -69,6 +69,7 @@ CLI_ONLY = {
 }
 MODAL_ONLY = {"gpu", "timeout", "max_dollars", "sweep_iters", "detach"}
 OTHER_PROGRAMS = {"slow", "max_restarts", "parity"}  # of pytest, torchrun, benchmarks/vs_nanogpt.py
+OTHER_PROGRAMS |= {"special", "split", "texts", "only"}  # of benchmarks/any_text.py
 
 
 def program_commands(page: Path) -> list[list[str]]:

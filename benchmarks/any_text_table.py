@@ -1,0 +1,218 @@
+"""The goals of `any_text.py`, and its results as Markdown and as a picture."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from harness import MAX_OTHER_LOAD
+from parts import NGRAM
+from settings import SETTINGS
+from table import machine_line
+
+NEAR = 0.03  # nats per token
+LONG_TEXT = 200_000  # bytes
+
+GOALS = {
+    "nanogpt": "better than nanoGPT, in no more time",
+    "settings": f"at most {NEAR} nats per token above the best of eight settings",
+    "baselines": f"better than the 5-gram model and the compressor, if the text is longer than {LONG_TEXT // 1000} kB",
+}
+COLUMNS = {
+    **{"text": "---", "kind": "---", "script": "---", "tokenizer": "---", "characters": "---:", "tokens": "---:"},
+    **{"default": "---:", "s": "---:", "nanoGPT": "---:", "its s": "---:", "time": "---:", "goal 1": "---"},
+    **{"best of eight": "---:", "setting": "---", "above it": "---:", "goal 2": "---"},
+    **{"5-gram": "---:", "compressor": "---:", "goal 3": "---"},
+}
+NOTES = (
+    "Losses are in nats per character of the val split; that of a training is of its best checkpoint. s: seconds of "
+    "the whole process. time: the default's relative to nanoGPT's. above it: the default's loss less that of the best "
+    "setting, in nats per token. compressor: the better one of lzma and bz2."
+)
+VERDICTS = {True: "met", False: "missed", None: ""}
+
+
+@dataclass(frozen=True)
+class Special:
+    """A row about Shakespeare, or its beginning, with goals of its own."""
+
+    name: str
+    characters: int | None  # all, if None
+    seeds: int
+    best: float  # the highest val loss, of the mean over the seeds
+    last_above_best: float | None = None  # by how much the last val loss may be higher than the best
+    seconds: float | None = None  # of the slowest process
+
+    def met(self, runs: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the runs reach all goals."""
+        best, last = (mean(run[name] for run in runs) for name in ("nats_per_token", "last_nats_per_token"))
+        return (
+            best <= self.best
+            and (self.last_above_best is None or last - best <= self.last_above_best)
+            and (self.seconds is None or max(run["seconds"] for run in runs) <= self.seconds)
+        )
+
+    def target(self) -> str:
+        """The goals as text."""
+        parts = [f"best ≤ {self.best:g}"]
+        parts += [f"last ≤ best + {self.last_above_best:g}"] if self.last_above_best is not None else []
+        parts += [f"≤ {self.seconds:g} s"] if self.seconds is not None else []
+        return ", ".join(parts)
+
+
+SPECIAL = (
+    Special("Shakespeare, the first 60,000 characters", 60_000, 1, best=1.61, last_above_best=0.03, seconds=30),
+    Special("Shakespeare", None, 3, best=1.489),
+)
+
+
+def goals_met(row: Mapping[str, Any]) -> dict[str, bool | None]:
+    """Whether a text reaches each goal; None if a part is not measured, or if the goal is not for this text."""
+    met: dict[str, bool | None] = dict.fromkeys(GOALS)
+    default = row.get("default")
+    if default is None:
+        return met
+    if nanogpt := row.get("nanogpt"):
+        better = default["nats_per_character"] < nanogpt["nats_per_character"]
+        met["nanogpt"] = better and default["seconds"] <= nanogpt["seconds"]
+    if "settings" in row:
+        met["settings"] = above_best_setting(row) <= NEAR
+    if "baselines" in row and row["bytes"] > LONG_TEXT:
+        met["baselines"] = all(
+            default["nats_per_character"] < b["nats_per_character"] for b in row["baselines"].values()
+        )
+    return met
+
+
+def is_disturbed(row: Mapping[str, Any]) -> bool:
+    """Whether other processes ran while the default or nanoGPT was timed, so that the time is not reliable."""
+    return any(row[part]["other_load"] > MAX_OTHER_LOAD for part in ("default", "nanogpt") if part in row)
+
+
+def best_setting(row: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The name and the result of the setting with the lowest loss."""
+    results: Mapping[str, Mapping[str, Any]] = row["settings"]["results"]
+    return min(results.items(), key=lambda item: item[1]["nats_per_token"])
+
+
+def above_best_setting(row: Mapping[str, Any]) -> float:
+    """The default's loss less that of the best setting, in nats per token."""
+    difference: float = row["default"]["nats_per_token"] - best_setting(row)[1]["nats_per_token"]
+    return difference
+
+
+def time_shares(row: Mapping[str, Any]) -> list[float]:
+    """The time of each setting, relative to the default's."""
+    results = row["settings"]["results"].values() if "settings" in row else []
+    return [result["seconds"] / row["default"]["seconds"] for result in results]
+
+
+def compared_losses(row: Mapping[str, Any]) -> dict[str, float]:
+    """What the default is compared with, and its loss in nats per character."""
+    losses = {"nanoGPT": row["nanogpt"]} if "nanogpt" in row else {}
+    if "settings" in row:
+        losses["best of eight"] = best_setting(row)[1]
+    if baselines := row.get("baselines"):
+        compressors = [loss for name, loss in baselines.items() if name != NGRAM]
+        losses["5-gram"] = baselines[NGRAM]
+        losses["compressor"] = min(compressors, key=lambda loss: loss["nats_per_character"])
+    return {name: loss["nats_per_character"] for name, loss in losses.items()}
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """Both tables, of the texts and of Shakespeare, and how often each goal is met."""
+    lines = [machine_line(dict(report)), ""]
+    rows = by_size(report["rows"])
+    if rows:
+        lines += [f"| {' | '.join(COLUMNS)} |", f"|{'|'.join(COLUMNS.values())}|"]
+        lines += [f"| {' | '.join(cells(row))} |" for row in rows]
+        lines += ["", NOTES, ""]
+        for number, (goal, title) in enumerate(GOALS.items(), 1):
+            verdicts = [met for met in (goals_met(row)[goal] for row in rows) if met is not None]
+            lines.append(f"- goal {number}, {title}: {sum(verdicts)} of {len(verdicts)} texts")
+        if shares := [share for row in rows for share in time_shares(row)]:
+            lines += ["", f"A setting took {min(shares):.2f} to {max(shares):.2f} of the default's time."]
+        if disturbed := [row["name"] for row in rows if is_disturbed(row)]:
+            lines += ["", f"Other processes ran while these were timed: {', '.join(disturbed)}."]
+        lines.append("")
+    if report["special"]:
+        lines += ["| text | seeds | best val loss | last val loss | s | goals | |", "|---|---:|---:|---:|---:|---|---|"]
+        lines += [special_line(special, report["special"]) for special in SPECIAL if special.name in report["special"]]
+        lines += ["", "Losses in nats per character, means over the seeds; s: seconds of the slowest process.", ""]
+    if commits := sorted({part["commit"] for part in trained_parts(report)}):
+        lines.append(f"Commits of nanogpt_lite: {', '.join(commits)}.")
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """The cells of a text; empty where a part is not measured."""
+    default, nanogpt = row.get("default"), row.get("nanogpt")
+    losses = {name: f"{loss:.4f}" for name, loss in compared_losses(row).items()}
+    verdicts = [VERDICTS[met] for met in goals_met(row).values()]
+    has_both = default is not None and "settings" in row
+    ratio = f"{default['seconds'] / nanogpt['seconds']:.2f}" if default and nanogpt else ""
+    return [
+        *(row["name"], row["kind"], row["script"], row["tokenizer"]),
+        *(f"{row['characters']:,}", f"{row['train_tokens'] + row['val_tokens']:,}"),
+        *((f"{default['nats_per_character']:.4f}", f"{default['seconds']:.1f}") if default else ("", "")),
+        *(losses.get("nanoGPT", ""), f"{nanogpt['seconds']:.1f}" if nanogpt else "", ratio, verdicts[0]),
+        *(losses.get("best of eight", ""), best_setting(row)[0] if "settings" in row else ""),
+        *(f"{above_best_setting(row):+.4f}" if has_both else "", verdicts[1]),
+        *(losses.get("5-gram", ""), losses.get("compressor", ""), verdicts[2]),
+    ]
+
+
+def special_line(special: Special, measured: Mapping[str, Any]) -> str:
+    """A row about Shakespeare."""
+    runs = measured[special.name]["runs"]
+    losses = [f"{mean(run[name] for run in runs):.4f}" for name in ("nats_per_token", "last_nats_per_token")]
+    seconds = f"{max(run['seconds'] for run in runs):.1f}"
+    texts = [special.name, str(len(runs)), *losses, seconds, special.target(), VERDICTS[special.met(runs)]]
+    return f"| {' | '.join(texts)} |"
+
+
+def trained_parts(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The parts that nanogpt_lite trained."""
+    parts = [row[part] for row in report["rows"] for part in ("default", "settings") if part in row]
+    return [*parts, *report["special"].values()]
+
+
+def by_size(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The texts, the shortest first."""
+    return sorted(rows, key=lambda row: (row["bytes"], row["name"]))
+
+
+def save_plot(report: Mapping[str, Any], path: Path) -> None:
+    """Write the picture: what each text's loss is elsewhere, relative to the default's. Nothing if there is none."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in by_size(report["rows"]) if "default" in row and compared_losses(row)]
+    if not rows:
+        return
+    figure = Figure(figsize=(8, 1.6 + 0.3 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    markers = {"nanoGPT": "s", "best of eight": "D", "5-gram": "^", "compressor": "o"}
+    for name, marker in markers.items():
+        points = [
+            (compared_losses(row)[name] / row["default"]["nats_per_character"], position)
+            for position, row in enumerate(rows)
+            if name in compared_losses(row)
+        ]
+        if points:
+            ratios, positions = zip(*points, strict=True)
+            label = f"best of {len(SETTINGS)} settings, each in the default's time" if name == "best of eight" else name
+            axes.scatter(ratios, positions, marker=marker, s=28, label=label, zorder=3, alpha=0.85)
+    axes.axvline(1, color="black", linewidth=1, zorder=2)
+    axes.set_yticks(range(len(rows)), [f"{row['name']}, {row['bytes'] / 1000:,.0f} kB" for row in rows])
+    axes.invert_yaxis()  # the shortest text at the top
+    axes.grid(axis="y", linewidth=0.4, color="lightgray")
+    machine = report["machine"]
+    figure.supxlabel(
+        "val loss per character, relative to the default's; right of the line, the default is better\n"
+        f"({machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads)",
+        fontsize="medium",
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize="small")
+    figure.savefig(path, dpi=150)
