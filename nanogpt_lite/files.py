@@ -5,6 +5,7 @@ What the files contain is not known here: see `checkpoint`, `data`, `runs` and `
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
@@ -145,6 +146,11 @@ def _replace(temporary: Path, path: Path) -> None:
 def _lock_path(temporary: Path) -> Path:
     """The lock of a temporary file: a file beside it, since other programs may replace the temporary file itself."""
     return temporary.with_name(f"{temporary.name}.lock")
+
+
+def json_sha256(value: object) -> str:
+    """The SHA-256 of a value's canonical JSON, in hexadecimal."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def canonical_json(value: object) -> str:

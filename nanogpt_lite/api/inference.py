@@ -202,9 +202,11 @@ def _open_evaluation_data(
     *,
     verify: bool,
 ) -> Dataset:
-    """The dataset to evaluate on, verified: the one of the run, or `dataset` with the run's tokenizer in `folder`."""
+    """The dataset to evaluate on, verified: the one of the run, or `dataset` with the run's tokenizer.
+
+    The latter is written to `folder` unless it is prepared: an evaluation replaces no prepared data.
+    """
     if dataset is None:
         sha256 = saved.metadata.dataset_sha256 or None
         return preparation.open_or_prepare(trained_with.dataset, tokenizer=tokenizer, sha256=sha256, verify=verify)
-    # in a folder of its own: data/NAME may be prepared with another tokenizer
-    return preparation.open_or_prepare(dataset, tokenizer=tokenizer, out_dir=folder, verify=verify)
+    return preparation.open_or_prepare(dataset, tokenizer=tokenizer, temporary_dir=folder, verify=verify)

@@ -153,7 +153,7 @@ COMMANDS = {
         _prepare,
         "nanogpt_lite.data.preparation",
         DataConfig,
-        {"out_dir": "the dataset's folder; without it, data/NAME"},
+        {"out_dir": "the dataset's folder; without it, data/NAME for characters, else data/NAME-TOKENIZER"},
         {"overwrite": "download and convert again, even if nothing changed"},
     ),
     "train": Command(

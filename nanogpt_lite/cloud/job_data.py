@@ -7,7 +7,7 @@ from nanogpt_lite.cloud.prepare_job import prepare_and_push
 from nanogpt_lite.cloud.storage import Storage
 from nanogpt_lite.data import preparation, sources
 from nanogpt_lite.data.dataset import Dataset, open_dataset
-from nanogpt_lite.data.preparation import DATA_DIR
+from nanogpt_lite.data.folder_names import DATA_DIR
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.runs.checkpoint_loading import load_checkpoint
 from nanogpt_lite.runs.run_folder import Run

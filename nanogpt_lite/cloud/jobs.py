@@ -36,7 +36,7 @@ from nanogpt_lite.config.options import DataConfig, LoadConfig
 from nanogpt_lite.config.spelling import for_modal
 from nanogpt_lite.data import sources
 from nanogpt_lite.data.dataset import Dataset
-from nanogpt_lite.data.preparation import DATA_DIR
+from nanogpt_lite.data.folder_names import DATA_DIR
 from nanogpt_lite.errors import NanoGPTLiteError, UserError
 from nanogpt_lite.generation.text_stream import print_samples
 from nanogpt_lite.runs.run_folder import RUNS_DIR, Run, checkpoints_in

@@ -4,7 +4,7 @@ from nanogpt_lite.cloud.client.volume_names import require_safe_name
 from nanogpt_lite.cloud.storage import Storage
 from nanogpt_lite.data import preparation, sources
 from nanogpt_lite.data.dataset import Dataset
-from nanogpt_lite.data.preparation import DATA_DIR
+from nanogpt_lite.data.folder_names import DATA_DIR
 from nanogpt_lite.tokenizers.base import Tokenizer
 
 

@@ -18,7 +18,7 @@ from nanogpt_lite.checkpoint import SUFFIX
 from nanogpt_lite.cloud.calls import lost_run_error
 from nanogpt_lite.cloud.client.volume_names import TRACE_DIR, UPLOADS_DIR, require_safe_name
 from nanogpt_lite.data import fingerprints, sources
-from nanogpt_lite.data.preparation import DATA_DIR
+from nanogpt_lite.data.folder_names import DATA_DIR
 from nanogpt_lite.runs.run_folder import RUNS_DIR
 
 VOLUME_DIRS = {DATA_DIR: "datasets", RUNS_DIR: "runs"}

@@ -94,7 +94,7 @@ class TrainOptions(NetworkOptions, RuntimeOptions, total=False):
 
     tokenizer: str
     """char: one token per character; byte: one per UTF-8 byte; bpe-4096: byte-pair encoding with 4096 tokens,
-    trained on the text; gpt2: the byte-pair encoding of GPT-2; auto: that of the prepared dataset, else char
+    trained on the text; gpt2: the byte-pair encoding of GPT-2; auto: char, but of a prepared folder its own
     (default: 'auto')
     """
 

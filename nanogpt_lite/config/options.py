@@ -68,7 +68,7 @@ class DataConfig(Options):
     tokenizer: str = network_option(
         "auto",
         "char: one token per character; byte: one per UTF-8 byte; bpe-4096: byte-pair encoding with 4096 tokens, "
-        "trained on the text; gpt2: the byte-pair encoding of GPT-2; auto: that of the prepared dataset, else char",
+        "trained on the text; gpt2: the byte-pair encoding of GPT-2; auto: char, but of a prepared folder its own",
         Rule(
             lambda name: name == "auto" or is_tokenizer_name(name),
             f"one of auto, {', '.join(TOKENIZERS)}, or bpe- and a size from 256 to 999999",

@@ -16,7 +16,7 @@ import numpy as np
 
 from nanogpt_lite import files
 from nanogpt_lite.config.options import is_tokenizer_name
-from nanogpt_lite.data import fingerprints
+from nanogpt_lite.data import fingerprints, folder_names
 from nanogpt_lite.data.download import ProgressCallback
 from nanogpt_lite.data.encoding import TextStats, encode_splits
 from nanogpt_lite.data.fingerprints import FileFingerprint
@@ -51,8 +51,8 @@ class Dataset:
 
     @property
     def name(self) -> str:
-        """The name of its folder."""
-        return self.path.name
+        """The name of its folder, without the hash of a run's tokenizer. A new run is called NAME-N."""
+        return folder_names.without_hash(self.path.name, self.tokenizer)
 
     def __repr__(self) -> str:
         return (

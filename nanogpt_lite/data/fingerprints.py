@@ -7,7 +7,6 @@ again. It is written if the folder can be written. What is compared with what it
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import time
@@ -50,7 +49,7 @@ def text_fingerprint(paths: Sequence[Path]) -> str | None:
     if not paths or not are_settled(fingerprints):
         return None
     entries = [[str(path.absolute()), *entry] for path, entry in zip(paths, fingerprints, strict=True)]
-    return hashlib.sha256(files.canonical_json(entries).encode()).hexdigest()
+    return files.json_sha256(entries)
 
 
 def is_recorded(folder: Path, key: str, value: object) -> bool:

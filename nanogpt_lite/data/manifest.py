@@ -3,7 +3,6 @@
 It is the same wherever and whenever a text is prepared. See `dataset` for the folder that it is in.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,7 +92,7 @@ def has_run_tokenizer(folder: Path) -> bool:
 
 def tokenizer_sha256(tokenizer: Tokenizer) -> str:
     """The SHA-256 of a tokenizer's canonical JSON: the same for two tokenizers that give the same ids."""
-    return _json_sha256(tokenizer.to_json())
+    return files.json_sha256(tokenizer.to_json())
 
 
 def _parse_checksums(manifest: dict[str, Any]) -> dict[str, str]:
@@ -115,8 +114,4 @@ def _parse_count(value: object) -> int | None:
 
 def _manifest_sha256(manifest: dict[str, Any]) -> str:
     """The SHA-256 of a manifest without the keys that are written after it."""
-    return _json_sha256({key: value for key, value in manifest.items() if key not in ("complete", "checksums")})
-
-
-def _json_sha256(value: object) -> str:
-    return hashlib.sha256(files.canonical_json(value).encode()).hexdigest()
+    return files.json_sha256({key: value for key, value in manifest.items() if key not in ("complete", "checksums")})

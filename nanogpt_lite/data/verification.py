@@ -13,7 +13,7 @@ from nanogpt_lite.data import fingerprints
 from nanogpt_lite.data.dataset import Dataset, tokens_record
 from nanogpt_lite.data.download import ProgressCallback
 from nanogpt_lite.data.fingerprints import FileFingerprint
-from nanogpt_lite.data.manifest import tokenizer_sha256
+from nanogpt_lite.data.manifest import has_run_tokenizer, tokenizer_sha256
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.tokenizers.base import Ids
 
@@ -144,8 +144,13 @@ def _is_text(dataset: Dataset, report: ProgressCallback | None) -> bool:
 
 
 def _changed_error(dataset: Dataset) -> UserError:
-    text = "the original text" if dataset.source == str(dataset.path) else f"`dataset='{dataset.source}'`"
+    if has_run_tokenizer(dataset.path):
+        remedy = "delete that folder, and give the text again (`dataset`)"
+    else:
+        text = "the original text" if dataset.source == str(dataset.path) else f"`dataset='{dataset.source}'`"
+        tokenizer = dataset.tokenizer.to_json()["type"]
+        remedy = f"prepare it again with {text} `tokenizer='{tokenizer}'` `out_dir='{dataset.path}'` `overwrite=True`"
     return UserError(
         f"the tokens in {dataset.path} are not those of the text that was prepared there: a file is damaged, or was "
-        f"changed; prepare it again with {text} `out_dir='{dataset.path}'` `overwrite=True`"
+        f"changed; {remedy}"
     )

@@ -29,6 +29,21 @@ def make_tokenizer(name: str, *, charset: str, read_chunks: Callable[[], Iterabl
     return bpe.train_bpe(name, read_chunks(), int(name.removeprefix("bpe-")))
 
 
+def option_of(tokenizer: Tokenizer, *, charset: str) -> str | None:
+    """The name with which `make_tokenizer` makes this very tokenizer for a text with these characters.
+
+    None if there is none, or if it is not known: bpe-SIZE would have to be trained.
+    """
+    match tokenizer.to_json():
+        case {"type": "byte"}:
+            return "byte"
+        case {"type": "char", "chars": chars} if chars == charset:
+            return "char"
+        case {"type": "gpt2", "merges": merges, "special": [special]} if special == END_OF_TEXT:
+            return "gpt2" if bpe.is_gpt2_merges(merges) else None
+    return None
+
+
 def load_gpt2_tokenizer() -> BPETokenizer:
     """GPT-2's tokenizer, 50,257 tokens. `ExternalError` without a network, or if the hub's cached file is damaged."""
     merges = gpt2.fetch_gpt2_merges()

@@ -153,8 +153,10 @@ def test_evaluate_on_another_text_does_not_change_its_prepared_data(trained, tex
     (text_file.parent / "other.txt").write_text("9 green bottles; " * 50)
     other = ng.prepare("other.txt")
     before = (other.path / "train.bin").read_bytes()
+    folders = sorted(Path("data").iterdir())
     assert ng.evaluate(trained, dataset="other.txt")["val_tokens"] == len(other.val)
     assert (other.path / "train.bin").read_bytes() == before
+    assert sorted(Path("data").iterdir()) == folders
 
 
 def test_a_missing_checkpoint_error_lists_the_existing_ones(trained):

@@ -38,6 +38,8 @@ def test_a_run_starts_from_the_weights_of_another_run(trained, text_file):
     metadata = read_checkpoint(second.out_dir / "last.safetensors").metadata
     assert metadata.config.n_embd == 16
     assert metadata.tokenizer == read_checkpoint(trained.out_dir / "best.safetensors").metadata.tokenizer
+    assert second.out_dir == Path("runs/other-1")
+    assert second.data_folder.name.startswith("other-char-"), "data/other is for the characters of the text"
     for one, other in zip(ng.load(trained)[0].parameters(), ng.load(second)[0].parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
     ng.train(out_dir=second.out_dir, init_from="resume", max_iters=3)  # the first run is no longer needed for that
@@ -46,6 +48,28 @@ def test_a_run_starts_from_the_weights_of_another_run(trained, text_file):
     (text_file.parent / "foreign.txt").write_text("Ω" * 200)
     with pytest.raises(ng.UserError, match=r"'Ω' \(U\+03A9\) at position 0"):
         ng.train("foreign.txt", init_from=str(trained.out_dir))
+
+
+def test_tokenizer_of_a_training_is_not_that_of_the_next_one(text_file):
+    options = {**TINY, "max_iters": 1}
+    in_bytes, in_characters = (ng.train("bottles.txt", **options, **more) for more in ({"tokenizer": "byte"}, {}))
+    assert (in_bytes.out_dir, in_characters.out_dir) == (Path("runs/bottles-byte-1"), Path("runs/bottles-1"))
+    assert [ng.load(run)[1].to_json()["type"] for run in (in_bytes, in_characters)] == ["byte", "char"]
+    ng.train(out_dir=in_bytes.out_dir, init_from="resume", max_iters=2)
+    assert (in_bytes.data_folder, in_characters.data_folder) == (Path("data/bottles-byte"), Path("data/bottles"))
+
+
+def test_run_resumes_after_its_data_of_an_earlier_version_was_prepared_for_characters(text_file):
+    """Up to version 0.2, data/NAME held the tokenizer that was given last."""
+    ng.prepare("bottles.txt", tokenizer="byte", out_dir="data/bottles")
+    run = ng.train("bottles.txt", tokenizer="byte", **{**TINY, "max_iters": 2})
+    assert run.data_folder == Path("data/bottles")
+    prepared = ng.prepare("bottles.txt")
+    assert (prepared.path, prepared.tokenizer.to_json()["type"]) == (Path("data/bottles"), "char")
+    ng.train(out_dir=run.out_dir, init_from="resume", max_iters=4)
+    assert run.metrics[-1]["step"] == 4
+    assert run.data_folder == Path("data/bottles-byte")
+    assert ng.prepare("data/bottles").tokenizer.to_json()["type"] == "char"
 
 
 def test_an_existing_run_is_not_overwritten_without_overwrite(trained):

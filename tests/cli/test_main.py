@@ -189,14 +189,15 @@ def test_read_only_folder_is_reported(text_file, capsys):
     assert re.search("error: runs.*(exists|denied|Not a directory).*check the path", capsys.readouterr().err)
 
 
-def test_prepare_finds_a_damaged_dataset_and_its_remedy_works(text_file, capsys):
-    assert main("prepare --dataset bottles.txt") == 0
-    path = Path("data/bottles/train.bin")
+@pytest.mark.parametrize(("option", "folder"), [("", "data/bottles"), (" --tokenizer byte", "data/bottles-byte")])
+def test_prepare_finds_a_damaged_dataset_and_its_remedy_works(text_file, capsys, option, folder):
+    assert main(f"prepare --dataset bottles.txt{option}") == 0
+    path = Path(folder, "train.bin")
     content = path.read_bytes()
     path.write_bytes(content[:100] + b"\1" + content[101:])
-    assert main("prepare --dataset bottles.txt") == 2
+    assert main(f"prepare --dataset bottles.txt{option}") == 2
     stderr = capsys.readouterr().err
-    remedy = re.search(r"prepare it again with (--dataset bottles.txt --out_dir data/bottles --overwrite)", stderr)
+    remedy = re.search(r"prepare it again with (--dataset bottles.txt .*--overwrite)", stderr)
     assert remedy
     assert main(f"prepare {remedy[1]}") == 0
     assert path.read_bytes() == content

@@ -30,18 +30,12 @@ def test_existing_dataset_is_reused(book):
         assert np.array_equal(reopened.train, first.train)
 
 
-def test_new_text_or_tokenizer_replaces_the_dataset(book):
+def test_new_text_replaces_the_dataset(book):
     folder = prepare(book).path
     for text in (TEXT[::-1], OTHER_TEXT):  # with the same characters, and with others
         book.write_bytes(text.encode())
         assert prepare(book).path == folder
         assert read_bins(folder) == nanogpt_bins(text)
-    assert prepare(book, tokenizer="byte").tokenizer.vocab_size == 256
-    assert (folder / "val.bin").stat().st_size == 2 * len(OTHER_TEXT[int(0.9 * len(OTHER_TEXT)) :].encode())
-    book.write_bytes(TEXT.encode())
-    assert prepare(book, tokenizer="auto").tokenizer.vocab_size == 256  # as it was prepared
-    assert prepare(book, tokenizer="char").tokenizer.vocab_size == len(set(TEXT))
-    assert read_bins(folder) == nanogpt_bins(TEXT)
 
 
 def test_damaged_tokens_are_an_error_and_overwrite_replaces_them(book):

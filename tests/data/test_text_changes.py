@@ -122,17 +122,10 @@ def test_other_file_of_the_same_size_and_time_is_noticed(book):
     assert text_of(open_or_prepare("book.txt", out_dir=prepared)) == REVERSED
 
 
-def test_other_tokenizer_reads_the_unchanged_text(book):
-    prepare(book)
-    assert text_of(open_or_prepare(book, tokenizer="byte")) == TEXT
-    assert open_or_prepare(book).tokenizer.vocab_size == 256
-    assert open_or_prepare(book, tokenizer="char").tokenizer.vocab_size == len(set(TEXT))
-
-
 @pytest.mark.parametrize("version", ["0.1", "now"])
 def test_char_tokenizer_with_more_characters_than_the_text_is_not_taken_for_its_own(book, version):
     larger = CharTokenizer("".join(sorted(set(TEXT))) + "ß")
-    folder = prepare(book, tokenizer=larger).path
+    folder = prepare(book, tokenizer=larger, out_dir="data/book").path  # as an earlier version wrote it
     if version == "0.1":
         downgrade(folder)
     assert open_or_prepare(book, tokenizer=larger).tokenizer.vocab_size == larger.vocab_size

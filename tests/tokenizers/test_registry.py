@@ -1,5 +1,6 @@
 """Every tokenizer by its name and from its JSON form, and what the rest of the program needs of each."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -10,8 +11,11 @@ from hypothesis import given, settings
 
 from nanogpt_lite.config.options import TOKENIZERS, DataConfig, is_tokenizer_name
 from nanogpt_lite.errors import UserError
+from nanogpt_lite.tokenizers import bpe
 from nanogpt_lite.tokenizers.base import Tokenizer, id_dtype
-from nanogpt_lite.tokenizers.registry import make_tokenizer, tokenizer_from_json
+from nanogpt_lite.tokenizers.bpe import BPETokenizer
+from nanogpt_lite.tokenizers.char import CharTokenizer
+from nanogpt_lite.tokenizers.registry import make_tokenizer, option_of, tokenizer_from_json
 
 TEXT = "".join(HARD_TEXTS) + "green bottles hanging on the wall\n" * 9
 NAMES = [*(name for name in TOKENIZERS if name != "gpt2"), "bpe-300"]  # gpt2 needs the Hugging Face hub: see test_bpe
@@ -32,6 +36,19 @@ def test_a_tokenizer_keeps_its_name_and_ids_in_its_json_form(named):
     restored = tokenizer_from_json(form)
     assert type(restored) is type(tokenizer)
     assert restored.encode(TEXT).tolist() == tokenizer.encode(TEXT).tolist()
+
+
+def test_option_that_makes_a_tokenizer_is_known_unless_it_has_to_be_trained(named, monkeypatch):
+    name, tokenizer = named
+    charset = "".join(sorted(set(TEXT)))
+    assert option_of(tokenizer, charset=charset) == (None if name == "bpe-300" else name)
+    assert option_of(CharTokenizer(charset[::-1]), charset=charset) is None
+    assert option_of(CharTokenizer(charset + "\U0010fffd"), charset=charset) is None
+    merges = ["h e", "t he"]  # as if they were GPT-2's
+    monkeypatch.setattr(bpe, "GPT2_MERGES_SHA256", hashlib.sha256("\n".join(merges).encode()).hexdigest())
+    assert option_of(BPETokenizer("", merges, ["<|endoftext|>"]), charset=charset) == "gpt2"
+    assert option_of(BPETokenizer("", merges, ["<|endoftext|>", "unused"]), charset=charset) is None
+    assert option_of(BPETokenizer("gpt2", merges[:1], ["<|endoftext|>"]), charset=charset) is None
 
 
 def test_a_tokenizer_decodes_what_it_encodes(named):
