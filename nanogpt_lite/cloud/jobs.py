@@ -29,18 +29,20 @@ from nanogpt_lite.cloud.client.volume_names import (
 )
 from nanogpt_lite.cloud.gpu_time import GPUTime, count_attempt, report_gpu_time
 from nanogpt_lite.cloud.messages import errors_as_results
+from nanogpt_lite.cloud.prepare_job import pull_prepared
 from nanogpt_lite.cloud.storage import Storage
 from nanogpt_lite.config import presets
 from nanogpt_lite.config.keyword_types import LoadOptions, SampleOptions
 from nanogpt_lite.config.options import DataConfig, LoadConfig
 from nanogpt_lite.config.spelling import for_modal
-from nanogpt_lite.data import sources
+from nanogpt_lite.data import folder_names, sources
 from nanogpt_lite.data.dataset import Dataset
-from nanogpt_lite.data.folder_names import DATA_DIR
 from nanogpt_lite.errors import NanoGPTLiteError, UserError
 from nanogpt_lite.generation.text_stream import print_samples
+from nanogpt_lite.runs.checkpoint_loading import load_checkpoint
 from nanogpt_lite.runs.run_folder import RUNS_DIR, Run, checkpoints_in
 from nanogpt_lite.tokenizers import hub
+from nanogpt_lite.tokenizers.base import Tokenizer
 from nanogpt_lite.tracking.console import Console
 from nanogpt_lite.tracking.records import CheckpointRecord, Record, StopReason
 
@@ -106,7 +108,8 @@ def evaluate_job(
     with report_gpu_time():
         run = find_run(storage, name, options.get("checkpoint", LoadConfig.checkpoint))
         if dataset:
-            storage.pull(DATA_DIR / require_safe_name(sources.dataset_name(dataset), "dataset"))
+            checkpoint = options.get("checkpoint", LoadConfig.checkpoint)
+            pull_prepared(storage, dataset, load_checkpoint(run, checkpoint, weights_only=True).tokenizer)
             return inference.evaluate(run, dataset=storage.text_source(dataset), verify=verify, **options)
         folder = job_data.pull_data_of_run(storage, run)
         other = None if folder == run.data_folder else folder
@@ -192,7 +195,7 @@ def _resolve_run(storage: Storage, call: Call, dataset: str, options: dict[str, 
     if not name and resumes:
         name = find_run(storage).out_dir.name
     if not name:
-        name = call.reserve_new_run(require_safe_name(sources.dataset_name(dataset), "dataset"), storage.has_run)
+        name = call.reserve_new_run(_name_of_data(storage, dataset, options), storage.has_run)
         return _TrainJob(RUNS_DIR / name, call.id, is_new=True)
     folder = RUNS_DIR / require_safe_name(name, "run")
     if storage.is_owner(folder, call.id):
@@ -229,14 +232,30 @@ def _prepare_new_run(
     is_gpt2 = parent in hub.GPT2_REPOS
     preset = str(options.get("preset", "")) or ("finetune" if is_gpt2 else presets.RENTED_GPU_PRESET)
     options = {**options, "preset": preset}
+    data = job_data.pull_or_prepare(storage, dataset, _tokenizer_of_new_run(storage, options))
     if parent in ("scratch", "resume"):  # resume: an earlier attempt was ended before it had stored a checkpoint
         options["init_from"] = "scratch"
-        return job_data.pull_or_prepare(storage, dataset, str(options.get("tokenizer", "auto"))), options
-    if is_gpt2:
-        return job_data.pull_or_prepare(storage, dataset, "gpt2", job_data.derived_name(dataset, parent)), options
-    parent_run = find_run(storage, parent)
-    data = job_data.data_for_initial_weights(storage, dataset, parent_run)
-    return data, {**options, "init_from": parent_run.out_dir}
+    elif not is_gpt2:
+        options["init_from"] = find_run(storage, parent).out_dir
+    return data, options
+
+
+def _tokenizer_of_new_run(storage: Storage, options: dict[str, Any]) -> str | Tokenizer:
+    """The tokenizer that the options name, or that of the network whose weights the run starts from."""
+    parent = str(options.get("init_from", "scratch"))
+    if parent in ("scratch", "resume"):
+        return str(options.get("tokenizer", "auto"))
+    if parent in hub.GPT2_REPOS:
+        return "gpt2"
+    return load_checkpoint(find_run(storage, parent), weights_only=True).tokenizer
+
+
+def _name_of_data(storage: Storage, dataset: str, options: dict[str, Any]) -> str:
+    """What `Dataset.name` of the data of a new run will be: the run is called NAME-N, as on one's own machine."""
+    tokenizer = _tokenizer_of_new_run(storage, options)
+    option = tokenizer if isinstance(tokenizer, str) else tokenizer.to_json()["type"]
+    name = require_safe_name(sources.dataset_name(dataset), "dataset")
+    return require_safe_name(folder_names.prepared_name(name, option), "dataset")
 
 
 def _train_and_sync(

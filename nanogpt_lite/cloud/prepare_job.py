@@ -3,8 +3,7 @@
 from nanogpt_lite.cloud.client.volume_names import require_safe_name
 from nanogpt_lite.cloud.storage import Storage
 from nanogpt_lite.data import preparation, sources
-from nanogpt_lite.data.dataset import Dataset
-from nanogpt_lite.data.folder_names import DATA_DIR
+from nanogpt_lite.data.dataset import Dataset, open_dataset
 from nanogpt_lite.tokenizers.base import Tokenizer
 
 
@@ -17,12 +16,23 @@ def prepare_and_push(
     verify: bool = False,
 ) -> Dataset:
     """Prepare a text as `preparation.open_or_prepare` does, unless it is stored already, and push it."""
-    folder = DATA_DIR / require_safe_name(sources.dataset_name(dataset), "dataset")
-    storage.pull(folder)
-    out_dir = None if dataset in sources.DATASET_NAMES else folder  # a built-in dataset keeps its name as its source
+    pull_prepared(storage, dataset, tokenizer)
     source = storage.text_source(dataset)
-    prepared = preparation.open_or_prepare(
-        source, tokenizer=tokenizer, out_dir=out_dir, overwrite=overwrite, verify=verify
-    )
-    storage.push(folder)
+    prepared = preparation.open_or_prepare(source, tokenizer=tokenizer, overwrite=overwrite, verify=verify)
+    storage.push(prepared.path)
     return prepared
+
+
+def pull_prepared(storage: Storage, dataset: str, tokenizer: str | Tokenizer) -> Dataset | None:
+    """Pull the folders that may hold a text with a tokenizer, until one does; the dataset in it.
+
+    Whether that is still the text of this name is not known here.
+    """
+    name = require_safe_name(sources.dataset_name(dataset), "dataset")
+    tokenizer = "char" if tokenizer == "auto" else tokenizer
+    for folder in preparation.possible_folders(name, tokenizer):
+        storage.pull(folder)
+        prepared = open_dataset(folder, source=str(folder))
+        if prepared and preparation.has_tokenizer(prepared, tokenizer):
+            return prepared
+    return None

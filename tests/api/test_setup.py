@@ -52,7 +52,8 @@ def test_a_run_starts_from_the_weights_of_another_run(trained, text_file):
 
 def test_tokenizer_of_a_training_is_not_that_of_the_next_one(text_file):
     options = {**TINY, "max_iters": 1}
-    in_bytes, in_characters = (ng.train("bottles.txt", **options, **more) for more in ({"tokenizer": "byte"}, {}))
+    in_bytes = ng.train("bottles.txt", tokenizer="byte", **options)
+    in_characters = ng.train("bottles.txt", **options)
     assert (in_bytes.out_dir, in_characters.out_dir) == (Path("runs/bottles-byte-1"), Path("runs/bottles-1"))
     assert [ng.load(run)[1].to_json()["type"] for run in (in_bytes, in_characters)] == ["byte", "char"]
     ng.train(out_dir=in_bytes.out_dir, init_from="resume", max_iters=2)

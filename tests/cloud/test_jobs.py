@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from tiny import TINY_GPT
 import nanogpt_lite as ng
 from nanogpt_lite import files
 from nanogpt_lite.checkpoint import SUFFIX
-from nanogpt_lite.cloud import jobs, sweeps
+from nanogpt_lite.cloud import job_data, jobs, sweeps
 from nanogpt_lite.cloud.client.volume_names import GPU_TIME_FILE
 from nanogpt_lite.cloud.prepare_job import prepare_and_push
 from nanogpt_lite.cloud.storage import OWNERS_FILE, LocalStorage
@@ -204,13 +205,6 @@ def test_prepared_text_is_not_read_again(machines, monkeypatch):
     assert result["dataset"] == "data/text"
 
 
-def test_built_in_text_is_prepared_and_stored_by_the_training(machines):
-    assert train(machines, "me", dataset="python_docs", max_iters=2)["run"] == "python_docs-1"
-    assert (machines.shared / "datasets/python_docs/train.bin").is_file()
-    config = json.loads((machines.shared / "runs/python_docs-1/config.json").read_text())["config"]
-    assert config["dataset"] == "python_docs"  # the name that every machine knows, not a folder of this one
-
-
 def test_init_from_another_run_starts_from_its_weights(machines):
     train(machines, "one", max_iters=4)
     options = {"max_iters": 1, "learning_rate": 1e-12, "min_lr": 0.0, "seed": 2}  # its one step changes nothing
@@ -329,7 +323,9 @@ def test_run_from_another_runs_weights_and_another_text_resumes(machines):
     for max_iters in (4, 8):  # two attempts of one call
         jobs.train_job(machines.start(), machines.call("two"), **options, max_iters=max_iters)
     assert steps_of(machines, "start", "child") == [0, 4]
-    assert (machines.shared / "datasets" / "letters-for-text-1" / "train.bin").is_file()
+    (stored,) = (machines.shared / "datasets").glob("letters*")
+    assert re.fullmatch("letters-char-[0-9a-f]{8}", stored.name)
+    assert ng.Run(machines.shared / "runs/child").data_folder.name == stored.name
     resumed: dict[str, Any] = {"out_dir": "child", "init_from": "resume", "max_iters": 10}
     assert jobs.train_job(machines.start(), machines.call("three"), **resumed)["step"] == 10
 
@@ -438,16 +434,64 @@ def test_changed_text_is_trained_on_also_from_the_weights_of_a_run(machines):
     assert hashes == [hashlib.sha256(text.encode()).hexdigest() for text in (TEXT, TEXT[::-1])]
 
 
-def test_run_goes_on_after_its_text_was_prepared_with_another_tokenizer(machines):
+def test_run_goes_on_after_its_data_of_an_earlier_version_was_prepared_for_characters(machines):
+    """Up to version 0.2, datasets/NAME held the tokenizer that was given last."""
     upload(machines, TEXT)
-    train(machines, "me", max_iters=2, dataset="mine", out_dir="run")
+    storage = machines.start()
+    data = ng.prepare(storage.root / "texts/mine.txt", tokenizer="byte", out_dir="data/mine").path
+    storage.push(data)
+    train(machines, "me", max_iters=2, dataset="mine", tokenizer="byte", out_dir="run")
+    assert ng.Run(machines.shared / "runs/run").data_folder == data
     loss = jobs.evaluate_job(machines.start(), "run")["val_loss"]
-    prepare_and_push(machines.start(), "mine", tokenizer="byte")
+    prepare_and_push(machines.start(), "mine")
     assert jobs.evaluate_job(machines.start(), "run")["val_loss"] == loss
     train(machines, "next", max_iters=4, out_dir="run", init_from="resume", dataset="")
     assert steps_of(machines, "done", "run") == [2, 4]
-    manifest = json.loads((machines.shared / "datasets/mine/manifest.json").read_text())
-    assert manifest["vocab_size"] == 256, "the newer preparation stays"
+    assert ng.Run(machines.shared / "runs/run").data_folder == Path("data/mine-byte")
+    tokenizers = {
+        path.parent.name: json.loads(path.read_text())["type"]
+        for path in (machines.shared / "datasets").glob("*/tokenizer.json")
+    }
+    assert tokenizers == {"mine": "char", "mine-byte": "byte"}
+
+
+def test_runs_with_several_tokenizers_have_the_names_of_their_data(machines):
+    for call_id, options, name in (
+        ("a", {"tokenizer": "byte"}, "text-byte-1"),
+        ("b", {"init_from": "text-byte-1"}, "text-byte-2"),
+        ("c", {}, "text-1"),
+    ):
+        assert train(machines, call_id, max_iters=1, **options)["run"] == name
+        folder = ng.Run(machines.shared / "runs" / name).data_folder
+        assert folder.name == name[:-2], "as on one's own machine"
+        assert (machines.shared / "datasets" / folder.name / "train.bin").is_file()
+
+
+def test_built_in_text_is_stored_with_each_tokenizer_and_keeps_its_name_in_a_resumed_run(machines):
+    assert train(machines, "a", dataset="python_docs", tokenizer="byte", max_iters=1)["run"] == "python_docs-byte-1"
+    assert (machines.shared / "datasets/python_docs-byte/train.bin").is_file()
+    shutil.rmtree(machines.shared / "datasets")  # every machine can prepare them
+    train(machines, "b", max_iters=2, out_dir="python_docs-byte-1", init_from="resume", dataset="")
+    config = json.loads((machines.shared / "runs/python_docs-byte-1/config.json").read_text())
+    # the name that every machine knows, not a folder of this one
+    assert (config["config"]["dataset"], config["dataset"]["path"]) == ("python_docs", "data/python_docs-byte")
+    storage = machines.start()
+    assert job_data.data_to_resume(storage, jobs.find_run(storage), "python_docs") == "python_docs"
+
+
+def test_evaluation_on_another_text_stores_nothing_and_uses_what_is_stored(machines):
+    train(machines, "me", tokenizer="byte", max_iters=1)
+    prepare_and_push(machines.start(), machines.text)
+    upload(machines, TEXT[::-1])
+    before = stored_files(machines)
+    result = jobs.evaluate_job(machines.start(), "text-byte-1", dataset="mine")
+    assert result["val_tokens"] == len(TEXT) - int(0.9 * len(TEXT))
+    assert stored_files(machines) == before
+    prepare_and_push(machines.start(), "mine", tokenizer="byte")
+    storage = machines.start()
+    (storage.root / "texts/mine.txt").unlink()
+    storage.volume.commit()
+    assert jobs.evaluate_job(machines.start(), "text-byte-1", dataset="mine")["val_loss"] == result["val_loss"]
 
 
 def test_run_whose_text_was_replaced_goes_on_with_the_text_stored_apart(machines):

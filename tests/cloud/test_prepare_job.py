@@ -12,6 +12,8 @@ from shared_volume import Machines
 
 import nanogpt_lite as ng
 from nanogpt_lite.cloud.prepare_job import prepare_and_push
+from nanogpt_lite.tokenizers.base import Tokenizer
+from nanogpt_lite.tokenizers.byte import ByteTokenizer
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,7 +72,8 @@ def test_text_is_prepared_with_the_packages_of_the_small_image_alone(tmp_path, t
     assert done.returncode == 0, done.stderr
     assert "| s-2 | 2 | 1.4000 |" in done.stdout
     for tokenizer in ("char", "byte", "bpe-300"):
-        prepared, expected = Path("data", tokenizer), Path("expected", tokenizer)
+        name = tokenizer if tokenizer == "char" else f"{tokenizer}-{tokenizer}"  # of the text, and of its tokenizer
+        prepared, expected = Path("data", name), Path("expected", tokenizer)
         for name in SET_NAMES[1:]:  # the manifest also names the source
             assert (prepared / name).read_bytes() == (expected / name).read_bytes()
 
@@ -84,5 +87,23 @@ def test_stored_text_is_not_prepared_again_unless_overwrite_says_so(tmp_path, mo
     dataset = prepare_and_push(machines.start(), machines.text, verify=True)
     assert dataset.path == Path("data/text")
     assert {path.name: path.stat().st_mtime_ns for path in stored.iterdir()} == before
-    prepare_and_push(machines.start(), machines.text, tokenizer="byte", overwrite=True)
-    assert ng.prepare(stored).tokenizer.to_json()["type"] == "byte"
+    prepare_and_push(machines.start(), machines.text, overwrite=True)
+    assert {path.name: path.stat().st_mtime_ns for path in stored.iterdir()} != before
+
+
+def test_each_tokenizer_is_stored_beside_the_others_and_none_is_prepared_twice(tmp_path, monkeypatch):
+    machines = Machines(tmp_path, monkeypatch)
+    for tokenizer in ("byte", "auto"):
+        prepare_and_push(machines.start(), machines.text, tokenizer=tokenizer)
+    stored = {path: path.stat().st_mtime_ns for path in (machines.shared / "datasets").glob("*/*")}
+    assert {path.parent.name for path in stored} == {"text", "text-byte"}
+    requests: list[tuple[str | Tokenizer, str]] = [
+        ("byte", "text-byte"),
+        (ByteTokenizer(), "text-byte"),
+        ("auto", "text"),
+    ]
+    for requested, name in requests:
+        assert prepare_and_push(machines.start(), machines.text, tokenizer=requested).path == Path("data", name)
+    assert {path: path.stat().st_mtime_ns for path in (machines.shared / "datasets").glob("*/*")} == stored
+    machines.start()
+    assert ng.prepare(machines.shared / "datasets/text").tokenizer.to_json()["type"] == "char"

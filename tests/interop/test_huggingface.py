@@ -218,12 +218,12 @@ def test_gpt2_medium_is_downloaded_from_the_hub(gpt2, cached, monkeypatch):
     model, tokenizer = ng.load(run)
     ids = tokenizer.encode("7 green").tolist()
     torch.testing.assert_close(logits_of(model, ids), logits_of(gpt2, ids), atol=1e-5, rtol=1e-5)
-    # as on Modal, where the data has a folder of its own, and another call resumes the run
+    # as on Modal, where another call resumes the run
     options = {**SHORT, "init_from": "gpt2-medium", "dataset": "bottles.txt", "block_size": 16, "out_dir": "tuned"}
     call = Call("a call", LocalDict())
     assert jobs.train_job(LocalStorage(), call, **options)["run"] == "tuned"
     run = ng.Run(Path("runs/tuned"))
-    assert run.data_folder == Path("data/bottles-for-gpt2-medium")
+    assert run.data_folder == Path("data/bottles-gpt2")
     assert json.loads((run.out_dir / "config.json").read_text())["config"]["learning_rate"] == 3e-5
     assert jobs.train_job(LocalStorage(), call, **{**options, "init_from": "resume", "max_iters": 6})["step"] == 6
 
