@@ -180,7 +180,7 @@ def rent(function: modal.Function[..., Any, Any], plan: plans.Plan) -> Any:
     plan.show()
     upload_texts(volume, plan.texts)
     for text in plan.texts_to_prepare():
-        result_or_error(prepare_on_cpu.remote(dataset=text.dataset, tokenizer=plan.tokenizer))
+        result_or_error(prepare_on_cpu.remote(dataset=text.dataset, tokenizer=text.tokenizer))
     plan.check_prepared_texts(stored_files())
     # with `.remote()`, retries would be started by your machine, which with --detach may be switched off
     call = function.with_options(**plan.function_options).spawn(**plan.options)

@@ -35,8 +35,8 @@ from nanogpt_lite.config import presets
 from nanogpt_lite.config.keyword_types import LoadOptions, SampleOptions
 from nanogpt_lite.config.options import DataConfig, LoadConfig
 from nanogpt_lite.config.spelling import for_modal
-from nanogpt_lite.data import folder_names, sources
-from nanogpt_lite.data.dataset import Dataset
+from nanogpt_lite.data import folder_names, preparation, sources
+from nanogpt_lite.data.dataset import Dataset, val_text_size
 from nanogpt_lite.errors import NanoGPTLiteError, UserError
 from nanogpt_lite.generation.text_stream import print_samples
 from nanogpt_lite.runs.checkpoint_loading import load_checkpoint
@@ -56,6 +56,7 @@ class TrainResult(TypedDict):
     step: int
     reason: str  # why it ended: a `StopReason`
     best_val_loss: float | None  # nats per token; None before the first evaluation
+    best_val_loss_per_byte: float | None  # nats per byte of the text, which any two tokenizers have in common
 
 
 def train_job(
@@ -308,7 +309,7 @@ def _require_time_left(time_limit: float, gpu_time: GPUTime, run: str) -> None:
 
 def _result(run: Run) -> TrainResult:
     """What the Function returns; after a limit of time, the command that continues the run is printed."""
-    last = run.metrics[-1]
+    last, best = run.metrics[-1], run.best_val_loss
     if last["reason"] == StopReason.MAX_SECONDS:
         print(
             f"the time limit is reached; the run is saved at step {last['step']}. To go on: "
@@ -318,8 +319,15 @@ def _result(run: Run) -> TrainResult:
         "run": run.out_dir.name,
         "step": last["step"],
         "reason": last["reason"],
-        "best_val_loss": run.best_val_loss,
+        "best_val_loss": best,
+        "best_val_loss_per_byte": None if best is None else best * _tokens_per_byte(run),
     }
+
+
+def _tokens_per_byte(run: Run) -> float:
+    """The tokens of the val split for each byte of its text in UTF-8."""
+    data = preparation.open_or_prepare(run.data_folder)
+    return len(data.val) / val_text_size(data)[1]
 
 
 def _remaining_seconds(time_limit: float, gpu_time: GPUTime, max_seconds: float) -> float:

@@ -18,7 +18,7 @@ from nanogpt_lite.config.schema import Role, Value, parse_values
 from nanogpt_lite.errors import UserError
 
 Result = float | str
-"""The val loss of a trial in nats per token, or why there is none."""
+"""The val loss of a trial, or why there is none: in nats per token; per byte, if the tokenizers differ."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,7 @@ def run_sweep(
     failed, or the training of the best one to its end.
     """
     path = f"sweeps/{name}.json"
+    loss = "best_val_loss_per_byte" if _tokenizers_differ(trials) else "best_val_loss"
     ids: dict[str, str] = json.loads(storage.read_text(path) or "{}")
 
     def start_once(key: str, options: dict[str, Value]) -> None:
@@ -125,9 +126,9 @@ def run_sweep(
             storage.write_text(path, json.dumps(ids))
 
     def wait(key: str, run: str) -> Result:
-        result = _wait(get(ids[key]))
+        result = _wait(get(ids[key]), loss)
         trainer = trained_by(run)
-        return _wait(get(trainer)) if isinstance(result, str) and trainer not in ("", ids[key]) else result
+        return _wait(get(trainer), loss) if isinstance(result, str) and trainer not in ("", ids[key]) else result
 
     for trial in trials:
         start_once(trial.run, trial.first_options)
@@ -149,7 +150,8 @@ def run_sweep(
 def format_table(trials: Sequence[Trial], results: Sequence[Result]) -> str:
     """A Markdown table, the lowest val loss first, with a column for each option that differs between trials."""
     names = [name for name in trials[0].options if len({trial.options[name] for trial in trials}) > 1]
-    rows = [["run", *names, "val loss"], ["---"] * (len(names) + 2)]
+    loss = "val loss per byte" if _tokenizers_differ(trials) else "val loss"
+    rows = [["run", *names, loss], ["---"] * (len(names) + 2)]
     for trial, result in sorted(zip(trials, results, strict=True), key=lambda pair: _sort_key(pair[1])):
         cell = f"{result:.4f}" if isinstance(result, float) else " ".join(result.split()).replace("|", "/")
         rows.append([str(trial.resume_options["out_dir"]), *(str(trial.options[name]) for name in names), cell])
@@ -164,10 +166,15 @@ def best_trial(trials: Sequence[Trial], results: Sequence[Result]) -> Trial:
     return trial
 
 
-def _wait(call: FunctionCall) -> Result:
-    """The best val loss of a training, or the error that ended it."""
+def _tokenizers_differ(trials: Sequence[Trial]) -> bool:
+    """Whether the networks of two trials may have different tokens: their losses per token are not comparable then."""
+    return len({(trial.options.get("tokenizer"), trial.options.get("init_from")) for trial in trials}) > 1
+
+
+def _wait(call: FunctionCall, loss: str) -> Result:
+    """The best val loss of a training, as the result calls it, or the error that ended it."""
     try:
-        return float(result_or_error(call.get())["best_val_loss"])
+        return float(result_or_error(call.get())[loss])
     except Exception as error:  # of any kind: a failed trial must not end the sweep
         return f"{type(error).__name__}: {error}"
 

@@ -92,7 +92,19 @@ def test_result_says_what_the_stored_records_say(machines):
     result = train(machines, "me", max_iters=8)
     records = ng.Run(machines.shared / "runs/text-1").metrics
     best = min(record["val_loss"] for record in records if record["kind"] == "eval")
+    per_byte = result.pop("best_val_loss_per_byte")
     assert result == {"run": "text-1", "step": 8, "reason": "max_iters", "best_val_loss": best}
+    assert per_byte == pytest.approx(best), "each character of the text is one byte"
+
+
+def test_loss_per_byte_counts_the_bytes_of_the_val_text(machines):
+    machines.start()
+    text = "é€x\n" * 50
+    Path("text.txt").write_text(text, encoding="utf-8", newline="")
+    data, run = ng.prepare("text.txt"), Path("runs/run")
+    files.write_json(run / "config.json", {"dataset": {"path": data.path.as_posix()}})
+    val_text = text[int(0.9 * len(text)) :]
+    assert jobs._tokens_per_byte(ng.Run(run)) == len(val_text) / len(val_text.encode())
 
 
 def test_existing_run_is_resumed_or_replaced_only_where_an_option_says_so(machines):

@@ -64,7 +64,7 @@ class Training:
     def get(self):
         match self.result:
             case float():
-                return {"best_val_loss": self.result}
+                return {"best_val_loss": self.result, "best_val_loss_per_byte": 2 - self.result}
             case str():
                 kind, _, message = self.result.partition(": ")
                 return {"error": message, "kind": kind}
@@ -87,6 +87,17 @@ def test_sweep_trains_each_trial_and_the_best_to_its_end(trials, capsys):
     assert table == sweeps.format_table(trials, [1.6, 1.4, "UserError: too large"])
     assert storage.texts["sweeps/s.md"] == table
     assert table in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("grid", [{"tokenizer": "char,byte,bpe-512"}, {"init_from": "scratch,a,b"}])
+def test_sweep_over_tokenizers_compares_losses_per_byte(grid):
+    trials = make_trials(**grid)
+    trainings = Trainings(Texts(), {**RESULTS, "s-1-rest": 1.2})
+    header, _, first, *_ = trainings.run(trials).splitlines()
+    assert header.endswith("| val loss per byte |")
+    assert first.startswith("| s-1 |")
+    assert first.endswith("| 0.4000 |")
+    assert trainings.started[-1] == trials[0].resume_options
 
 
 def test_id_of_each_training_is_stored_before_the_next_one_is_started(trials):

@@ -72,7 +72,9 @@ def require_data_of_run(stored: StoredFiles, run: str) -> None:
     """`UserError` if the text that a run was trained on is not on the Volume any more."""
     dataset, sha256 = stored.run_dataset(run), stored.run_sha256(run)
     is_other = sha256 and stored.dataset_sha256(dataset) not in ("", sha256)
-    is_gone = dataset not in (*sources.DATASET_NAMES, *stored.datasets)
+    config = stored.run_config(run)
+    is_built_in = config is not None and config.dataset in sources.DATASET_NAMES
+    is_gone = not is_built_in and dataset not in stored.datasets
     if dataset and (is_other or is_gone):
         state = "is not the one" if is_other else "is not on the Volume, or not the one"
         raise UserError(

@@ -11,7 +11,7 @@ from typing import BinaryIO, Protocol
 
 from nanogpt_lite.cloud.client.stored_files import StoredFiles
 from nanogpt_lite.cloud.client.volume_names import UPLOADS_DIR, require_safe_name
-from nanogpt_lite.data import sources
+from nanogpt_lite.data import folder_names, sources
 from nanogpt_lite.errors import UserError, shorten
 
 # The characters of tiny Shakespeare, and their number. Its SHA-256 is in `sources.RESOURCES`, so they are facts.
@@ -35,11 +35,12 @@ class UploadVolume(Protocol):
 
 @dataclass(frozen=True)
 class Text:
-    """A text, and what this machine knows of it: nothing of a URL, for instance, before it is prepared."""
+    """A text with a tokenizer, and what is known of it here: nothing of a URL, for instance, until it is prepared."""
 
     dataset: str  # what a Function takes: the name of the dataset, or a URL
     local_path: str = ""  # a file, folder or glob of this machine, to upload
     is_prepared: bool = False  # its token ids are on the Volume
+    tokenizer: str = ""  # with which it is to be prepared before a Function is called; empty: the Function does it
     train_tokens: int | None = None
     characters: str | None = None  # the vocabulary; None also if any text can be encoded
     sha256: str = ""  # of the UTF-8 of a text of this machine
@@ -79,8 +80,8 @@ def find_text(stored: StoredFiles, dataset: str, tokenizer: str) -> Text:
     """
     if dataset in sources.DATASET_NAMES or dataset.startswith(("http://", "https://")):
         name = require_safe_name(sources.dataset_name(dataset), "dataset")
-        if stored.is_prepared(name):
-            return _prepared_text(stored, name, dataset, tokenizer)
+        if prepared := _prepared_text(stored, name, dataset, tokenizer):
+            return prepared
         if dataset == "shakespeare_char" and tokenizer in ("auto", "char"):
             length = int(SHAKESPEARE_LENGTH * sources.TRAIN_FRACTION)
             return Text(dataset, train_tokens=length, characters=SHAKESPEARE_CHARACTERS)
@@ -92,9 +93,10 @@ def find_text(stored: StoredFiles, dataset: str, tokenizer: str) -> Text:
                 f"{dataset} would be stored as {name!r}, the name of a built-in text; give the file another name"
             )
         text = _local_text(dataset, name, tokenizer)
-        return replace(text, replaces=stored.dataset_sha256(name) not in ("", text.sha256))
+        hashes = {stored.dataset_sha256(folder) for folder in folder_names.possible_names(name, tokenizer)}
+        return replace(text, replaces=not hashes <= {"", text.sha256})
     if name in stored.datasets and dataset in (name, f"{name}.txt", f"{UPLOADS_DIR}/{name}.txt"):
-        return _prepared_text(stored, name, name, tokenizer) if stored.is_prepared(name) else Text(name)
+        return _prepared_text(stored, name, name, tokenizer) or Text(name)
     known = ", ".join([*sources.DATASET_NAMES, *(n for n in stored.datasets if n not in sources.DATASET_NAMES)])
     raise UserError(
         f"there is no text {shorten(dataset)!r} on this machine or on the Volume; give the path of a text, a URL, or "
@@ -103,8 +105,8 @@ def find_text(stored: StoredFiles, dataset: str, tokenizer: str) -> Text:
 
 
 def upload_texts(volume: UploadVolume, texts: Iterable[Text]) -> None:
-    """Upload those texts that are on this machine, each as texts/NAME.txt. One of the same name is replaced."""
-    for text in texts:
+    """Upload those texts that are on this machine, each once, as texts/NAME.txt. One of the same name is replaced."""
+    for text in {text.dataset: text for text in texts}.values():
         if text.local_path:
             _upload_text(volume, text)
 
@@ -121,19 +123,25 @@ def _upload_text(volume: UploadVolume, text: Text) -> None:
     print(f"uploaded {text.local_path} ({n_bytes:,} bytes); --dataset {text.dataset} names this text{replaced}")
 
 
-def _prepared_text(stored: StoredFiles, name: str, dataset: str, tokenizer: str) -> Text:
-    """The text of the prepared dataset `name`. With another tokenizer, it has to be prepared again."""
-    stored_tokenizer = stored.read_json(f"datasets/{name}/tokenizer.json")
-    if tokenizer not in ("auto", stored_tokenizer.get("type")):
-        return Text(dataset)
-    train_tokens = stored.read_json(f"datasets/{name}/manifest.json").get("train_tokens")
-    characters = stored_tokenizer.get("chars")
-    return Text(
-        dataset,
-        is_prepared=True,
-        train_tokens=train_tokens if isinstance(train_tokens, int) else None,
-        characters=characters if isinstance(characters, str) else None,
-    )
+def _prepared_text(stored: StoredFiles, name: str, dataset: str, tokenizer: str) -> Text | None:
+    """The text of the prepared dataset with this tokenizer; None if there is none.
+
+    auto is char for a text. Where there is no text, the name is that of the prepared folder, which has a tokenizer.
+    """
+    is_text = stored.has_text(name) or dataset != name or name in sources.DATASET_NAMES
+    requested = "char" if tokenizer == "auto" and is_text else tokenizer
+    for folder in folder_names.possible_names(name, tokenizer):
+        stored_tokenizer = stored.read_json(f"datasets/{folder}/tokenizer.json")
+        if stored.is_prepared(folder) and requested in ("auto", stored_tokenizer.get("type")):
+            train_tokens = stored.read_json(f"datasets/{folder}/manifest.json").get("train_tokens")
+            characters = stored_tokenizer.get("chars")
+            return Text(
+                dataset,
+                is_prepared=True,
+                train_tokens=train_tokens if isinstance(train_tokens, int) else None,
+                characters=characters if isinstance(characters, str) else None,
+            )
+    return None
 
 
 def _local_text(path: str, name: str, tokenizer: str) -> Text:

@@ -41,7 +41,6 @@ class Plan:
     function_options: dict[str, Any]  # of `Function.with_options`
     texts: tuple[Text, ...] = ()  # those of this machine are to be uploaded
     notes: tuple[str, ...] = ()  # shown to the user before
-    tokenizer: str = ""  # with which the texts are to be prepared before; empty: the Function does it
     block_size: int = 0
     prompt: str = ""
 
@@ -56,12 +55,12 @@ class Plan:
 
     def texts_to_prepare(self) -> list[Text]:
         """The texts that have to be prepared before the Function is called."""
-        return [text for text in self.texts if self.tokenizer and not text.is_prepared]
+        return [text for text in self.texts if text.tokenizer and not text.is_prepared]
 
     def check_prepared_texts(self, stored: StoredFiles) -> None:
         """The checks of texts of which nothing was known before they were prepared."""
         for text in self.texts_to_prepare():
-            prepared = find_text(stored, text.dataset, self.tokenizer)
+            prepared = find_text(stored, text.dataset, text.tokenizer)
             prepared.require_length(self.block_size)
             prepared.require_prompt(self.prompt)
 
@@ -148,23 +147,22 @@ def plan_sweep(stored: StoredFiles, flags: Mapping[str, Any], *, gpu: str) -> Pl
     trials = sweeps.make_trials(grid, name=name, **given)
     # one call more than there are trials: the best one is trained to its end
     rental = _rental(flags, gpu, TRAIN_SECONDS, calls=len(trials) + 1, margin=MARGIN_SECONDS)
-    if "," in grid.get("tokenizer", ""):
-        raise UserError("a sweep has one tokenizer, because a text is stored with one; start a sweep for each")
-    texts: dict[str, Text] = {}
+    texts: dict[tuple[str, str], Text] = {}
+    local_paths: dict[str, str] = {}
     for trial in trials:
         checks.require_wandb_key(trial.options)
         plan = _plan_new_run(stored, {**trial.options, **_only(given, "preset")}, rental, "")
         for text in plan.texts:
-            if texts.setdefault(text.dataset, text).local_path != text.local_path:
+            if local_paths.setdefault(text.dataset, text.local_path) != text.local_path:
                 raise UserError(f"two texts would be stored as {text.dataset!r}; give one of them another name")
+            texts[text.dataset, text.tokenizer] = text
     if "dataset" in grid:
-        grid["dataset"] = ",".join(texts)
+        grid["dataset"] = ",".join(local_paths)
     options = {**grid, **given, "out_dir": name, "time_limit": rental.seconds}
     if len(rental.gpus) == 1:
         options["gpu"] = str(rental.gpus[0])
     limit = min(rental.calls * rental.seconds + MARGIN_SECONDS, DAY)  # of the Function that waits for the trainings
-    tokenizer = grid.get("tokenizer", "auto").partition(",")[0]
-    return Plan(options, rental, {"timeout": limit}, tuple(texts.values()), tokenizer=tokenizer)
+    return Plan(options, rental, {"timeout": limit}, tuple(texts.values()))
 
 
 def _plan_new_run(stored: StoredFiles, options: dict[str, Any], rental: Rental, prompt: str) -> Plan:
@@ -186,9 +184,9 @@ def _plan_new_run(stored: StoredFiles, options: dict[str, Any], rental: Rental, 
     if init_from == "scratch":
         text.require_length(config.block_size)
         text.require_prompt(prompt)
-    tokenizer = config.tokenizer if init_from == "scratch" else ""
+        text = replace(text, tokenizer=config.tokenizer)
     options |= {"dataset": text.dataset, "time_limit": rental.seconds}
-    return Plan(options, rental, rental.function_options, (text,), notes, tokenizer, config.block_size, prompt)
+    return Plan(options, rental, rental.function_options, (text,), notes, config.block_size, prompt)
 
 
 def _plan_resume(stored: StoredFiles, options: dict[str, Any], rental: Rental, prompt: str) -> Plan:

@@ -58,6 +58,10 @@ class StoredFiles:
         prepared = {path.parent.name for path in self._times if path.match("datasets/*/manifest.json")}
         return sorted(texts | prepared)
 
+    def has_text(self, dataset: str) -> bool:
+        """Whether a text of this name was uploaded."""
+        return PurePosixPath(UPLOADS_DIR, f"{dataset}.txt") in self._times
+
     def is_prepared(self, dataset: str) -> bool:
         """Whether there is a prepared dataset of this name."""
         return PurePosixPath("datasets", dataset, "manifest.json") in self._times

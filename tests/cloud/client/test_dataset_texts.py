@@ -136,9 +136,21 @@ def test_prepared_dataset_of_version_0_1_is_found_with_its_facts(volume, name, t
     characters = dataset.tokenizer.to_json()["chars"] if tokenizer == "char" else None
     expected = Text(name, is_prepared=True, train_tokens=len(dataset.train), characters=characters)
     assert find(volume, name) == find(volume, name, tokenizer) == expected
-    assert find(volume, f"https://example.com/{name}.txt").is_prepared
+    assert find(volume, f"https://example.com/{name}.txt", tokenizer).is_prepared
     other = "char" if tokenizer != "char" else "byte"
     assert find(volume, name, other) == Text(name), "with another tokenizer, it is prepared again"
+
+
+def test_prepared_dataset_is_that_of_the_tokenizer(volume):
+    (volume.folder / "texts").mkdir()
+    shutil.copy(GOLDEN / "sea.txt", volume.folder / "texts/sea.txt")
+    for name, stored_as in (("byte", "sea-byte"), ("bpe", "sea")):  # the latter as version 0.2 would have it
+        shutil.copytree(GOLDEN / "data" / name, volume.folder / "datasets" / stored_as)
+    for stored_as, tokenizer in (("sea-byte", "byte"), ("sea", "bpe-280")):
+        dataset = ng.prepare(volume.folder / "datasets" / stored_as)
+        assert find(volume, "sea", tokenizer) == Text("sea", is_prepared=True, train_tokens=len(dataset.train))
+    assert find(volume, "sea") == find(volume, "sea", "char") == Text("sea"), "auto is char"
+    assert find(volume, "sea-byte").is_prepared, "the name of the prepared folder"
 
 
 @pytest.mark.parametrize("tokenizer", ["auto", "char"])

@@ -317,7 +317,7 @@ def test_texts_of_which_nothing_was_known_are_checked_when_they_are_prepared(vol
     url = "https://example.com/poem.txt"
     flags = {"dataset": url, "block_size": 64}
     training = plans.plan_training(StoredFiles(volume), flags, gpu="L4", prompt="The sea")
-    assert training.texts_to_prepare() == [Text(url)]
+    assert training.texts_to_prepare() == [Text(url, tokenizer="auto")]
     for text, message in ((TEXT, ""), ("The sea " * 8, "too short for block_size=64"), ("abc" * 200, "prompt has 'T'")):
         Path("poem.txt").write_text(text, encoding="utf-8")
         ng.prepare("poem.txt", out_dir=volume.folder / "datasets/poem", overwrite=True)
@@ -429,9 +429,28 @@ def test_newest_run_is_named(volume):
     assert plan(volume, "sampling", out_dir="modern").notes == ()
 
 
-def test_sweep_over_tokenizers_or_over_two_texts_of_one_name_is_refused(volume):
-    with pytest.raises(ng.UserError, match="a sweep has one tokenizer"):
-        plan(volume, "sweep", dataset="mine.txt", tokenizer="char,byte")
+def test_sweep_over_tokenizers_prepares_each_text_with_each_and_uploads_it_once(volume, capsys):
+    sweep = plan(volume, "sweep", dataset="mine.txt,sea", tokenizer="char,byte")
+    assert (sweep.options["dataset"], sweep.options["tokenizer"]) == ("mine,sea", "char,byte")
+    prepared = {(text.dataset, text.tokenizer) for text in sweep.texts_to_prepare()}
+    assert prepared == {("mine", "char"), ("mine", "byte"), ("sea", "byte")}, "sea is prepared for characters"
+    upload_texts(volume, sweep.texts)
+    assert capsys.readouterr().out.count("uploaded mine.txt") == 1
+
+
+def test_run_on_a_built_in_text_needs_no_data_on_the_volume(volume):
+    config = volume.folder / "runs/bytes/config.json"
+    content = json.loads(config.read_text(encoding="utf-8"))
+    content["config"]["dataset"], content["dataset"]["path"] = "python_docs", "data/python_docs-byte"
+    config.write_text(json.dumps(content), encoding="utf-8")
+    assert plan(volume, "evaluation", out_dir="bytes").options == {"out_dir": "bytes"}
+    content["config"]["dataset"] = "docs.txt"
+    config.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ng.UserError, match="the text 'python_docs-byte' is not on the Volume"):
+        plan(volume, "evaluation", out_dir="bytes")
+
+
+def test_sweep_over_two_texts_of_one_name_is_refused(volume):
     Path("other").mkdir()
     Path("other/mine.txt").write_text(TEXT[::-1], encoding="utf-8")
     with pytest.raises(ng.UserError, match="two texts would be stored as 'mine'"):
