@@ -53,10 +53,14 @@ class PreparedText:
         }
 
     def result(self, process: CompletedRun, run: ng.Run) -> dict[str, Any]:
-        """What a training gave: the loss of its best checkpoint, the last one, and the time of the process."""
+        """What a training gave: the loss of its best checkpoint, the last one, and the time of the process.
+
+        The best loss is that of the result, which covers the whole val split also where evaluations do not.
+        """
         losses = [(record["step"], record["val_loss"]) for record in evaluations(run)]
+        (result,) = (record for record in run.metrics if record["kind"] == "result")
         return {
-            **self.losses(min(loss for _, loss in losses)),
+            **self.losses(result["val_loss"]),
             "last_nats_per_token": losses[-1][1],
             "steps": losses[-1][0],
             "evaluations": losses,

@@ -88,4 +88,3 @@ def _steps_in_minutes(config: TrainConfig, data: Dataset, console: Console | Non
     evaluated = config.eval_tokens if evaluation.is_long(len(data.val), config.eval_tokens) else len(data.val)
     share = EVALUATION_COST * evaluated / (config.eval_interval * config.tokens_per_step)
     return max(1, round(60 * config.minutes / (seconds_per_step * (1 + share))))
-

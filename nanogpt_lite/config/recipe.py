@@ -16,6 +16,7 @@ from nanogpt_lite.config.schema import Value
 MIN_STEPS = 20  # fewer would hardly change the weights
 EVALUATIONS = 8  # during the steps of the recipe; a longer run is evaluated as often, so that its best step is seen
 PATIENCE = 5  # evaluations without a new best val loss
+LARGE_VOCAB = 512  # above it few n-grams occur often enough, and a network learns the rare ones by heart
 
 Points = tuple[tuple[float, float], ...]
 """A piecewise linear function: (x, y) in ascending order of x. Before the first and after the last x it is constant."""
@@ -28,6 +29,8 @@ class Recipe:
     epochs: float  # passes over the train split, if they need no more than `max_steps`
     max_steps: int
     by_epochs: Mapping[str, Points]  # regularisation: the value of an option at a number of epochs
+    ngram: int = 1  # the longest n-grams of a small vocabulary, and of one above `LARGE_VOCAB`
+    ngram_of_large_vocab: int = 1
 
 
 RECIPES: dict[str, Recipe] = {
@@ -39,6 +42,8 @@ RECIPES: dict[str, Recipe] = {
             "ngram_dropout": ((3.5, 0.4), (10, 0.6), (20, 0.7)),
             "weight_decay": ((3.5, 0.2), (10, 0.5), (20, 0.8)),
         },
+        ngram=4,
+        ngram_of_large_vocab=2,
     ),
     # not measured on a GPU: for one million characters these are the numbers of `shakespeare_char`, for fewer steps
     "modern": Recipe(
@@ -74,6 +79,7 @@ def fit_options(
             name: round(interpolate(points, max_iters / steps_per_epoch), 2)
             for name, points in recipe.by_epochs.items()
         },
+        "ngram": recipe.ngram if vocab_size <= LARGE_VOCAB else recipe.ngram_of_large_vocab,
     }
 
 

@@ -53,6 +53,11 @@ def test_a_longer_training_on_the_same_text_is_regularised_more_and_evaluated_as
     assert intervals == [3, 17, 17, 17]  # the best step is near the one of the recipe
 
 
+def test_a_large_vocabulary_has_shorter_n_grams():
+    assert [fit("modern-cpu", 54_000, vocab_size)["ngram"] for vocab_size in (65, 512, 513, 50_257)] == [4, 4, 2, 2]
+    assert fit("modern", 54_000)["ngram"] == TrainConfig().ngram
+
+
 def test_other_presets_are_the_same_for_every_text():
     assert set(recipe.RECIPES) == {"modern-cpu", "modern"}
     for preset in (*(set(PRESETS) - set(recipe.RECIPES)), ""):
