@@ -56,7 +56,7 @@ def without_hash(name: str, tokenizer: "Tokenizer") -> str:
 def text_name(name: str, tokenizer: "Tokenizer") -> str:
     """The name of the text in a folder of this name, which holds this tokenizer: the inverse of `possible_names`."""
     text = name.removesuffix(_run_tokenizer_suffix(tokenizer))
-    return text.removesuffix(prepared_name("", tokenizer.to_json()["type"]))
+    return text if text != name else name.removesuffix(prepared_name("", tokenizer.to_json()["type"]))
 
 
 def _run_tokenizer_suffix(tokenizer: "Tokenizer") -> str:

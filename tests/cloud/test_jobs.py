@@ -23,6 +23,7 @@ from nanogpt_lite.cloud.client.volume_names import GPU_TIME_FILE
 from nanogpt_lite.cloud.prepare_job import prepare_and_push
 from nanogpt_lite.cloud.storage import OWNERS_FILE, LocalStorage
 from nanogpt_lite.data import sources
+from nanogpt_lite.tokenizers.byte import ByteTokenizer
 from nanogpt_lite.tracking.records import CheckpointRecord
 
 OPTIONS: dict[str, Any] = {**TINY_GPT, "batch_size": 2, "eval_interval": 4, "log_interval": 1}
@@ -522,6 +523,20 @@ def test_run_whose_text_was_replaced_goes_on_with_the_text_stored_apart(machines
     storage.volume.commit()
     train(machines, "b", max_iters=4, out_dir="run", init_from="resume", dataset="mine-for-run")
     assert steps_of(machines, "done", "run") == [2, 4]
+    storage = machines.start()
+    data = job_data.data_to_resume(storage, jobs.find_run(storage, "run"), "mine")
+    assert isinstance(data, ng.Dataset)
+    assert data.name == "mine-for-run", "mine is another text now"
+
+
+def test_text_of_a_folder_is_the_uploaded_one_of_its_name_or_that_without_the_tokenizer(machines):
+    upload(machines, TEXT)
+    storage = machines.start()
+    for folder, text in (("mine", "mine"), ("mine-byte", "mine"), ("other-byte", "other")):
+        assert job_data._text_of(storage, folder, ByteTokenizer()) == text
+    (storage.root / "texts/mine-byte.txt").write_text(TEXT, encoding="utf-8")
+    storage.volume.commit()
+    assert job_data._text_of(storage, "mine-byte", ByteTokenizer()) == "mine-byte"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -314,6 +315,21 @@ def test_sweep_trains_the_grid_and_resumes_the_best_trial(prepared):
     assert "torch==" in images["train"]
     assert "torch==" not in images["sweep"]
     assert "numpy==" in images["sweep"]
+
+
+@pytest.mark.slow
+def test_sweep_over_tokenizers_stores_the_text_with_each_and_compares_losses_per_byte(prepared, tmp_path):
+    (prepared.volume(VOLUME_NAME) / "texts").mkdir()
+    shutil.copy(tmp_path / "bottles.txt", prepared.volume(VOLUME_NAME) / "texts")
+    printed = modal_run(
+        prepared, f"{APP}::sweep", "--dataset=bottles", *FLAGS, "--gpu=L4", "--tokenizer=char,byte",
+        "--sweep-iters=2", "--max-iters=4", "--eval-interval=2", "--out-dir=grid",
+    )  # fmt: skip
+    assert "| run | tokenizer | val loss per byte |" in printed
+    table = [line for line in printed.splitlines() if line.startswith("| grid-")]
+    assert sorted(line.split(" | ")[1] for line in table) == ["byte", "char"]
+    assert {path.name for path in (prepared.volume(VOLUME_NAME) / "datasets").iterdir()} == {"bottles", "bottles-byte"}
+    assert functions_of(prepared.containers).count("prepare_data") == 1, "bottles is prepared for characters"
 
 
 @pytest.mark.slow  # the commands test the same Functions
