@@ -186,7 +186,7 @@ def _footer(record: DoneRecord) -> str:
         StopReason.MAX_ITERS: "all steps are done",
         StopReason.MAX_SECONDS: "max_seconds are over",
         StopReason.TARGET_LOSS: "target_loss is reached",
-        StopReason.PATIENCE: "no better val loss for `patience` evaluations: more steps would only overfit",
+        StopReason.PATIENCE: "no better val loss for `patience` evaluations: more steps would hardly help",
         StopReason.BATCHES: "there are no more batches",
         StopReason.INTERRUPTED: "asked to stop",
     }

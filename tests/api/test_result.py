@@ -100,7 +100,7 @@ def test_a_text_that_is_only_overfitted_stops_early_and_says_so(text_file, capsy
     assert (done["reason"], done["step"] < 2000) == ("patience", True)
     assert done["step"] == done["best_step"] + 5 * 5
     err = capsys.readouterr().err
-    assert "more steps would only overfit" in err
+    assert "more steps would hardly help" in err
     assert result["verdict"].startswith(f"overfitting since step {done['best_step']}")
     assert result["verdict"].replace("`max_iters`", "max_iters") in err.replace("`max_iters`", "max_iters")
     model, _ = ng.load(run)

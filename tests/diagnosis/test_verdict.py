@@ -23,9 +23,9 @@ NOTHING_LEARNED = [(100, 3.5), (200, 3.3), (300, 3.3), (400, 3.3)]
         (FALLING, True, r"^0\.10 nats below the 5-gram .*still falling; train a new run for longer: `minutes=7`$"),
         (FALLING, False, r"^normal: 0\.10 nats below"),  # the schedule ended where the recipe ends
         ([(5, 4.0)], True, r"^2\.00 nats above the 5-gram .*still falling"),  # a single evaluation
-        (OVERFITTING, True, r"^overfitting since step 200: 0\.20 nats below .* and 0\.50 worse at the end; the best"),
+        (OVERFITTING, True, r"^overfitting since step 200: .* is 0\.20 nats below .*, and the last one is 0\.50 worse\."),
         (FLAT_ABOVE, True, r"^something may be wrong: 0\.50 nats above .*`learning_rate` that is too high or too low"),
-        (NOTHING_LEARNED, True, r"^something is wrong: the network is no better than the frequencies of single tokens"),
+        (NOTHING_LEARNED, True, r"^something is wrong: the network is no better .* and n-gram models are; .*`learning_r"),
     ],
 )
 def test_each_shape_of_a_curve_has_its_sentence(curve, could_learn_more, sentence):
@@ -49,4 +49,28 @@ def test_a_loss_of_a_uniform_guess_is_wrong_also_where_n_grams_are_worse():
     guess = [(10, 0.7), (20, 0.7)]
     worse = NgramLosses(unigram=0.9, bigram=0.9, five_gram=0.9)
     said = give_verdict(guess, worse, vocab_size=2, could_learn_more=False, minutes=1)
-    assert said.startswith("something is wrong")
+    assert said.startswith("something is wrong: neither the network nor n-gram models")
+
+
+@pytest.mark.parametrize("longer", [4.5, 3.2, 3.195])  # as the unigram model is, or worse
+def test_no_learning_rate_is_to_blame_where_n_grams_are_no_better_than_single_tokens(longer):
+    """Random text, or two languages one after the other."""
+    baselines = NgramLosses(unigram=3.2, bigram=longer, five_gram=longer)
+    for curve in (NOTHING_LEARNED, [(100, 3.3), (200, 4.0)]):
+        said = give_verdict(curve, baselines, vocab_size=65, could_learn_more=False, minutes=1)
+        assert said.startswith("something is wrong: neither the network nor n-gram models")
+        assert "`learning_rate`" not in said
+
+
+@pytest.mark.parametrize("unigram", [0.0, 3.1])  # one character, or one line
+def test_a_text_that_repeats_itself_is_neither_normal_nor_wrong(unigram):
+    for curve in ([(10, 0.0003), (20, 0.0)], [(10, 0.0), (20, 0.0001)], [(10, 0.005)]):
+        baselines = NgramLosses(unigram=unigram, bigram=unigram / 3, five_gram=unigram / 100)
+        said = give_verdict(curve, baselines, vocab_size=31, could_learn_more=True, minutes=1)
+        assert said.startswith("nothing is left to learn: the text repeats itself")
+
+
+def test_hundredths_of_a_nat_are_not_far_from_a_5_gram_model_of_an_almost_predictable_text():
+    baselines = NgramLosses(unigram=0.09, bigram=0.05, five_gram=0.04)
+    said = give_verdict([(10, 0.05), (20, 0.05)], baselines, vocab_size=25, could_learn_more=False, minutes=1)
+    assert said.startswith("normal: 0.01 nats above")
