@@ -52,6 +52,7 @@ def fit_config(
         steps = _steps_in_minutes(fitted, data, console)
         interval = min(fitted.eval_interval, math.ceil(steps / recipe.EVALUATIONS))
         fitted = replace({"max_iters": steps, "eval_interval": interval}, steps)
+        fitted = fitted.replace({"minutes": 0.0})  # a repetition by config.json has these steps, and times none
     return fitted
 
 
@@ -63,9 +64,10 @@ def describe_recipe(config: TrainConfig, data: Dataset) -> str:
         for name in ("dropout", "ngram_dropout", "weight_decay")
         if name != "ngram_dropout" or config.ngram > 1
     ]
+    every = f"{config.eval_interval} steps" if config.eval_interval > 1 else "step"
     return (
         f"recipe for {len(data.train):,} train {unit}: {config.max_iters} steps, {', '.join(options)}, an evaluation "
-        f"every {config.eval_interval} steps"
+        f"every {every}"
     )
 
 

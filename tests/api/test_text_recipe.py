@@ -105,6 +105,8 @@ def test_minutes_become_the_steps_that_fit_and_are_stored(text_file, monkeypatch
             max_iters=config["max_iters"],
         )["dropout"]
     )
+    repeated = config_of(config="run/config.json", out_dir="again")
+    assert repeated == config
     few = config_of(minutes=0.001)
     assert (few["max_iters"], few["eval_interval"]) == (1, 1)
     of_preset = config_of(minutes=1, preset="cpu")
