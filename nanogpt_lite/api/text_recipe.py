@@ -11,7 +11,6 @@ from nanogpt_lite.config.options import TrainConfig
 from nanogpt_lite.config.schema import Role, Value
 from nanogpt_lite.data.dataset import Dataset
 from nanogpt_lite.device.distributed import ProcessGroup
-from nanogpt_lite.errors import UserError
 from nanogpt_lite.tracking.console import Console
 from nanogpt_lite.trainer import evaluation, step_time
 
@@ -48,7 +47,7 @@ def fit_config(
 
     fitted = replace({}, int(given.get("max_iters", 0)))
     if config.minutes:
-        _require_minutes_usable(given, group)
+        config.require_minutes_usable(given, group.world_size)
         steps = _steps_in_minutes(fitted, data, console)
         interval = min(fitted.eval_interval, math.ceil(steps / recipe.EVALUATIONS))
         fitted = replace({"max_iters": steps, "eval_interval": interval}, steps)
@@ -69,17 +68,6 @@ def describe_recipe(config: TrainConfig, data: Dataset) -> str:
         f"recipe for {len(data.train):,} train {unit}: {config.max_iters} steps, {', '.join(options)}, an evaluation "
         f"every {every}"
     )
-
-
-def _require_minutes_usable(given: Mapping[str, Value], group: ProcessGroup) -> None:
-    """`UserError` if the number of steps is given too, or if several ranks would have to be timed together."""
-    if "max_iters" in given:
-        raise UserError("`minutes` decides how many steps are made, and so does `max_iters`; give one of them")
-    if group.world_size > 1:
-        raise UserError(
-            f"`minutes` times the steps of a single process, and there are {group.world_size} ranks; give `max_iters` "
-            "or `max_seconds`"
-        )
 
 
 def _steps_in_minutes(config: TrainConfig, data: Dataset, console: Console | None) -> int:

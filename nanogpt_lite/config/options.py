@@ -5,6 +5,7 @@ What an option does is in the module that reads it. How an option is declared an
 
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,16 @@ class TrainConfig(DataConfig, NetworkConfig, RuntimeConfig):
                 f"a step of {self.rows_per_step} rows (batch_size * gradient_accumulation_steps) cannot be shared "
                 f"equally by {world_size} ranks; start a number of ranks that divides it, or give "
                 f"`batch_size={-(-self.rows_per_step // world_size) * world_size}`"
+            )
+
+    def require_minutes_usable(self, given: Collection[str], world_size: int) -> None:
+        """`UserError` if the explicit options, whose names are `given`, or several ranks forbid `minutes`."""
+        if self.minutes and "max_iters" in given:
+            raise UserError("`minutes` decides how many steps are made, and so does `max_iters`; give one of them")
+        if self.minutes and world_size > 1:
+            raise UserError(
+                f"`minutes` times the steps of a single process, and there are {world_size} ranks; give `max_iters` or "
+                "`max_seconds`"
             )
 
     def __post_init__(self) -> None:
