@@ -7,7 +7,7 @@ How a text is prepared is in `prepare_job`, which needs no PyTorch.
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ from nanogpt_lite.runs.run_folder import RUNS_DIR, Run, checkpoints_in
 from nanogpt_lite.tokenizers import hub
 from nanogpt_lite.tokenizers.base import Tokenizer
 from nanogpt_lite.tracking.console import Console
-from nanogpt_lite.tracking.records import CheckpointRecord, Record, StopReason
+from nanogpt_lite.tracking.records import CheckpointRecord, Record, ResultRecord, StopReason
 
 SAVE_SECONDS = 30  # at most this much of a time limit is left for the last evaluation and checkpoint
 
@@ -57,6 +57,7 @@ class TrainResult(TypedDict):
     reason: str  # why it ended: a `StopReason`
     best_val_loss: float | None  # nats per token; None before the first evaluation
     best_val_loss_per_byte: float | None  # nats per byte of the text, which any two tokenizers have in common
+    verdict: str  # in one sentence, on the loss: that of a `ResultRecord`; empty without one
 
 
 def train_job(
@@ -309,7 +310,8 @@ def _require_time_left(time_limit: float, gpu_time: GPUTime, run: str) -> None:
 
 def _result(run: Run) -> TrainResult:
     """What the Function returns; after a limit of time, the command that continues the run is printed."""
-    last, best = run.metrics[-1], run.best_val_loss
+    records, best = run.metrics, run.best_val_loss
+    last = records[-1]
     if last["reason"] == StopReason.MAX_SECONDS:
         print(
             f"the time limit is reached; the run is saved at step {last['step']}. To go on: "
@@ -319,9 +321,16 @@ def _result(run: Run) -> TrainResult:
         "run": run.out_dir.name,
         "step": last["step"],
         "reason": last["reason"],
+        "verdict": _verdict(records),
         "best_val_loss": best,
         "best_val_loss_per_byte": None if best is None else best * _tokens_per_byte(run),
     }
+def _verdict(records: Sequence[dict[str, Any]]) -> str:
+    """The verdict on the run after its last step; empty if there is none."""
+    results = [r for r in records if r["kind"] == ResultRecord.kind and r["step"] == records[-1]["step"]]
+    return for_modal(results[-1]["verdict"]) if results else ""
+
+
 
 
 def _tokens_per_byte(run: Run) -> float:

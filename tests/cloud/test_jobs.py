@@ -22,6 +22,7 @@ from nanogpt_lite.cloud import job_data, jobs, sweeps
 from nanogpt_lite.cloud.client.volume_names import GPU_TIME_FILE
 from nanogpt_lite.cloud.prepare_job import prepare_and_push
 from nanogpt_lite.cloud.storage import OWNERS_FILE, LocalStorage
+from nanogpt_lite.config.spelling import for_modal
 from nanogpt_lite.data import sources
 from nanogpt_lite.tokenizers.byte import ByteTokenizer
 from nanogpt_lite.tracking.records import CheckpointRecord
@@ -94,11 +95,31 @@ def test_result_says_what_the_stored_records_say(machines):
     records = ng.Run(machines.shared / "runs/text-1").metrics
     best = min(record["val_loss"] for record in records if record["kind"] == "eval")
     per_byte = result.pop("best_val_loss_per_byte")
-    assert result == {"run": "text-1", "step": 8, "reason": "max_iters", "best_val_loss": best}
+    assert [record["kind"] for record in records[-2:]] == ["result", "done"]
+    expected = {"run": "text-1", "step": 8, "reason": "max_iters", "best_val_loss": best}
+    assert result == {**expected, "verdict": for_modal(records[-2]["verdict"])}
+    assert result["verdict"]
     assert per_byte == pytest.approx(best), "each character of the text is one byte"
 
 
 def test_loss_per_byte_counts_the_bytes_of_the_val_text(machines):
+@pytest.mark.parametrize(
+    ("records", "verdict"),
+    [
+        ([("result", 4), ("done", 4), ("start", 4), ("step", 6), ("done", 6)], ""),  # interrupted after it was resumed
+        ([("result", 4), ("done", 4), ("start", 4), ("result", 6), ("done", 6)], "after 6 --max-iters"),
+        ([("result", 4), ("done", 4), ("start", 4), ("done", 4)], "after 4 --max-iters"),  # resumed without a step left
+        ([("start", 0), ("done", 0)], ""),
+    ],
+)
+def test_verdict_is_that_on_the_last_step_with_options_as_modal_spells_them(records, verdict):
+    metrics = [
+        {"kind": kind, "step": step, **({"verdict": f"after {step} `max_iters`"} if kind == "result" else {})}
+        for kind, step in records
+    ]
+    assert jobs._verdict(metrics) == verdict
+
+
     machines.start()
     text = "é€x\n" * 50
     Path("text.txt").write_text(text, encoding="utf-8", newline="")

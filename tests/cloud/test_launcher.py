@@ -122,7 +122,7 @@ def test_incomplete_line_is_read_again_when_it_is_complete(tmp_path):
 
 def test_record_survives_json(text_file):
     records = list(ng.training(str(text_file), **OPTIONS, sample_interval=2, max_iters=4))
-    assert {record.kind for record in records} == {"start", "step", "sample", "eval", "checkpoint", "done"}
+    assert {record.kind for record in records} == {"start", "step", "sample", "eval", "checkpoint", "result", "done"}
     assert [record_from_json(record.to_json()) for record in records] == records
 
 

@@ -79,7 +79,9 @@ def report(result: object) -> str:
 
 
 def report_training(volume: ListedVolume, plan: Plan, trained: dict[str, Any]) -> dict[str, Any]:
-    """Download the pictures of a run that was trained, and say how to download the rest; the result as it is."""
+    """Print the verdict on a run, download its pictures, and say how to download the rest; the result as it is."""
+    if trained["verdict"]:
+        print(trained["verdict"])
     for path in bring_pictures(volume, trained["run"], plan.options.get("trace", "")):
         print(f"downloaded {path}")
     print(f"download the run: modal run modal_app.py::bring --out-dir {trained['run']}")

@@ -146,12 +146,15 @@ def test_pictures_and_traces_of_a_training_are_downloaded_and_the_rest_is_named(
     for name, content in {"loss.png": b"picture", "trace/a.json": b"a", "trace/b.json": b"b"}.items():
         (run / name).write_bytes(content)
     plan = Plan({"trace": trace} if trace else {}, Rental((), 60), {})
-    trained = {"run": "plain", "step": 20, "reason": "max_iters", "best_val_loss": 1.5}
+    verdict = "as a normal text" if trace else ""
+    trained = {"run": "plain", "step": 20, "reason": "max_iters", "best_val_loss": 1.5, "verdict": verdict}
     assert housekeeping.report_training(volume, plan, trained) == trained
     here = {path.as_posix(): path.read_bytes() for path in Path().rglob("*") if path.is_file()}
     traces = {"traces/a.json": b"a", "traces/b.json": b"b"} if trace else {}
     assert here == {"runs/modal-plain/loss.png": b"picture", **traces}
-    *downloaded, last = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()
+    *downloaded, last = lines[1:] if verdict else lines
+    assert lines[0] == verdict or not verdict
     assert last == "download the run: modal run modal_app.py::bring --out-dir plain"
     assert sorted(downloaded) == sorted(f"downloaded {Path(path)}" for path in here)
 
