@@ -125,7 +125,7 @@ def evaluate_on_gpu(out_dir: str = "", **options: Any) -> dict[str, Any]:
 )  # fmt: skip
 @errors_as_results
 def sweep_on_cpu(
-    out_dir: str = "sweep", gpu: str = "", time_limit: float = 2 * HOURS, preset: str = presets.RENTED_GPU_PRESET,
+    out_dir: str = "sweep", gpu: str = "", time_limit: float = 2 * HOURS, preset: str = presets.TUTORIAL_PRESET,
     sweep_iters: int = 200, **grid: Any,
 ) -> str:  # fmt: skip
     """Train each combination of options, such as learning_rate="1e-4,1e-3", some steps; then the best to its end."""

@@ -32,7 +32,7 @@ def to_flags(options):
     return [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
 
 
-FLAGS = to_flags(SMALL)
+FLAGS = to_flags({"preset": "tutorial", **SMALL})
 
 
 @pytest.fixture
@@ -82,11 +82,11 @@ def map_in_pairs(call, *arguments):
 
 
 def train_without_modal(service, folder, monkeypatch, **options):
-    """A run of this process in `folder`, on the dataset of the Volume."""
+    """A run of this process in `folder`, on the dataset of the Volume, with the preset of the tutorial by default."""
     (folder / "data").mkdir(parents=True)
     monkeypatch.chdir(folder)
     Path("data/bottles").symlink_to(service.volume(VOLUME_NAME) / "datasets/bottles")
-    return ng.train("data/bottles", preset="tutorial", **options)
+    return ng.train("data/bottles", **{"preset": "tutorial", **options})
 
 
 def stored_run(service, name):

@@ -20,6 +20,7 @@ from nanogpt_lite.api.inference import EvalResult, Loaded
 from nanogpt_lite.checkpoint import SUFFIX
 from nanogpt_lite.cloud import job_data, launcher
 from nanogpt_lite.cloud.calls import Call
+from nanogpt_lite.cloud.client import checks
 from nanogpt_lite.cloud.client.volume_names import (
     GPU_TIME_FILE,
     TRACE_DIR,
@@ -31,7 +32,6 @@ from nanogpt_lite.cloud.gpu_time import GPUTime, count_attempt, report_gpu_time
 from nanogpt_lite.cloud.messages import errors_as_results
 from nanogpt_lite.cloud.prepare_job import pull_prepared
 from nanogpt_lite.cloud.storage import Storage
-from nanogpt_lite.config import presets
 from nanogpt_lite.config.keyword_types import LoadOptions, SampleOptions
 from nanogpt_lite.config.options import DataConfig, LoadConfig
 from nanogpt_lite.config.spelling import for_modal
@@ -221,8 +221,8 @@ def _prepare_resume(
     storage: Storage, job: _TrainJob, dataset: str, options: dict[str, Any]
 ) -> tuple[Dataset | str, dict[str, Any]]:
     """The data and the options to resume a run."""
-    if job.is_retry:  # it began with this preset
-        options = {name: value for name, value in options.items() if name != "preset"}
+    if job.is_retry:  # it began with these
+        options = {name: value for name, value in options.items() if name not in ("preset", "minutes")}
     return job_data.data_to_resume(storage, Run(job.folder), dataset), {**options, "init_from": "resume"}
 
 
@@ -231,13 +231,11 @@ def _prepare_new_run(
 ) -> tuple[Dataset, dict[str, Any]]:
     """The data and the options to start a run, from scratch or from the weights of another model."""
     dataset, parent = dataset or DataConfig.dataset, str(options.get("init_from", "scratch"))
-    is_gpt2 = parent in hub.GPT2_REPOS
-    preset = str(options.get("preset", "")) or ("finetune" if is_gpt2 else presets.RENTED_GPU_PRESET)
-    options = {**options, "preset": preset}
+    options = {**options, "preset": options.get("preset") or checks.default_preset(dataset, parent) or None}
     data = job_data.pull_or_prepare(storage, dataset, _tokenizer_of_new_run(storage, options))
     if parent in ("scratch", "resume"):  # resume: an earlier attempt was ended before it had stored a checkpoint
         options["init_from"] = "scratch"
-    elif not is_gpt2:
+    elif parent not in hub.GPT2_REPOS:
         options["init_from"] = find_run(storage, parent).out_dir
     return data, options
 
@@ -321,16 +319,16 @@ def _result(run: Run) -> TrainResult:
         "run": run.out_dir.name,
         "step": last["step"],
         "reason": last["reason"],
-        "verdict": _verdict(records),
         "best_val_loss": best,
         "best_val_loss_per_byte": None if best is None else best * _tokens_per_byte(run),
+        "verdict": _verdict(records),
     }
+
+
 def _verdict(records: Sequence[dict[str, Any]]) -> str:
     """The verdict on the run after its last step; empty if there is none."""
     results = [r for r in records if r["kind"] == ResultRecord.kind and r["step"] == records[-1]["step"]]
     return for_modal(results[-1]["verdict"]) if results else ""
-
-
 
 
 def _tokens_per_byte(run: Run) -> float:

@@ -36,14 +36,16 @@ class Trial:
 
 
 def make_trials(
-    grid: Mapping[str, str], *, preset: str = presets.RENTED_GPU_PRESET, sweep_iters: int = 200, name: str
+    grid: Mapping[str, str], *, preset: str = presets.TUTORIAL_PRESET, sweep_iters: int = 200, name: str
 ) -> list[Trial]:
     """Every combination of options of `TrainConfig`; each text of the grid is a value, or several with commas.
 
     Trial N is the run NAME-N. It trains the first `sweep_iters` steps with the learning rate schedule of the whole
     training, so that it can be resumed to the end. `UserError` on an unknown option, a bad value, a value given twice,
-    values that contradict each other, or a single combination.
+    values that contradict each other, a single combination, or `minutes`.
     """
+    if "minutes" in grid:
+        raise UserError("a sweep takes no `minutes`: each trial has the steps of --sweep-iters; leave `minutes` out")
     trials = [
         _make_trial(options, preset, sweep_iters, run=f"{name}-{number}")
         for number, options in enumerate(_grid_combinations(grid), start=1)

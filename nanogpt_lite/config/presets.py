@@ -81,7 +81,7 @@ PRESETS: dict[str, dict[str, Value]] = {
         "patience": 5,
     },
 }
-RENTED_GPU_PRESET = "tutorial"  # the default on Modal
+TUTORIAL_PRESET = "tutorial"  # on Modal, the default for the text of the tutorial, and for a sweep
 
 
 def get_preset(name: str) -> dict[str, Value]:

@@ -17,7 +17,7 @@ from tiny import TINY_GPT
 
 import nanogpt_lite as ng
 from nanogpt_lite import files
-from nanogpt_lite.checkpoint import SUFFIX
+from nanogpt_lite.checkpoint import SUFFIX, checkpoint_file
 from nanogpt_lite.cloud import job_data, jobs, sweeps
 from nanogpt_lite.cloud.client.volume_names import GPU_TIME_FILE
 from nanogpt_lite.cloud.prepare_job import prepare_and_push
@@ -26,6 +26,7 @@ from nanogpt_lite.config.spelling import for_modal
 from nanogpt_lite.data import sources
 from nanogpt_lite.tokenizers.byte import ByteTokenizer
 from nanogpt_lite.tracking.records import CheckpointRecord
+from nanogpt_lite.trainer import step_time
 
 OPTIONS: dict[str, Any] = {**TINY_GPT, "batch_size": 2, "eval_interval": 4, "log_interval": 1}
 
@@ -102,7 +103,6 @@ def test_result_says_what_the_stored_records_say(machines):
     assert per_byte == pytest.approx(best), "each character of the text is one byte"
 
 
-def test_loss_per_byte_counts_the_bytes_of_the_val_text(machines):
 @pytest.mark.parametrize(
     ("records", "verdict"),
     [
@@ -120,6 +120,7 @@ def test_verdict_is_that_on_the_last_step_with_options_as_modal_spells_them(reco
     assert jobs._verdict(metrics) == verdict
 
 
+def test_loss_per_byte_counts_the_bytes_of_the_val_text(machines):
     machines.start()
     text = "é€x\n" * 50
     Path("text.txt").write_text(text, encoding="utf-8", newline="")
@@ -218,6 +219,42 @@ def test_resume_with_another_network_shape_is_refused(machines):
     train(machines, "first", max_iters=4)
     with pytest.raises(ng.UserError, match="another network"):
         train(machines, "second", init_from="resume", max_iters=8, n_embd=16)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "options", "preset"),
+    [
+        ("text", {}, None),  # the library's default for the device
+        ("text", {"preset": "", "init_from": "resume"}, None),
+        ("python_docs", {"device": "cpu"}, None),
+        ("text", {"preset": "tutorial"}, "tutorial"),
+        ("text", {"init_from": "gpt2"}, "finetune"),
+        ("", {}, "tutorial"),
+        ("shakespeare_char", {"tokenizer": "byte", "device": "cpu"}, "tutorial"),
+        ("shakespeare_char", {"preset": "modern"}, "modern"),
+        ("shakespeare_char", {"init_from": "gpt2"}, "finetune"),
+    ],
+)
+def test_preset_of_a_new_run(machines, monkeypatch, dataset, options, preset):
+    monkeypatch.setattr(job_data, "pull_or_prepare", lambda *_: "the data")
+    job = jobs._TrainJob(Path("runs/new"), "me")
+    _, for_training = jobs._prepare_new_run(machines.start(), job, dataset, options)
+    assert for_training["preset"] == preset
+
+
+def test_own_text_has_the_recipe_of_ones_own_machine_which_a_retry_keeps(machines, monkeypatch, capfd):
+    options = {**OPTIONS, "preset": None, "ngram": 1, "minutes": 1}
+    monkeypatch.setattr(step_time, "measure_step_seconds", lambda *_: 10.0)
+    expected = train_without_volume(machines, **options)
+    train(machines, "me", max_seconds=1e-3, **options)
+    monkeypatch.setattr(step_time, "measure_step_seconds", lambda *_: pytest.fail("timed again"))
+    train(machines, "me", **options)
+    assert len(steps_of(machines, "done")) == 2
+    assert read_last(machines) == expected
+    stored = checkpoint_file.read_checkpoint(machines.shared / "runs/text-1" / f"last{SUFFIX}").metadata.config
+    assert stored.optimizer == "muon", "as in modern-cpu"
+    assert 1 < stored.max_iters < 6, "evaluations take a part of the minute"
+    assert "no effect" not in capfd.readouterr().err
 
 
 def test_preset_has_no_effect_on_a_resumed_run(machines, capfd):

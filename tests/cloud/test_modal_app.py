@@ -19,6 +19,7 @@ import nanogpt_lite as ng
 from nanogpt_lite.cli.main import main
 from nanogpt_lite.cloud import jobs, prepare_job
 from nanogpt_lite.config.options import TrainConfig
+from nanogpt_lite.config.spelling import for_modal
 from nanogpt_lite.device.gpus import GPUS
 
 pytest.importorskip("modal")
@@ -42,6 +43,7 @@ from modal_commands import (
     run_command,
     stored_run,
     stored_runs,
+    to_flags,
     train_without_modal,
 )
 
@@ -97,6 +99,26 @@ def test_pipeline_with_the_lengths_of_the_tutorial(service, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     assert main([*sampling.split()[1:], "--start=green", "--max_new_tokens=5"]) == 0
     assert capsys.readouterr().out.startswith("green")
+
+
+@pytest.mark.slow  # test_jobs and test_plans test the parts
+def test_own_text_has_the_recipe_of_ones_own_machine(prepared, tmp_path, monkeypatch):
+    options = {**SMALL, "batch_size": 32, "ngram": 1, "preset": None}
+    flags = to_flags({name: value for name, value in options.items() if value is not None})
+    printed, timed = map_in_pairs(
+        lambda arguments: modal_run(prepared, *arguments),
+        (f"{APP}::train", "--dataset=bottles", "--out-dir=whole", *flags),
+        (APP, "--dataset=bottles", "--out-dir=timed", *flags, "--minutes=0.05", "--num-samples=1"),
+    )
+    undisturbed = train_without_modal(prepared, tmp_path / "work", monkeypatch, out_dir="runs/bottles", **options)
+    assert read_last(prepared, "whole") == (undisturbed.out_dir / "last.safetensors").read_bytes()
+    for run, text in (("whole", printed), ("timed", timed)):
+        (result,) = records_of(prepared, run, "result")
+        assert text.splitlines().count(for_modal(result["verdict"])) == 2, "of the container, and of this machine"
+    assert json.loads(next(line for line in printed.splitlines() if line.startswith("{")))["verdict"]
+    (done,) = records_of(prepared, "timed", "done")
+    assert done["reason"] == "max_iters"
+    assert done["seconds"] < 30
 
 
 @pytest.mark.slow  # other tests cover most of it

@@ -43,7 +43,7 @@ from modal_commands import (
 
 service, prepared = modal_commands.service, modal_commands.prepared  # fixtures
 GOLDEN = ROOT / "tests/golden/v0.1"  # see tests/system/test_earlier_versions.py
-OPTIONS = {**SMALL, "max_iters": 200, "eval_interval": 10, "dropout": 0.1}
+OPTIONS = {"preset": "tutorial", **SMALL, "max_iters": 200, "eval_interval": 10, "dropout": 0.1}
 
 
 def start_command(service, *arguments, **options):
@@ -243,7 +243,7 @@ def test_training_whose_run_is_deleted_stops_without_a_retry(prepared):
 
 @pytest.mark.slow
 def test_ranks_on_several_gpus_save_on_preemption_and_resume(prepared):
-    options = {**SMALL, "batch_size": 8, "eval_interval": 10, "max_iters": 1000}
+    options = {"preset": "tutorial", **SMALL, "batch_size": 8, "eval_interval": 10, "max_iters": 1000}
     client = start_command(prepared, f"{APP}::train", "--dataset=bottles", "--gpu=A100-80GB:2", *to_flags(options))
     prepared.wait_for(
         lambda: any(last_eval_step(container.output) >= 20 for container in prepared.containers), timeout=60
@@ -262,7 +262,7 @@ def test_ranks_on_several_gpus_save_on_preemption_and_resume(prepared):
 @pytest.mark.slow
 def test_time_limit_counts_over_a_preemption_and_the_printed_command_continues(prepared, tmp_path):
     mine = tmp_path / "mine.py"  # as of a user who writes a pipeline of his own
-    options = {**SMALL, "max_iters": 10**9, "eval_interval": 100}
+    options = {"preset": "tutorial", **SMALL, "max_iters": 10**9, "eval_interval": 100}
     mine.write_text(
         f"""
 import sys

@@ -14,6 +14,11 @@ def make_trials(sweep_iters=100, **grid):
     return sweeps.make_trials(grid, preset="tutorial", sweep_iters=sweep_iters, name="s")
 
 
+def test_minutes_are_refused():
+    with pytest.raises(UserError, match="a sweep takes no `minutes`: each trial has the steps of --sweep-iters; leave"):
+        make_trials(learning_rate="1e-4,1e-3", minutes="5")
+
+
 class Texts:
     """Stands for the storage: the texts by their paths."""
 

@@ -4,23 +4,50 @@ How the flags of a call become a plan is in `plans`.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from nanogpt_lite.cloud.client.dataset_texts import Text
 from nanogpt_lite.cloud.client.local_secrets import local_secrets
+from nanogpt_lite.cloud.client.rental import MINUTE, Rental, format_seconds
 from nanogpt_lite.cloud.client.stored_files import StoredFiles
 from nanogpt_lite.cloud.client.volume_names import run_exists_error, run_name, run_reserved_error
-from nanogpt_lite.config.options import LoadConfig, SampleConfig, TrainConfig, read_prompt
+from nanogpt_lite.config import presets
+from nanogpt_lite.config.options import DataConfig, LoadConfig, SampleConfig, TrainConfig, read_prompt
 from nanogpt_lite.config.schema import Role
 from nanogpt_lite.data import sources
 from nanogpt_lite.errors import UserError
+from nanogpt_lite.tokenizers import hub
 
 
 def check_sampling(options: Mapping[str, Any]) -> SampleConfig:
     """The options of sampling; a prompt in a file of this machine is read."""
     settings = SampleConfig.from_dict(options)
     return settings.replace({"start": read_prompt(settings.start)})
+
+
+def default_preset(dataset: str, init_from: str) -> str:
+    """The preset of a new run without `preset`, for all devices; empty: the library chooses the one for the device.
+
+    So the text of the Modal tutorial is trained on as there, and any other one with the recipe that fits the text. The
+    container decides by this too.
+    """
+    if init_from in hub.GPT2_REPOS:
+        return "finetune"
+    return presets.TUTORIAL_PRESET if sources.dataset_name(dataset) == DataConfig.dataset else ""
+
+
+def require_minutes_usable(config: TrainConfig, given: Collection[str], rental: Rental) -> None:
+    """`UserError` if `minutes` cannot be used with what is rented, or with the explicit options: `given`, their names.
+
+    A retry of the call, which resumes its run, does not need it.
+    """
+    config.require_minutes_usable(given, rental.world_size)
+    if config.minutes * MINUTE > rental.seconds:
+        raise UserError(
+            f"`minutes={config.minutes:g}` is more than the {format_seconds(rental.seconds)} that the call may take; "
+            "give fewer `minutes`, or a longer --timeout (if --max-dollars is given, more dollars)"
+        )
 
 
 def check_out_dir(stored: StoredFiles, options: Mapping[str, Any]) -> tuple[str, ...]:

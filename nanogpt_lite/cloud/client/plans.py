@@ -24,7 +24,7 @@ from nanogpt_lite.cloud.client.rental import (
 )
 from nanogpt_lite.cloud.client.stored_files import StoredFiles
 from nanogpt_lite.cloud.client.volume_names import require_safe_name, run_name
-from nanogpt_lite.config import presets
+from nanogpt_lite.config import presets, recipe
 from nanogpt_lite.config.options import DataConfig, LoadConfig, SampleConfig, TrainConfig
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.tokenizers import hub
@@ -151,7 +151,7 @@ def plan_sweep(stored: StoredFiles, flags: Mapping[str, Any], *, gpu: str) -> Pl
     local_paths: dict[str, str] = {}
     for trial in trials:
         checks.require_wandb_key(trial.options)
-        plan = _plan_new_run(stored, {**trial.options, **_only(given, "preset")}, rental, "")
+        plan = _plan_new_run(stored, {**trial.options, **_only(trial.first_options, "preset")}, rental, "")
         for text in plan.texts:
             if local_paths.setdefault(text.dataset, text.local_path) != text.local_path:
                 raise UserError(f"two texts would be stored as {text.dataset!r}; give one of them another name")
@@ -168,10 +168,9 @@ def plan_sweep(stored: StoredFiles, flags: Mapping[str, Any], *, gpu: str) -> Pl
 def _plan_new_run(stored: StoredFiles, options: dict[str, Any], rental: Rental, prompt: str) -> Plan:
     """Check a training that starts a run."""
     init_from = str(options.get("init_from", "scratch"))
-    is_gpt2 = init_from in hub.GPT2_REPOS
-    preset = options.get("preset") or ("finetune" if is_gpt2 else presets.RENTED_GPU_PRESET)
-    config = presets.config_with_preset(preset, _without(options, "preset", "overwrite", "verify"))
-    if init_from != "scratch" and not is_gpt2:
+    config = _config_of_new_run(options)
+    checks.require_minutes_usable(config, options, rental)
+    if init_from != "scratch" and init_from not in hub.GPT2_REPOS:
         parent = stored.require_run(run_name(init_from))
         options["init_from"] = parent
         if parent_config := stored.run_config(parent):
@@ -189,6 +188,14 @@ def _plan_new_run(stored: StoredFiles, options: dict[str, Any], rental: Rental, 
     return Plan(options, rental, rental.function_options, (text,), notes, config.block_size, prompt)
 
 
+def _config_of_new_run(options: dict[str, Any]) -> TrainConfig:
+    """The config of a new run, as far as it does not follow from the text or from initial weights."""
+    dataset, init_from = options.get("dataset", DataConfig.dataset), options.get("init_from", "scratch")
+    preset = options.get("preset") or checks.default_preset(dataset, init_from)
+    preset = preset or recipe.default_preset("cpu" if options.get("device") == "cpu" else "cuda")
+    return presets.config_with_preset(preset, _without(options, "preset", "overwrite", "verify"))
+
+
 def _plan_resume(stored: StoredFiles, options: dict[str, Any], rental: Rental, prompt: str) -> Plan:
     """Check a training that resumes a run."""
     name = stored.require_run(options.get("out_dir", ""))
@@ -198,6 +205,8 @@ def _plan_resume(stored: StoredFiles, options: dict[str, Any], rental: Rental, p
     options = {**options, "out_dir": name}
     if options.pop("preset", ""):
         notes.append("warning: a resumed run keeps its own options; --preset has no effect")
+    if options.pop("minutes", 0):
+        notes.append("warning: a resumed run keeps its number of steps; --minutes has no effect")
     texts: tuple[Text, ...] = ()
     text = find_text(stored, options.pop("dataset"), "auto") if "dataset" in options else None
     if text and text.local_path:

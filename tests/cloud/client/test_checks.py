@@ -89,6 +89,13 @@ def test_run_to_load_is_the_named_or_newest_one_with_the_checkpoint(stored):
         checks.existing_run(stored, {}, LoadConfig(checkpoint="step_000010"))
 
 
+@pytest.mark.parametrize("init_from", ["scratch", "resume", "my-run"])
+def test_text_of_the_tutorial_has_its_preset_and_any_other_one_the_library_s_default(stored, init_from):
+    assert checks.default_preset("shakespeare_char", init_from) == "tutorial"
+    for dataset in ("sea", "python_docs", "texts/shakespeare.txt", "https://example.com/poem.txt"):
+        assert checks.default_preset(dataset, init_from) == ""
+
+
 def test_wandb_needs_a_key_from_any_of_three_places(stored, monkeypatch):
     for name in ("WANDB_API_KEY", "NANOGPT_SECRET"):
         monkeypatch.delenv(name, raising=False)

@@ -18,6 +18,7 @@ from nanogpt_lite.cloud.calls import Call
 from nanogpt_lite.cloud.client import plans
 from nanogpt_lite.cloud.client.dataset_texts import Text, upload_texts
 from nanogpt_lite.cloud.client.stored_files import StoredFiles
+from nanogpt_lite.config import presets
 from nanogpt_lite.config.options import DataConfig, LoadConfig, SampleConfig, TrainConfig
 
 ON_L4 = {"gpu": "L4", "cpu": 4, "memory": 8192}
@@ -133,6 +134,56 @@ def test_network_of_initial_weights_is_that_of_the_other_run(volume, flags):
         training = plan(volume, "training", **given)
         assert training.options["init_from"] == init_from
         assert training.texts_to_prepare() == [], "its tokenizer is only in its checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("flags", "preset"),
+    [
+        ({"dataset": "sea"}, "modern"),
+        ({"dataset": "sea", "device": "cuda", "init_from": "plain"}, "modern"),
+        ({"dataset": "python_docs", "device": "cpu"}, "modern-cpu"),
+        ({"dataset": "sea", "preset": "tutorial"}, "tutorial"),
+        ({}, "tutorial"),
+        ({"dataset": "shakespeare_char", "device": "cpu", "learning_rate": 3e-4}, "tutorial"),
+        ({"init_from": "gpt2"}, "finetune"),
+        ({"dataset": "sea", "init_from": "gpt2-medium"}, "finetune"),
+    ],
+)
+def test_preset_of_a_new_run_follows_from_its_text_and_device(flags, preset):
+    given = {name: value for name, value in flags.items() if name != "preset"}
+    assert plans._config_of_new_run(flags) == presets.config_with_preset(preset, given)
+
+
+def test_text_is_compared_with_the_context_of_the_preset(volume):
+    Path("short.txt").write_text("The sea " * 20, encoding="utf-8")
+    assert plan(volume, "training", dataset="short.txt", device="cpu").block_size == 128
+    for flags in ({}, {"device": "cpu", "preset": "tutorial"}):
+        with pytest.raises(ng.UserError, match="the text is too short for block_size=256"):
+            plan(volume, "training", dataset="short.txt", **flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"max_iters": 5}, "`minutes` decides how many steps are made, and so does `max_iters`; give one"),
+        ({"gpu": "L4:2"}, "`minutes` times the steps of a single process, and there are 2 ranks; give `max_iters`"),
+        ({"default_gpu": "L4,T4:4"}, "there are 4 ranks"),
+        ({"timeout": "9m"}, r"`minutes=10` is more than the 9 min .* give fewer `minutes`, or a longer --timeout"),
+        ({"max_dollars": 0.1}, "`minutes=10` is more than the .* s that the call may take"),
+    ],
+)
+@pytest.mark.parametrize("command", ["training", "pipeline"])
+def test_minutes_that_cannot_be_used_are_refused(volume, command, flags, message):
+    with pytest.raises(ng.UserError, match=message):
+        plan(volume, command, dataset="sea", minutes=10.0, **flags)
+
+
+def test_minutes_are_an_option_of_a_new_run_and_have_no_effect_on_a_resumed_one(volume):
+    assert plan(volume, "training", dataset="sea", minutes=10.0, timeout="10m").options["minutes"] == 10
+    flags = {"init_from": "resume", "out_dir": "plain", "max_iters": 40, "minutes": 500.0, "gpu": "L4:2"}
+    resumed = plan(volume, "training", **flags)
+    assert resumed.options.keys() == {"init_from", "out_dir", "max_iters", "time_limit"}
+    assert resumed.notes == ("warning: a resumed run keeps its number of steps; --minutes has no effect",)
 
 
 def test_gpt2_is_finetuned_with_its_own_tokenizer(volume):
@@ -278,6 +329,7 @@ def test_sweep_is_checked_as_each_of_its_trainings(volume):
         ({"n_layer": "2,4", "block_size": "8,3000"}, "the text is too short for block_size=3000"),
         ({"n_head": "2,5"}, "not a multiple"),
         ({"n_layer": "2"}, "two combinations"),
+        ({"n_layer": "2,4", "minutes": "1"}, "a sweep takes no `minutes`"),
         ({"dataset": "mine.txt,typo"}, "there is no text 'typo'"),
     ):
         with pytest.raises(ng.UserError, match=message):
