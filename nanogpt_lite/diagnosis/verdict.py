@@ -27,7 +27,7 @@ def give_verdict(
     falls = could_learn_more and best_step == last_step and _falls(curve)
     if best < PREDICTABLE:
         return (
-            "nothing is left to learn: the text repeats itself, and its val split can be predicted almost without "
+            "there is nothing more to learn: the text repeats itself, and its val split is predicted almost without "
             "error; so this loss says nothing about other text"
         )
     if falls:

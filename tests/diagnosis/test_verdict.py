@@ -23,9 +23,9 @@ NOTHING_LEARNED = [(100, 3.5), (200, 3.3), (300, 3.3), (400, 3.3)]
         (FALLING, True, r"^0\.10 nats below the 5-gram .*still falling; train a new run for longer: `minutes=7`$"),
         (FALLING, False, r"^normal: 0\.10 nats below"),  # the schedule ended where the recipe ends
         ([(5, 4.0)], True, r"^2\.00 nats above the 5-gram .*still falling"),  # a single evaluation
-        (OVERFITTING, True, r"^overfitting since step 200: .* is 0\.20 nats below .*, and the last one is 0\.50 worse\."),
+        (OVERFITTING, True, r"^overfitting since step 200: .* is 0\.20 nats below .*, and the last one is 0\.50 worse"),
         (FLAT_ABOVE, True, r"^something may be wrong: 0\.50 nats above .*`learning_rate` that is too high or too low"),
-        (NOTHING_LEARNED, True, r"^something is wrong: the network is no better .* and n-gram models are; .*`learning_r"),
+        (NOTHING_LEARNED, True, r"^something is wrong: the network is no better .* and n-gram models are; .*`learning"),
     ],
 )
 def test_each_shape_of_a_curve_has_its_sentence(curve, could_learn_more, sentence):
@@ -67,7 +67,7 @@ def test_a_text_that_repeats_itself_is_neither_normal_nor_wrong(unigram):
     for curve in ([(10, 0.0003), (20, 0.0)], [(10, 0.0), (20, 0.0001)], [(10, 0.005)]):
         baselines = NgramLosses(unigram=unigram, bigram=unigram / 3, five_gram=unigram / 100)
         said = give_verdict(curve, baselines, vocab_size=31, could_learn_more=True, minutes=1)
-        assert said.startswith("nothing is left to learn: the text repeats itself")
+        assert said.startswith("there is nothing more to learn: the text repeats itself")
 
 
 def test_hundredths_of_a_nat_are_not_far_from_a_5_gram_model_of_an_almost_predictable_text():
