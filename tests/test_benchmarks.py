@@ -29,7 +29,7 @@ def benchmarks_on_path(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["ablation", "any_text", "curves", "on_gpu", "scaling", "startup", "texts", "vs_nanogpt"]
+    "name", ["ablation", "any_text", "curves", "loss_curves", "on_gpu", "scaling", "startup", "texts", "vs_nanogpt"]
 )
 def test_each_benchmark_has_help_and_refuses_unknown_options(name, monkeypatch, capsys):
     module = __import__(name)
@@ -293,3 +293,37 @@ def test_ablation_and_scaling_from_end_to_end(tmp_path, monkeypatch):
     assert scaling.main() == 0
     lines = (tmp_path / "table.md").read_text().splitlines()
     assert [line.split("|")[1:3] for line in lines[6:8]] == [[" ranks ", " 1 "], [" ranks ", " 2 "]]
+
+
+def test_texts_of_the_loss_curves_are_those_that_their_cases_name():
+    from loss_curves import CASES, CHARACTERS, FEW_CHARACTERS, with_other_end
+
+    text = "Abc xyz.\n" * 20_000
+    texts = {case.name: case.text(text) for case in CASES}
+    assert len(texts["overfitting"]) == FEW_CHARACTERS
+    assert {len(made) for name, made in texts.items() if name != "overfitting"} == {CHARACTERS}
+    assert texts["random text"] == CASES[-1].text("") != CASES[-1].text("")[::-1]
+    changed = with_other_end(text)
+    assert changed[:135_000] == text[:135_000]
+    assert changed[135_000:] == text[135_000:CHARACTERS].translate(str.maketrans("Abcxyz", "Nopklm"))
+    for case in CASES:
+        TrainConfig.from_dict({**ng.PRESETS["modern-cpu"], **case.options})
+
+
+@pytest.mark.slow
+def test_loss_curves_from_end_to_end(tmp_path, monkeypatch):
+    import loss_curves
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.txt").write_text("all is well that ends well\n" * 200)
+    monkeypatch.setattr(loss_curves, "CHARACTERS", 4000)
+    monkeypatch.setattr(loss_curves, "FEW_CHARACTERS", 2000)
+    monkeypatch.setitem(loss_curves.SHARED, "batch_size", 2)
+    monkeypatch.setattr(sys, "argv", ["x", "--dataset", "my.txt", "--out", str(tmp_path / "table")])
+    assert loss_curves.main() == 0
+    text = (tmp_path / "table.md").read_text()
+    assert re.findall(r"^\| ([a-z][^|]*) \| \d", text, re.MULTILINE) == [case.name for case in loss_curves.CASES]
+    assert "**too few steps** (the first 150,000 characters; `--max_iters 30`)" in text
+    assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(loss_curves, "CHARACTERS", 10_000)
+    assert loss_curves.main() == 2
