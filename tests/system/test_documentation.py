@@ -62,6 +62,7 @@ TEXTS = ("my.txt", "notes/a.md", "letters.txt", "prompt.txt")  # that the pages 
 EARLIER_RUNS = {  # runs that a page takes from another page, or from Modal
     "sampling.md": ["runs/notes"],
     "evaluation.md": ["runs/notes"],
+    "is-my-loss-normal.md": ["runs/notes"],
     "modal.md": ["runs/modal-my-1"],
 }
 CLI_ONLY = {
@@ -164,6 +165,8 @@ def test_the_commands_of_a_page_run_in_their_order(page, shakespeare, capsys, mo
         if GPT2 in words:
             continue
         short = ARGUMENTS if words[0] in ("run", "train") and "--init_from" not in words else []
+        if "--minutes" in words:
+            short = [*to_arguments({**SHORT_OPTIONS, "ngram": 1, "batch_size": 4}), "--minutes", "0.001"]
         if "--init_from" in words:
             short = ["--max_iters", "6", "--device", "cpu"]
         if words[:3] == ["train", "--preset", "shakespeare_char"]:  # nanoGPT's command, of a small network
@@ -295,6 +298,13 @@ def test_figures_against_nanogpt_are_those_that_were_measured():
     in_readme = rows(README)
     assert len(in_readme) >= 5
     assert all(any(line.startswith(f"{row} | ") for line in measured) for row in in_readme)
+
+
+def test_the_result_of_a_training_that_is_explained_was_measured():
+    page = (ROOT / "docs/is-my-loss-normal.md").read_text(encoding="utf-8")
+    explained = re.findall("^    .*$", page, re.MULTILINE)
+    assert len(explained) == 3
+    assert "\n".join(explained) in (ROOT / "benchmarks/results/loss_curves.md").read_text(encoding="utf-8")
 
 
 def test_contributing_lists_every_package():
