@@ -99,7 +99,7 @@ def _overview() -> str:
         "A default in brackets applies without a preset; after it, the presets with another value.",
         "Without --preset, a training on a CPU has the preset modern-cpu, and one on a GPU modern.",
         "These two follow the text: its length decides the steps, dropout, ngram_dropout, weight_decay and",
-        "eval_interval, unless they are given. The values below are those for tiny Shakespeare.",
+        "eval_interval, unless they are given. The values below are about those for tiny Shakespeare.",
     ]
     return "\n".join([*lines, "", arguments.format_help("run", COMMANDS["run"])]).rstrip()
 
