@@ -211,7 +211,10 @@ def _train(
             chars_per_token=val_text_size(data)[0] / len(data.val),
             stop=stop.requested,
         )
-        make_result = partial(result.make_result, state, data, train_tokens, val_tokens, out_dir, stop=stop.requested)
+        note = console.note if console else lambda text: None
+        make_result = partial(
+            result.make_result, state, data, train_tokens, val_tokens, out_dir, note=note, stop=stop.requested
+        )
         stored = _store_records(_with_result(state, _with_previews(state, records), make_result), sinks)
         yield from settings_for(stored, lambda: _training_settings(state, stop))
         signum = int(*group.all_reduce_max(stop.signum or 0))

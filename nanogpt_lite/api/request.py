@@ -15,6 +15,8 @@ from nanogpt_lite.config.schema import Value, require_known
 from nanogpt_lite.data.dataset import Dataset
 from nanogpt_lite.runs import run_folder
 
+STEP_OPTIONS = ("max_iters", "lr_decay_iters")  # which `minutes` decides
+
 
 @dataclass(frozen=True)
 class TrainRequest:
@@ -35,8 +37,11 @@ class TrainRequest:
 
     @property
     def options(self) -> dict[str, Value]:
-        """The options of the file and of the call; those of the call win."""
-        return {**self.from_file, **self.explicit}
+        """The options of the file and of the call; those of the call win, also `minutes` over the steps of the file."""
+        from_file = self.from_file
+        if self.explicit.get("minutes"):
+            from_file = {name: value for name, value in from_file.items() if name not in STEP_OPTIONS}
+        return {**from_file, **self.explicit}
 
     @property
     def init_from(self) -> str:

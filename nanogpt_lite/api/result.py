@@ -32,6 +32,7 @@ MIN_MINUTES = 1  # of a longer run that is proposed
 class Comparison:
     """A val loss in several units, and the losses of n-gram models of the same tokens."""
 
+    val_loss: float  # nats per token
     measures: TextMeasures
     baselines: NgramLosses
 
@@ -45,6 +46,7 @@ class Comparison:
         )
         seconds = max(record["seconds"] for record in metrics if record["kind"] == "eval")
         return give_verdict(
+            self.val_loss,
             curve,
             self.baselines,
             vocab_size=vocab_size,
@@ -57,6 +59,7 @@ def compare(val_loss: float, data: Dataset, train: Tokens, val: Tokens) -> Compa
     """What a loss in nats per token means for the val split of a dataset. `train`, `val`: the tokens of its splits."""
     n_chars, n_bytes = val_text_size(data)
     return Comparison(
+        val_loss,
         measure_text(val_loss, n_tokens=len(val), n_chars=n_chars, n_bytes=n_bytes),
         baseline_losses(train, val, data.tokenizer.vocab_size),
     )
@@ -70,17 +73,19 @@ def make_result(
     out_dir: Path,
     *,
     in_hurry: bool,
+    note: Callable[[str], None],
     stop: Callable[[], bool],
 ) -> ResultRecord | None:
     """The result of a training that has ended, after at least one evaluation; None if `stop()` became true meanwhile.
 
     All ranks call it, and get the same. `in_hurry`: a limit of time is over, so the loss is that of the evaluations in
-    training, also if these covered a part of a long val split.
+    training, also if these covered a part of a long val split. `note` shows the user what takes long.
     """
     config = state.config
     val_loss, max_tokens = state.best_val_loss, config.eval_tokens
     if not in_hurry and (config.eval_iters or evaluation.is_long(len(val), max_tokens)):
         max_tokens = max(max_tokens, state.step * config.tokens_per_step)  # takes a third of the time of training
+        note(f"evaluating the best checkpoint on {_evaluated(val, max_tokens):,} val tokens …")
         val_loss = _evaluate_best(state, val, out_dir, max_tokens=max_tokens, stop=stop)
         if val_loss is None:
             return None
@@ -99,7 +104,7 @@ def make_result(
             step=state.step,
             best_step=state.best_step,
             val_loss=val_loss,
-            val_tokens=max_tokens if evaluation.is_long(len(val), max_tokens) else len(val),
+            val_tokens=_evaluated(val, max_tokens),
             split_tokens=len(val),
             **dataclasses.asdict(comparison.measures),
             **comparison.baselines._asdict(),
@@ -107,6 +112,11 @@ def make_result(
         )
         content = json.dumps(dataclasses.asdict(record))
     return ResultRecord(**json.loads(state.group.broadcast(content)))
+
+
+def _evaluated(val: Tokens, max_tokens: int) -> int:
+    """About how many tokens are evaluated: `max_tokens` of a long split, else all."""
+    return max_tokens if evaluation.is_long(len(val), max_tokens) else len(val)
 
 
 def _evaluate_best(

@@ -13,11 +13,18 @@ PREDICTABLE = 0.01  # nats per token: the val split is in the train split
 
 
 def give_verdict(
-    curve: Sequence[tuple[int, float]], baselines: NgramLosses, *, vocab_size: int, could_learn_more: bool, minutes: int
+    loss: float,
+    curve: Sequence[tuple[int, float]],
+    baselines: NgramLosses,
+    *,
+    vocab_size: int,
+    could_learn_more: bool,
+    minutes: int,
 ) -> str:
     """One sentence about a run. Options in it are spelled as `name=value`.
 
-    `curve`: the step and the val loss of each evaluation, in nats per token like `baselines`, at least one.
+    `loss`: of the best checkpoint, in nats per token like all others. `curve`: the step and the val loss of each
+    evaluation, at least one; they may cover less of the val split than `loss`.
     `could_learn_more`: whether the run saw its text less often than the recipe for it would, given the time.
     `minutes`: a time for a longer run, which the sentence proposes.
     """
@@ -25,28 +32,28 @@ def give_verdict(
     last_step, last = curve[-1]
     overfits = last > best + RISE and best_step < last_step
     falls = could_learn_more and best_step == last_step and _falls(curve)
-    if best < PREDICTABLE:
+    if loss < PREDICTABLE:
         return (
             "there is nothing more to learn: the text repeats itself, and its val split is predicted almost without "
             "error; so this loss says nothing about other text"
         )
     if falls:
         remedy = f"train a new run for longer: `minutes={minutes}`"
-        return f"{_compare(best, baselines)}, and still falling; {remedy}"
-    if best >= min(baselines.unigram, math.log(vocab_size)):
+        return f"{_compare(loss, baselines)}, and still falling; {remedy}"
+    if loss >= min(baselines.unigram, math.log(vocab_size)):
         return _explain_nothing_learned(baselines)
     if overfits:
         return (
             f"overfitting since step {best_step}: the loss of the best checkpoint, which is used, is "
-            f"{_compare(best, baselines)}, and the last one is {last - best:.2f} worse. Give more text, fewer "
+            f"{_compare(loss, baselines)}, and the last one is {last - best:.2f} worse. Give more text, fewer "
             "`max_iters`, or more `dropout`"
         )
-    if best > baselines.five_gram + max(baselines.five_gram * FAR, FAR_NATS):
+    if loss > baselines.five_gram + max(baselines.five_gram * FAR, FAR_NATS):
         return (
-            f"something may be wrong: {_compare(best, baselines)}; likely reasons: a `learning_rate` that is too high "
+            f"something may be wrong: {_compare(loss, baselines)}; likely reasons: a `learning_rate` that is too high "
             "or too low, a network that is too large or too small for the text, or text that is mostly random"
         )
-    return f"normal: {_compare(best, baselines)}; more text would help more than more steps"
+    return f"normal: {_compare(loss, baselines)}; more text would help more than more steps"
 
 
 def _falls(curve: Sequence[tuple[int, float]]) -> bool:

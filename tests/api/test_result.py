@@ -57,9 +57,11 @@ def test_bits_per_character_and_byte_count_the_text_of_the_val_split(text_file):
 
 
 @pytest.mark.parametrize("options", [{"eval_tokens": 32}, {"eval_iters": 2}])
-def test_the_result_covers_a_long_val_split_that_training_evaluated_in_part(text_file, options):
+def test_the_result_covers_a_long_val_split_that_training_evaluated_in_part(text_file, options, capsys):
     text_file.write_text(WORDS)
-    run = ng.train("bottles.txt", **{**OVERFITTING, **options, "max_iters": 2000})
+    with closing(Console(bar=False)) as console:
+        run = ng.train("bottles.txt", **{**OVERFITTING, **options, "max_iters": 2000}, console=console)
+    assert f"evaluating the best checkpoint on {result_of(run)['val_tokens']} val tokens" in capsys.readouterr().err
     result, evaluated = result_of(run), ng.evaluate(run)
     assert result["best_step"] < run.metrics[-1]["step"]  # else the weights would be those of the last step
     assert result["val_loss"] == pytest.approx(evaluated["val_loss"], rel=1e-6)

@@ -142,3 +142,15 @@ def test_a_resumed_run_keeps_its_steps_whatever_minutes_say(trained, capsys):
     err = capsys.readouterr().err
     assert "warning: a resumed run keeps its number of steps; `minutes` has no effect" in err
     assert trained.metrics[-1]["step"] == 20
+
+
+def test_minutes_replace_the_steps_in_a_config_file(text_file, monkeypatch):
+    monkeypatch.setattr(step_time, "measure_step_seconds", lambda config, tokenizer, tokens: 0.5)
+    run = ng.train("bottles.txt", **SMALL, max_iters=3, out_dir="first")
+    with closing(ng.training(config=run.out_dir / "config.json", out_dir="second", minutes=1)) as records:
+        next(records)
+    first, second = stored_config("first"), stored_config("second")
+    assert (first["max_iters"], first["lr_decay_iters"]) == (3, 3)
+    assert 20 < second["max_iters"] <= 120
+    assert second["lr_decay_iters"] in (0, second["max_iters"])
+    assert second["n_embd"] == first["n_embd"]

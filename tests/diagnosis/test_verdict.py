@@ -15,6 +15,11 @@ FLAT_ABOVE = [(100, 2.9), (200, 2.6), (300, 2.501), (400, 2.5)]
 NOTHING_LEARNED = [(100, 3.5), (200, 3.3), (300, 3.3), (400, 3.3)]
 
 
+def verdict_on(curve, baselines, **facts):
+    """The verdict on a run whose evaluations cover the whole val split."""
+    return give_verdict(min(loss for _, loss in curve), curve, baselines, **facts)
+
+
 @pytest.mark.parametrize(
     ("curve", "could_learn_more", "sentence"),
     [
@@ -29,26 +34,26 @@ NOTHING_LEARNED = [(100, 3.5), (200, 3.3), (300, 3.3), (400, 3.3)]
     ],
 )
 def test_each_shape_of_a_curve_has_its_sentence(curve, could_learn_more, sentence):
-    said = give_verdict(curve, BASELINES, vocab_size=65, could_learn_more=could_learn_more, minutes=7)
+    said = verdict_on(curve, BASELINES, vocab_size=65, could_learn_more=could_learn_more, minutes=7)
     assert "\n" not in said
     assert re.search(sentence, said)
 
 
 def test_a_short_text_may_end_slightly_above_the_5_gram_model():
     near = [(10, 2.5), (20, 2.2), (30, 2.11), (40, 2.1)]
-    said = give_verdict(near, BASELINES, vocab_size=65, could_learn_more=False, minutes=1)
+    said = verdict_on(near, BASELINES, vocab_size=65, could_learn_more=False, minutes=1)
     assert said.startswith("normal: 0.10 nats above the 5-gram model")
 
 
 def test_noise_after_the_best_step_is_no_overfitting():
-    said = give_verdict([*HEALTHY, (500, 1.805)], BASELINES, vocab_size=65, could_learn_more=False, minutes=1)
+    said = verdict_on([*HEALTHY, (500, 1.805)], BASELINES, vocab_size=65, could_learn_more=False, minutes=1)
     assert said.startswith("normal")
 
 
 def test_a_loss_of_a_uniform_guess_is_wrong_also_where_n_grams_are_worse():
     guess = [(10, 0.7), (20, 0.7)]
     worse = NgramLosses(unigram=0.9, bigram=0.9, five_gram=0.9)
-    said = give_verdict(guess, worse, vocab_size=2, could_learn_more=False, minutes=1)
+    said = verdict_on(guess, worse, vocab_size=2, could_learn_more=False, minutes=1)
     assert said.startswith("something is wrong: neither the network nor n-gram models")
 
 
@@ -57,7 +62,7 @@ def test_no_learning_rate_is_to_blame_where_n_grams_are_no_better_than_single_to
     """Random text, or two languages one after the other."""
     baselines = NgramLosses(unigram=3.2, bigram=longer, five_gram=longer)
     for curve in (NOTHING_LEARNED, [(100, 3.3), (200, 4.0)]):
-        said = give_verdict(curve, baselines, vocab_size=65, could_learn_more=False, minutes=1)
+        said = verdict_on(curve, baselines, vocab_size=65, could_learn_more=False, minutes=1)
         assert said.startswith("something is wrong: neither the network nor n-gram models")
         assert "`learning_rate`" not in said
 
@@ -66,11 +71,16 @@ def test_no_learning_rate_is_to_blame_where_n_grams_are_no_better_than_single_to
 def test_a_text_that_repeats_itself_is_neither_normal_nor_wrong(unigram):
     for curve in ([(10, 0.0003), (20, 0.0)], [(10, 0.0), (20, 0.0001)], [(10, 0.005)]):
         baselines = NgramLosses(unigram=unigram, bigram=unigram / 3, five_gram=unigram / 100)
-        said = give_verdict(curve, baselines, vocab_size=31, could_learn_more=True, minutes=1)
+        said = verdict_on(curve, baselines, vocab_size=31, could_learn_more=True, minutes=1)
         assert said.startswith("there is nothing more to learn: the text repeats itself")
 
 
 def test_hundredths_of_a_nat_are_not_far_from_a_5_gram_model_of_an_almost_predictable_text():
     baselines = NgramLosses(unigram=0.09, bigram=0.05, five_gram=0.04)
-    said = give_verdict([(10, 0.05), (20, 0.05)], baselines, vocab_size=25, could_learn_more=False, minutes=1)
+    said = verdict_on([(10, 0.05), (20, 0.05)], baselines, vocab_size=25, could_learn_more=False, minutes=1)
     assert said.startswith("normal: 0.01 nats above")
+
+
+def test_the_loss_over_the_whole_split_is_compared_and_not_that_of_the_evaluations():
+    said = give_verdict(1.9, HEALTHY, BASELINES, vocab_size=65, could_learn_more=False, minutes=1)
+    assert said.startswith("normal: 0.10 nats below the 5-gram model")
