@@ -43,6 +43,7 @@ from table import commit_of, describe_environment, exit_status, save
 from texts import TEXTS, split
 
 import nanogpt_lite as ng
+from nanogpt_lite.config.schema import require_known
 from nanogpt_lite.data import sources
 from nanogpt_lite.device import devices
 
@@ -72,9 +73,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=OUT, help="write OUT.json, OUT.md and OUT.png")
     args = parser.parse_args()
     args.only = args.only.split(",")
-    for part in args.only:
-        if part not in PARTS:
-            raise ng.UserError(f"--only has {part!r}, which is not a part; give some of {','.join(PARTS)}")
+    require_known(args.only, PARTS, "part for --only")
     args.only = [part for part in PARTS if part in args.only]  # in this order: the settings need the default
     if args.threads < 0:
         raise ng.UserError(f"--threads is {args.threads}; it must be 0 or more")

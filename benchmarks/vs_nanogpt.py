@@ -62,6 +62,7 @@ from rows import (
 from table import Values, describe_environment, exit_status, markdown, save
 
 import nanogpt_lite as ng
+from nanogpt_lite.config.schema import require_known
 from nanogpt_lite.tracking.records import StepRecord
 from nanogpt_lite.trainer import loop
 from nanogpt_lite.trainer.state import init_state
@@ -104,9 +105,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=OUT, help="write OUT.json and OUT.md")
     args = parser.parse_args()
     args.only = args.only.split(",")
-    for part in args.only:
-        if part not in PARTS:
-            raise ng.UserError(f"--only has {part!r}, which is not a part; give some of {','.join(PARTS)}")
+    require_known(args.only, PARTS, "part for --only")
     for name in ("repeats", "max_iters", "sprint"):
         if getattr(args, name) < 1:
             raise ng.UserError(f"--{name} is {getattr(args, name)}; it must be 1 or more")

@@ -206,7 +206,7 @@ def test_compressed_text_can_be_decompressed(name, plain):
     ("arguments", "message"),
     [
         ([], "--nanogpt is missing"),
-        (["--only", "default,nonsense"], "'nonsense', which is not a part"),
+        (["--only", "default,nonsense"], "unknown part for --only 'nonsense'"),
         (["--only", "default", "--threads", "-1"], "--threads is -1"),
         (["--only", "default", "--folder", "nowhere"], "there is no nowhere/texts.json; run python"),
         (["--only", "default", "--texts", "a,c"], "'c', which is not in .* give some of a,b"),
