@@ -77,7 +77,7 @@ def change_token(content: bytes, *, new: int | None = None, index: int = 5) -> b
 def downgrade(folder: Path) -> None:
     """Make of a prepared folder what version 0.1 wrote."""
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    for key in ("checksums", "distinct_characters", "val_characters", "val_bytes"):
+    for key in ("checksums", "distinct_characters", "val_bytes"):
         del manifest[key]
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
     (folder / CACHE_NAME).unlink()

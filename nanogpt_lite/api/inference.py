@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypedDict, Unpack
+from typing import NamedTuple, TypedDict, Unpack
 
 import torch
 
@@ -25,12 +25,21 @@ from nanogpt_lite.errors import UserError
 from nanogpt_lite.generation import cpu_linear, text_stream
 from nanogpt_lite.model.gpt import GPT
 from nanogpt_lite.runs.checkpoint_loading import load_checkpoint
-from nanogpt_lite.runs.run_folder import RunLike
+from nanogpt_lite.runs.run_folder import Run, RunLike
 from nanogpt_lite.tokenizers.base import Tokenizer
 from nanogpt_lite.trainer import evaluation
 
 Loaded = tuple[GPT, Tokenizer]
 """A trained network and its tokenizer, as `load` returns them."""
+
+
+class _SplitLosses(NamedTuple):
+    """The evaluation of the train and the val split of a dataset."""
+
+    losses: list[float]  # nats per token
+    sizes: list[int]  # tokens
+    comparison: Comparison  # of the val loss
+    dataset_sha256: str
 
 
 class EvalResult(TypedDict):
@@ -48,6 +57,7 @@ class EvalResult(TypedDict):
     unigram_loss: float  # of n-gram models that count the train split, on the val split
     bigram_loss: float
     five_gram_loss: float
+    verdict: str  # one sentence about the loss; empty for another text than the run's, and without metrics
     dataset: str
     checkpoint: str  # its path
 
@@ -132,7 +142,16 @@ def evaluate(
         open_data = partial(_open_evaluation_data, dataset, folder, saved, trained_with, tokenizer, verify=verify)
         stack.enter_context(devices.use_threads(devices.resolve_threads(settings.threads)))
         stack.enter_context(memory.retain_heap())
-        losses, sizes, comparison = _split_losses(model, open_data, dtype)
+        losses, sizes, comparison, sha256 = _split_losses(model, open_data, dtype)
+    verdict = ""
+    if sha256 == saved.metadata.dataset_sha256:
+        verdict = comparison.verdict(
+            Run(saved.path.parent),
+            config=trained_with,
+            device=saved.metadata.device,
+            train_tokens=sizes[0],
+            vocab_size=tokenizer.vocab_size,
+        )
     return {
         "step": saved.metadata.step,
         "val_loss": losses[1],
@@ -146,6 +165,7 @@ def evaluate(
         "unigram_loss": comparison.baselines.unigram,
         "bigram_loss": comparison.baselines.bigram,
         "five_gram_loss": comparison.baselines.five_gram,
+        "verdict": verdict,
         "dataset": str(dataset or trained_with.dataset),
         "checkpoint": str(saved.path),
     }
@@ -173,10 +193,8 @@ def _load_model(run: RunLike, settings: LoadConfig) -> tuple[GPT, Tokenizer, Che
     return model.eval(), tokenizer, saved
 
 
-def _split_losses(
-    model: GPT, open_data: Callable[[], Dataset], dtype: str
-) -> tuple[list[float], list[int], Comparison]:
-    """The loss over the whole training and validation split, the number of tokens of each, and what the loss means.
+def _split_losses(model: GPT, open_data: Callable[[], Dataset], dtype: str) -> _SplitLosses:
+    """The loss over the whole training and validation split, and what it means.
 
     The dataset is opened here, so that its memory maps are closed at the end, and its files can be removed on Windows.
     """
@@ -190,7 +208,7 @@ def _split_losses(
             assert loss is not None  # None is for an evaluation that was asked to stop
             losses.append(loss)
             sizes.append(len(tokens))
-        return losses, sizes, compare(losses[1], data, *splits)
+        return _SplitLosses(losses, sizes, compare(losses[1], data, *splits), data.sha256)
 
 
 def _open_evaluation_data(

@@ -20,7 +20,7 @@ from nanogpt_lite.config.options import RunConfig, SampleConfig, TrainConfig, re
 from nanogpt_lite.config.schema import require_known
 from nanogpt_lite.config.signatures import with_options
 from nanogpt_lite.data import preparation, verification
-from nanogpt_lite.data.dataset import Dataset, val_text_size
+from nanogpt_lite.data.dataset import Dataset
 from nanogpt_lite.data.download import DownloadError
 from nanogpt_lite.device import devices, distributed, generators, memory, signals
 from nanogpt_lite.errors import Interrupted
@@ -208,7 +208,7 @@ def _train(
             train_tokens,
             val_tokens,
             out_dir=out_dir,
-            chars_per_token=val_text_size(data)[0] / len(data.val),
+            chars_per_token=None if data.val_characters is None else data.val_characters / len(data.val),
             stop=stop.requested,
         )
         note = console.note if console else lambda text: None

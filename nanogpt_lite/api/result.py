@@ -6,10 +6,9 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nanogpt_lite.checkpoint import SUFFIX, checkpoint_file
 from nanogpt_lite.checkpoint.restore import load_weights
@@ -36,15 +35,15 @@ class Comparison:
     measures: TextMeasures
     baselines: NgramLosses
 
-    def verdict(
-        self, metrics: Sequence[dict[str, Any]], *, config: TrainConfig, device: str, train_tokens: int, vocab_size: int
-    ) -> str:
-        """One sentence about the run with these records, of which at least one is an evaluation."""
-        curve = [(record["step"], record["val_loss"]) for record in metrics if record["kind"] == "eval"]
+    def verdict(self, run: Run, *, config: TrainConfig, device: str, train_tokens: int, vocab_size: int) -> str:
+        """One sentence about a run; empty if its metrics hold no evaluation."""
+        curve = [(record["step"], record["val_loss"]) for record in run.metrics if record["kind"] == "eval"]
+        if not curve:
+            return ""
         most_steps = recipe.steps_without_limit(
             device, train_tokens=train_tokens, tokens_per_step=config.tokens_per_step
         )
-        seconds = max(record["seconds"] for record in metrics if record["kind"] == "eval")
+        seconds = run.seconds_until(curve[-1][0])
         return give_verdict(
             self.val_loss,
             curve,
@@ -94,7 +93,7 @@ def make_result(
     if state.group.is_main_process:
         comparison = compare(val_loss, data, train, val)
         verdict = comparison.verdict(
-            Run(out_dir).metrics,
+            Run(out_dir),
             config=config,
             device=state.device.type,
             train_tokens=len(train),

@@ -149,7 +149,7 @@ def _resume(request: TrainRequest, group: ProcessGroup, stack: ExitStack, consol
         _warn_about_changes(saved, state, console)
     data = _open_data_of_run(request, saved, state, out_dir, console)
     state.dataset_sha256 = data.sha256  # a run imported from nanoGPT does not know the hash of its text
-    state.seconds = _seconds_until(state.step, Run(out_dir))
+    state.seconds = Run(out_dir).seconds_until(state.step)
     return RunContext(state, data, out_dir)
 
 
@@ -234,9 +234,3 @@ def open_data(
     if console:
         console.close()
     return data
-
-
-def _seconds_until(step: int, run: Run) -> float:
-    """The training time of a run until `step`, by its metrics; no part of a checkpoint."""
-    times = [r["seconds"] for r in run.metrics if isinstance(r.get("seconds"), float) and r["step"] <= step]
-    return max(times, default=0.0)

@@ -46,8 +46,8 @@ class Dataset:
     fingerprints: tuple[FileFingerprint, ...]  # of the two .bin files, taken before they were opened
     checksums: dict[str, str] | None  # SHA-256 of the .bin files and the tokenizer; None if version 0.1 prepared it
     distinct_characters: int | None  # in the text; None if version 0.1 prepared it
-    val_characters: int | None  # in the val split's text; None if version 0.2 or earlier prepared it
-    val_bytes: int | None  # of that text in UTF-8; None as above, see `val_text_size`
+    val_characters: int | None  # in the val split's text; None if the manifest is damaged
+    val_bytes: int | None  # of that text in UTF-8; None if version 0.2 or earlier prepared it, see `val_text_size`
 
     @property
     def name(self) -> str:

@@ -38,7 +38,6 @@ class EncodedSplit:
 
     n_tokens: int
     sha256: str  # of the file
-    n_chars: int  # in the text of the split
     n_bytes: int  # of that text in UTF-8
 
 
@@ -103,7 +102,7 @@ def encode_splits(
                 report("encode", n_bytes, stats.n_bytes)
     if digest.hexdigest() != stats.sha256:
         raise _text_changed_error(source)
-    return train.result(split_at, n_bytes - n_val_bytes), val.result(stats.n_chars - split_at, n_val_bytes)
+    return train.result(n_bytes - n_val_bytes), val.result(n_val_bytes)
 
 
 @dataclass
@@ -123,8 +122,8 @@ class _SplitWriter:
         self.digest.update(data)
         self.file.write(data)
 
-    def result(self, n_chars: int, n_bytes: int) -> EncodedSplit:
-        return EncodedSplit(self.n_tokens, self.digest.hexdigest(), n_chars, n_bytes)
+    def result(self, n_bytes: int) -> EncodedSplit:
+        return EncodedSplit(self.n_tokens, self.digest.hexdigest(), n_bytes)
 
 
 def _text_changed_error(source: TextSource) -> ExternalError:

@@ -55,7 +55,6 @@ def make_manifest(
         "dtype": dtype.base.name,
         "train_tokens": train.n_tokens,
         "val_tokens": val.n_tokens,
-        "val_characters": val.n_chars,
         "val_bytes": val.n_bytes,
     }
     checksums = {"train.bin": train.sha256, "val.bin": val.sha256, "tokenizer": tokenizer_sha256(tokenizer)}
@@ -69,12 +68,15 @@ def parse_manifest(manifest: object) -> Manifest:
     dtype, sha256 = manifest.get("dtype"), manifest.get("sha256")
     if dtype not in ("uint16", "uint32") or not isinstance(sha256, str):
         raise DamagedError
+    n_chars = _parse_count(manifest.get("characters"))  # of the whole text
     return Manifest(
         np.dtype(dtype).newbyteorder("<"),
         (manifest.get("train_tokens"), manifest.get("val_tokens")),
         sha256,
         _parse_checksums(manifest) if "checksums" in manifest else None,
-        *(_parse_count(manifest.get(key)) for key in ("distinct_characters", "val_characters", "val_bytes")),
+        _parse_count(manifest.get("distinct_characters")),
+        None if n_chars is None else n_chars - int(n_chars * TRAIN_FRACTION),
+        _parse_count(manifest.get("val_bytes")),
     )
 
 

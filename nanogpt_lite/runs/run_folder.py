@@ -60,6 +60,11 @@ class Run:
         """The lowest val loss so far, in nats per token; None before the first evaluation."""
         return min((record["best_val_loss"] for record in self.metrics if record["kind"] == "eval"), default=None)
 
+    def seconds_until(self, step: int) -> float:
+        """The training time until `step` in seconds, by the metrics; it is no part of a checkpoint."""
+        times = [r["seconds"] for r in self.metrics if isinstance(r.get("seconds"), float) and r["step"] <= step]
+        return max(times, default=0.0)
+
     def plot(self) -> "Figure":
         """A matplotlib Figure of the losses and the learning rate. `UserError` without matplotlib or losses."""
         records = self.metrics

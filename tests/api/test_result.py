@@ -122,7 +122,14 @@ def test_info_and_eval_show_the_result(text_file, capsys):
     assert f"5-gram {result['five_gram']:.4f}" in shown
     assert "--minutes 1" in shown
     assert main(["eval"]) == 0
-    assert f"bits_per_character: {result['bits_per_character']:.4f}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"bits_per_character: {result['bits_per_character']:.4f}" in shown
+    assert f"verdict: {result['verdict'].replace('`minutes=1`', '--minutes 1')}" in shown
+    assert ng.evaluate(run)["verdict"] == result["verdict"]
+    text_file.with_name("other.txt").write_text(text_file.read_text()[::-1])
+    assert ng.evaluate(run, dataset="other.txt")["verdict"] == ""
+    (run.out_dir / "metrics.jsonl").unlink()
+    assert ng.evaluate(run)["verdict"] == ""
 
 
 def test_a_damaged_result_in_the_metrics_is_ignored(text_file):
