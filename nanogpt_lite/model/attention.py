@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nanogpt_lite.config.options import NetworkConfig
+from nanogpt_lite.model.dropout import dropout
 from nanogpt_lite.model.kv_cache import KVCache
 from nanogpt_lite.model.rotary import CosSin, apply_rotary
 
@@ -46,7 +47,7 @@ class CausalSelfAttention(nn.Module):
             k, v, attn_mask = cache.append(layer, k, v)  # k and v are now (B, H, S, D)
         y = causal_attention(q, k, v, dropout=self.dropout if self.training else 0.0, attn_mask=attn_mask)
         y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side
-        return F.dropout(self.c_proj(y), self.dropout, self.training)
+        return dropout(self.c_proj(y), self.dropout, self.training)
 
 
 def causal_attention(
@@ -71,11 +72,11 @@ def causal_attention(
     return F.scaled_dot_product_attention(q, k, v, causal_mask, dropout, is_causal=1 < T == S)
 
 
-def _matmul_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+def _matmul_attention(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
     """Return the same as two matrix products and a softmax, for S = T."""
     B, H, T, D = q.shape
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))  # (B * H, T, D)
     causal_mask = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1)
     scores = torch.baddbmm(causal_mask, q, k.mT, alpha=1 / math.sqrt(D))  # (B * H, T, T)
-    weights = F.dropout(scores.softmax(-1), dropout)
+    weights = dropout(scores.softmax(-1), p)
     return torch.bmm(weights, v).view(B, H, T, -1)

@@ -4,11 +4,11 @@ This is the pre-norm order of GPT-2 (Radford et al. 2019, section 2.3). For the 
 """
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nanogpt_lite.config.options import NetworkConfig
 from nanogpt_lite.model.activations import ACTIVATIONS
 from nanogpt_lite.model.attention import CausalSelfAttention
+from nanogpt_lite.model.dropout import dropout
 from nanogpt_lite.model.kv_cache import KVCache
 from nanogpt_lite.model.rotary import CosSin
 
@@ -43,7 +43,7 @@ class MLP(nn.Module):
         x = self.c_fc(x)  # (B, T, 4 C)
         x = ACTIVATIONS[self.activation](x)
         x = self.c_proj(x)  # (B, T, C)
-        return F.dropout(x, self.dropout, self.training)
+        return dropout(x, self.dropout, self.training)
 
 
 def make_norm(config: NetworkConfig) -> nn.Module:

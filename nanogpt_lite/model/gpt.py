@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from nanogpt_lite.config.options import NetworkConfig
 from nanogpt_lite.model.block import Block, make_norm
+from nanogpt_lite.model.dropout import dropout
 from nanogpt_lite.model.kv_cache import KVCache
 from nanogpt_lite.model.ngram_embedding import NgramEmbedding
 from nanogpt_lite.model.rotary import RotaryEmbedding
@@ -122,7 +123,7 @@ class Transformer(nn.Module):
         if self.ngrams is not None:
             previous_ids = cache.recent_ids if cache is not None else idx.new_zeros(B, self.config.ngram - 1)
             x = x + self.ngrams(idx, previous_ids)
-        x = F.dropout(x, self.config.dropout, self.training)
+        x = dropout(x, self.config.dropout, self.training)
         cos_sin = self.rotary(positions) if self.rotary is not None else None  # the same for all blocks
         for layer, block in enumerate(self.h):
             x = block(x, cos_sin, cache, layer)

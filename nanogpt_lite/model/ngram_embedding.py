@@ -8,9 +8,9 @@ import functools
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nanogpt_lite.config.options import NetworkConfig
+from nanogpt_lite.model.dropout import dropout
 
 # A polynomial rolling hash. Both numbers are primes, and the products stay below 2**63 (token ids are int64).
 HASH_MULTIPLIER = 1_000_003
@@ -45,5 +45,5 @@ class NgramEmbedding(nn.Module):
             vectors.append(table(exact_ids if has_all_ngrams else hashes % table.num_embeddings))
         total: Tensor = functools.reduce(torch.add, vectors)  # (B, T, C)
         if self.training and self.dropout:  # one mask for all n-grams of a token
-            total = total * F.dropout(total.new_ones(*idx.shape, 1), self.dropout)
+            total = total * dropout(total.new_ones(*idx.shape, 1), self.dropout)
         return total
