@@ -9,6 +9,7 @@ Each text is measured in parts:
 
 - default: `nanogpt-lite train --dataset FOLDER --device cpu`,
 - nanogpt: nanoGPT's recipe for a CPU, on the same tokens; the checkpoint that it keeps, over the whole val split,
+- limited: the default with as many steps as fit into nanoGPT's time, if it takes longer,
 - settings: eight other settings, each in the default's time (see `settings`),
 - baselines: what trains no network (see `baselines`).
 
@@ -32,11 +33,13 @@ from parts import (
     PreparedText,
     measure_baselines,
     measure_default,
+    measure_limited,
     measure_nanogpt,
     measure_settings,
     prepare_text,
     read_recipe,
     start_default,
+    takes_longer,
 )
 from settings import SETTINGS, changed_options
 from table import commit_of, describe_environment, exit_status, save
@@ -49,7 +52,7 @@ from nanogpt_lite.device import devices
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "benchmarks" / "results" / "any_text"
-PARTS = ("default", "nanogpt", "settings", "baselines")
+PARTS = ("default", "nanogpt", "limited", "settings", "baselines")  # in this order: some need earlier ones
 SPLITS = ("test", "tuning", "all")
 FACTS = ("name", "kind", "script", "size", "tokenizer", "split", "bytes", "characters", "sha256")  # of texts.json
 
@@ -74,7 +77,7 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     args.only = args.only.split(",")
     require_known(args.only, PARTS, "part for --only")
-    args.only = [part for part in PARTS if part in args.only]  # in this order: the settings need the default
+    args.only = [part for part in PARTS if part in args.only]
     if args.threads < 0:
         raise ng.UserError(f"--threads is {args.threads}; it must be 0 or more")
     if args.special:
@@ -143,6 +146,9 @@ def measure_text(report: dict[str, Any], facts: dict[str, Any], args: argparse.N
             if not args.again and is_current(row, part, read_recipe(config)):
                 print(f"{facts['name']}, {part}: measured before", file=sys.stderr)
                 continue
+            if part == "limited" and not takes_longer(row):
+                row.pop(part, None)
+                continue
             print(f"{facts['name']}, {part}", file=sys.stderr)
             row[part] = measure_part(text, part, row, config, args)
             save_report(report, args)
@@ -161,7 +167,7 @@ def measure_part(
     else:
         if not is_current(row, "default", read_recipe(config)):
             raise ng.UserError("the settings have the default's steps, which are not known; add default to --only")
-        measured = measure_settings(text, config, row["default"])
+        measured = measure_limited(text, row) if part == "limited" else measure_settings(text, config, row["default"])
     return {"commit": commit_of(ROOT), **measured}
 
 
@@ -170,7 +176,7 @@ def is_current(row: dict[str, Any], part: str, recipe: dict[str, Any]) -> bool:
     if part not in row or part in ("nanogpt", "baselines"):
         return part in row
     grid = {name: changed_options(name, recipe) for name in SETTINGS}
-    same_grid = part == "default" or grid == {name: r["changed"] for name, r in row[part]["results"].items()}
+    same_grid = part != "settings" or grid == {name: r["changed"] for name, r in row[part]["results"].items()}
     return same_grid and bool(row[part]["recipe"] == recipe)
 
 

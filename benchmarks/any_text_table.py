@@ -7,7 +7,7 @@ from statistics import mean
 from typing import Any
 
 from harness import MAX_OTHER_LOAD
-from parts import NGRAM
+from parts import NGRAM, takes_longer
 from settings import SETTINGS
 from table import machine_line
 
@@ -22,12 +22,14 @@ GOALS = {
 COLUMNS = {
     **{"text": "---", "kind": "---", "script": "---", "tokenizer": "---", "characters": "---:", "tokens": "---:"},
     **{"default": "---:", "s": "---:", "nanoGPT": "---:", "its s": "---:", "time": "---:", "goal 1": "---"},
+    **{"in its time": "---:"},
     **{"best of eight": "---:", "setting": "---", "above it": "---:", "goal 2": "---"},
     **{"5-gram": "---:", "compressor": "---:", "goal 3": "---"},
 }
 NOTES = (
     "Losses are in nats per character of the val split; that of a training is of its best checkpoint. s: seconds of "
-    "the whole process. time: the default's relative to nanoGPT's. above it: the default's loss less that of the best "
+    "the whole process. time: the default's relative to nanoGPT's. in its time: the default with as many steps as fit "
+    "into nanoGPT's time, if it takes longer. above it: the default's loss less that of the best "
     "setting, in nats per token. compressor: the better one of lzma and bz2."
 )
 VERDICTS = {True: "met", False: "missed", None: ""}
@@ -85,9 +87,23 @@ def goals_met(row: Mapping[str, Any]) -> dict[str, bool | None]:
     return met
 
 
+def in_nanogpt_time(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The default if it takes no more time than nanoGPT, else the one with fewer steps; None if it is not measured."""
+    if "default" not in row or "nanogpt" not in row:
+        return None
+    part: Mapping[str, Any] | None = row.get("limited") if takes_longer(row) else row["default"]
+    return part
+
+
+def is_better_in_nanogpt_time(row: Mapping[str, Any]) -> bool:
+    """Whether the default, limited to nanoGPT's time if it takes longer, has the lower loss."""
+    part = in_nanogpt_time(row)
+    return part is not None and part["nats_per_character"] < row["nanogpt"]["nats_per_character"]
+
+
 def is_disturbed(row: Mapping[str, Any]) -> bool:
-    """Whether other processes ran while the default or nanoGPT was timed, so that the time is not reliable."""
-    return any(row[part]["other_load"] > MAX_OTHER_LOAD for part in ("default", "nanogpt") if part in row)
+    """Whether other processes ran while a training was timed, so that the time is not reliable."""
+    return any(row[part]["other_load"] > MAX_OTHER_LOAD for part in ("default", "nanogpt", "limited") if part in row)
 
 
 def best_setting(row: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
@@ -131,6 +147,11 @@ def markdown(report: Mapping[str, Any]) -> str:
         for number, (goal, title) in enumerate(GOALS.items(), 1):
             verdicts = [met for met in (goals_met(row)[goal] for row in rows) if met is not None]
             lines.append(f"- goal {number}, {title}: {sum(verdicts)} of {len(verdicts)} texts")
+        if better := [is_better_in_nanogpt_time(row) for row in rows if in_nanogpt_time(row)]:
+            lines += [
+                "",
+                f"In nanoGPT's time, the default is better than nanoGPT on {sum(better)} of {len(better)} texts.",
+            ]
         if shares := [share for row in rows for share in time_shares(row)]:
             lines += ["", f"A setting took {min(shares):.2f} to {max(shares):.2f} of the default's time."]
         if disturbed := [row["name"] for row in rows if is_disturbed(row)]:
@@ -157,6 +178,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
         *(f"{row['characters']:,}", f"{row['train_tokens'] + row['val_tokens']:,}"),
         *((f"{default['nats_per_character']:.4f}", f"{default['seconds']:.1f}") if default else ("", "")),
         *(losses.get("nanoGPT", ""), f"{nanogpt['seconds']:.1f}" if nanogpt else "", ratio, verdicts[0]),
+        f"{row['limited']['nats_per_character']:.4f}" if "limited" in row else "",
         *(losses.get("best of eight", ""), best_setting(row)[0] if "settings" in row else ""),
         *(f"{above_best_setting(row):+.4f}" if has_both else "", verdicts[1]),
         *(losses.get("5-gram", ""), losses.get("compressor", ""), verdicts[2]),
@@ -174,7 +196,7 @@ def special_line(special: Special, measured: Mapping[str, Any]) -> str:
 
 def trained_parts(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The parts that nanogpt_lite trained."""
-    parts = [row[part] for row in report["rows"] for part in ("default", "settings") if part in row]
+    parts = [row[part] for row in report["rows"] for part in ("default", "limited", "settings") if part in row]
     return [*parts, *report["special"].values()]
 
 

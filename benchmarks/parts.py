@@ -21,6 +21,7 @@ from nanogpt_lite.config.schema import Value
 DEFAULT: dict[str, Value] = {"device": "cpu"}  # what is given to the default recipe: nothing else
 NANOGPT_DATASET = "any_text"
 NGRAM = "5-gram"
+START_SECONDS = 5.0  # of a training, whatever the number of steps: the imports, the first step, the result
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,18 @@ def measure_default(text: PreparedText, **options: Value) -> dict[str, Any]:
     words = to_arguments({"dataset": str(text.harness.dataset.path), **DEFAULT, **options})
     process, run = text.harness.train("default", *words)
     return {"recipe": read_recipe(run.out_dir / "config.json"), **text.result(process, run)}
+
+
+def takes_longer(row: Mapping[str, Any]) -> bool:
+    """Whether the default took longer than nanoGPT."""
+    return "default" in row and "nanogpt" in row and row["default"]["seconds"] > row["nanogpt"]["seconds"]
+
+
+def measure_limited(text: PreparedText, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The default with as many steps as fit into nanoGPT's time."""
+    seconds, nanogpt_seconds = (max(row[part]["seconds"] - START_SECONDS, 1) for part in ("default", "nanogpt"))
+    limited = measure_default(text, max_iters=max(1, int(row["default"]["steps"] * nanogpt_seconds / seconds)))
+    return {**limited, "recipe": row["default"]["recipe"]}  # the recipe that it was limited from
 
 
 def measure_nanogpt(text: PreparedText, clone: Path) -> dict[str, Any]:

@@ -96,14 +96,19 @@ def test_tables_show_each_part_and_count_the_goals():
 
     baselines = {"5-gram": result(1.7), "lzma": result(1.9), "bz2": result(1.8)}
     parts = {"nanogpt": result(1.75, seconds=20, load=0.5), "settings": eight(1.6, 1.45), "baselines": baselines}
-    rows = [row(result(1.5), **parts), {**row(result(2.5)), "name": "small", "bytes": 50_000}]
+    slow = row(result(1.5, seconds=30), nanogpt=result(1.55, seconds=20), limited=result(1.6, seconds=19))
+    rows = [row(result(1.5), **parts), {**row(result(2.5)), "name": "small", "bytes": 50_000}, {**slow, "name": "u"}]
     special = {SPECIAL[0].name: {"commit": "d", "runs": [result(1.6)]}}
     text = markdown({**describe_environment("python x.py"), "rows": rows, "special": special})
-    numbers = "| 1.5000 | 10.0 | 1.7500 | 20.0 | 0.50 | met | 1.4500 | setting 1 | +0.0500 | missed | 1.7000 | 1.8000 |"
+    numbers = (
+        "| 1.5000 | 10.0 | 1.7500 | 20.0 | 0.50 | met |  | 1.4500 | setting 1 | +0.0500 | missed | 1.7000 | 1.8000 |"
+    )
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     assert lines[1].startswith("| small | prose | Latin | char | 250,000 | 250,000 | 2.5000 | 10.0 |  |")
     assert lines[2] == f"| t | prose | Latin | char | 250,000 | 250,000 {numbers} met |"
-    assert "goal 1, better than nanoGPT, in no more time: 1 of 1 texts" in text
+    assert "1.5000 | 30.0 | 1.5500 | 20.0 | 1.50 | missed | 1.6000 |" in lines[3]
+    assert "goal 1, better than nanoGPT, in no more time: 1 of 2 texts" in text
+    assert "In nanoGPT's time, the default is better than nanoGPT on 1 of 2 texts." in text
     assert "the best of eight settings: 0 of 1 texts" in text
     assert "A setting took 1.00 to 1.00 of the default's time." in text
     assert "Other processes ran while these were timed: t." in text
@@ -323,6 +328,8 @@ def test_any_text_from_end_to_end(tmp_path, monkeypatch, clone, texts, capsys):
     options = {**TINY, **LIGHT, "ngram": 2, "ngram_rows": 64}
     del options["threads"]  # it is given by --threads
     monkeypatch.setattr(parts, "DEFAULT", options)
+    for module in ("any_text", "any_text_table"):
+        monkeypatch.setattr(sys.modules[module], "takes_longer", lambda _row: True)
     out = tmp_path / "results" / "any_text"
     arguments = ["x", "--folder", str(texts), "--nanogpt", str(clone), "--threads", "1", "--out", str(out)]
 
@@ -339,6 +346,7 @@ def test_any_text_from_end_to_end(tmp_path, monkeypatch, clone, texts, capsys):
     assert measured["default"]["steps"] == 20
     assert [step for step, _ in measured["default"]["evaluations"]] == [10, 20]
     assert measured["default"]["recipe"]["n_embd"] == 16
+    assert 1 <= measured["limited"]["steps"] <= 20
     assert measured["nanogpt"]["nats_per_character"] == pytest.approx(math.log(measured["vocab_size"]), rel=1e-5)
     settings = measured["settings"]["results"]
     assert list(settings) == list(kept)
@@ -354,7 +362,7 @@ def test_any_text_from_end_to_end(tmp_path, monkeypatch, clone, texts, capsys):
 
     again, log = measure()
     assert again == report
-    assert log.count("measured before") == 4
+    assert log.count("measured before") == 5
     parts.DEFAULT["max_iters"] = 10  # another recipe: what depends on it is measured again
     changed, log = measure("--only", "default,nanogpt")
     assert log.count("measured before") == 1
