@@ -101,7 +101,7 @@ def stream_batch(run: RunLike | Loaded = None, **options: Unpack[SampleOptions])
     threads = devices.resolve_threads(settings.threads)
     yield [prompt] * settings.num_samples
     texts = text_stream.stream_texts(model, tokenizer, ids, settings)
-    yield from generators.context_per_item(texts, lambda: devices.use_threads(threads))
+    yield from generators.context_per_item(texts, lambda: devices.compute_settings(threads, tf32=settings.tf32))
 
 
 pieces = stream_batch  # its name in version 0.1
@@ -133,14 +133,15 @@ def evaluate(
     trained_with = read_config(saved, {})
     dtype = settings.dtype
     if dtype == "auto":
-        same_device = saved.metadata.device == device.type
-        dtype = trained_with.dtype if same_device else devices.resolve_dtype("auto", device, width=trained_with.n_embd)
+        dtype = devices.resolve_stored_dtype(
+            trained_with.dtype, saved.metadata.device, device, width=trained_with.n_embd
+        )
     with ExitStack() as stack:
         stack.callback(memory.trim_heap)
         # ignore_cleanup_errors: after an error its traceback keeps the maps, and Windows removes no file that is mapped
         folder = stack.enter_context(TemporaryDirectory(ignore_cleanup_errors=True)) if dataset is not None else ""
         open_data = partial(_open_evaluation_data, dataset, folder, saved, trained_with, tokenizer, verify=verify)
-        stack.enter_context(devices.use_threads(devices.resolve_threads(settings.threads)))
+        stack.enter_context(devices.compute_settings(devices.resolve_threads(settings.threads), tf32=settings.tf32))
         stack.enter_context(memory.retain_heap())
         losses, sizes, comparison, sha256 = _split_losses(model, open_data, dtype)
     verdict = ""

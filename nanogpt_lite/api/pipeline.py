@@ -228,7 +228,7 @@ def _training_settings(state: TrainState, stop: signals.StopRequest) -> Iterator
     is_memory_short = state.micro_batch < state.config.batch_size  # then freed memory goes back to the system at once
     with (
         signals.stop_on_signals(stop),
-        devices.use_threads(state.config.threads),
+        devices.compute_settings(state.config.threads, tf32=state.config.tf32),
         nullcontext() if is_memory_short else memory.retain_heap(),
     ):
         yield

@@ -157,6 +157,7 @@ def launch(folder: Path, world_size: int) -> None:
         run_id=folder.name,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
+        local_addr="127.0.0.1",  # not the host's name, which a sandbox may be unable to resolve
         max_restarts=0,  # the caller decides whether to train again
         logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
     )

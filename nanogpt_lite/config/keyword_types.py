@@ -29,6 +29,9 @@ class RuntimeOptions(TypedDict, total=False):
     threads: int
     """CPU threads; 0: all that this process may use, at most 16 (default: 0 threads)"""
 
+    tf32: bool
+    """on NVIDIA GPUs, for float32: faster matrix products of less precision, as in nanoGPT (default: True)"""
+
     seed: int
     """seed of all random numbers (default: 1337)"""
 
@@ -53,6 +56,9 @@ class NetworkOptions(TypedDict, total=False):
 
     dropout: float
     """dropout probability in training (default: 0.2)"""
+
+    fast_dropout: bool
+    """on a CPU, draw the masks of dropout three times as fast as PyTorch does (default: True)"""
 
     position: Literal["learned", "rotary"]
     """position encoding: learned, or rotary (RoPE) (default: 'learned')"""

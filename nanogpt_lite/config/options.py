@@ -56,6 +56,9 @@ class RuntimeConfig(Options):
         bounds(ge=0, le=1024),
         unit="threads",
     )
+    tf32: bool = bits_option(
+        True, "on NVIDIA GPUs, for float32: faster matrix products of less precision, as in nanoGPT", absent=False
+    )
     seed: int = bits_option(1337, "seed of all random numbers", bounds(ge=0, le=2**63 - 1))
 
 
@@ -89,6 +92,9 @@ class NetworkConfig(Options):
     )
     bias: bool = network_option(False, "biases in Linear and LayerNorm, as in GPT-2")
     dropout: float = training_option(0.2, "dropout probability in training", bounds(ge=0, lt=1))
+    fast_dropout: bool = bits_option(
+        True, "on a CPU, draw the masks of dropout three times as fast as PyTorch does", absent=False, part_of="dropout"
+    )
     position: str = network_option(
         "learned", "position encoding: learned, or rotary (RoPE)", one_of("learned", "rotary")
     )
@@ -306,6 +312,8 @@ class RunConfig(TrainConfig, SampleConfig):
 def read_config_file(path: str | Path) -> dict[str, Any]:
     """Read options from a JSON file: an object of options, or a run's config.json (which has them under "config").
 
+    Of a run of an earlier version, options that it did not have are as that version behaved.
+
     The names and values are not checked here. `UserError` if the file cannot be read or holds no JSON object.
     """
     try:
@@ -315,10 +323,13 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
             f"config file {path} cannot be read ({error}); give a JSON object of options, "
             "for example a run's config.json"
         ) from error
-    options = content.get("config", content) if isinstance(content, dict) else content
+    of_run = isinstance(content, dict) and "config" in content
+    options = content["config"] if of_run else content
     if not isinstance(options, dict):
         raise UserError(f"config file {path} holds no JSON object; give one of options, like a run's config.json")
-    return options
+    absent = TrainConfig.absent_values(options)
+    is_complete = of_run and None not in absent.values()  # an earlier version wrote it, which had fewer options
+    return {**absent, **options} if is_complete else options
 
 
 def read_prompt(start: str) -> str:

@@ -128,11 +128,16 @@ class Options:
         Also on an option that this version does not know, and on one that is missing though every version stored it.
         """
         require_known(values, cls.names(), "option")
-        stored = [field for field in dataclasses.fields(cls) if field.metadata["role"] is not Role.CALL]
-        absent = {field.name: field.metadata["absent"] for field in stored if field.name not in values}
+        absent = cls.absent_values(values)
         if missing := [name for name, value in absent.items() if value is None]:
             raise UserError(f"there is no value for the options {', '.join(missing)}; use another checkpoint")
         return cls(**{**absent, **values})
+
+    @classmethod
+    def absent_values(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of the options that a stored config does not have; None if every version stored the option."""
+        stored = [field for field in dataclasses.fields(cls) if field.metadata["role"] is not Role.CALL]
+        return {field.name: field.metadata["absent"] for field in stored if field.name not in values}
 
     def replace(self, values: Mapping[str, Any]) -> Self:
         """A copy with some values replaced, checked as in `from_dict`."""

@@ -1,4 +1,4 @@
-"""The device to compute on, the number format, the number of CPU threads, and copies to the device.
+"""The device to compute on, the number format, PyTorch's settings for a computation, and copies to the device.
 
 `resolve_…` turn an option with the value "auto" into what this machine can do. Memory is in `memory`, random numbers
 are in `seeding`, several GPUs in `distributed`.
@@ -6,6 +6,7 @@ are in `seeding`, several GPUs in `distributed`.
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -15,6 +16,7 @@ from nanogpt_lite.errors import UserError
 
 MAX_THREADS = 16  # by default: small networks become slower with more
 MAX_THREADS_PER_CPU = 4  # above MAX_THREADS, more are refused
+BF16_CAPABILITY = (8, 0)  # compute capability (Ampere); older NVIDIA GPUs emulate bfloat16, which is slow
 MIN_BF16_WIDTH = 96  # channels; on a CPU, bfloat16 does not speed up narrower matrix products
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -22,11 +24,17 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def resolve_device(name: str, group: ProcessGroup = SINGLE_PROCESS) -> torch.device:
     """The device of that name. "auto" is a CUDA GPU, else Apple's GPU (with one process), else the CPU.
 
-    "cuda" is a different GPU for each rank of `group`. `UserError` if the machine has no such device.
+    "cuda" is a different GPU for each rank of `group`. `UserError` if the machine has no such device, or if it cannot
+    compute; with "auto" and one process, that is a warning, and the CPU.
     """
     if name == "auto":
         mps = group.world_size == 1 and torch.backends.mps.is_available()
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+        if name != "cpu" and group.world_size == 1:
+            if not (problem := find_problem(torch.device(name))):
+                return torch.device(name)
+            warnings.warn(f"the GPU cannot be used ({problem}); using the CPU", stacklevel=2)
+            name = "cpu"
     if name == "cuda":
         name = group.local_device()
     elif name.startswith("cuda:") and group.world_size > 1:
@@ -35,13 +43,33 @@ def resolve_device(name: str, group: ProcessGroup = SINGLE_PROCESS) -> torch.dev
         raise UserError(f"device={name!r} is not supported; give `device='cpu'`, or cuda, cuda:N or mps")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0][:120]
+    except RuntimeError as error:
+        problem = _first_line(error)
+    else:
+        problem = find_problem(device)
+    if problem:
         raise UserError(
-            f"device={name!r} cannot be used on this machine ({reason}); give `device='auto'` or `device='cpu'`"
-        ) from None
+            f"device={name!r} cannot be used on this machine ({problem}); give `device='auto'` or `device='cpu'`"
+        )
     return device
+
+
+def find_problem(device: torch.device) -> str:
+    """Why a device cannot compute; empty if it can.
+
+    A kernel is launched and its result is read back: a GPU that is too old, or too new, for this build of PyTorch
+    allocates memory all the same.
+    """
+    try:
+        result = torch.arange(4, device=device).sum().item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        return _first_line(error) + _describe_kernels(device, error)
+    return "" if result == 6 else f"0 + 1 + 2 + 3 is {result} on it"
+
+
+def emulates_bfloat16(device: torch.device) -> bool:
+    """Whether this is a GPU without hardware for bfloat16."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) < BF16_CAPABILITY
 
 
 def resolve_dtype(name: str, device: torch.device, *, width: int) -> str:
@@ -52,11 +80,20 @@ def resolve_dtype(name: str, device: torch.device, *, width: int) -> str:
     if name != "auto":
         return name
     if device.type == "cuda":
-        # compute capability 8.0 (Ampere) is the first that multiplies bfloat16 in hardware; older GPUs emulate it
-        return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
+        return "float16" if emulates_bfloat16(device) else "bfloat16"
     # the two x86 extensions with which PyTorch multiplies bfloat16 in hardware
     in_hardware = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bfloat16" if device.type == "cpu" and in_hardware and width >= MIN_BF16_WIDTH else "float32"
+
+
+def resolve_stored_dtype(stored: str, stored_device: str, device: torch.device, *, width: int) -> str:
+    """The number format for a network that was trained with `stored` on a device of the kind `stored_device`.
+
+    It stays, unless it was chosen for another kind of device, or for a GPU that has bfloat16 in hardware.
+    """
+    if device.type == stored_device and not (stored == "bfloat16" and emulates_bfloat16(device)):
+        return stored
+    return resolve_dtype("auto", device, width=width)
 
 
 def resolve_threads(threads: int) -> int:
@@ -92,14 +129,28 @@ def synchronize(device: torch.device) -> None:
 
 
 @contextlib.contextmanager
-def use_threads(threads: int) -> Iterator[None]:
-    """Compute with that number of CPU threads. It affects the last bits of results."""
-    before = torch.get_num_threads()
+def compute_settings(threads: int, *, tf32: bool) -> Iterator[None]:
+    """PyTorch's settings of this process while it computes; at the end they are those of before.
+
+    `threads`: the number of CPU threads. `tf32`: on NVIDIA GPUs, round the factors of float32 products to 10 bits, for
+    which tensor cores are several times faster. Both affect the last bits of results.
+
+    Attention is computed by any of PyTorch's kernels but cuDNN's, which it prefers on newer GPUs. That one plans anew
+    for each shape, generates wrong text on a B200 (pytorch/pytorch#193893), and gives gradients that are not numbers
+    with a mask on an H100 (pytorch/pytorch#196678).
+    """
+    matmul = torch.backends.cuda.matmul
+    has_cudnn_attention: bool = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+    threads_before, precision_before = torch.get_num_threads(), matmul.fp32_precision
     torch.set_num_threads(threads)
+    matmul.fp32_precision = "tf32" if tf32 else "ieee"
+    torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads_before)
+        matmul.fp32_precision = precision_before
+        torch.backends.cuda.enable_cudnn_sdp(has_cudnn_attention)
 
 
 @contextlib.contextmanager
@@ -116,3 +167,15 @@ def without_onednn(dtype: torch.dtype) -> Iterator[None]:
 def autocast(device: torch.device, dtype: str) -> torch.autocast:
     """A context in which matrix products are computed in `dtype`; for float32 it changes nothing."""
     return torch.autocast(device.type, dtype=DTYPES[dtype], enabled=dtype != "float32")
+
+
+def _describe_kernels(device: torch.device, error: Exception) -> str:
+    """For which GPUs this build of PyTorch has kernels, if it has none for this one; else an empty text."""
+    if "no kernel image" not in str(error):
+        return ""
+    major, minor = torch.cuda.get_device_capability(device)
+    return f": the GPU is an sm_{major}{minor}, and this PyTorch is built for {' '.join(torch.cuda.get_arch_list())}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0][:120]

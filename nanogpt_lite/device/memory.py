@@ -21,7 +21,9 @@ OOM_MESSAGES = (  # parts of PyTorch's messages when memory is used up
     "can't allocate memory",
     "not enough memory",
     "out of memory",
+    "OUT_OF_MEMORY",  # CUDA_ERROR_OUT_OF_MEMORY, from cuDNN
     "_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # there was no memory for cuBLAS
     "could not create a primitive",  # from oneDNN
 )
 

@@ -52,7 +52,8 @@ class CUDAGraphStep:
                     self._restore_cache(length, recent_ids)
             current_stream.wait_stream(capture_stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=capture_stream):
+            # thread_local: a call of CUDA from another thread, such as a copy of a checkpoint, does not end the capture
+            with torch.cuda.graph(graph, stream=capture_stream, capture_error_mode="thread_local"):
                 self._logits = self._model(self._token, cache=cache)[0]
             self._restore_cache(length, recent_ids)  # a capture runs no kernels, but `cache.length` counted in Python
         return graph

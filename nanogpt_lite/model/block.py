@@ -36,14 +36,14 @@ class MLP(nn.Module):
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
-        self.dropout = config.dropout
+        self.dropout, self.fast_dropout = config.dropout, config.fast_dropout
         self.activation = config.activation
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.c_fc(x)  # (B, T, 4 C)
         x = ACTIVATIONS[self.activation](x)
         x = self.c_proj(x)  # (B, T, C)
-        return dropout(x, self.dropout, self.training)
+        return dropout(x, self.dropout, self.training, fast=self.fast_dropout)
 
 
 def make_norm(config: NetworkConfig) -> nn.Module:

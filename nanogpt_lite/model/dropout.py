@@ -13,14 +13,15 @@ from torch.nn import functional as F
 LEVELS = 2**16  # the probability is rounded to a multiple of 1 / LEVELS
 
 
-def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
+def dropout(x: Tensor, p: float, training: bool = True, *, fast: bool = True) -> Tensor:
     """Set elements of `x` to zero with probability `p` while training, and scale the others so that the mean stays.
 
-    As `torch.nn.functional.dropout`, and the same function on other devices and in a compiled network. 0 <= p < 1.
+    As `torch.nn.functional.dropout`, 0 <= p < 1. It is that function on other devices, in a compiled network, and
+    unless `fast`: runs that began with PyTorch's masks keep them.
     """
     if not training or p == 0:
         return x
-    if not x.is_cpu or torch.compiler.is_compiling():
+    if not fast or not x.is_cpu or torch.compiler.is_compiling():
         return F.dropout(x, p)
     return x * _random_mask(x.shape, p, x.dtype)
 

@@ -123,8 +123,9 @@ class Transformer(nn.Module):
         if self.ngrams is not None:
             previous_ids = cache.recent_ids if cache is not None else idx.new_zeros(B, self.config.ngram - 1)
             x = x + self.ngrams(idx, previous_ids)
-        x = dropout(x, self.config.dropout, self.training)
-        cos_sin = self.rotary(positions) if self.rotary is not None else None  # the same for all blocks
+        x = dropout(x, self.config.dropout, self.training, fast=self.config.fast_dropout)
+        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        cos_sin = self.rotary(positions, dtype) if self.rotary is not None else None  # the same for all blocks
         for layer, block in enumerate(self.h):
             x = block(x, cos_sin, cache, layer)
         if cache is not None:

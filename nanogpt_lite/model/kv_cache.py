@@ -59,15 +59,17 @@ class KVCache:
     def positions(self, num_new: int) -> Tensor:
         """Return the positions of `num_new` new tokens, (num_new,). Call it once, before the layers append to it."""
         if self.device_position is not None:
-            # all S entries take part in attention; the mask, the same for all layers, excludes those not yet filled
-            self.attn_mask = (torch.arange(self.keys.size(3), device=self.keys.device) <= self.device_position)[None]
+            # All S entries take part in attention; the mask, the same for all layers, excludes those not yet filled. It
+            # is added to the scores: of a mask of booleans, attention makes such a mask in each layer.
+            is_empty = torch.arange(self.keys.size(3), device=self.keys.device) > self.device_position  # (S,)
+            self.attn_mask = self.keys.new_zeros(1, self.keys.size(3)).masked_fill_(is_empty, -torch.inf)
             return self.device_position
         return torch.arange(self.length, self.length + num_new, device=self.keys.device)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Store new keys and values of a layer, (B, H, T, D) each, and return all of them, (B, H, S, D) each.
 
-        The third value is the attention mask (1, S) that excludes empty entries, or None if there are none.
+        The third value is the attention mask (1, S), to be added to the scores, or None if no entry is empty.
         """
         if self.device_position is not None:
             for cached, new in ((self.keys, k), (self.values, v)):

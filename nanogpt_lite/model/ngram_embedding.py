@@ -27,7 +27,7 @@ class NgramEmbedding(nn.Module):
     def __init__(self, config: NetworkConfig, vocab_size: int) -> None:
         super().__init__()
         self.vocab_size = vocab_size
-        self.dropout = config.ngram_dropout
+        self.dropout, self.fast_dropout = config.ngram_dropout, config.fast_dropout
         num_buckets = [min(vocab_size**n, config.ngram_rows) for n in range(2, config.ngram + 1)]
         self.tables = nn.ModuleList(nn.Embedding(buckets, config.n_embd) for buckets in num_buckets)
 
@@ -45,5 +45,5 @@ class NgramEmbedding(nn.Module):
             vectors.append(table(exact_ids if has_all_ngrams else hashes % table.num_embeddings))
         total: Tensor = functools.reduce(torch.add, vectors)  # (B, T, C)
         if self.training and self.dropout:  # one mask for all n-grams of a token
-            total = total * dropout(total.new_ones(*idx.shape, 1), self.dropout)
+            total = total * dropout(total.new_ones(*idx.shape, 1), self.dropout, fast=self.fast_dropout)
         return total

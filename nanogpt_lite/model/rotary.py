@@ -30,9 +30,9 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def forward(self, positions: Tensor) -> CosSin:
-        """Return the cosines and sines at `positions` (T,)."""
-        return self.cos[positions], self.sin[positions]
+    def forward(self, positions: Tensor, dtype: torch.dtype) -> CosSin:
+        """Return the cosines and sines at `positions` (T,), in the dtype of the queries and keys."""
+        return self.cos[positions].to(dtype), self.sin[positions].to(dtype)
 
 
 def apply_rotary(x: Tensor, cos_sin: CosSin) -> Tensor:
@@ -40,6 +40,6 @@ def apply_rotary(x: Tensor, cos_sin: CosSin) -> Tensor:
 
     A pair is channels i and i + D / 2, as in GPT-NeoX and in Hugging Face's Llama.
     """
-    cos, sin = (table.to(x.dtype) for table in cos_sin)
+    cos, sin = cos_sin
     x1, x2 = x.chunk(2, dim=-1)  # (..., T, D / 2)
     return torch.cat([x1 * cos - x2 * sin, x1 * sin + x2 * cos], dim=-1)

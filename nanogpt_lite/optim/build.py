@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from nanogpt_lite.config.options import TrainConfig
+from nanogpt_lite.device import devices
 from nanogpt_lite.optim.adamw import AdamW, ParamGroup
 from nanogpt_lite.optim.muon import Muon
 from nanogpt_lite.optim.schedule import learning_rate
@@ -32,8 +33,15 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:
     assert config.optimizer == "muon", config.optimizer
     muon_group = make_group([parameters[name] for name in sorted(muon_names)], config.weight_decay)
     muon_group["muon_momentum"] = config.muon_momentum
-    newton_schulz_dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
-    return Muon([*groups, muon_group], newton_schulz_dtype=newton_schulz_dtype)
+    model_device = muon_group["params"][0].device
+    return Muon([*groups, muon_group], newton_schulz_dtype=newton_schulz_dtype(config.dtype, model_device))
+
+
+def newton_schulz_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The format of Muon's iteration: that of the network's products, or another one in which the device is fast."""
+    if dtype == "bfloat16":
+        return torch.float16 if devices.emulates_bfloat16(device) else torch.bfloat16
+    return torch.float16 if dtype == "float16" and device.type == "cuda" else torch.float32
 
 
 def set_learning_rates(optimizer: AdamW, step: int, config: TrainConfig) -> None:

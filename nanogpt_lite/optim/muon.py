@@ -22,7 +22,7 @@ class Muon(AdamW):
     """Muon for parameter groups that have a `muon_momentum`, AdamW for the others.
 
     All parameters of a Muon group are matrices. Their state is one "momentum_buffer" each. The Newton-Schulz iteration
-    is computed in `newton_schulz_dtype`, for which bfloat16 is precise enough.
+    is computed in `newton_schulz_dtype`, for which 16 bits are precise enough.
     """
 
     def __init__(self, groups: list[ParamGroup], *, newton_schulz_dtype: torch.dtype) -> None:
@@ -36,31 +36,40 @@ class Muon(AdamW):
             super()._step_group(group)
 
     def _step_muon_group(self, group: ParamGroup, *, momentum: float) -> None:
+        parameters: list[Tensor] = [parameter for parameter in group["params"] if parameter.grad is not None]
+        if not parameters:
+            return
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        momenta = self._nesterov_momenta(parameters, momentum)
         by_shape = defaultdict(list)  # matrices of one shape are stacked: a few large operations, not many small ones
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                by_shape[parameter.shape].append(parameter)
-        for (rows, columns), parameters in by_shape.items():
-            momenta = torch.stack([self._nesterov_momentum(parameter, momentum) for parameter in parameters])
-            updates = orthogonalize(momenta.to(self.newton_schulz_dtype)).to(momenta.dtype)
+        for index, parameter in enumerate(parameters):
+            by_shape[parameter.shape].append(index)
+        for (rows, columns), indices in by_shape.items():
+            updates = self._orthogonalize(torch.stack([momenta[index] for index in indices])).unbind()
             rate = group["lr"] * max(1.0, rows / columns) ** 0.5  # Jordan's factor for the shape
-            for parameter, update in zip(parameters, updates, strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update, alpha=-rate)
+            torch._foreach_add_([parameters[index] for index in indices], updates, alpha=-rate)
 
     def state_shapes(self, group: ParamGroup, parameter: nn.Parameter) -> dict[str, torch.Size]:
         """The shape of each state tensor of a parameter in `group`, by name."""
         is_muon = "muon_momentum" in group
         return {"momentum_buffer": parameter.shape} if is_muon else super().state_shapes(group, parameter)
 
-    def _nesterov_momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
-        """Update the momentum buffer with the gradient, and return the Nesterov momentum."""
-        assert parameter.grad is not None
-        state = self.state[parameter]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        buffer = state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
-        return parameter.grad.lerp(buffer, momentum)
+    def _nesterov_momenta(self, parameters: list[Tensor], momentum: float) -> tuple[Tensor, ...]:
+        """Update the momentum buffers with the gradients, and return the Nesterov momentum of each parameter."""
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        return torch._foreach_lerp(gradients, buffers, momentum)
+
+    def _orthogonalize(self, momenta: Tensor) -> Tensor:
+        """The updates for stacked momenta (N, rows, columns), in their dtype."""
+        matrices = momenta
+        if self.newton_schulz_dtype == torch.float16:  # its smallest number is larger than many a gradient
+            matrices = momenta / (torch.linalg.matrix_norm(momenta, keepdim=True) + 1e-30)
+        return orthogonalize(matrices.to(self.newton_schulz_dtype)).to(momenta.dtype)
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def train_loop(
     train split: from step `state.step` on, each with `batch_size * gradient_accumulation_steps` rows. With
     `chars_per_token`, of the val split, evaluations also give the loss per character. `stop()` is called before each
     step and during evaluations. Checkpoints are written to `out_dir`; a checkpoint is completely on disk when its
-    record comes out. The caller sets the number of threads, `config.threads` (`devices.use_threads`).
+    record comes out. The caller sets the number of threads and the precision (`devices.compute_settings`).
 
     `UserError` if a split is too short. `ExternalError` if the loss is no longer finite: the last checkpoint is from
     before that. `OSError` if a checkpoint cannot be written.

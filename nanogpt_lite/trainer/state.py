@@ -163,14 +163,14 @@ def _resolve_auto(
 ) -> tuple[TrainConfig, torch.device]:
     """The config to resume with, and the device.
 
-    dtype and threads are those of before, unless they were chosen for another device or another number of ranks.
+    dtype and threads are those of before, unless they were chosen for another device, a GPU that has bfloat16 in
+    hardware, or another number of ranks.
     """
     metadata, config = saved.metadata, read_config(saved, overrides)
     device = devices.resolve_device(config.device, group)
     stored, resolved = metadata.config, dict[str, Value]()
     if overrides.get("dtype", "auto") == "auto":
-        same_device = device.type == metadata.device
-        resolved["dtype"] = stored.dtype if same_device else devices.resolve_dtype("auto", device, width=config.n_embd)
+        resolved["dtype"] = devices.resolve_stored_dtype(stored.dtype, metadata.device, device, width=config.n_embd)
     same_ranks = group.world_size == metadata.ranks  # each rank has its share of the threads
     threads = overrides.get("threads") or (stored.threads if same_ranks else 0)
     resolved["threads"] = devices.resolve_threads(int(threads))

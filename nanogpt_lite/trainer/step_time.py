@@ -25,7 +25,7 @@ def measure_step_seconds(config: TrainConfig, tokenizer: Tokenizer, tokens: Toke
     batches = batching.random_batches(
         tokens, rows=config.rows_per_step, block_size=config.block_size, seed=config.seed, step=0
     )
-    with devices.use_threads(config.threads), memory.retain_heap():
+    with devices.compute_settings(config.threads, tf32=config.tf32), memory.retain_heap():
         for _ in range(WARMUP_STEPS + TIMED_STEPS):
             started = time.perf_counter()
             train_step(state, forward, next(batches))

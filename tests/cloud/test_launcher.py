@@ -51,6 +51,19 @@ def test_train_on_ranks_gives_the_records_and_losses_of_one_process(text_file):
     assert shared == pytest.approx(alone, abs=1e-5)
 
 
+def test_ranks_find_each_other_without_resolving_the_name_of_the_host(tmp_path, monkeypatch):
+    configs = []
+
+    def elastic_launch(config, _entrypoint):
+        configs.append(config)
+        return lambda *arguments: None
+
+    monkeypatch.setattr(launcher, "elastic_launch", elastic_launch)
+    monkeypatch.setattr(launcher, "_stop_at_stdin_eof", lambda: None)
+    launcher.launch(tmp_path, 2)
+    assert [config.local_addr for config in configs] == ["127.0.0.1"]
+
+
 @pytest.mark.slow
 def test_signal_to_the_caller_stops_the_ranks_with_the_state_saved(text_file):
     with pytest.raises(ng.Interrupted, match="the state is saved"):

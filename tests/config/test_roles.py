@@ -41,6 +41,7 @@ OTHER_VALUES = {  # another value of each option of the network, with which the 
     "ngram": 3,
     "ngram_rows": 32,
     "dropout": 0.5,
+    "fast_dropout": False,
     "zero_init": True,
     "ngram_dropout": 0.5,
 }

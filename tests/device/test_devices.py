@@ -6,18 +6,66 @@ import pytest
 import torch
 
 from nanogpt_lite.device import devices
+from nanogpt_lite.device.distributed import ProcessGroup
 from nanogpt_lite.errors import UserError
 
 CPU = torch.device("cpu")
 
 
 def test_auto_device_prefers_cuda_then_mps_then_cpu(monkeypatch):
-    empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *shape, device=None: empty(*shape))
+    monkeypatch.setattr(devices, "find_problem", lambda device: "")
     for cuda, mps, expected in [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]:
         monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
         assert devices.resolve_device("auto").type == expected
+
+
+def fake_gpu(monkeypatch, error):
+    """A GPU that allocates memory, and launches no kernel: a V100 with wheels that are built for newer ones."""
+    arange = torch.arange
+
+    def no_kernel(*args, device=None):
+        if torch.device(device).type == "cuda":
+            raise error
+        return arange(*args, device=device)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80"])
+    monkeypatch.setattr(torch, "empty", lambda *shape, device=None: None)
+    monkeypatch.setattr(torch, "arange", no_kernel)
+
+
+NO_KERNEL = RuntimeError("CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors …")
+
+
+def test_gpu_that_cannot_compute_is_a_warning_and_the_cpu_unless_it_is_named(monkeypatch):
+    fake_gpu(monkeypatch, NO_KERNEL)
+    reason = r"no kernel image .* the device: the GPU is an sm_70, and this PyTorch is built for sm_75 sm_80"
+    with pytest.warns(UserWarning, match=rf"the GPU cannot be used \(.*{reason}\); using the CPU"):
+        assert devices.resolve_device("auto") == CPU
+    with pytest.raises(UserError, match=rf"device='cuda' cannot be used on this machine \(.*{reason}\); give"):
+        devices.resolve_device("cuda")
+
+
+def test_each_rank_needs_its_gpu(monkeypatch):
+    """One rank on the CPU and others on GPUs could not train together."""
+    fake_gpu(monkeypatch, NO_KERNEL)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="device='cuda:1' cannot be used"):
+        devices.resolve_device("auto", ProcessGroup(rank=1, world_size=2, local_rank=1, local_world_size=2))
+
+
+def test_other_errors_of_a_gpu_say_nothing_about_its_capability(monkeypatch):
+    fake_gpu(monkeypatch, torch.AcceleratorError("CUDA error: device-side assert triggered"))
+    assert devices.find_problem(torch.device("cuda")) == "CUDA error: device-side assert triggered"
+
+
+def test_device_that_computes_wrong_results_has_a_problem(monkeypatch):
+    monkeypatch.setattr(torch, "arange", lambda *args, device: torch.zeros(4))
+    assert devices.find_problem(CPU) == "0 + 1 + 2 + 3 is 0.0 on it"
+    monkeypatch.undo()
+    assert devices.find_problem(CPU) == ""
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "tpu", "mps:7", "meta", "cpu:x"])
@@ -33,6 +81,25 @@ def test_auto_dtype_on_cuda_depends_on_the_compute_capability(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert devices.resolve_dtype("auto", cuda, width=16) == "float16"
     assert devices.resolve_dtype("bfloat16", CPU, width=16) == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("stored", "stored_device", "device", "capability", "expected"),
+    [
+        ("bfloat16", "cuda", "cuda", (8, 0), "bfloat16"),
+        ("bfloat16", "cuda", "cuda", (7, 5), "float16"),  # from an A100 to a T4, which emulates bfloat16
+        ("float16", "cuda", "cuda", (8, 0), "float16"),
+        ("float32", "cuda", "cuda", (7, 5), "float32"),
+        ("float32", "cpu", "cuda", (7, 5), "float16"),
+        ("bfloat16", "cpu", "cpu", None, "bfloat16"),
+        ("bfloat16", "cuda", "mps", None, "float32"),
+    ],
+)
+def test_dtype_to_continue_with_is_the_stored_one_if_the_device_has_it(
+    monkeypatch, stored, stored_device, device, capability, expected
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert devices.resolve_stored_dtype(stored, stored_device, torch.device(device), width=128) == expected
 
 
 @pytest.mark.parametrize(
@@ -62,14 +129,22 @@ def test_too_many_threads_for_the_processors_are_refused(monkeypatch):
     assert devices.resolve_threads(256) == 256
 
 
-def test_use_threads_sets_and_restores_the_number():
-    before = torch.get_num_threads()
-    with devices.use_threads(before + 1):
-        assert torch.get_num_threads() == before + 1
-    assert torch.get_num_threads() == before
-    with pytest.raises(KeyError), devices.use_threads(before + 1):
+def test_compute_settings_are_set_and_restored():
+    def settings():
+        cuda = torch.backends.cuda
+        return torch.get_num_threads(), cuda.matmul.fp32_precision, cuda.cudnn_sdp_enabled()
+
+    before = settings()
+    with devices.compute_settings(before[0] + 1, tf32=True):
+        assert settings() == (before[0] + 1, "tf32", False)
+    assert settings() == before
+    with pytest.raises(KeyError), devices.compute_settings(before[0] + 1, tf32=False):
+        assert settings() == (before[0] + 1, "ieee", False)
         raise KeyError
-    assert torch.get_num_threads() == before
+    assert settings() == before
+
+
+def test_threads_that_are_given_are_taken():
     assert devices.resolve_threads(7) == 7
 
 

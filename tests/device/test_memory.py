@@ -121,6 +121,8 @@ def test_out_of_memory_errors_are_told_from_other_errors():
     assert memory.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert memory.is_out_of_memory(MemoryError())
     assert memory.is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"))
+    assert memory.is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling cublasCreate"))
+    assert memory.is_out_of_memory(RuntimeError("cuDNN Frontend error: CUDA_ERROR_OUT_OF_MEMORY"))
     on_windows = "[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: not enough memory: you tried to allocate"
     assert memory.is_out_of_memory(RuntimeError(on_windows))
     assert not memory.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))

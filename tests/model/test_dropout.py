@@ -70,6 +70,14 @@ def test_a_probability_close_to_one_keeps_the_result_finite():
     assert dropped(1 - 1e-9, 1000).isfinite().all()
 
 
+def test_masks_that_are_not_fast_are_those_of_pytorch():
+    x, results = torch.randn(8, 8), []
+    for function in (lambda: dropout(x, 0.3, fast=False), lambda: F.dropout(x, 0.3)):
+        torch.manual_seed(5)
+        results.append(function())
+    assert results[0].equal(results[1])
+
+
 def test_other_devices_have_the_dropout_of_pytorch(monkeypatch):
     monkeypatch.setattr(dropout_module, "_random_mask", None)  # not called
     x = torch.ones(4, 4, device="meta")

@@ -59,6 +59,41 @@ def test_steps_are_close_to_those_of_torch_optim_muon(dtype):
         assert distance < 0.03, name
 
 
+def test_float16_keeps_gradients_that_are_below_its_smallest_number():
+    """As on a GPU without bfloat16. The update does not depend on the scale of the gradient, however small."""
+    updates = []
+    for scale in (1.0, 1e-9):
+        model, other = make_model(), make_model()
+        optimizer = build.make_optimizer(model, CONFIG)
+        assert isinstance(optimizer, Muon)
+        optimizer.newton_schulz_dtype = torch.float16
+        torch.manual_seed(2)
+        set_equal_random_gradients(model, other)
+        for parameter in model.parameters():
+            assert parameter.grad is not None
+            parameter.grad.mul_(scale)
+        optimizer.step()
+        updates.append(model.transformer.h[0].attn.c_attn.weight - other.transformer.h[0].attn.c_attn.weight)
+    torch.testing.assert_close(*updates, atol=1e-4, rtol=0)
+    assert updates[0].abs().mean() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "capability", "expected"),
+    [
+        ("float16", "cpu", None, torch.float32),  # a CPU has no fast products in float16
+        ("bfloat16", "cpu", None, torch.bfloat16),
+        ("float16", "cuda", (7, 5), torch.float16),
+        ("bfloat16", "cuda", (7, 5), torch.float16),
+        ("bfloat16", "cuda", (8, 0), torch.bfloat16),
+        ("float32", "cuda", (8, 0), torch.float32),
+    ],
+)
+def test_the_iteration_is_in_a_format_that_the_device_multiplies_fast(monkeypatch, dtype, device, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert build.newton_schulz_dtype(dtype, torch.device(device)) == expected
+
+
 def test_muon_updates_block_matrices_and_adamw_everything_else():
     model, adamw_model = make_model(), make_model()
     optimizer = build.make_optimizer(model, CONFIG)

@@ -1,0 +1,259 @@
+"""The operators of a training step, an evaluation, a checkpoint and a sampled token on a fake GPU.
+
+    echo '[{"function": "step_operators", "preset": "modern"}]' | python benchmarks/fake_training.py
+
+It reads a list of calls as JSON, and writes the operators of each as JSON, with the result of `dataclasses.asdict`.
+Import it before `torch`, in a process of its own: it loads `fake_cuda`.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import inspect
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest import mock
+
+import fake_cuda
+
+fake_cuda.load()
+
+import torch  # noqa: E402
+from operators import Operator, OperatorLog  # noqa: E402
+from torch import Tensor  # noqa: E402
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # noqa: E402
+
+from nanogpt_lite.config.options import SampleConfig  # noqa: E402
+from nanogpt_lite.config.presets import config_with_preset  # noqa: E402
+from nanogpt_lite.config.schema import Value  # noqa: E402
+from nanogpt_lite.device import seeding  # noqa: E402
+from nanogpt_lite.generation import generate, sampling  # noqa: E402
+from nanogpt_lite.model.kv_cache import KVCache  # noqa: E402
+from nanogpt_lite.tokenizers.char import CharTokenizer  # noqa: E402
+from nanogpt_lite.trainer import evaluation, state  # noqa: E402
+from nanogpt_lite.trainer.state import TrainState  # noqa: E402
+from nanogpt_lite.trainer.step import train_step  # noqa: E402
+
+CAPABILITY = (8, 0)
+TOKENIZER = CharTokenizer("".join(map(chr, range(32, 97))))  # 65 characters, as tiny Shakespeare
+
+
+def cuda_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+) -> Tensor:
+    """Attention by the kernel that PyTorch chooses on CUDA without cuDNN's; a build without CUDA has no such choice."""
+    if torch.is_autocast_enabled("cuda"):
+        q, k, v = (tensor.to(torch.get_autocast_dtype("cuda")) for tensor in (q, k, v))
+    if attn_mask is None and q.dtype in (torch.bfloat16, torch.float16):
+        return _first(torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, is_causal))
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:
+            attn_mask = torch.where(attn_mask, torch.zeros((), dtype=q.dtype, device=q.device), float("-inf"))
+        attn_mask = attn_mask.expand(q.size(0), q.size(1), q.size(2), k.size(2))
+    efficient = torch.ops.aten._scaled_dot_product_efficient_attention
+    return _first(efficient(q, k, v, attn_mask, torch.is_grad_enabled(), dropout_p, is_causal))
+
+
+class _FusedRMSNorm(torch.autograd.Function):
+    """RMSNorm as CUDA computes it: one kernel forward, one backward. LayerNorm's read and write as much memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shape: list[int]) -> Tensor:
+        y, mean, rstd = torch.ops.aten.native_layer_norm(x, shape, None, None, 1e-5)
+        ctx.save_for_backward(x, mean, rstd)
+        ctx.shape = shape
+        return _first([y])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        x, mean, rstd = ctx.saved_tensors
+        operator = torch.ops.aten.native_layer_norm_backward
+        return _first(operator(grad, x, ctx.shape, mean, rstd, None, None, [True, False, False])), None
+
+
+def cuda_rms_norm(
+    x: Tensor, normalized_shape: list[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    """RMSNorm by a fused kernel; a build without CUDA composes it of elementwise operators."""
+    if torch.is_autocast_enabled("cuda"):
+        x = x.float()
+    y: Tensor = _FusedRMSNorm.apply(x, normalized_shape)  # type: ignore[no-untyped-call]
+    return y if weight is None else y * weight
+
+
+def _first(results: Any) -> Tensor:
+    tensor: Tensor = results[0]
+    return tensor
+
+
+@contextlib.contextmanager
+def fake_gpu(capability: tuple[int, int] = CAPABILITY) -> Iterator[torch.device]:
+    """Make tensors that have no values, and a GPU for them."""
+    with contextlib.ExitStack() as stack:
+        for name, value in {
+            "torch.nn.functional.scaled_dot_product_attention": cuda_attention,
+            "torch.nn.functional.rms_norm": cuda_rms_norm,
+            "torch.utils._foreach_utils._foreach_supported_types": [torch.Tensor, torch.nn.Parameter, FakeTensor],
+            "torch.cuda.get_device_capability": lambda device=None: capability,
+            "torch.cuda.is_available": lambda: True,
+            "torch.cuda.is_bf16_supported": lambda including_emulation=True: True,
+            "torch.cuda.synchronize": lambda device=None: None,
+            "torch.cuda.amp.common.amp_definitely_not_available": lambda: False,
+            "torch.Tensor.pin_memory": lambda tensor: tensor,  # it would be a real one
+            "torch.nn.Module.to": lambda module, device: module,  # a fake tensor does not move; it is made there
+        }.items():
+            stack.enter_context(mock.patch(name, value))
+        stack.enter_context(mock.patch.object(seeding, "seeded", return_value=contextlib.nullcontext()))
+        stack.enter_context(FakeTensorMode())
+        yield torch.device("cuda:0")
+
+
+def make_state(device: torch.device, preset: str, **options: Value) -> TrainState:
+    """The state of a training on the fake GPU."""
+    config = config_with_preset(preset, {"dtype": "bfloat16", **options, "device": "cuda", "threads": 1})
+    config = config.replace({"lr_decay_iters": config.lr_decay_iters or config.max_iters})
+    with device:
+        return TrainState(config, TOKENIZER, "", device)
+
+
+def step_operators(preset: str, *, capability: Sequence[int] = CAPABILITY, **options: Value) -> list[Operator]:
+    """The operators of the second training step: in the first one, the optimizer makes its state."""
+    major, minor = capability
+    with fake_gpu((major, minor)) as device:
+        trained = make_state(device, preset, **options)
+        for _ in range(2):
+            batch = _random_batch(trained.config.rows_per_step, trained.config.block_size)
+            log = OperatorLog(item_value=0.0)
+            with log:
+                train_step(trained, trained.model, batch)
+    return log.operators
+
+
+def nanogpt_step_operators(clone: str) -> list[Operator]:
+    """The operators of the second step of nanoGPT's train.py, with config/train_shakespeare_char.py."""
+    specification = importlib.util.spec_from_file_location("nanogpt_model", Path(clone) / "model.py")
+    assert specification is not None
+    assert specification.loader is not None
+    nanogpt = importlib.util.module_from_spec(specification)
+    sys.modules["nanogpt_model"] = nanogpt  # its dataclass looks there
+    specification.loader.exec_module(nanogpt)
+    with fake_gpu() as device:
+        size = {"block_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 384}
+        with device:
+            model = nanogpt.GPT(nanogpt.GPTConfig(**size, vocab_size=65, dropout=0.2, bias=False))
+        optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cuda")
+        scaler = torch.amp.GradScaler("cuda", enabled=False)
+        for _ in range(2):
+            batch = _random_batch(64, 256)
+            log = OperatorLog(item_value=0.0)
+            with log:
+                x, y = (tensor.pin_memory().to(device, non_blocking=True) for tensor in batch)
+                with torch.autocast("cuda", dtype=torch.bfloat16):
+                    loss = model(x, y)[1]
+                scaler.scale(loss).backward()
+                scaler.unscale_(optimizer)
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad(set_to_none=True)
+    return log.operators
+
+
+def evaluation_operators(preset: str, *, batches: int, **options: Value) -> list[Operator]:
+    """The operators of an evaluation."""
+    with fake_gpu() as device:
+        trained = make_state(device, preset, **options)
+        windows = [_random_batch(4, trained.config.block_size) for _ in range(batches)]
+        log = OperatorLog(item_value=1.0)
+        # not in inference mode, where composite operators would be recorded as one
+        mean_loss = inspect.unwrap(evaluation.mean_loss)
+        with torch.no_grad(), log:
+            mean_loss(trained.model, windows, device, trained.config.dtype)
+    return log.operators
+
+
+def checkpoint_operators(preset: str, **options: Value) -> list[Operator]:
+    """The operators of writing a checkpoint, up to the file."""
+    with fake_gpu() as device, TemporaryDirectory() as folder:
+        trained = make_state(device, preset, **options)
+        train_step(trained, trained.model, _random_batch(trained.config.rows_per_step, trained.config.block_size))
+        log = OperatorLog(item_value=1.0)
+        with (
+            log,
+            mock.patch("nanogpt_lite.checkpoint.checkpoint_file._crc32", return_value=0),
+            mock.patch("nanogpt_lite.checkpoint.checkpoint_file.write_safetensors", side_effect=_touch),
+        ):
+            state.save_state(trained, Path(folder) / "last.safetensors")
+    return log.operators
+
+
+def decoding_operators(preset: str, *, rows: int, **options: Value) -> list[Operator]:
+    """The operators of one decoding step as a CUDA graph records it."""
+    with fake_gpu() as device, torch.no_grad():
+        model = make_state(device, preset, **options).model.eval()
+        cache = KVCache(model, rows)
+        generate.prefill(model, torch.zeros(rows, 3, dtype=torch.int64, device=device), cache)
+        token = torch.zeros(rows, 1, dtype=torch.int64, device=device)
+        cache.use_device_position(torch.zeros(1, dtype=torch.int64, device=device))
+        log = OperatorLog()
+        with log:
+            model(token, cache=cache)
+    return log.operators
+
+
+def sampling_operators(*, rows: int, **options: Value) -> list[Operator]:
+    """The operators of the choice of a token from logits."""
+    config = SampleConfig.from_dict(options)
+    with fake_gpu() as device, torch.no_grad():
+        logits = torch.zeros(rows, TOKENIZER.vocab_size, device=device)
+        uniforms = torch.zeros(rows, device=device)
+        log = OperatorLog()
+        with log:
+            sampling.sample_token(logits, uniforms, config)
+    return log.operators
+
+
+def _random_batch(rows: int, block_size: int) -> tuple[Tensor, Tensor]:
+    """Inputs and targets on the CPU."""
+    x, y = (torch.randint(TOKENIZER.vocab_size, (rows, block_size)) for _ in range(2))
+    return x, y
+
+
+def _touch(path: Path, *_: Any) -> None:
+    path.touch()
+
+
+FUNCTIONS = {
+    function.__name__: function
+    for function in (
+        step_operators,
+        nanogpt_step_operators,
+        evaluation_operators,
+        checkpoint_operators,
+        decoding_operators,
+        sampling_operators,
+    )
+}
+
+
+def main() -> None:
+    """Run the calls on standard input."""
+    results = []
+    for call in json.load(sys.stdin):
+        with contextlib.redirect_stdout(sys.stderr):  # nanoGPT prints
+            operators: list[Operator] = FUNCTIONS[call.pop("function")](**call)
+        results.append([dataclasses.asdict(operator) for operator in operators])
+    json.dump(results, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

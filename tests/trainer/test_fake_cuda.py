@@ -1,0 +1,199 @@
+"""The operators on a GPU, without a GPU: benchmarks/fake_training.py runs the real code on a device with no values.
+
+They show where the processor waits for the GPU, what is copied to it, in which number formats it computes, and how many
+kernels it has to launch. They cannot show that the results are right: see the tests with the marker `gpu`.
+"""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+BITS_16 = {"bfloat16", "float16"}
+PRESETS = ("shakespeare_char", "modern", "cpu", "modern-cpu")
+NETWORK_OPTIONS = (
+    {"bias": True},
+    {"position": "rotary"},
+    {"qk_norm": True},
+    {"norm": "rms"},
+    {"activation": "relu2"},
+    {"activation": "gelu_tanh"},
+    {"tied": False},
+    {"zero_init": True},
+    {"ngram": 4, "ngram_dropout": 0.4},
+    {"dropout": 0.0},
+    {"optimizer": "muon"},
+    {"gradient_accumulation_steps": 3},
+    {"grad_clip": 0.0},
+)
+SMALL = {"n_layer": 2, "batch_size": 4}  # the calls of a block are the same in each
+PRODUCTS = ("mm", "bmm", "addmm", "baddbmm")
+CALLS: dict[str, dict[str, Any]] = {
+    **{f"step {name}": {"preset": name} for name in ("shakespeare_char", "modern")},
+    **{f"step {name} float32": {"preset": name, "dtype": "float32", **SMALL} for name in PRESETS},
+    **{f"step {name} bfloat16": {"preset": name, **SMALL} for name in PRESETS},
+    **{f"step {name} float16": {"preset": name, "dtype": "float16", **SMALL} for name in PRESETS},
+    **{f"step {options}": {"preset": "shakespeare_char", **SMALL, **options} for options in NETWORK_OPTIONS},
+    "step emulated": {"preset": "modern", "capability": (7, 5), **SMALL},
+}
+OTHER_CALLS = {
+    "evaluation": {"function": "evaluation_operators", "preset": "modern", "batches": 3, **SMALL},
+    "checkpoint": {"function": "checkpoint_operators", "preset": "modern", **SMALL},
+    "decoding": {"function": "decoding_operators", "preset": "shakespeare_char", "rows": 3},
+    "decoding modern": {"function": "decoding_operators", "preset": "modern", "rows": 3},
+    "sampling": {"function": "sampling_operators", "rows": 3, "top_k": 0},
+    "sampling filtered": {"function": "sampling_operators", "rows": 3, "top_k": 20, "top_p": 0.9, "min_p": 0.1},
+}
+
+
+@pytest.fixture(scope="module")
+def all_operators(tmp_path_factory):
+    """The operators of all calls, by their names: computed in one process of its own."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import fake_cuda
+        from operators import Operator, TensorInfo
+
+        try:
+            fake_cuda.compile_library()
+        except FileNotFoundError as error:
+            pytest.skip(f"{error}, which compiles the fake GPU")
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    calls = {**{name: {"function": "step_operators", **call} for name, call in CALLS.items()}, **OTHER_CALLS}
+    process = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "fake_training.py")],
+        input=json.dumps(list(calls.values())),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+
+    def tensors(described):
+        return tuple(TensorInfo(tensor["dtype"], tuple(tensor["shape"]), tensor["device"]) for tensor in described)
+
+    return {
+        name: [Operator(o["name"], tensors(o["inputs"]), tensors(o["outputs"]), o["is_view"]) for o in operators]
+        for name, operators in zip(calls, json.loads(process.stdout), strict=True)
+    }
+
+
+def launches(operators):
+    return [operator for operator in operators if operator.is_launch]
+
+
+def copies(operators, source, target):
+    """The shapes that are copied from one device to another."""
+    return [
+        o.outputs[0].shape
+        for o in operators
+        if o.is_copy_between_devices and (o.inputs[-1].device, o.outputs[0].device) == (source, target)
+    ]
+
+
+def waits(operators):
+    from_device = [o for o in operators if o.is_copy_between_devices and o.outputs[0].device == "cpu"]
+    return [o.name for o in [*operators, *from_device] if o.name in SYNCHRONIZING or o in from_device]
+
+
+SYNCHRONIZING = {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2"}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_step_never_waits_for_the_gpu(call, all_operators):
+    """But with float16, where the loss scaler asks whether gradients are finite, as in nanoGPT."""
+    assert waits(all_operators[call]) == (["_local_scalar_dense"] if call.endswith(" float16") else [])
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_step_copies_inputs_and_targets_to_the_gpu_and_nothing_else(call, all_operators):
+    options = CALLS[call]
+    micro_batches = options.get("gradient_accumulation_steps", 1)
+    block_size = {"cpu": 64, "modern-cpu": 128}.get(options["preset"], 256)
+    batch_size = options.get("batch_size", 64)
+    assert copies(all_operators[call], "cpu", "cuda") == [(batch_size, block_size)] * 2 * micro_batches
+
+
+@pytest.mark.parametrize("call", [*CALLS, *OTHER_CALLS])
+def test_no_operator_has_tensors_of_two_devices(call, all_operators):
+    """Numbers, which are tensors without dimensions on the CPU, are arguments of a kernel."""
+    for operator in all_operators[call]:
+        if not operator.is_copy_between_devices:
+            devices = {tensor.device for tensor in (*operator.inputs, *operator.outputs) if tensor.shape}
+            assert len(devices) <= 1, operator
+
+
+@pytest.mark.parametrize("call", [call for call in CALLS if "16" in call or "{" in call])
+def test_products_and_attention_have_16_bits_and_the_residual_stream_32(call, all_operators):
+    dtype = CALLS[call].get("dtype", "bfloat16")
+    operators = all_operators[call]
+    for operator in operators:
+        if operator.name in PRODUCTS or "_scaled_dot_product" in operator.name:
+            floats = {tensor.dtype for tensor in operator.inputs if "float" in tensor.dtype and len(tensor.shape) > 3}
+            floats |= {t.dtype for t in operator.inputs if operator.name in PRODUCTS}
+            assert floats <= {dtype, *(["float32"] if "flash" in operator.name else [])}, operator
+    norms = Counter((o.inputs[0].dtype, len(o.inputs[0].shape)) for o in operators if o.name == "native_layer_norm")
+    passes = CALLS[call].get("gradient_accumulation_steps", 1)
+    assert norms["float32", 3] == passes * (2 * SMALL["n_layer"] + 1)  # two in each block, and the last one
+    assert all(tensor_dtype == dtype for tensor_dtype, dims in norms if dims > 3)  # of queries and keys, with 5 dims
+
+
+@pytest.mark.parametrize("call", [call for call in CALLS if call.endswith("float32")])
+def test_with_float32_nothing_is_rounded(call, all_operators):
+    dtypes = {tensor.dtype for o in all_operators[call] for tensor in (*o.inputs, *o.outputs)}
+    assert not dtypes & BITS_16
+
+
+def test_queries_and_keys_are_normalised_in_the_dtype_of_attention(all_operators):
+    norms = [o.inputs[0] for o in all_operators["step modern"] if o.name == "native_layer_norm"]
+    assert Counter(tensor.dtype for tensor in norms if len(tensor.shape) == 5) == {"bfloat16": 6}
+
+
+def test_a_gpu_without_bfloat16_orthogonalises_in_float16(all_operators):
+    dtypes = {
+        call: {o.inputs[0].dtype for o in all_operators[call] if o.name in ("bmm", "baddbmm")}
+        for call in ("step emulated", "step modern bfloat16", "step modern float16", "step modern float32")
+    }
+    assert list(dtypes.values()) == [{"float16"}, {"bfloat16"}, {"float16"}, {"float32"}]
+
+
+@pytest.mark.parametrize(("call", "most"), [("step shakespeare_char", 310), ("step modern", 520)])
+def test_launches_of_a_step(call, most, all_operators):
+    """nanoGPT needs 302 for the network of both."""
+    assert len(launches(all_operators[call])) <= most
+
+
+def test_an_evaluation_waits_after_all_batches(all_operators):
+    operators = all_operators["evaluation"]
+    names = [o.name for o in operators]
+    first_wait = names.index("_local_scalar_dense")
+    assert names.count("_local_scalar_dense") == 3
+    assert not launches(operators[first_wait:])
+
+
+def test_a_checkpoint_copies_each_tensor_once(all_operators):
+    operators = all_operators["checkpoint"]
+    copied = copies(operators, "cuda", "cpu")
+    parameters = 2 * 4 + 1 + 1  # four matrices in each block, the embedding and the output
+    states = 2 * 4 + 2 * 3  # Muon has one tensor for each matrix, AdamW three for each of the others
+    assert len(copied) == parameters + states
+
+
+@pytest.mark.parametrize(("call", "most"), [("decoding", 84), ("decoding modern", 138)])
+def test_a_decoding_step_can_be_recorded(call, most, all_operators):
+    operators = all_operators[call]
+    assert not waits(operators)
+    assert not [o for o in operators if o.is_copy_between_devices]
+    assert len(launches(operators)) <= most
+
+
+@pytest.mark.parametrize(("call", "most"), [("sampling", 6), ("sampling filtered", 24)])
+def test_the_choice_of_a_token_does_not_wait(call, most, all_operators):
+    assert not waits(all_operators[call])
+    assert len(launches(all_operators[call])) <= most
