@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.linux("the fake GPU is compiled as a shared library of Linux")
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 BITS_16 = {"bfloat16", "float16"}
 PRESETS = ("shakespeare_char", "modern", "cpu", "modern-cpu")
