@@ -166,7 +166,7 @@ def measure_part(
         measured = measure_default(text)
     else:
         if not is_current(row, "default", read_recipe(config)):
-            raise ng.UserError("the settings have the default's steps, which are not known; add default to --only")
+            raise ng.UserError(f"{part} needs the default's steps, which are not known; add default to --only")
         measured = measure_limited(text, row) if part == "limited" else measure_settings(text, config, row["default"])
     return {"commit": commit_of(ROOT), **measured}
 

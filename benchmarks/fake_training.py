@@ -185,7 +185,9 @@ def checkpoint_operators(preset: str, **options: Value) -> list[Operator]:
     """The operators of writing a checkpoint, up to the file."""
     with fake_gpu() as device, TemporaryDirectory() as folder:
         trained = make_state(device, preset, **options)
-        train_step(trained, trained.model, _random_batch(trained.config.rows_per_step, trained.config.block_size))
+        batch = _random_batch(trained.config.rows_per_step, trained.config.block_size)
+        with OperatorLog(item_value=0.0):  # the loss scaler of float16 asks for values
+            train_step(trained, trained.model, batch)
         log = OperatorLog(item_value=1.0)
         with (
             log,
@@ -204,7 +206,7 @@ def decoding_operators(preset: str, *, rows: int, **options: Value) -> list[Oper
         generate.prefill(model, torch.zeros(rows, 3, dtype=torch.int64, device=device), cache)
         token = torch.zeros(rows, 1, dtype=torch.int64, device=device)
         cache.use_device_position(torch.zeros(1, dtype=torch.int64, device=device))
-        log = OperatorLog()
+        log = OperatorLog(item_value=0.0)
         with log:
             model(token, cache=cache)
     return log.operators
@@ -216,7 +218,7 @@ def sampling_operators(*, rows: int, **options: Value) -> list[Operator]:
     with fake_gpu() as device, torch.no_grad():
         logits = torch.zeros(rows, TOKENIZER.vocab_size, device=device)
         uniforms = torch.zeros(rows, device=device)
-        log = OperatorLog()
+        log = OperatorLog(item_value=0.0)
         with log:
             sampling.sample_token(logits, uniforms, config)
     return log.operators

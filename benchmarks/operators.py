@@ -6,7 +6,7 @@ A launch is an operator that is no view and does not only allocate: on a GPU it 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -56,14 +56,28 @@ class Operator:
         devices = {tensor.device for tensor in (*self.inputs, *self.outputs)}
         return self.name in ("_to_copy", "copy_") and len(devices) > 1
 
+    @property
+    def is_wait(self) -> bool:
+        """Whether the processor waits for the GPU: it needs a value, or a copy of a tensor."""
+        return self.name in SYNCHRONIZING or (self.is_copy_between_devices and self.outputs[0].device == "cpu")
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Self:
+        """The inverse of `dataclasses.asdict` and JSON."""
+        inputs, outputs = (
+            tuple(TensorInfo(tensor["dtype"], tuple(tensor["shape"]), tensor["device"]) for tensor in content[name])
+            for name in ("inputs", "outputs")
+        )
+        return cls(content["name"], inputs, outputs, content["is_view"])
+
 
 class OperatorLog(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records all operators that are called within the `with` block, in order.
 
-    On a device that computes nothing, `item()` has no value: it is `item_value` there.
+    On a device that computes nothing, `item()` has no value: it is `item_value`.
     """
 
-    def __init__(self, item_value: float | None = None) -> None:
+    def __init__(self, *, item_value: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.operators: list[Operator] = []
         self.item_value = item_value
@@ -71,10 +85,7 @@ class OperatorLog(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name.split("::")[1]
-        if name == "_local_scalar_dense" and self.item_value is not None:
-            result: Any = self.item_value
-        else:
-            result = func(*args, **kwargs)
+        result: Any = self.item_value if name == "_local_scalar_dense" else func(*args, **kwargs)
         self.operators.append(
             Operator(name, _describe((args, kwargs)), _describe(result), is_view=_is_view(func._schema))
         )

@@ -141,15 +141,15 @@ def compute_settings(threads: int, *, tf32: bool) -> Iterator[None]:
     """
     matmul = torch.backends.cuda.matmul
     has_cudnn_attention: bool = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
-    threads_before, precision_before = torch.get_num_threads(), matmul.fp32_precision
+    threads_before, tf32_before = torch.get_num_threads(), matmul.fp32_precision == "tf32"
     torch.set_num_threads(threads)
-    matmul.fp32_precision = "tf32" if tf32 else "ieee"
+    matmul.allow_tf32 = tf32  # not by `fp32_precision`, with which torch.get_float32_matmul_precision raises an error
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         yield
     finally:
         torch.set_num_threads(threads_before)
-        matmul.fp32_precision = precision_before
+        matmul.allow_tf32 = tf32_before
         torch.backends.cuda.enable_cudnn_sdp(has_cudnn_attention)
 
 

@@ -132,14 +132,17 @@ def test_too_many_threads_for_the_processors_are_refused(monkeypatch):
 def test_compute_settings_are_set_and_restored():
     def settings():
         cuda = torch.backends.cuda
-        return torch.get_num_threads(), cuda.matmul.fp32_precision, cuda.cudnn_sdp_enabled()
+        # by both of PyTorch's interfaces: each raises an error if the other one was used in a way that it does not know
+        assert torch.get_float32_matmul_precision() == ("high" if cuda.matmul.allow_tf32 else "highest")
+        assert cuda.matmul.allow_tf32 == (cuda.matmul.fp32_precision == "tf32")
+        return torch.get_num_threads(), cuda.matmul.allow_tf32, cuda.cudnn_sdp_enabled()
 
     before = settings()
     with devices.compute_settings(before[0] + 1, tf32=True):
-        assert settings() == (before[0] + 1, "tf32", False)
+        assert settings() == (before[0] + 1, True, False)
     assert settings() == before
     with pytest.raises(KeyError), devices.compute_settings(before[0] + 1, tf32=False):
-        assert settings() == (before[0] + 1, "ieee", False)
+        assert settings() == (before[0] + 1, False, False)
         raise KeyError
     assert settings() == before
 
