@@ -7,13 +7,13 @@ How a text is prepared is in `prepare_job`, which needs no PyTorch.
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 from nanogpt_lite.api import inference, pipeline
 from nanogpt_lite.api.inference import EvalResult, Loaded
@@ -32,11 +32,12 @@ from nanogpt_lite.cloud.gpu_time import GPUTime, count_attempt, report_gpu_time
 from nanogpt_lite.cloud.messages import errors_as_results
 from nanogpt_lite.cloud.prepare_job import pull_prepared
 from nanogpt_lite.cloud.storage import Storage
+from nanogpt_lite.cloud.train_result import TrainResult, make_train_result
 from nanogpt_lite.config.keyword_types import LoadOptions, SampleOptions
 from nanogpt_lite.config.options import DataConfig, LoadConfig
 from nanogpt_lite.config.spelling import for_modal
-from nanogpt_lite.data import folder_names, preparation, sources
-from nanogpt_lite.data.dataset import Dataset, val_text_size
+from nanogpt_lite.data import folder_names, sources
+from nanogpt_lite.data.dataset import Dataset
 from nanogpt_lite.errors import NanoGPTLiteError, UserError
 from nanogpt_lite.generation.text_stream import print_samples
 from nanogpt_lite.runs.checkpoint_loading import load_checkpoint
@@ -44,20 +45,9 @@ from nanogpt_lite.runs.run_folder import RUNS_DIR, Run, checkpoints_in
 from nanogpt_lite.tokenizers import hub
 from nanogpt_lite.tokenizers.base import Tokenizer
 from nanogpt_lite.tracking.console import Console
-from nanogpt_lite.tracking.records import CheckpointRecord, Record, ResultRecord, StopReason
+from nanogpt_lite.tracking.records import CheckpointRecord, Record
 
 SAVE_SECONDS = 30  # at most this much of a time limit is left for the last evaluation and checkpoint
-
-
-class TrainResult(TypedDict):
-    """What the Function `train` returns."""
-
-    run: str  # its name
-    step: int
-    reason: str  # why it ended: a `StopReason`
-    best_val_loss: float | None  # nats per token; None before the first evaluation
-    best_val_loss_per_byte: float | None  # nats per byte of the text, which any two tokenizers have in common
-    verdict: str  # in one sentence, on the loss: that of a `ResultRecord`; empty without one
 
 
 def train_job(
@@ -93,7 +83,7 @@ def train_job(
             if job.is_new or job.replaces:
                 call.release_run(job.folder.name)
             raise
-    return _result(run)
+    return make_train_result(run)
 
 
 def sample_job(storage: Storage, name: str = "", **options: Unpack[SampleOptions]) -> list[str]:
@@ -304,37 +294,6 @@ def _require_time_left(time_limit: float, gpu_time: GPUTime, run: str) -> None:
             f"the time limit of the call is used up, by {gpu_time.attempts - 1} attempts; the run {run!r} is as at its "
             "last checkpoint: give a larger --timeout, and `init_from='resume'` to continue it"
         )
-
-
-def _result(run: Run) -> TrainResult:
-    """What the Function returns; after a limit of time, the command that continues the run is printed."""
-    records, best = run.metrics, run.best_val_loss
-    last = records[-1]
-    if last["reason"] == StopReason.MAX_SECONDS:
-        print(
-            f"the time limit is reached; the run is saved at step {last['step']}. To go on: "
-            f"modal run modal_app.py::train --out-dir {run.out_dir.name} --init-from resume (and --gpu, --timeout)"
-        )
-    return {
-        "run": run.out_dir.name,
-        "step": last["step"],
-        "reason": last["reason"],
-        "best_val_loss": best,
-        "best_val_loss_per_byte": None if best is None else best * _tokens_per_byte(run),
-        "verdict": _verdict(records),
-    }
-
-
-def _verdict(records: Sequence[dict[str, Any]]) -> str:
-    """The verdict on the run after its last step; empty if there is none."""
-    results = [r for r in records if r["kind"] == ResultRecord.kind and r["step"] == records[-1]["step"]]
-    return for_modal(results[-1]["verdict"]) if results else ""
-
-
-def _tokens_per_byte(run: Run) -> float:
-    """The tokens of the val split for each byte of its text in UTF-8."""
-    data = preparation.open_or_prepare(run.data_folder)
-    return len(data.val) / val_text_size(data)[1]
 
 
 def _remaining_seconds(time_limit: float, gpu_time: GPUTime, max_seconds: float) -> float:
