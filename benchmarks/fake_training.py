@@ -186,7 +186,7 @@ def checkpoint_operators(preset: str, **options: Value) -> list[Operator]:
     with fake_gpu() as device, TemporaryDirectory() as folder:
         trained = make_state(device, preset, **options)
         batch = _random_batch(trained.config.rows_per_step, trained.config.block_size)
-        with OperatorLog(item_value=0.0):  # the loss scaler of float16 asks for values
+        with OperatorLog(item_value=0.0):  # a step that waits asks for values
             train_step(trained, trained.model, batch)
         log = OperatorLog(item_value=1.0)
         with (

@@ -10,6 +10,7 @@ import importlib
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
@@ -48,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _require_one_process_unless_training(name)
         with signals.exit_on_interrupt():
             importlib.import_module(command.module)
-        command.call(given)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            command.call(given)
         sys.stdout.flush()
         return 0
     except UserError as error:
@@ -108,6 +111,20 @@ def _require_one_process_unless_training(command: str) -> None:
     """`UserError` if torchrun started several processes for a command that one process executes."""
     if command != "train" and os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError(f"only training runs on several ranks; use nanogpt-lite {command} without torchrun")
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning: one of this program as a line, others as Python does."""
+    is_own = Path(filename).is_relative_to(Path(__file__).parents[1])
+    text = f"warning: {for_command_line(str(message))}\n" if is_own else None
+    (file or sys.stderr).write(text or warnings.formatwarning(message, category, filename, lineno, line))
 
 
 def _resume_hint(command: str, interrupted: Interrupted) -> str:

@@ -3,13 +3,17 @@
 import json
 import os
 import re
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import SHORT, TRAIN, main
 
 import nanogpt_lite as ng
+from nanogpt_lite.api import inference
 from nanogpt_lite.cli import main as command_line
+from nanogpt_lite.device import devices
 
 
 def test_command_line_of_nanogpts_readme_runs(text_file, capsys):
@@ -166,6 +170,25 @@ def test_an_error_that_is_no_users_mistake_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr("nanogpt_lite.api.pipeline.train", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         main("train")
+
+
+@pytest.mark.filterwarnings("default")
+def test_warnings_of_the_program_are_a_line_and_others_have_their_place(text_file, capsys, monkeypatch):
+    assert main(TRAIN, "--max_iters", "1", "--out_dir", "run") == 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(devices, "find_problem", lambda device: "no kernels" if device.type == "cuda" else "")
+    sample = inference.stream_batch
+
+    def warn_and_sample(*arguments, **options):
+        warnings.warn_explicit("slow", UserWarning, "other.py", 7)
+        return sample(*arguments, **options)
+
+    monkeypatch.setattr(inference, "stream_batch", warn_and_sample)
+    capsys.readouterr()
+    assert main("sample --max_new_tokens 1 --out_dir run") == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines.count("warning: the GPU cannot be used (no kernels); using the CPU") == 1
+    assert "other.py:7: UserWarning: slow" in lines
 
 
 def test_version_is_that_of_the_package(capsys):
