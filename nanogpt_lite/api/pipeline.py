@@ -15,8 +15,9 @@ from typing import Unpack, cast
 
 from nanogpt_lite.api import inference, result, setup
 from nanogpt_lite.api.request import TrainRequest, read_request, request_for_restart
+from nanogpt_lite.config.config_file import read_config_file
 from nanogpt_lite.config.keyword_types import PresetName, RunOptions, SampleOptions, TrainOptions
-from nanogpt_lite.config.options import RunConfig, SampleConfig, TrainConfig, read_config_file, read_prompt
+from nanogpt_lite.config.options import RunConfig, SampleConfig, TrainConfig, read_prompt
 from nanogpt_lite.config.schema import require_known
 from nanogpt_lite.config.signatures import with_options
 from nanogpt_lite.data import preparation, verification

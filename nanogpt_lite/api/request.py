@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import cast
 
 from nanogpt_lite.config import presets
+from nanogpt_lite.config.config_file import read_config_file
 from nanogpt_lite.config.keyword_types import TrainOptions
-from nanogpt_lite.config.options import TrainConfig, read_config_file
+from nanogpt_lite.config.options import TrainConfig
 from nanogpt_lite.config.schema import Value, require_known
 from nanogpt_lite.data.dataset import Dataset
 from nanogpt_lite.runs import run_folder

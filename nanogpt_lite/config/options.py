@@ -3,12 +3,10 @@
 What an option does is in the module that reads it. How an option is declared and checked is in `schema`.
 """
 
-import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nanogpt_lite.config.schema import (
     NOT_EMPTY,
@@ -307,29 +305,6 @@ class SampleConfig(LoadConfig):
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(TrainConfig, SampleConfig):
     """The options of the whole pipeline: prepare, train, sample."""
-
-
-def read_config_file(path: str | Path) -> dict[str, Any]:
-    """Read options from a JSON file: an object of options, or a run's config.json (which has them under "config").
-
-    Of a run of an earlier version, options that it did not have are as that version behaved.
-
-    The names and values are not checked here. `UserError` if the file cannot be read or holds no JSON object.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"config file {path} cannot be read ({error}); give a JSON object of options, "
-            "for example a run's config.json"
-        ) from error
-    of_run = isinstance(content, dict) and "config" in content
-    options = content["config"] if of_run else content
-    if not isinstance(options, dict):
-        raise UserError(f"config file {path} holds no JSON object; give one of options, like a run's config.json")
-    absent = TrainConfig.absent_values(options)
-    is_complete = of_run and None not in absent.values()  # an earlier version wrote it, which had fewer options
-    return {**absent, **options} if is_complete else options
 
 
 def read_prompt(start: str) -> str:

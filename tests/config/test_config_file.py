@@ -4,9 +4,7 @@ import json
 
 import pytest
 
-from nanogpt_lite.config.options import (
-    read_config_file,
-)
+from nanogpt_lite.config.config_file import read_config_file
 from nanogpt_lite.errors import UserError
 
 

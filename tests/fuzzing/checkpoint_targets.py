@@ -13,7 +13,8 @@ from fuzzing.fixtures import MODERN_OPTIONS, RUN, resume, train
 from fuzzing.mutations import any_json, any_text, changed_json, damaged, damaged_json_file
 from fuzzing.target import Snapshot, Target
 from nanogpt_lite.checkpoint import checkpoint_file
-from nanogpt_lite.config.options import TrainConfig, read_config_file
+from nanogpt_lite.config.config_file import read_config_file
+from nanogpt_lite.config.options import TrainConfig
 from nanogpt_lite.runs import run_summary
 from nanogpt_lite.runs.checkpoint_loading import load_checkpoint
 from nanogpt_lite.tracking import metrics_file

@@ -25,7 +25,7 @@ from tiny import TINY_GPT
 import nanogpt_lite as ng
 from nanogpt_lite import files
 from nanogpt_lite.checkpoint import checkpoint_file
-from nanogpt_lite.config.options import read_config_file
+from nanogpt_lite.config.config_file import read_config_file
 from nanogpt_lite.device import memory
 from nanogpt_lite.tracking import metrics_file
 
