@@ -34,7 +34,7 @@ NETWORK_OPTIONS = (
     {"gradient_accumulation_steps": 3},
     {"grad_clip": 0.0},
 )
-SMALL = {"n_layer": 2, "batch_size": 4}  # the calls of a block are the same in each
+SMALL = {"n_layer": 1, "batch_size": 4}  # the operators of a block are the same in each
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm")
 CALLS: dict[str, dict[str, Any]] = {
     **{f"step {name}": {"preset": name} for name in ("shakespeare_char", "modern")},
@@ -171,8 +171,9 @@ def test_an_evaluation_waits_after_all_batches(all_operators):
 def test_a_checkpoint_copies_each_tensor_once(all_operators):
     operators = all_operators["checkpoint"]
     copied = copies(operators, "cuda", "cpu")
-    parameters = 2 * 4 + 1 + 1  # four matrices in each block, the embedding and the output
-    states = 2 * 4 + 2 * 3  # Muon has one tensor for each matrix, AdamW three for each of the others
+    matrices = 4 * SMALL["n_layer"]
+    parameters = matrices + 2  # the embedding and the output
+    states = matrices + 2 * 3  # Muon has one tensor for each matrix, AdamW three for each of the others
     assert len(copied) == parameters + states
 
 
