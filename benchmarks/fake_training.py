@@ -31,8 +31,8 @@ from nanogpt_lite.config.options import SampleConfig  # noqa: E402
 from nanogpt_lite.config.presets import config_with_preset  # noqa: E402
 from nanogpt_lite.config.schema import Value  # noqa: E402
 from nanogpt_lite.device import seeding  # noqa: E402
-from nanogpt_lite.generation import generate, sampling  # noqa: E402
-from nanogpt_lite.model.kv_cache import KVCache  # noqa: E402
+from nanogpt_lite.generation import decoding, sampling  # noqa: E402
+from nanogpt_lite.generation.cuda_graph import Recording  # noqa: E402
 from nanogpt_lite.tokenizers.char import CharTokenizer  # noqa: E402
 from nanogpt_lite.trainer import evaluation, state  # noqa: E402
 from nanogpt_lite.trainer.state import TrainState  # noqa: E402
@@ -198,17 +198,19 @@ def checkpoint_operators(preset: str, **options: Value) -> list[Operator]:
     return log.operators
 
 
-def decoding_operators(preset: str, *, rows: int, **options: Value) -> list[Operator]:
-    """The operators of one decoding step as a CUDA graph records it."""
+def decoding_operators(
+    preset: str, *, rows: int, sampling_options: dict[str, Value] | None = None, **options: Value
+) -> list[Operator]:
+    """The operators of one decoding step as a CUDA graph records it, from a token to the choice of the next one."""
+    config = SampleConfig.from_dict(sampling_options or {})
     with fake_gpu() as device, torch.no_grad():
         model = make_state(device, preset, **options).model.eval()
-        cache = KVCache(model, rows)
-        generate.prefill(model, torch.zeros(rows, 3, dtype=torch.int64, device=device), cache)
-        token = torch.zeros(rows, 1, dtype=torch.int64, device=device)
-        cache.use_device_position(torch.zeros(1, dtype=torch.int64, device=device))
+        recording = Recording(model, rows, model.config.block_size)
+        decoding.prefill(model, torch.zeros(rows, 3, dtype=torch.int64, device=device), recording.cache)
+        recording.cache.use_device_position(torch.zeros(1, dtype=torch.int64, device=device))
         log = OperatorLog(item_value=0.0)
         with log:
-            model(token, cache=cache)
+            recording.step(model, config)
     return log.operators
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple, TypedDict, Unpack
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -23,6 +24,7 @@ from nanogpt_lite.data.dataset import Dataset
 from nanogpt_lite.device import devices, generators, memory, seeding
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.generation import cpu_linear, text_stream
+from nanogpt_lite.generation.cuda_graph import Recordings
 from nanogpt_lite.model.gpt import GPT
 from nanogpt_lite.runs.checkpoint_loading import load_checkpoint
 from nanogpt_lite.runs.run_folder import Run, RunLike
@@ -31,6 +33,9 @@ from nanogpt_lite.trainer import evaluation
 
 Loaded = tuple[GPT, Tokenizer]
 """A trained network and its tokenizer, as `load` returns them."""
+
+# Of networks that were loaded once for many calls.
+_recordings: WeakKeyDictionary[GPT, Recordings] = WeakKeyDictionary()
 
 
 class _SplitLosses(NamedTuple):
@@ -89,8 +94,10 @@ def stream_batch(run: RunLike | Loaded = None, **options: Unpack[SampleOptions])
     """
     settings = SampleConfig.from_dict(options)
     size = (settings.num_samples, settings.max_new_tokens)
+    recordings = None
     if isinstance(run, tuple):
         model, tokenizer = run
+        recordings = _recordings.setdefault(model, Recordings())
         if isinstance(model, GPT):  # else it is compiled or wrapped, and its modules belong to the wrapper
             model = cpu_linear.copy_for_generation(model, *size)
     else:
@@ -100,7 +107,7 @@ def stream_batch(run: RunLike | Loaded = None, **options: Unpack[SampleOptions])
     ids = tokenizer.encode(prompt, what="prompt")
     threads = devices.resolve_threads(settings.threads)
     yield [prompt] * settings.num_samples
-    texts = text_stream.stream_texts(model, tokenizer, ids, settings)
+    texts = text_stream.stream_texts(model, tokenizer, ids, settings, recordings=recordings)
     yield from generators.context_per_item(texts, lambda: devices.compute_settings(threads, tf32=settings.tf32))
 
 

@@ -120,6 +120,11 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device)
 
 
+def host_buffer(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor on the CPU of the same shape, into which `tensor` can be copied asynchronously from a GPU."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until all operations that were queued on the device are done."""
     if device.type == "cuda":

@@ -1,70 +1,238 @@
-"""One decoding step as a CUDA graph: all its kernels are launched at once.
+"""Decoding as a CUDA graph: all kernels of a step, from one token to the choice of the next, are launched at once.
 
 Optional. Without it, a GPU waits for Python between kernels that take a few microseconds each. See PyTorch's notes on
 CUDA graphs, https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
 
+import contextlib
 import functools
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from nanogpt_lite.config.options import SampleConfig
+from nanogpt_lite.device import devices, fallbacks
+from nanogpt_lite.device.fallbacks import FastPath
+from nanogpt_lite.generation.decoding import PlainDecoder, decode_one_token
+from nanogpt_lite.generation.sampling import RNG_CHUNK, sample_token
 from nanogpt_lite.model.gpt import GPT
 from nanogpt_lite.model.kv_cache import KVCache
 
 WARMUP_STEPS = 3  # before the capture: libraries allocate their workspaces in the first steps
+ROOM_MULTIPLE = 64  # tokens; the room of a recording is a multiple, so that texts of similar lengths share one
+MAX_KEPT = 4  # recordings that are kept for later texts
+# The largest difference between recorded and plain logits, as a fraction of the largest logit.
+TOLERANCES = {torch.float32: 0.01, torch.float16: 0.02, torch.bfloat16: 0.1}
 
 
-class CUDAGraphStep:
-    """`generate.decode_one_token` for one model and one cache on a CUDA device, captured at the first call.
+Key = tuple[object, ...]
+"""All that a recording depends on."""
 
-    A graph reads and writes fixed addresses. So the token, the position and the logits have tensors of their own, and
-    the cache keeps its position on the device (`KVCache.use_device_position`).
+State = tuple[int, list[Tensor]]
+"""What a step changes: the length of the cache, and tensors."""
+
+
+def can_record(model: GPT) -> bool:
+    """Whether a CUDA graph can compute what the model does: a replay runs no Python, so none of its hooks."""
+    has_hooks = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    return _is_on_cuda(model) and fallbacks.is_usable(FastPath.RECORDED_DECODING) and not has_hooks
+
+
+class Recordings:
+    """The last recordings of a model, for texts that are generated alike. Each holds a cache and a graph."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Key, Recording] = {}  # the oldest first
+
+    @contextlib.contextmanager
+    def borrow(self, model: GPT, config: SampleConfig, batch_size: int, room: int) -> Iterator["Recording"]:
+        """A recording with room for `room` tokens, which nobody else uses meanwhile."""
+        room = min(-(-room // ROOM_MULTIPLE) * ROOM_MULTIPLE, model.config.block_size)
+        key = (*_recorded_options(config), batch_size, room, *_addresses(model))
+        recording = self._kept.pop(key, None) or Recording(model, batch_size, room)
+        try:
+            yield recording  # after an error it is not kept
+        except GeneratorExit:  # the text was left before its end
+            self._keep(key, recording)
+            raise
+        self._keep(key, recording)
+
+    def _keep(self, key: Key, recording: "Recording") -> None:
+        while len(self._kept) >= MAX_KEPT:
+            del self._kept[next(iter(self._kept))]
+        self._kept[key] = recording
+
+
+class Recording:
+    """One decoding step of a batch as a CUDA graph.
+
+    A graph reads and writes fixed addresses. So all that changes has a tensor of its own: the token, the position
+    (`KVCache.use_device_position`), the random numbers of `RNG_CHUNK` steps, the tokens that these choose, and the
+    number of the step among them. The graph feeds the chosen token back.
     """
 
-    def __init__(self, model: GPT, cache: KVCache) -> None:
-        self._model, self._cache = model, cache
+    def __init__(self, model: GPT, batch_size: int, room: int) -> None:
+        self.device = model.lm_head.weight.device
+        self.cache = KVCache(model, batch_size, room)
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._position = torch.zeros(1, dtype=torch.int64, device=cache.keys.device)
-        self._token = torch.zeros(cache.keys.size(1), 1, dtype=torch.int64, device=cache.keys.device)  # (B, 1)
-        self._logits = torch.empty(0)  # (B, 1, V) once captured
+        with self.device:
+            self.token = torch.zeros(batch_size, 1, dtype=torch.int64)
+            self.uniforms = torch.zeros(batch_size, RNG_CHUNK)
+            self.column = torch.zeros(1, dtype=torch.int64)
+            self.chosen = torch.zeros(RNG_CHUNK, batch_size, dtype=torch.int64)
+            self.logits = torch.empty(0)  # (B, V) of the last step, once recorded
+            self._position = torch.zeros(1, dtype=torch.int64)
 
-    def __call__(self, token: Tensor) -> Tensor:
-        """Compute one more token (B, 1): logits (B, V) for the token after it, valid until the next call."""
-        if self._cache.device_position is None:
-            self._cache.use_device_position(self._position)
-        self._token.copy_(token)
-        if self._graph is None:
-            self._graph = self._capture()
+    def record(self, model: GPT, config: SampleConfig) -> bool:
+        """Record a step that continues from the present state, unless that was done before. False if it fails."""
+        if self._graph is not None:
+            return True
+        state = self._save_state()
+        try:
+            self._graph = self._capture(model, config, state)
+        except RuntimeError as error:
+            fallbacks.give_up(FastPath.RECORDED_DECODING, error)
+            self.cache.device_position = None
+        self._restore_state(state)
+        return self._graph is not None
+
+    def replay(self) -> None:
+        """Queue the next step on the device."""
+        assert self._graph is not None, "nothing is recorded"
+        if self.cache.device_position is None:  # after a prefill
+            self.cache.use_device_position(self._position)
         self._graph.replay()
-        self._cache.length += 1
-        return self._logits[:, -1].float()
+        self.cache.length += 1
 
-    def _capture(self) -> torch.cuda.CUDAGraph:
-        cache, length, recent_ids = self._cache, self._cache.length, self._cache.recent_ids.clone()
-        capture_stream = _capture_stream(self._token.device)
-        with torch.cuda.device(self._token.device):
+    def step(self, model: GPT, config: SampleConfig) -> Tensor:
+        """What is recorded: all from `token` to the next one. Returns the logits (B, V) between them."""
+        logits: Tensor = model(self.token, cache=self.cache)[0][:, -1].float()
+        token = sample_token(logits, self.uniforms.index_select(1, self.column)[:, 0], config)
+        self.chosen.index_copy_(0, self.column, token[None])
+        self.token.copy_(token[:, None])
+        self.column.add_(1)
+        return logits
+
+    def _capture(self, model: GPT, config: SampleConfig, state: State) -> torch.cuda.CUDAGraph:
+        """The graph of a step. `RuntimeError` if its logits are not those of a plain step."""
+        expected = decode_one_token(model, self.token, self.cache)
+        self._restore_state(state)
+        self.cache.use_device_position(self._position)
+        capture_stream = _stream(self.device, "capture")
+        with torch.cuda.device(self.device):
             current_stream = torch.cuda.current_stream()
             capture_stream.wait_stream(current_stream)
             with torch.cuda.stream(capture_stream):
                 for _ in range(WARMUP_STEPS):
-                    self._model(self._token, cache=cache)
-                    self._restore_cache(length, recent_ids)
+                    self.step(model, config)
+                    self._restore_state(state)
             current_stream.wait_stream(capture_stream)
             graph = torch.cuda.CUDAGraph()
             # thread_local: a call of CUDA from another thread, such as a copy of a checkpoint, does not end the capture
             with torch.cuda.graph(graph, stream=capture_stream, capture_error_mode="thread_local"):
-                self._logits = self._model(self._token, cache=cache)[0]
-            self._restore_cache(length, recent_ids)  # a capture runs no kernels, but `cache.length` counted in Python
+                self.logits = self.step(model, config)
+        self._restore_state(state)  # a capture runs no kernels, but `cache.length` counted in Python
+        graph.replay()
+        _require_close(self.logits, expected, TOLERANCES[model.lm_head.weight.dtype])
         return graph
 
-    def _restore_cache(self, length: int, recent_ids: Tensor) -> None:
-        self._cache.length = length
-        self._position.fill_(length)
-        self._cache.recent_ids.copy_(recent_ids)
+    def _save_state(self) -> State:
+        return self.cache.length, [tensor.clone() for tensor in self._changing_tensors()]
+
+    def _restore_state(self, state: State) -> None:
+        self.cache.length = state[0]
+        self._position.fill_(state[0])
+        for tensor, saved in zip(self._changing_tensors(), state[1], strict=True):
+            tensor.copy_(saved)
+
+    def _changing_tensors(self) -> list[Tensor]:
+        return [self.token, self.column, self.cache.recent_ids]
+
+
+class CUDAGraphDecoder:
+    """A decoder that replays a recording. While Python works with one token, the GPU computes the next."""
+
+    def __init__(self, model: GPT, config: SampleConfig, recording: Recording) -> None:
+        self._model, self._config, self._recording = model, config, recording
+        self._plain = PlainDecoder(model, config, len(recording.token), recording.cache)
+        self._can_record = True
+        self._chosen_on_cpu = devices.host_buffer(recording.chosen)
+        self._queued = 0  # the last step that is queued on the device
+        self._computed = [_make_event(), _make_event()]  # of the last two steps: their tokens are chosen
+        self._fetched = _make_event()
+
+    def prefill(self, context: Tensor, step: int) -> Tensor:
+        """See `Decoder`."""
+        self._queued = step
+        return self._plain.prefill(context, step)
+
+    def decode(self, token: Tensor, step: int) -> Tensor:
+        """See `Decoder`."""
+        if self._queued < step and self._can_record:  # `token` was chosen by `prefill`
+            self._recording.token.copy_(token)
+            self._load_uniforms(step)
+            self._can_record = self._recording.record(self._model, self._config)
+        if not self._can_record:
+            return self._plain.decode(token, step)
+        if self._queued < step:
+            self._queue(step)
+        has_next = step + 1 < self._config.max_new_tokens
+        if has_next and self._recording.cache.length < self._model.config.block_size:  # else comes a prefill
+            self._queue(step + 1)
+        return self._fetch(step)
+
+    def _queue(self, step: int) -> None:
+        if step % RNG_CHUNK == 0:
+            self._load_uniforms(step)
+        self._recording.replay()
+        self._computed[step % 2].record(torch.cuda.current_stream(self._recording.device))
+        self._queued = step
+
+    def _load_uniforms(self, step: int) -> None:
+        self._recording.uniforms.copy_(self._plain.uniforms.chunk(step))
+        self._recording.column.fill_(step % RNG_CHUNK)
+
+    def _fetch(self, step: int) -> Tensor:
+        """The token of a step. It is copied on a stream of its own, so as not to wait for the next step."""
+        stream, column = _stream(self._recording.device, "fetch"), step % RNG_CHUNK
+        stream.wait_event(self._computed[step % 2])
+        with torch.cuda.stream(stream):
+            self._chosen_on_cpu[column].copy_(self._recording.chosen[column], non_blocking=True)
+            self._fetched.record(stream)
+        self._fetched.synchronize()
+        return self._chosen_on_cpu[column].clone()
+
+
+def _is_on_cuda(model: GPT) -> bool:
+    return bool(model.lm_head.weight.is_cuda)
+
+
+def _recorded_options(config: SampleConfig) -> tuple[object, ...]:
+    """The options that change which kernels a recording holds."""
+    return config.temperature, config.top_k, config.top_p, config.min_p, config.tf32
+
+
+def _addresses(model: GPT) -> Iterator[object]:
+    """All that a recording takes from a model: where its tensors are, and what is computed with them."""
+    for module in model.modules():
+        yield type(module)
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            yield tensor.data_ptr()
+
+
+def _require_close(logits: Tensor, expected: Tensor, tolerance: float) -> None:
+    """`RuntimeError` if logits differ by more than a fraction of the largest one."""
+    difference = ((logits - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
+    if not difference <= tolerance:  # also if it is not a number
+        raise RuntimeError(f"its logits differ from those of a plain step by {difference:.2g} of the largest")
+
+
+def _make_event() -> torch.cuda.Event:
+    return torch.cuda.Event()  # type: ignore[no-untyped-call]
 
 
 @functools.cache
-def _capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the stream to capture on, one per device: cuBLAS keeps a workspace for each stream it ever ran on."""
+def _stream(device: torch.device, purpose: str) -> torch.cuda.Stream:
+    """A stream for a purpose, one per device: cuBLAS keeps a workspace for each stream it ever ran on."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

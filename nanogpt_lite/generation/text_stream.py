@@ -6,23 +6,23 @@ import numpy as np
 import torch
 
 from nanogpt_lite.config.options import SampleConfig
+from nanogpt_lite.generation.cuda_graph import Recordings
 from nanogpt_lite.generation.generate import generate
 from nanogpt_lite.model.gpt import GPT
 from nanogpt_lite.tokenizers.base import Ids, Tokenizer
 
 
 def stream_texts(
-    model: GPT, tokenizer: Tokenizer, prompt: Ids, config: SampleConfig
+    model: GPT, tokenizer: Tokenizer, prompt: Ids, config: SampleConfig, *, recordings: Recordings | None = None
 ) -> Generator[list[str], None, None]:
     """Generate `num_samples` texts and yield, for each step, a list with the new chunk of each text (often empty).
 
     `prompt` is the token ids of the prompt, shape (T,); it is not repeated in the texts. A text ends before `stop`;
-    the iterator ends when all texts have ended.
+    the iterator ends when all texts have ended. For `recordings` see `generate`.
     """
-    device = model.lm_head.weight.device
-    ids = torch.from_numpy(prompt.astype(np.int64)).to(device)
+    ids = torch.from_numpy(prompt.astype(np.int64))
     streams = [_TextStream(tokenizer, config.stop) for _ in range(config.num_samples)]
-    for tokens in generate(model, ids.expand(config.num_samples, -1), config):
+    for tokens in generate(model, ids.expand(config.num_samples, -1), config, recordings=recordings):
         yield [stream.feed(token) for stream, token in zip(streams, tokens.tolist(), strict=True)]
         if all(stream.is_done for stream in streams):
             return

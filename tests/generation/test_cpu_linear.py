@@ -9,7 +9,8 @@ from torch import nn
 from nanogpt_lite.config.options import NetworkConfig, SampleConfig
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.generation import cpu_linear
-from nanogpt_lite.generation.generate import decode_one_token, generate
+from nanogpt_lite.generation.decoding import decode_one_token
+from nanogpt_lite.generation.generate import generate
 from nanogpt_lite.model.gpt import GPT
 from nanogpt_lite.model.kv_cache import KVCache
 

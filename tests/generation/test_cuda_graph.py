@@ -1,50 +1,323 @@
-"""A captured decoding step against the same step without a CUDA graph. These tests need a GPU."""
+"""Generation with a recorded step against generation without a cache: with emulated CUDA graphs, and on a GPU."""
+
+import functools
+import gc
+import warnings
 
 import pytest
 import torch
-from random_gpt import random_gpt, random_ids
+from emulated_graph import emulated_graphs
+from random_gpt import VARIANTS, random_gpt, random_ids
 
 from nanogpt_lite.config.options import NetworkConfig, SampleConfig
-from nanogpt_lite.device import devices
-from nanogpt_lite.generation.cuda_graph import CUDAGraphStep
-from nanogpt_lite.generation.generate import decode_one_token, generate, prefill
-from nanogpt_lite.model.gpt import GPT
+from nanogpt_lite.device import devices, fallbacks
+from nanogpt_lite.generation import cuda_graph
+from nanogpt_lite.generation.cuda_graph import MAX_KEPT, Recording, Recordings
+from nanogpt_lite.generation.decoding import decode_one_token, prefill
+from nanogpt_lite.generation.generate import generate
+from nanogpt_lite.generation.sampling import RNG_CHUNK
 from nanogpt_lite.model.kv_cache import KVCache
 
 VOCAB = 11
+SAMPLING = [{}, {"temperature": 0.0}, {"top_k": 3, "top_p": 0.9, "min_p": 0.05, "temperature": 1.5}]
+
+
+@pytest.fixture
+def log(monkeypatch):
+    with emulated_graphs(monkeypatch) as log:
+        yield log
+
+
+@pytest.fixture(autouse=True)
+def one_thread_and_no_fallbacks():
+    """More threads only wait for each other, with networks of this size."""
+    fallbacks.forget()
+    with devices.compute_settings(1, tf32=False):
+        yield
+    fallbacks.forget()
+
+
+@functools.cache
+def make_model(block_size=12, **options):
+    config = NetworkConfig(block_size=block_size, n_layer=2, n_head=2, n_embd=16, dropout=0.3, **options)
+    return random_gpt(config, VOCAB, std=0.5)
 
 
 def make_prompts(rows, length):
-    return random_ids(rows, length, vocab_size=VOCAB, seed=5).cuda()
+    return random_ids(rows, length, vocab_size=VOCAB, seed=5)
+
+
+def text_of(model, prompt, *, use_cache=True, recordings=None, **options):
+    config = SampleConfig.from_dict({"max_new_tokens": 40, "seed": 3, **options})
+    return torch.stack(list(generate(model, prompt, config, use_cache=use_cache, recordings=recordings)), dim=1)
+
+
+def is_right(model, prompt, **options):
+    """Whether the text is that of a network without a cache, which records nothing."""
+    return torch.equal(text_of(model, prompt, **options), text_of(model, prompt, use_cache=False, **options))
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+@pytest.mark.parametrize("sampling", SAMPLING, ids=str)
+def test_recorded_text_equals_text_without_a_cache_past_block_size(options, sampling, log):
+    assert is_right(make_model(**options), make_prompts(3, 4), **sampling)
+    assert log.counts()["capture"] == 1
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 3, 64])
+@pytest.mark.parametrize("max_new_tokens", [1, 2, 3, 70])
+def test_recorded_text_of_any_length(block_size, max_new_tokens, log):
+    assert is_right(make_model(block_size), make_prompts(2, 2), max_new_tokens=max_new_tokens)
+
+
+def test_random_numbers_continue_after_a_chunk(log):
+    assert is_right(make_model(500), make_prompts(2, 1), max_new_tokens=RNG_CHUNK + 10)
+
+
+def test_a_token_takes_one_replay_and_one_wait(log):
+    """After the first token, and the replay that checks the recording; 60 of them fit into the context."""
+    text_of(make_model(64), make_prompts(3, 4), max_new_tokens=60)
+    assert log.counts() == {"capture": 1, "replay": 59 + 1, "wait": 59}
+    assert log[2:6] == ["replay", "replay", "wait", "replay"], "the next token is computed while one is fetched"
+
+
+def test_a_recording_is_kept_for_texts_of_the_same_shape(log):
+    model, recordings = make_model(), Recordings()
+    for seed, length, tokens in ((1, 4, 40), (2, 9, 30), (3, 1, 50)):
+        options = {"seed": seed, "max_new_tokens": tokens}
+        text = text_of(model, make_prompts(3, length), recordings=recordings, **options)
+        assert torch.equal(text, text_of(model, make_prompts(3, length), use_cache=False, **options))
+    assert log.counts()["capture"] == 1
+    text_of(model, make_prompts(2, 4), recordings=recordings)
+    text_of(model, make_prompts(2, 4), recordings=recordings, temperature=0.5)
+    assert log.counts()["capture"] == 3
+
+
+def test_a_recording_is_kept_if_a_text_is_left_before_its_end(log):
+    model, recordings = make_model(), Recordings()
+    for _ in range(2):
+        tokens = generate(model, make_prompts(3, 4), SampleConfig(), recordings=recordings)
+        for _ in range(5):
+            next(tokens)
+        tokens.close()
+    assert log.counts()["capture"] == 1
+    assert torch.equal(
+        text_of(model, make_prompts(3, 4), recordings=recordings), text_of(model, make_prompts(3, 4), use_cache=False)
+    )
+
+
+def test_texts_that_are_generated_in_turn_do_not_share_a_recording(log):
+    model, recordings = make_model(), Recordings()
+    generators = [
+        generate(model, make_prompts(3, 4), SampleConfig(seed=seed, max_new_tokens=30), recordings=recordings)
+        for seed in (1, 2)
+    ]
+    texts = [torch.stack(tokens, dim=1) for tokens in zip(*zip(*generators, strict=True), strict=True)]
+    for seed, text in enumerate(texts, start=1):
+        expected = text_of(model, make_prompts(3, 4), seed=seed, max_new_tokens=30, use_cache=False)
+        assert torch.equal(text, expected)
+
+
+def test_a_recording_follows_weights_that_change_and_not_those_that_move(log):
+    model, recordings = random_gpt(make_model().config, VOCAB, std=0.5), Recordings()
+    text_of(model, make_prompts(3, 4), recordings=recordings)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(-1)
+    text = text_of(model, make_prompts(3, 4), recordings=recordings)
+    assert torch.equal(text, text_of(model, make_prompts(3, 4), use_cache=False))
+    assert log.counts()["capture"] == 1
+    model.lm_head.weight.data = -model.lm_head.weight.data
+    text = text_of(model, make_prompts(3, 4), recordings=recordings)
+    assert torch.equal(text, text_of(model, make_prompts(3, 4), use_cache=False))
+    assert log.counts()["capture"] == 2
+
+
+def test_few_recordings_are_kept(log):
+    recordings = Recordings()
+    for rows in range(1, MAX_KEPT + 3):
+        text_of(make_model(), make_prompts(rows, 2), recordings=recordings, max_new_tokens=3)
+    gc.collect()
+    assert len(recordings._kept) == MAX_KEPT
+    text_of(make_model(), make_prompts(MAX_KEPT + 2, 2), recordings=recordings, max_new_tokens=3)
+    assert log.counts()["capture"] == MAX_KEPT + 2, "the last one is among them"
+
+
+def test_a_network_with_hooks_is_not_recorded(log):
+    model = random_gpt(make_model().config, VOCAB, std=0.5)
+    calls = []
+    handle = model.lm_head.register_forward_hook(lambda *_: calls.append(1))
+    text_of(model, make_prompts(3, 4), max_new_tokens=8)
+    handle.remove()
+    assert len(calls) == 8
+    assert not log
+    text_of(model, make_prompts(3, 4), max_new_tokens=8)
+    assert log
+
+
+def break_capture(monkeypatch):
+    def fail(graph, stream, capture_error_mode):
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCUDA kernel errors might")
+
+    monkeypatch.setattr(torch.cuda, "graph", fail)
+
+
+def break_mask(monkeypatch):
+    """All of the cache takes part in attention, also what is empty."""
+    positions = KVCache.positions
+
+    def without_mask(cache, num_new):
+        result = positions(cache, num_new)
+        cache.attn_mask = None if cache.attn_mask is None else torch.zeros_like(cache.attn_mask)
+        return result
+
+    monkeypatch.setattr(KVCache, "positions", without_mask)
+
+
+def break_with_nan(monkeypatch):
+    step = Recording.step
+    monkeypatch.setattr(Recording, "step", lambda self, model, config: step(self, model, config) * torch.nan)
+
+
+@pytest.mark.parametrize(
+    ("breaks", "reason"),
+    [
+        (break_capture, "CUDA error: operation not permitted when stream is capturing"),
+        (break_mask, "its logits differ from those of a plain step by 0"),
+        (break_with_nan, "its logits differ from those of a plain step by nan"),
+    ],
+)
+def test_without_recording_the_text_is_the_same(breaks, reason, log, monkeypatch):
+    breaks(monkeypatch)
+    with pytest.warns(UserWarning, match="recorded decoding cannot be used") as warned:
+        assert is_right(make_model(ngram=3), make_prompts(3, 4))
+    assert len(warned) == 1
+    assert fallbacks.describe()[0].startswith(f"recorded decoding: {reason}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        log.clear()
+        assert is_right(make_model(ngram=3), make_prompts(3, 4))
+    assert not log, "the next text does not try again"
+
+
+class Mutants:
+    """Faults of the bookkeeping, as changes of the code. The check of the first replay is switched off."""
+
+    @staticmethod
+    def position_is_not_restored(patch):
+        patch.setattr(torch.Tensor, "fill_", skip_call(torch.Tensor.fill_, lambda tensor: tensor.shape == (1,)))
+
+    @staticmethod
+    def recent_ids_are_not_restored(patch):
+        patch.setattr(Recording, "_changing_tensors", lambda self: [self.token, self.column])
+
+    @staticmethod
+    def token_is_not_restored(patch):
+        patch.setattr(Recording, "_changing_tensors", lambda self: [self.column, self.cache.recent_ids])
+
+    @staticmethod
+    def column_is_not_restored(patch):
+        patch.setattr(Recording, "_changing_tensors", lambda self: [self.token, self.cache.recent_ids])
+
+    @staticmethod
+    def length_does_not_count(patch):
+        def replay(self):
+            self.cache.use_device_position(self._position)
+            self._graph.replay()
+
+        patch.setattr(Recording, "replay", replay)
+
+    @staticmethod
+    def mask_is_of_the_recorded_length(patch):
+        positions = KVCache.positions
+
+        def fixed_mask(self, num_new):
+            result = positions(self, num_new)
+            if self.attn_mask is not None:
+                is_empty = torch.arange(self.keys.size(3)) > self.length
+                self.attn_mask = torch.zeros(1, self.keys.size(3)).masked_fill(is_empty, -torch.inf)
+            return result
+
+        patch.setattr(KVCache, "positions", fixed_mask)
+
+    @staticmethod
+    def position_does_not_count(patch):
+        advance = KVCache.advance
+
+        def stay(self, idx):
+            position = None if self.device_position is None else self.device_position.clone()
+            advance(self, idx)
+            if position is not None:
+                self.device_position.copy_(position)
+
+        patch.setattr(KVCache, "advance", stay)
+
+    @staticmethod
+    def token_is_not_fed_back(patch):
+        step = Recording.step
+
+        def forget_token(self, model, config):
+            token = self.token.clone()
+            logits = step(self, model, config)
+            self.token.copy_(token)
+            return logits
+
+        patch.setattr(Recording, "step", forget_token)
+
+    @staticmethod
+    def step_waits_for_a_value(patch):
+        step = Recording.step
+
+        def wait(self, model, config):
+            self.column.item()
+            return step(self, model, config)
+
+        patch.setattr(Recording, "step", wait)
+
+
+def skip_call(method, is_skipped):
+    return lambda tensor, *args: tensor if is_skipped(tensor) else method(tensor, *args)
+
+
+@pytest.mark.parametrize("mutant", [name for name in vars(Mutants) if not name.startswith("_")])
+def test_faults_of_the_bookkeeping_are_noticed(mutant, log, monkeypatch):
+    """So the tests above can fail: each of these faults gives another text, or an error."""
+    model, prompt = make_model(ngram=3), make_prompts(3, 4)
+    expected = text_of(model, prompt, use_cache=False)
+    monkeypatch.setattr(cuda_graph, "_require_close", lambda logits, expected, tolerance: None)
+    assert torch.equal(text_of(model, prompt), expected)
+    getattr(Mutants, mutant)(monkeypatch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of a recording that fails
+        try:
+            text = text_of(model, prompt)
+        except (AssertionError, IndexError, RuntimeError, UserWarning):
+            return
+    assert not torch.equal(text, expected)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("options", [{}, {"position": "rotary", "qk_norm": True, "ngram": 3}])
-@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.0}])
-def test_text_with_cuda_graph_equals_text_without_past_block_size(options, sampling):
-    """On a GPU, generation with a cache replays a graph; generation without a cache does not."""
-    config = NetworkConfig(block_size=12, n_layer=2, n_head=2, n_embd=16, dropout=0.3, **options)
-    model = random_gpt(config, VOCAB, std=0.5).train().cuda()
-    settings = SampleConfig(max_new_tokens=40, seed=3, **sampling)
-    with_graph, without_graph = (
-        torch.stack(list(generate(model, make_prompts(3, 4), settings, use_cache=use_cache)))
-        for use_cache in (True, False)
-    )
-    assert torch.equal(with_graph, without_graph)
+@pytest.mark.parametrize("sampling", SAMPLING)
+def test_on_a_gpu_recorded_text_equals_text_without_a_cache(options, sampling):
+    model = random_gpt(make_model(**options).config, VOCAB, std=0.5).cuda()
+    assert is_right(model, make_prompts(3, 4), **sampling)
+    assert is_right(model, make_prompts(3, 4), max_new_tokens=RNG_CHUNK + 10, **sampling)
+    assert not fallbacks.describe()
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.1), ("float16", 0.02)])
-def test_logits_of_a_captured_step_equal_those_of_decode_one_token(dtype, tolerance):
-    torch.manual_seed(0)
+def test_on_a_gpu_recorded_logits_equal_those_of_decode_one_token(dtype, tolerance):
     config = NetworkConfig(block_size=64, n_layer=2, n_head=2, n_embd=128, dropout=0.0)
-    model = GPT(config, VOCAB).cuda().to(devices.DTYPES[dtype]).eval()
-    graph_cache, plain_cache = KVCache(model, 3), KVCache(model, 3)
-    graph_step, tokens = CUDAGraphStep(model, graph_cache), make_prompts(3, 40)
+    model = random_gpt(config, VOCAB, std=0.02).cuda().to(devices.DTYPES[dtype])
+    recording, cache, tokens = Recording(model, 3, 64), KVCache(model, 3), make_prompts(3, 40).cuda()
     with torch.inference_mode():
-        for cache in (graph_cache, plain_cache):
-            prefill(model, tokens[:, :10], cache)
+        for each in (recording.cache, cache):
+            prefill(model, tokens[:, :10], each)
         for position in range(10, 40):
             token = tokens[:, position : position + 1]
-            expected = decode_one_token(model, token, plain_cache)
-            torch.testing.assert_close(graph_step(token), expected, atol=tolerance, rtol=tolerance)
+            recording.token.copy_(token)
+            assert recording.record(model, SampleConfig())
+            recording.replay()
+            expected = decode_one_token(model, token, cache)
+            torch.testing.assert_close(recording.logits, expected, atol=tolerance, rtol=tolerance)

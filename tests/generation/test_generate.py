@@ -8,7 +8,7 @@ import torch
 from random_gpt import random_gpt, random_ids
 
 from nanogpt_lite.config.options import NetworkConfig, SampleConfig
-from nanogpt_lite.generation import generate as generate_module
+from nanogpt_lite.generation import decoding
 from nanogpt_lite.generation.generate import generate
 
 VOCAB = 11
@@ -35,7 +35,7 @@ def test_each_token_uses_the_next_random_number_of_its_row(monkeypatch):
         used.append(uniforms)
         return logits.argmax(dim=-1)
 
-    monkeypatch.setattr(generate_module, "sample_token", record_uniforms)
+    monkeypatch.setattr(decoding, "sample_token", record_uniforms)
     generate_ids(make_model(), make_prompts(2, 3), max_new_tokens=600, seed=9)
     for row in range(2):
         bits = np.random.Philox(key=[9, row]).random_raw(600)
