@@ -21,7 +21,7 @@ from nanogpt_lite.config.options import LoadConfig, NetworkConfig, SampleConfig,
 from nanogpt_lite.config.signatures import with_options
 from nanogpt_lite.data import preparation, verification
 from nanogpt_lite.data.dataset import Dataset
-from nanogpt_lite.device import devices, generators, memory, seeding
+from nanogpt_lite.device import devices, fast_paths, generators, memory, seeding
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.generation import cpu_linear, text_stream
 from nanogpt_lite.generation.cuda_graph import Recordings
@@ -195,7 +195,9 @@ def _load_model(run: RunLike, settings: LoadConfig) -> tuple[GPT, Tokenizer, Che
         model = GPT(config.subset(NetworkConfig), tokenizer.vocab_size)
     load_weights(model, saved)
     dtype = "float32" if settings.dtype == "auto" else settings.dtype
-    model.to(devices.resolve_device(settings.device), devices.DTYPES[dtype])
+    device = devices.resolve_device(settings.device)
+    fast_paths.check(device, dtype, head_size=config.n_embd // config.n_head)
+    model.to(device, devices.DTYPES[dtype])
     if settings.int8:
         cpu_linear.quantize_int8(model)
     return model.eval(), tokenizer, saved

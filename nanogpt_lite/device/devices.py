@@ -11,7 +11,9 @@ from collections.abc import Iterator
 
 import torch
 
+from nanogpt_lite.device import fallbacks
 from nanogpt_lite.device.distributed import SINGLE_PROCESS, ProcessGroup
+from nanogpt_lite.device.fallbacks import FastPath
 from nanogpt_lite.errors import UserError
 
 MAX_THREADS = 16  # by default: small networks become slower with more
@@ -114,7 +116,7 @@ def device_name(device: torch.device) -> str:
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The tensor on the device; the copy to a GPU is asynchronous."""
-    if device.type == "cuda":
+    if device.type == "cuda" and fallbacks.is_usable(FastPath.PINNED_MEMORY):
         # pinned memory, and a contiguous tensor: otherwise the copy would be synchronous
         return tensor.contiguous().pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
@@ -122,7 +124,8 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def host_buffer(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor on the CPU of the same shape, into which `tensor` can be copied asynchronously from a GPU."""
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    is_pinned = tensor.is_cuda and fallbacks.is_usable(FastPath.PINNED_MEMORY)
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=is_pinned)
 
 
 def synchronize(device: torch.device) -> None:

@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,6 +30,9 @@ if TYPE_CHECKING:  # some builds of PyTorch come without it
 
 Forward = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """The network as a step calls it: inputs and targets (B, T) to logits (B, T, V) and the mean loss."""
+
+ARRIVAL_TIMEOUT = timedelta(seconds=120)  # until all ranks are about to train: some read their data longer
+REDUCE_TIMEOUT = timedelta(seconds=60)
 
 # PyTorch keeps its process group in a global variable, so this state is per process too. One entry for each training
 # that joined a group; their number is part of the keys in the store. After a training has ended well its entry is None.
@@ -53,6 +57,7 @@ class ProcessGroup:
     # torchrun's store outlives an attempt: torchrun starts all ranks again when one dies
     store: "Store | None" = field(default=None, repr=False, compare=False)
     attempt_dir_key: str = ""
+    attempt_store: "Store | None" = field(default=None, repr=False, compare=False)  # the part for this attempt
 
     @property
     def is_main_process(self) -> bool:
@@ -122,6 +127,38 @@ class ProcessGroup:
             if error_type:
                 raise ExternalError(f"rank 0 has failed ({message or 'interrupted'}); fix that, and start again")
             yield
+
+    def check_connection(self, device: torch.device) -> None:
+        """Add up a number over the ranks on their devices, as gradients will be: not for ever, as a step would wait.
+
+        `ExternalError` names the ranks that are missing, or the likely reason.
+        """
+        if self.attempt_store is None:
+            return
+        keys = [f"rank {rank} is ready" for rank in range(self.world_size)]
+        self.attempt_store.set(keys[self.rank], "")
+        try:
+            self.attempt_store.wait(keys, ARRIVAL_TIMEOUT)
+        except RuntimeError as error:
+            missing = [rank for rank, key in enumerate(keys) if not self.attempt_store.check([key])]
+            names = " and ".join(f"rank {rank}" for rank in missing)
+            raise ExternalError(
+                f"{names} did not begin within {ARRIVAL_TIMEOUT.seconds} seconds after rank {self.rank}; look for its "
+                "error in the output above, and start all ranks again"
+            ) from error
+        count = torch.ones((), device=device)
+        try:
+            work = dist.all_reduce(count, async_op=True)
+            assert work is not None, "the operation is asynchronous"
+            work.wait(REDUCE_TIMEOUT)
+            problem = "" if count.item() == self.world_size else f"the sum of {self.world_size} ones is {count.item()}"
+        except RuntimeError as error:
+            problem = _first_line(error)
+        if problem:
+            raise ExternalError(
+                f"rank {self.rank} cannot exchange gradients with the other ranks, which are all there ({problem}); "
+                f"{_connection_advice(device)}"
+            )
 
     def wrap_ddp(self, network: Forward, device: torch.device) -> Forward:
         """The network with the weights of rank 0, whose `backward` gives each rank the mean gradient."""
@@ -226,7 +263,17 @@ def _join(world_size: int) -> ProcessGroup:
         local_rank=_env_int("LOCAL_RANK", 0),
         local_world_size=_env_int("LOCAL_WORLD_SIZE", 1),
         store=store,
+        attempt_store=prefixed,
         attempt_dir_key=f"nanogpt_lite: folder of training {len(_groups)}",
+    )
+
+
+def _connection_advice(device: torch.device) -> str:
+    if device.type != "cuda":
+        return "check the network between the machines, and set GLOO_SOCKET_IFNAME to its interface"
+    return (
+        "set NCCL_DEBUG=INFO to see why. Often it is direct access between GPUs (set NCCL_P2P_DISABLE=1), too little "
+        "shared memory in a container (start it with --shm-size=1g), or the network (set NCCL_SOCKET_IFNAME)"
     )
 
 

@@ -1,11 +1,13 @@
 """Fast paths that this process does without, because they failed or computed something else than the plain path.
 
 A fast path computes what a plain one computes too, in less time. Each is checked against the plain one where it is
-first used; what is wrong with it is a warning, once, and never the end of a training. The checks are beside the fast
-paths: `generation.cuda_graph`, `trainer.compilation`, `device.fast_paths`.
+first used; what is wrong with it is a warning, once, and never the end of a training. The checks are in `fast_paths`
+(attention, pinned memory), `optim.build`, `trainer.network_setup` (compilation) and `generation.cuda_graph`.
 """
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from enum import StrEnum
 
 
@@ -35,6 +37,17 @@ def give_up(fast_path: FastPath, reason: Exception | str) -> None:
     lines = str(reason).strip().splitlines() or [type(reason).__name__]
     _reasons[fast_path] = lines[0][:200]
     warnings.warn(f"{fast_path} cannot be used ({_reasons[fast_path]}); going on without it, slower", stacklevel=2)
+
+
+@contextlib.contextmanager
+def without(fast_path: FastPath) -> Iterator[None]:
+    """Do without a fast path in the block, to compare."""
+    assert fast_path not in _reasons, f"{fast_path} is not used"
+    _reasons[fast_path] = "compared with the plain path"
+    try:
+        yield
+    finally:
+        del _reasons[fast_path]
 
 
 def describe() -> list[str]:

@@ -11,22 +11,20 @@ in ms for 1 row and for 10 rows:
     Int8Linear              0.6   1.9
 """
 
-import copy
 from collections.abc import Callable
-from typing import TypeGuard, TypeVar
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nanogpt_lite.errors import UserError
+from nanogpt_lite.model.compilation import copy_modules
 from nanogpt_lite.model.gpt import GPT
 
 BLOCK_COLUMNS = 32  # output channels of a block in BlockedLinear: more are slower for one row, fewer for a long prompt
 INT8_ALIGNMENT = 64  # input channels: PyTorch's int8 operator reads whole vectors, even past the end of a row
 MIN_TOKENS = 32  # the fast layers save for 5 to 15 tokens as much time as it takes to make them; measured as above
-
-M = TypeVar("M", bound=nn.Module)
 
 
 def copy_for_generation(model: GPT, batch_size: int, max_new_tokens: int) -> GPT:
@@ -35,7 +33,7 @@ def copy_for_generation(model: GPT, batch_size: int, max_new_tokens: int) -> GPT
     It shares all tensors with `model`, except for the weights of linear layers that `optimize_linears` replaces. These
     take memory as long as the copy exists, and do not follow later changes of the model.
     """
-    copied = _copy_modules(model)
+    copied = copy_modules(model)
     optimize_linears(copied, batch_size, max_new_tokens)
     return copied
 
@@ -77,13 +75,6 @@ def _is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether this is PyTorch's own linear layer, which computes nothing else, as by an adapter (LoRA) or a hook."""
     is_changed = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
     return type(module) is nn.Linear and not is_changed
-
-
-def _copy_modules(module: M) -> M:
-    """A copy of a module and the modules in it, which shares parameters, buffers and hooks with the original."""
-    copied = copy.copy(module)
-    copied._modules = {name: child and _copy_modules(child) for name, child in module._modules.items()}
-    return copied
 
 
 class BlockedLinear(nn.Module):

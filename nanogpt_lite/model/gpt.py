@@ -124,7 +124,7 @@ class Transformer(nn.Module):
             previous_ids = cache.recent_ids if cache is not None else idx.new_zeros(B, self.config.ngram - 1)
             x = x + self.ngrams(idx, previous_ids)
         x = dropout(x, self.config.dropout, self.training, fast=self.config.fast_dropout)
-        cos_sin = self.rotary(positions, _linear_dtype(x)) if self.rotary is not None else None  # for all blocks
+        cos_sin = self.rotary(positions, linear_dtype(x)) if self.rotary is not None else None  # for all blocks
         for layer, block in enumerate(self.h):
             x = block(x, cos_sin, cache, layer)
         if cache is not None:
@@ -133,7 +133,7 @@ class Transformer(nn.Module):
         return hidden
 
 
-def _linear_dtype(x: Tensor) -> torch.dtype:
+def linear_dtype(x: Tensor) -> torch.dtype:
     """The dtype of what a linear layer computes from `x`: autocast's, if it is on."""
     device_type = x.device.type
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from nanogpt_lite.device import fallbacks
+from nanogpt_lite.device.fallbacks import FastPath
+
 
 class ParamGroup(TypedDict):
     """Parameters that share their hyperparameters, as in `torch.optim`."""
@@ -61,7 +64,8 @@ class AdamW:
             [state["exp_avg_sq"] for state in states],
             [],  # max_exp_avg_sqs, for amsgrad only
             [state["step"] for state in states],
-            fused=True,
+            foreach=False,
+            fused=fallbacks.is_usable(FastPath.FUSED_ADAMW),
             amsgrad=False,
             beta1=beta1,
             beta2=beta2,

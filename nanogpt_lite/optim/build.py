@@ -4,10 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from nanogpt_lite.config.options import TrainConfig
-from nanogpt_lite.device import devices
+from nanogpt_lite.device import devices, fallbacks, fast_paths, memory
+from nanogpt_lite.device.fallbacks import FastPath
 from nanogpt_lite.optim.adamw import AdamW, ParamGroup
 from nanogpt_lite.optim.muon import Muon
 from nanogpt_lite.optim.schedule import learning_rate
+
+UPDATE_TOLERANCE = 1e-3  # of parameters after updates by fast and by plain operators
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:
@@ -35,6 +38,17 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:
     muon_group["muon_momentum"] = config.muon_momentum
     model_device = muon_group["params"][0].device
     return Muon([*groups, muon_group], newton_schulz_dtype=newton_schulz_dtype(config.dtype, model_device))
+
+
+def check_fast_paths(config: TrainConfig, device: torch.device) -> None:
+    """Compare the optimizer's fast operators on a CUDA device with plain ones, and do without those that are wrong.
+
+    They are compared on a small network: after two updates with random gradients its parameters have to be the same.
+    """
+    if device.type == "cuda":
+        _check_fast_path(FastPath.FUSED_ADAMW, config, device)
+        if config.optimizer == "muon":
+            _check_fast_path(FastPath.FOREACH, config, device)
 
 
 def newton_schulz_dtype(dtype: str, device: torch.device) -> torch.dtype:
@@ -75,3 +89,37 @@ def reserve_optimizer_state(optimizer: AdamW) -> list[Tensor]:
         for parameter, shapes in optimizer_state_shapes(optimizer).items()
         for shape in shapes.values()
     ]
+
+
+def _check_fast_path(fast_path: FastPath, config: TrainConfig, device: torch.device) -> None:
+    if not fallbacks.is_usable(fast_path):
+        return
+    try:
+        results = _update_small_network(config, device)
+        with fallbacks.without(fast_path):
+            expected = _update_small_network(config, device)
+    except RuntimeError as error:
+        if memory.is_out_of_memory(error):
+            return
+        problem = str(error)
+    else:
+        problem = fast_paths.differs(results, expected, UPDATE_TOLERANCE)
+    if problem:
+        fallbacks.give_up(fast_path, problem)
+
+
+def _update_small_network(config: TrainConfig, device: torch.device) -> list[Tensor]:
+    """The parameters of a small network with the config's optimizer, after two updates with random gradients."""
+    blocks = nn.ModuleList([nn.Linear(32, 96), nn.Linear(96, 32), nn.Linear(32, 96)])
+    model = nn.ModuleDict({"transformer": nn.ModuleDict({"h": blocks}), "lm_head": nn.Linear(32, 50)}).to(device)
+    generator = torch.Generator().manual_seed(0)
+    parameters = [*model.parameters()]
+    for parameter in parameters:
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator))
+    optimizer = make_optimizer(model, config)
+    set_learning_rates(optimizer, config.warmup_iters, config)  # the first step without warm-up
+    for _ in range(2):
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape, generator=generator).to(device)
+        optimizer.step()
+    return [parameter.detach() for parameter in parameters]

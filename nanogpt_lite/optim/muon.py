@@ -6,10 +6,13 @@ embeddings, the output matrix and vectors are updated by AdamW.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from nanogpt_lite.device import fallbacks
+from nanogpt_lite.device.fallbacks import FastPath
 from nanogpt_lite.optim.adamw import AdamW, ParamGroup
 
 # The coefficients a, b, c of the polynomial a x + b x^3 + c x^5. Five iterations bring singular values in (0, 1]
@@ -39,7 +42,7 @@ class Muon(AdamW):
         parameters: list[Tensor] = [parameter for parameter in group["params"] if parameter.grad is not None]
         if not parameters:
             return
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        _scale(parameters, 1 - group["lr"] * group["weight_decay"])
         momenta = self._nesterov_momenta(parameters, momentum)
         by_shape = defaultdict(list)  # matrices of one shape are stacked: a few large operations, not many small ones
         for index, parameter in enumerate(parameters):
@@ -47,7 +50,7 @@ class Muon(AdamW):
         for (rows, columns), indices in by_shape.items():
             updates = self._orthogonalize(torch.stack([momenta[index] for index in indices])).unbind()
             rate = group["lr"] * max(1.0, rows / columns) ** 0.5  # Jordan's factor for the shape
-            torch._foreach_add_([parameters[index] for index in indices], updates, alpha=-rate)
+            _add([parameters[index] for index in indices], updates, -rate)
 
     def state_shapes(self, group: ParamGroup, parameter: nn.Parameter) -> dict[str, torch.Size]:
         """The shape of each state tensor of a parameter in `group`, by name."""
@@ -61,6 +64,10 @@ class Muon(AdamW):
             if not self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        if not fallbacks.is_usable(FastPath.FOREACH):
+            for buffer, gradient in zip(buffers, gradients, strict=True):
+                buffer.lerp_(gradient, 1 - momentum)
+            return tuple(gradient.lerp(buffer, momentum) for buffer, gradient in zip(buffers, gradients, strict=True))
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         return torch._foreach_lerp(gradients, buffers, momentum)
 
@@ -86,3 +93,19 @@ def orthogonalize(matrices: Tensor) -> Tensor:
         square = torch.baddbmm(square, square, square, beta=b, alpha=c)  # b square + c square^2, in one kernel
         x = torch.baddbmm(x, square, x, beta=a)  # a x + b (x x^T) x + c (x x^T)^2 x
     return x if is_wide else x.mT
+
+
+def _scale(tensors: list[Tensor], factor: float) -> None:
+    if fallbacks.is_usable(FastPath.FOREACH):
+        torch._foreach_mul_(tensors, factor)
+    else:
+        for tensor in tensors:
+            tensor.mul_(factor)
+
+
+def _add(tensors: list[Tensor], others: Sequence[Tensor], factor: float) -> None:
+    if fallbacks.is_usable(FastPath.FOREACH):
+        torch._foreach_add_(tensors, [*others], alpha=factor)
+    else:
+        for tensor, other in zip(tensors, others, strict=True):
+            tensor.add_(other, alpha=factor)

@@ -17,7 +17,7 @@ from nanogpt_lite.runs.checkpoint_loading import load_checkpoint
 from nanogpt_lite.runs.run_folder import Run, RunLike
 from nanogpt_lite.tracking.console import format_result
 from nanogpt_lite.tracking.number_format import COUNT_SUFFIXES, format_number
-from nanogpt_lite.tracking.records import ResultRecord
+from nanogpt_lite.tracking.records import ResultRecord, StartRecord
 
 PARAMETER_GROUPS = {  # part of a parameter's name: group; the first that matches counts, and one does
     ".attn.": "attention",
@@ -61,6 +61,7 @@ class RunSummary(TypedDict):
     ranks: int
     dtype: str
     versions: dict[str, str]
+    fallbacks: list[str]  # fast paths that the last training went without, and why
     result: dict[str, Any] | None  # the last `ResultRecord` in the metrics; None without one
 
 
@@ -103,6 +104,7 @@ def summary(run: RunLike = None, *, checkpoint: str = LoadConfig.checkpoint) -> 
         "ranks": metadata.ranks,
         "dtype": config.dtype,
         "versions": _versions(saved.path.parent),
+        "fallbacks": _fallbacks(saved.path.parent),
         "result": _last_result(saved.path.parent),
     }
 
@@ -134,6 +136,8 @@ def format_text(content: RunSummary) -> str:
             ]
         ),
     }
+    if content["fallbacks"]:
+        lines["without"] = "; ".join(content["fallbacks"])
     if (result := content["result"]) is not None:
         lines["result"] = "; ".join(format_result(ResultRecord(**result)))
     return "\n".join(f"{name + ':':<13} {line}" for name, line in lines.items())
@@ -146,6 +150,12 @@ def _is_shown(name: str, network: dict[str, Value]) -> bool:
     is_default = network[name] == fields[name].default
     has_effect = not part_of or network[part_of] != fields[part_of].default
     return name in ("block_size", "n_layer", "n_head", "n_embd") or (has_effect and not is_default)
+
+
+def _fallbacks(folder: Path) -> list[str]:
+    """What the last start of training says about fast paths; versions before 0.3 say nothing."""
+    starts = [record for record in Run(folder).metrics if record["kind"] == StartRecord.kind]
+    return [str(text) for text in starts[-1].get("fallbacks", [])] if starts else []
 
 
 def _last_result(folder: Path) -> dict[str, Any] | None:

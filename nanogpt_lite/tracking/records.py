@@ -39,6 +39,7 @@ class StartRecord(BaseRecord):
     threads: int  # per rank
     ranks: int
     dropout: bool  # whether dropout is used; its masks depend on the number of ranks
+    fallbacks: list[str] = dataclasses.field(default_factory=list)  # fast paths that are not used, and why
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import torch
 from nanogpt_lite.checkpoint import SUFFIX
 from nanogpt_lite.data import batching
 from nanogpt_lite.data.batching import Batch, Tokens
-from nanogpt_lite.device import devices, profiling
+from nanogpt_lite.device import devices, fallbacks, profiling
 from nanogpt_lite.device.distributed import Forward
 from nanogpt_lite.device.gpus import mfu
 from nanogpt_lite.optim.schedule import learning_rate
@@ -30,8 +30,9 @@ from nanogpt_lite.tracking.records import (
     StopReason,
 )
 from nanogpt_lite.trainer import evaluation
+from nanogpt_lite.trainer.network_setup import prepare_network
 from nanogpt_lite.trainer.state import TrainState, require_finite, save_state
-from nanogpt_lite.trainer.step import prepare_network, train_step
+from nanogpt_lite.trainer.step import train_step
 
 
 def train_loop(
@@ -61,9 +62,13 @@ def train_loop(
         train_tokens, rows=config.rows_per_step, block_size=config.block_size, seed=config.seed, step=state.step
     )
     with profiling.trace_steps(config.trace, state.device, state.group) as profiler_step:
+        micro_batch = state.micro_batch
+        forward = state.model if stop_reason(state) else prepare_network(state)  # a finished run takes no step
         yield _start_record(state, out_dir, len(train_tokens))
+        if state.micro_batch < micro_batch:
+            yield MicroBatchRecord(step=state.step, rows=state.micro_batch)
         evaluate = partial(_evaluate_and_save, state, val_tokens, out_dir, chars_per_token, stop)
-        yield from _run_steps(state, train_batches, evaluate, out_dir, stop, profiler_step)
+        yield from _run_steps(state, forward, train_batches, evaluate, out_dir, stop, profiler_step)
 
 
 def stop_reason(state: TrainState, seconds: float = 0.0) -> StopReason | None:
@@ -85,6 +90,7 @@ def is_due(interval: int, step: int) -> bool:
 
 def _run_steps(
     state: TrainState,
+    forward: Forward,
     train_batches: Iterator[Batch],
     evaluate: Callable[[], Iterator[Record]],
     out_dir: Path,
@@ -93,7 +99,6 @@ def _run_steps(
 ) -> Iterator[Record]:
     """Steps and evaluations until there is a reason to stop, then the last checkpoint."""
     first_step, micro_batch = state.step, state.micro_batch
-    forward: Forward = state.model if stop_reason(state) else prepare_network(state)  # a finished run takes no step
     timer, started = _StepTimer(state), time.monotonic()
     while True:
         reason = _agree_on_stop_reason(state, stop(), time.monotonic() - started)
@@ -219,6 +224,7 @@ def _start_record(state: TrainState, out_dir: Path, train_tokens: int) -> StartR
         threads=config.threads,
         ranks=state.group.world_size,
         dropout=bool(config.dropout or config.ngram_dropout),
+        fallbacks=fallbacks.describe(),
     )
 
 

@@ -2,7 +2,8 @@
 
 When memory is not enough for a micro-batch, it is halved. Of several ranks each takes a share of the rows, and
 DistributedDataParallel averages the gradients (`device.distributed.ProcessGroup.wrap_ddp`). The dropout masks are
-seeded with (seed, step, micro-batch). When a step is taken is decided in `loop`; the optimizers are in `optim`.
+seeded with (seed, step, micro-batch). When a step is taken is decided in `loop`, what comes before the first one is in
+`network_setup`; the optimizers are in `optim`.
 """
 
 import math
@@ -16,7 +17,6 @@ from nanogpt_lite.data import batching
 from nanogpt_lite.data.batching import Batch
 from nanogpt_lite.device import devices, distributed, memory, seeding
 from nanogpt_lite.device.distributed import Forward
-from nanogpt_lite.errors import ExternalError
 from nanogpt_lite.optim import build
 from nanogpt_lite.trainer.state import TrainState
 
@@ -34,7 +34,7 @@ def train_step(state: TrainState, forward: Forward, batch: Batch) -> None:
     if not state.model.training:  # the test is free, while train() visits every module
         state.model.train()
     while (step_loss := _backward_micro_batches(state, forward, inputs, targets)) is None:
-        _halve_micro_batch(state)
+        halve_micro_batch(state)
     optimizer = cast(torch.optim.Optimizer, state.optimizer)  # GradScaler only needs its param_groups and step()
     state.scaler.unscale_(optimizer)
     gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
@@ -50,29 +50,16 @@ def train_step(state: TrainState, forward: Forward, batch: Batch) -> None:
     state.step += 1
 
 
-def prepare_network(state: TrainState) -> Forward:
-    """The network to call in a step: compiled if the config says so, and shared with the other ranks.
+def halve_micro_batch(state: TrainState) -> None:
+    """Take half as many rows at a time, after memory was not enough."""
+    state.optimizer.zero_grad()  # the failed pass may have left some gradients
+    state.micro_batch = math.ceil(micro_batch_rows(state) / 2)
+    memory.free_memory(state.device)
 
-    Of several ranks, each has it in DistributedDataParallel, and a micro-batch that fits on all of them is found.
-    `ExternalError` if a single row is too much for the memory of a rank.
-    """
-    network: Forward = torch.compile(state.model) if state.config.compile else state.model
-    forward = state.group.wrap_ddp(network, state.device)
-    if state.group.world_size == 1:
-        return forward
-    # In a step, ranks wait for each other, and none can repeat a pass alone. So memory is probed before the first step,
-    # with the optimizer's state reserved, which is otherwise allocated at the end of the first step.
-    reserved = [] if state.step else build.reserve_optimizer_state(state.optimizer)
-    while any(state.group.all_reduce_max(not _probe_memory(state, forward))):
-        if _micro_batch_rows(state) == 1:
-            raise ExternalError("out of memory with a single row on one of the ranks; give a smaller `block_size`")
-        _halve_micro_batch(state)
-    del reserved
-    # DistributedDataParallel rebuilds its gradient buckets after the first backward pass, which changes the order of
-    # sums over ranks. This pass, without an update, comes before all steps: so a resumed run adds in the same order.
-    _backward_zeros(state, forward)
-    state.optimizer.zero_grad()
-    return forward
+
+def micro_batch_rows(state: TrainState) -> int:
+    """The largest number of rows that go through the network at a time: not more than a rank's share."""
+    return min(state.micro_batch, state.config.rows_per_step // state.group.world_size)
 
 
 def _backward_micro_batches(state: TrainState, forward: Forward, inputs: Tensor, targets: Tensor) -> Tensor | None:
@@ -94,44 +81,7 @@ def _backward_micro_batches(state: TrainState, forward: Forward, inputs: Tensor,
             step_loss += loss.detach()
     except (MemoryError, RuntimeError) as error:
         # with several ranks, others may wait in the middle of this step, so it cannot be repeated
-        if state.group.world_size > 1 or _micro_batch_rows(state) == 1 or not memory.is_out_of_memory(error):
+        if state.group.world_size > 1 or micro_batch_rows(state) == 1 or not memory.is_out_of_memory(error):
             raise
         return None
     return step_loss
-
-
-def _probe_memory(state: TrainState, forward: Forward) -> bool:
-    """Whether memory is enough for a micro-batch, without waiting for other ranks and without an update.
-
-    Two passes, like a step of several micro-batches: in the second the gradients of the first take memory too.
-    """
-    try:
-        for _ in range(2):
-            with distributed.no_sync(forward):
-                _backward_zeros(state, forward)
-    except (MemoryError, RuntimeError) as error:
-        if not memory.is_out_of_memory(error):
-            raise
-        return False
-    state.optimizer.zero_grad()
-    return True
-
-
-def _backward_zeros(state: TrainState, forward: Forward) -> None:
-    """Accumulate the gradients of one micro-batch of zeros."""
-    x = torch.zeros(_micro_batch_rows(state), state.config.block_size, dtype=torch.int64, device=state.device)
-    with seeding.seeded(state.device), devices.autocast(state.device, state.config.dtype):
-        loss = forward(x, x)[1]
-    loss.backward()  # type: ignore[no-untyped-call]
-
-
-def _halve_micro_batch(state: TrainState) -> None:
-    """Take half as many rows at a time, after memory was not enough."""
-    state.optimizer.zero_grad()  # the failed pass may have left some gradients
-    state.micro_batch = math.ceil(_micro_batch_rows(state) / 2)
-    memory.free_memory(state.device)
-
-
-def _micro_batch_rows(state: TrainState) -> int:
-    """The largest number of rows that go through the network at a time: not more than a rank's share."""
-    return min(state.micro_batch, state.config.rows_per_step // state.group.world_size)

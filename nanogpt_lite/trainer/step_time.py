@@ -8,8 +8,9 @@ from nanogpt_lite.data import batching
 from nanogpt_lite.data.batching import Tokens
 from nanogpt_lite.device import devices, memory
 from nanogpt_lite.tokenizers.base import Tokenizer
+from nanogpt_lite.trainer.network_setup import prepare_network
 from nanogpt_lite.trainer.state import init_state
-from nanogpt_lite.trainer.step import prepare_network, train_step
+from nanogpt_lite.trainer.step import train_step
 
 TIMED_STEPS = 20
 WARMUP_STEPS = 5  # more: memory is allocated in the first ones, and a network is compiled

@@ -54,7 +54,7 @@ def test_sampling_from_a_loaded_network_uses_the_same_layers_and_logits_as_from_
 ):
     generated = []
 
-    def spy(model, prompt, config):
+    def spy(model, prompt, config, recordings):
         with torch.inference_mode():
             logits = model(prompt[:, -16:])[0]
         generated.append(([type(module) for module in model.modules()], logits))

@@ -6,6 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -339,3 +341,44 @@ def test_torchrun_on_two_machines_has_the_losses_of_one_process(folder):
     train({"out_dir": "runs/alone"})
     require_same_losses("runs/shared", "runs/alone")
     assert [record["ranks"] for record in records("runs/shared", "start")] == [4]
+
+
+def train_with(rank_1, timeout, options):
+    """Train; before its network is ready, rank 1 does something else."""
+    distributed.ARRIVAL_TIMEOUT = distributed.REDUCE_TIMEOUT = timedelta(seconds=timeout)
+    check = ProcessGroup.check_connection
+
+    def check_connection(group, device):
+        if group.rank == 1:
+            rank_1()
+        check(group, device)
+
+    ProcessGroup.check_connection = check_connection  # type: ignore[method-assign]
+    train(options)
+
+
+def sleep():
+    time.sleep(30)
+
+
+def send_a_two():
+    ones = torch.ones
+    torch.ones = lambda *args, **options: 2 * ones(*args, **options)
+
+
+def test_a_rank_that_does_not_begin_is_named(folder):
+    processes = forked_ranks.Job().start(3, train_with, sleep, 2, {"out_dir": "runs/a", "batch_size": 9})
+    assert [process.join(20) or process.exitcode for process in (processes[0], processes[2])] == [1, 1]
+    expected = r"ExternalError: rank 1 did not begin within 2 seconds after rank 0; look for its error in the output"
+    assert Path("rank0.error").read_text(encoding="utf-8").startswith(expected)
+
+
+def test_ranks_that_do_not_add_up_say_what_to_look_at(folder):
+    assert forked_ranks.run(2, train_with, send_a_two, 20, {"out_dir": "runs/a"}) == [1, 1]
+    error = Path("rank0.error").read_text(encoding="utf-8")
+    assert "cannot exchange gradients with the other ranks, which are all there (the sum of 2 ones is 3.0)" in error
+    assert "GLOO_SOCKET_IFNAME" in error
+
+
+def test_the_advice_for_gpus_is_about_nccl():
+    assert "NCCL_P2P_DISABLE=1" in distributed._connection_advice(torch.device("cuda", 0))

@@ -1,0 +1,138 @@
+"""Before the first step: the network to call in a step, compiled and shared with other ranks as the config says.
+
+Fast paths are checked here against plain ones, and the memory for a micro-batch where it has to be known in advance. A
+step is in `step`.
+"""
+
+import torch
+from torch import Tensor
+
+from nanogpt_lite.config.options import NetworkConfig
+from nanogpt_lite.device import devices, distributed, fallbacks, fast_paths, memory, seeding
+from nanogpt_lite.device.distributed import Forward
+from nanogpt_lite.device.fallbacks import FastPath
+from nanogpt_lite.errors import ExternalError
+from nanogpt_lite.model.block import Block
+from nanogpt_lite.model.compilation import compile_blocks
+from nanogpt_lite.model.gpt import linear_dtype
+from nanogpt_lite.optim import build
+from nanogpt_lite.trainer.state import TrainState
+from nanogpt_lite.trainer.step import halve_micro_batch, micro_batch_rows
+
+WEIGHT_STD = 0.1  # of the random weights of the block that is compared: attention is far from uniform
+TOLERANCES = {"float32": 0.005, "float16": 0.02, "bfloat16": 0.05}  # relative; a compiled block rounds less often
+
+
+def prepare_network(state: TrainState) -> Forward:
+    """The network to call in a step: compiled if the config says so, and shared with the other ranks.
+
+    Of several ranks, each has it in DistributedDataParallel, and a micro-batch that fits on all of them is found.
+    `ExternalError` if a single row is too much for the memory of a rank, or if ranks cannot reach each other.
+    """
+    config = state.config
+    state.group.check_connection(state.device)
+    fast_paths.check(state.device, config.dtype, head_size=config.n_embd // config.n_head)
+    build.check_fast_paths(config, state.device)
+    network = state.model
+    if config.compile and fallbacks.is_usable(FastPath.COMPILATION):
+        if problem := _problem_of_compilation(state):
+            fallbacks.give_up(FastPath.COMPILATION, problem)
+        else:
+            network = compile_blocks(state.model).train()
+    forward = state.group.wrap_ddp(network, state.device)
+    if state.group.world_size > 1:
+        _fit_memory(state, forward)
+    return forward
+
+
+def _fit_memory(state: TrainState, forward: Forward) -> None:
+    """Find a micro-batch that fits into the memory of all ranks.
+
+    In a step, ranks wait for each other, and none can repeat a pass alone. So memory is probed before the first step,
+    with the optimizer's state reserved, which is otherwise allocated at the end of the first step.
+    """
+    reserved = [] if state.step else build.reserve_optimizer_state(state.optimizer)
+    while any(state.group.all_reduce_max(not _probe_memory(state, forward))):
+        if micro_batch_rows(state) == 1:
+            raise ExternalError("out of memory with a single row on one of the ranks; give a smaller `block_size`")
+        halve_micro_batch(state)
+    del reserved
+    # DistributedDataParallel rebuilds its gradient buckets after the first backward pass, which changes the order of
+    # sums over ranks. This pass, without an update, comes before all steps: so a resumed run adds in the same order.
+    _backward_zeros(state, forward)
+    state.optimizer.zero_grad()
+
+
+def _probe_memory(state: TrainState, forward: Forward) -> bool:
+    """Whether memory is enough for a micro-batch, without waiting for other ranks and without an update.
+
+    Two passes, like a step of several micro-batches: in the second the gradients of the first take memory too.
+    """
+    try:
+        for _ in range(2):
+            with distributed.no_sync(forward):
+                _backward_zeros(state, forward)
+    except (MemoryError, RuntimeError) as error:
+        if not memory.is_out_of_memory(error):
+            raise
+        return False
+    state.optimizer.zero_grad()
+    return True
+
+
+def _backward_zeros(state: TrainState, forward: Forward) -> None:
+    """Accumulate the gradients of one micro-batch of zeros."""
+    x = torch.zeros(micro_batch_rows(state), state.config.block_size, dtype=torch.int64, device=state.device)
+    with seeding.seeded(state.device), devices.autocast(state.device, state.config.dtype):
+        loss = forward(x, x)[1]
+    loss.backward()  # type: ignore[no-untyped-call]
+
+
+def _problem_of_compilation(state: TrainState) -> str:
+    """What is wrong with the compiled network on any of the ranks; empty if nothing is."""
+    problem = _compare_blocks(state)
+    is_wrong = any(state.group.all_reduce_max(bool(problem)))
+    return problem or ("it fails on another rank" if is_wrong else "")
+
+
+def _compare_blocks(state: TrainState, seed: int = 0) -> str:
+    """How a compiled block with random weights differs from the same block; empty if it does not.
+
+    The loss would not tell: that of a new network is the logarithm of the vocabulary, whatever its blocks compute. With
+    dropout, a compiled block may differ as much as the block from itself with other masks.
+    """
+    config, device = state.config, state.device
+    with seeding.seeded(torch.device("cpu"), seed):
+        block = Block(config.subset(NetworkConfig))
+        for parameter in block.parameters():
+            torch.nn.init.normal_(parameter, std=WEIGHT_STD)
+        x = torch.randn(micro_batch_rows(state), config.block_size, config.n_embd)
+    block, x = block.to(device), x.to(device)
+    try:
+        plain, other_masks = _passes(state, block, x, 1), _passes(state, block, x, 2)
+        block.compile()
+        compiled = _passes(state, block, x, 1)
+    except Exception as error:  # from the compilers: PyTorch's, Triton's, and the C compiler that they call
+        return "" if memory.is_out_of_memory(error) else str(error) or type(error).__name__
+    for result, expected, other in zip(compiled, plain, other_masks, strict=True):
+        difference, by_masks = _distance(result, expected), _distance(other, expected)
+        if not difference <= TOLERANCES[config.dtype] + 2 * by_masks:  # also if it is not a number
+            return f"a block differs by {difference:.2g} from the plain one, relative to it"
+    return ""
+
+
+def _passes(state: TrainState, block: Block, x: Tensor, seed: int) -> list[Tensor]:
+    """What a block adds to x, and the gradients of x and of the block's matrices."""
+    x = x.clone().requires_grad_()
+    rotary = state.model.transformer.rotary
+    with seeding.seeded(state.device, seed), devices.autocast(state.device, state.config.dtype):
+        cos_sin = None if rotary is None else rotary(torch.arange(x.size(1), device=x.device), linear_dtype(x))
+        y = block(x, cos_sin, None, 0)
+    matrices = [parameter for parameter in block.parameters() if parameter.dim() == 2]
+    gradients = torch.autograd.grad((y * y.detach()).mean(), [x, *matrices])
+    return [y.detach() - x.detach(), *gradients]
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    """The norm of the difference, relative to that of the second tensor."""
+    return float((one - other).norm() / other.norm().clamp(min=1e-12))

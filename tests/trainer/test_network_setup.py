@@ -1,0 +1,126 @@
+"""The check of the compiled network: what is wrong with it is a warning, and training goes on without it."""
+
+import pytest
+import torch
+from tiny_training import TOKENIZER, records_of, small_config, train
+
+from nanogpt_lite.device import fallbacks
+from nanogpt_lite.device.fallbacks import FastPath
+from nanogpt_lite.model.block import Block
+from nanogpt_lite.runs.run_summary import format_text, summary
+from nanogpt_lite.tracking.metrics_file import MetricsFile
+from nanogpt_lite.tracking.records import EvalRecord, StartRecord
+from nanogpt_lite.trainer import network_setup
+from nanogpt_lite.trainer.state import init_state
+
+
+@pytest.fixture(autouse=True)
+def no_fallbacks():
+    fallbacks.forget()
+    yield
+    fallbacks.forget()
+
+
+class NoGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * torch.nan
+
+
+class CompilerError(Exception):
+    """Not a RuntimeError, as when the C compiler ends with an error."""
+
+
+def fail(error):
+    raise error
+
+
+def use_compiler(monkeypatch, change):
+    """A compiled block changes its results."""
+
+    def compile_block(block, backend="inductor"):
+        forward = block.forward
+        block.forward = lambda *args: change(forward(*args))
+
+    monkeypatch.setattr(Block, "compile", compile_block)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_right_compiled_network_is_used(dropout, dtype, tmp_path, monkeypatch):
+    calls = []
+    use_compiler(monkeypatch, lambda x: (calls.append(1), x * 1.0001)[1])
+    config = small_config(compile=True, dropout=dropout, dtype=dtype)
+    _, records = train(tmp_path, config)
+    assert len(calls) == 1 + config.max_iters * config.n_layer, "evaluations do not call the compiled blocks"
+    assert not fallbacks.describe()
+    assert records[0].fallbacks == []
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda x: 1.01 * x, "a block differs by 0.0"),
+        (lambda x: x.flip(1), "a block differs by "),
+        (lambda x: x * torch.nan, "a block differs by nan from the plain one"),
+        (NoGradient.apply, "a block differs by nan from the plain one"),
+        (
+            lambda x: fail(RuntimeError("Failed to find C compiler. Please specify via CC\nmore")),
+            "Failed to find C comp",
+        ),
+        (lambda x: fail(CompilerError()), "CompilerError"),
+    ],
+    ids=["factor", "order", "nan", "gradient", "RuntimeError", "another error"],
+)
+def test_a_wrong_compiled_network_is_replaced_by_the_plain_one(change, reason, tmp_path, monkeypatch):
+    _, expected = train(tmp_path / "plain", small_config())
+    use_compiler(monkeypatch, change)
+    with pytest.warns(UserWarning, match="the compiled network cannot be used") as warned:
+        state, records = train(tmp_path / "compiled", small_config(compile=True))
+    assert len(warned) == 1
+    assert records_of(EvalRecord, records)[-1].val_loss == records_of(EvalRecord, expected)[-1].val_loss
+    assert isinstance(records[0], StartRecord)
+    assert [text.startswith(f"the compiled network: {reason}") for text in records[0].fallbacks] == [True]
+    assert state.step == small_config().max_iters
+
+
+def test_info_says_what_a_training_went_without(tmp_path, monkeypatch):
+    use_compiler(monkeypatch, lambda x: x * torch.nan)
+    with pytest.warns(UserWarning, match="the compiled network"):
+        _, records = train(tmp_path, small_config(compile=True))
+    assert summary(tmp_path)["fallbacks"] == []
+    sink = MetricsFile(tmp_path / "metrics.jsonl")
+    for record in records:
+        sink.write(record)
+    sink.close()
+    content = summary(tmp_path)
+    assert content["fallbacks"] == records[0].fallbacks
+    assert f"without:      {records[0].fallbacks[0]}" in format_text(content)
+
+
+def test_too_little_memory_says_nothing_about_compilation(monkeypatch):
+    use_compiler(monkeypatch, lambda x: fail(torch.OutOfMemoryError("CUDA out of memory")))
+    state = init_state(small_config(compile=True), TOKENIZER)
+    assert network_setup.prepare_network(state) is not state.model
+    assert not fallbacks.describe()
+
+
+@pytest.mark.parametrize("fault", [None, lambda x: x.flip(1), lambda x: x * 1.3])
+def test_with_dropout_a_fault_is_told_from_other_masks(fault, monkeypatch):
+    """A fault that is larger than the noise of dropout is noticed, and the noise is none."""
+    use_compiler(monkeypatch, fault or (lambda x: x))
+    for seed in range(10):
+        state = init_state(small_config(compile=True, dropout=0.2), TOKENIZER)
+        assert bool(network_setup._compare_blocks(state, seed)) == bool(fault)
+
+
+def test_a_network_that_failed_is_not_compiled_again(tmp_path, monkeypatch):
+    with pytest.warns(UserWarning, match="the compiled network"):
+        fallbacks.give_up(FastPath.COMPILATION, "no compiler")
+    monkeypatch.setattr(network_setup, "compile_blocks", None)  # it would be an error to call it
+    state = init_state(small_config(compile=True), TOKENIZER)
+    assert network_setup.prepare_network(state) is state.model
