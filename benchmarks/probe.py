@@ -109,7 +109,7 @@ def evaluate_nanogpt(checkpoint: str, split: str) -> dict[str, float | None]:
     model = _load_nanogpt(checkpoint)
     tokens = np.fromfile(split, dtype="<u2")
     # its forward calls `view` on the targets, which requires them to be contiguous
-    windows = ((x, y.contiguous()) for x, y in evaluation.split_windows(tokens, model.config.block_size))
+    windows = ((x, y.contiguous()) for x, y in evaluation.split_windows(tokens, model))
     return {"val_loss": evaluation.mean_loss(model, windows, torch.device("cpu"), "float32")}
 
 

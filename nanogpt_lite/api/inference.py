@@ -213,7 +213,7 @@ def _split_losses(model: GPT, open_data: Callable[[], Dataset], dtype: str) -> _
     data = open_data()
     with verification.open_verified(data) as splits:
         for tokens in splits:
-            windows = evaluation.split_windows(tokens, model.config.block_size)
+            windows = evaluation.split_windows(tokens, model)
             loss = evaluation.mean_loss(model, windows, device, dtype)
             assert loss is not None  # None is for an evaluation that was asked to stop
             losses.append(loss)

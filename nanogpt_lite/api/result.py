@@ -127,5 +127,5 @@ def _evaluate_best(
     """
     if state.best_step != state.step:
         load_weights(state.model, checkpoint_file.read_checkpoint(out_dir / f"best{SUFFIX}", prefix="model."))
-    windows = evaluation.split_windows(val, state.config.block_size, max_tokens=max_tokens)
+    windows = evaluation.split_windows(val, state.model, max_tokens=max_tokens)
     return evaluation.mean_loss(state.model, windows, state.device, state.config.dtype, stop=stop, group=state.group)

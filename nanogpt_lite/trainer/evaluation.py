@@ -15,6 +15,8 @@ from nanogpt_lite.model.gpt import GPT
 from nanogpt_lite.trainer.state import TrainState
 
 EVAL_TOKENS = 4096  # in a batch of an evaluation: enough to keep a processor busy
+CUDA_EVAL_TOKENS = 65536  # enough for a GPU, which would wait for Python between the kernels of a smaller batch
+MAX_LOGITS = 2**28  # in a batch on a GPU: the logits of a large vocabulary take more memory than all else
 
 
 def val_loss(state: TrainState, tokens: Tokens, *, stop: Callable[[], bool] = lambda: False) -> float | None:
@@ -28,20 +30,28 @@ def val_loss(state: TrainState, tokens: Tokens, *, stop: Callable[[], bool] = la
     if config.eval_iters:
         batches = _sample_batches(state, tokens)
     else:
-        batches = split_windows(tokens, config.block_size, max_tokens=config.eval_tokens)
+        batches = split_windows(tokens, state.model, max_tokens=config.eval_tokens)
     return mean_loss(state.model, batches, state.device, config.dtype, stop=stop, group=state.group)
 
 
-def split_windows(tokens: Tokens, block_size: int, *, max_tokens: int = 0) -> Iterator[Batch]:
-    """A split, each target once, in batches of about `EVAL_TOKENS` tokens.
+def split_windows(tokens: Tokens, model: GPT, *, max_tokens: int = 0) -> Iterator[Batch]:
+    """A split in windows of the model's `block_size`, each target once, in batches for the model's device.
 
     Of a split that `is_long` for `max_tokens`, evenly spread windows with about that many tokens together.
     """
-    rows = max(1, EVAL_TOKENS // block_size)
+    block_size = model.config.block_size
+    rows = max(1, batch_tokens(model.lm_head.weight.device, model.vocab_size) // block_size)
     if is_long(len(tokens), max_tokens):
         n_windows = max(1, max_tokens // block_size)
         return batching.spread_windows(tokens, rows=rows, block_size=block_size, n_windows=n_windows)
     return batching.all_windows(tokens, rows=rows, block_size=block_size)
+
+
+def batch_tokens(device: torch.device, vocab_size: int) -> int:
+    """About how many tokens a batch of an evaluation has."""
+    if device.type != "cuda":
+        return EVAL_TOKENS
+    return max(EVAL_TOKENS, min(CUDA_EVAL_TOKENS, MAX_LOGITS // vocab_size))
 
 
 def is_long(n_tokens: int, max_tokens: int) -> bool:

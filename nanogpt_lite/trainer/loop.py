@@ -6,13 +6,12 @@ in `tracking`, the folder of a run in `runs`.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from nanogpt_lite.checkpoint import SUFFIX
 from nanogpt_lite.data import batching
 from nanogpt_lite.data.batching import Batch, Tokens
 from nanogpt_lite.device import devices, fallbacks, profiling
@@ -30,8 +29,9 @@ from nanogpt_lite.tracking.records import (
     StopReason,
 )
 from nanogpt_lite.trainer import evaluation
+from nanogpt_lite.trainer.checkpoint_writer import CheckpointWriter
 from nanogpt_lite.trainer.network_setup import prepare_network
-from nanogpt_lite.trainer.state import TrainState, require_finite, save_state
+from nanogpt_lite.trainer.state import TrainState, require_finite
 from nanogpt_lite.trainer.step import train_step
 
 
@@ -44,7 +44,7 @@ def train_loop(
     train_batches: Iterator[Batch] | None = None,
     chars_per_token: float | None = None,
     stop: Callable[[], bool] = lambda: False,
-) -> Iterator[Record]:
+) -> Generator[Record, None, None]:
     """Train until there is a reason to stop (see `StopReason`), and yield a record of each event when it has happened.
 
     `train_tokens` and `val_tokens` are the splits, shape (tokens,). `train_batches` replaces random batches of the
@@ -67,8 +67,12 @@ def train_loop(
         yield _start_record(state, out_dir, len(train_tokens))
         if state.micro_batch < micro_batch:
             yield MicroBatchRecord(step=state.step, rows=state.micro_batch)
-        evaluate = partial(_evaluate_and_save, state, val_tokens, out_dir, chars_per_token, stop)
-        yield from _run_steps(state, forward, train_batches, evaluate, out_dir, stop, profiler_step)
+        with CheckpointWriter(state, out_dir) as writer:
+            evaluate = partial(_evaluate_and_save, state, val_tokens, writer, chars_per_token, stop)
+            for record in _run_steps(state, forward, train_batches, evaluate, writer, stop, profiler_step):
+                if not isinstance(record, CheckpointRecord):
+                    yield from writer.records()  # those of earlier steps come first
+                yield record
 
 
 def stop_reason(state: TrainState, seconds: float = 0.0) -> StopReason | None:
@@ -93,7 +97,7 @@ def _run_steps(
     forward: Forward,
     train_batches: Iterator[Batch],
     evaluate: Callable[[], Iterator[Record]],
-    out_dir: Path,
+    writer: CheckpointWriter,
     stop: Callable[[], bool],
     profiler_step: Callable[[], None],
 ) -> Iterator[Record]:
@@ -115,13 +119,16 @@ def _run_steps(
             break
         train_step(state, forward, batch)
         profiler_step()
+        if writer.has_written():
+            timer.stop()
+            yield from writer.records(wait=False)
         if state.micro_batch < micro_batch:
             micro_batch = state.micro_batch
             yield MicroBatchRecord(step=state.step, rows=micro_batch)
-        yield from _log_and_keep(state, timer, out_dir)
+        yield from _log_and_keep(state, timer, writer)
     timer.stop()
     if state.step == 0 or state.step not in (first_step, state.last_eval_step):  # else `last` is of this step already
-        yield _save_checkpoint(state, out_dir, "last")
+        yield from writer.save("last")
     yield _done_record(state, reason)
 
 
@@ -139,7 +146,11 @@ def _is_eval_due(state: TrainState, reason: StopReason | None) -> bool:
 
 
 def _evaluate_and_save(
-    state: TrainState, val_tokens: Tokens, out_dir: Path, chars_per_token: float | None, stop: Callable[[], bool]
+    state: TrainState,
+    val_tokens: Tokens,
+    writer: CheckpointWriter,
+    chars_per_token: float | None,
+    stop: Callable[[], bool],
 ) -> Iterator[Record]:
     """An evaluation and the checkpoints after it; nothing if `stop()` became true meanwhile."""
     val_loss = evaluation.val_loss(state, val_tokens, stop=stop)
@@ -147,12 +158,10 @@ def _evaluate_and_save(
         return
     record = _record_eval(state, val_loss, chars_per_token)
     yield record
-    if record.is_best:
-        yield _save_checkpoint(state, out_dir, "best")
-    yield _save_checkpoint(state, out_dir, "last")
+    yield from writer.save(*(("best", "last") if record.is_best else ("last",)))
 
 
-def _log_and_keep(state: TrainState, timer: "_StepTimer", out_dir: Path) -> Iterator[Record]:
+def _log_and_keep(state: TrainState, timer: "_StepTimer", writer: CheckpointWriter) -> Iterator[Record]:
     """What is due after a step: a record of the last steps, and a numbered checkpoint."""
     config = state.config
     if is_due(config.log_interval, state.step) or is_due(config.sample_interval, state.step):
@@ -160,7 +169,7 @@ def _log_and_keep(state: TrainState, timer: "_StepTimer", out_dir: Path) -> Iter
         yield _step_record(state, timer)
     if is_due(config.keep_every, state.step):
         timer.stop()
-        yield _save_checkpoint(state, out_dir, f"step_{state.step:06d}")
+        yield from writer.save(f"step_{state.step:06d}")
 
 
 class _StepTimer:
@@ -252,11 +261,3 @@ def _done_record(state: TrainState, reason: StopReason) -> DoneRecord:
         best_step=state.best_step,
         seconds=state.seconds,
     )
-
-
-def _save_checkpoint(state: TrainState, out_dir: Path, name: str) -> CheckpointRecord:
-    path = out_dir / f"{name}{SUFFIX}"
-    with state.group.main_process_first():
-        if state.group.is_main_process:
-            save_state(state, path)
-    return CheckpointRecord(step=state.step, name=name, path=str(path))

@@ -3,7 +3,7 @@
 How a step changes it is in `step`, when it is evaluated and saved in `loop`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,15 +98,19 @@ def init_state(
 def save_state(state: TrainState, path: Path) -> None:
     """Write the state as a checkpoint.
 
-    Its tensors are `model.NAME` for each parameter, and `optimizer.NAME.KEY` for each tensor in its optimizer state.
     `ExternalError`, and no file, if the loss is not finite. `OSError` if the file cannot be written.
     """
-    require_finite(state, state.since_eval.total)
-    tensors: dict[str, Tensor] = {f"model.{name}": parameter for name, parameter in state.model.named_parameters()}
+    require_savable(state)
+    checkpoint_file.write_checkpoint(path, dict(checkpoint_tensors(state)), make_metadata(state))
+
+
+def checkpoint_tensors(state: TrainState) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a checkpoint: `model.NAME` for each parameter, then `optimizer.NAME.KEY` for the optimizer's."""
+    for name, parameter in state.model.named_parameters():
+        yield f"model.{name}", parameter
     for name, parameter in state.model.named_parameters():
         for key, value in state.optimizer.state[parameter].items():
-            tensors[f"optimizer.{name}.{key}"] = value
-    checkpoint_file.write_checkpoint(path, tensors, make_metadata(state))
+            yield f"optimizer.{name}.{key}", value
 
 
 def make_metadata(state: TrainState) -> CheckpointMetadata:
@@ -176,6 +180,11 @@ def _resolve_auto(
     resolved["threads"] = devices.resolve_threads(int(threads))
     resolved["lr_decay_iters"] = config.lr_decay_iters or config.max_iters
     return config.replace(resolved), device
+
+
+def require_savable(state: TrainState) -> None:
+    """`ExternalError` if the loss since the last evaluation is not finite: the last checkpoint is to be kept."""
+    require_finite(state, state.since_eval.total)
 
 
 def require_finite(state: TrainState, loss: Tensor) -> None:

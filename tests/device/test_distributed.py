@@ -23,7 +23,7 @@ from nanogpt_lite.cli.main import main
 from nanogpt_lite.device import devices, distributed
 from nanogpt_lite.device.distributed import ProcessGroup
 from nanogpt_lite.tracking import metrics_file
-from nanogpt_lite.trainer import loop
+from nanogpt_lite.trainer import checkpoint_writer
 
 pytestmark = pytest.mark.posix("forks ranks, and sends them signals")
 
@@ -151,7 +151,7 @@ def train_on_a_full_disk(options):
         raise OSError(28, "No space left on device", str(path))
 
     if distributed.launched_as_main_process():
-        loop.save_state = no_space  # type: ignore[attr-defined]
+        checkpoint_writer.save_state = no_space  # type: ignore[attr-defined]
     train(options)
 
 

@@ -55,14 +55,14 @@ def test_evaluation_does_not_change_training(tmp_path):
 @pytest.mark.parametrize("max_rows", [1, 5])
 def test_evaluation_with_limited_memory_gives_the_same_loss(max_rows):
     state = init_state(SMALL, TOKENIZER)
-    whole = evaluation.mean_loss(state.model, evaluation.split_windows(VAL, 8), state.device, "float32")
+    whole = evaluation.mean_loss(state.model, evaluation.split_windows(VAL, state.model), state.device, "float32")
     limited: Any = LimitedMemory(state.model, max_rows, "forward")
     limited.eval = state.model.eval
-    limited_loss = evaluation.mean_loss(limited, evaluation.split_windows(VAL, 8), state.device, "float32")
+    limited_loss = evaluation.mean_loss(limited, evaluation.split_windows(VAL, state.model), state.device, "float32")
     assert limited_loss == pytest.approx(whole, abs=1e-6)
     limited.max_rows = 0
     with pytest.raises(torch.OutOfMemoryError):
-        evaluation.mean_loss(limited, evaluation.split_windows(VAL, 8), state.device, "float32")
+        evaluation.mean_loss(limited, evaluation.split_windows(VAL, state.model), state.device, "float32")
 
 
 def test_of_a_long_val_split_evenly_spread_windows_are_evaluated():
@@ -91,3 +91,11 @@ def test_spread_windows_are_among_all_windows_and_spread_over_the_split():
         starts = np.array([window[0] for window in windows])
         gaps = np.diff([*starts, 996])
         assert max(gaps) - min(gaps) <= 6
+
+
+@pytest.mark.parametrize(
+    ("device", "vocab_size", "expected"),
+    [("cpu", 65, 4096), ("mps", 65, 4096), ("cuda", 65, 65536), ("cuda", 50257, 5341), ("cuda", 10**6, 4096)],
+)
+def test_a_gpu_takes_larger_batches_unless_the_logits_are_too_large(device, vocab_size, expected):
+    assert evaluation.batch_tokens(torch.device(device), vocab_size) == expected
