@@ -60,6 +60,11 @@ class NetworkOptions(TypedDict, total=False):
     fast_dropout: bool
     """on a CPU, draw the masks of dropout three times as fast as PyTorch does (default: True)"""
 
+    checkpoint_activations: bool
+    """keep less for the backward pass, which computes each block again, and the loss of many tokens in parts: less
+    memory, slower steps (default: False)
+    """
+
     position: Literal["learned", "rotary"]
     """position encoding: learned, or rotary (RoPE) (default: 'learned')"""
 

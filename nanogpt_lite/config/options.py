@@ -23,6 +23,9 @@ from nanogpt_lite.config.schema import (
 from nanogpt_lite.errors import UserError
 
 MAX_CONTEXT_ELEMENTS = 2**27  # block_size * n_embd: for example 32,768 tokens with 4,096 channels
+# Logits in one part of the loss with `checkpoint_activations`: few, but enough for fast matrix products. That is 1335
+# tokens of GPT-2's vocabulary; with the log-softmax and its gradient, 0.8 GB.
+MAX_LOGITS = 2**26
 TOKENIZERS = ("char", "byte", "gpt2")  # and bpe-SIZE
 OPTIMIZERS = ("adamw", "muon")
 
@@ -92,6 +95,12 @@ class NetworkConfig(Options):
     dropout: float = training_option(0.2, "dropout probability in training", bounds(ge=0, lt=1))
     fast_dropout: bool = bits_option(
         True, "on a CPU, draw the masks of dropout three times as fast as PyTorch does", absent=False, part_of="dropout"
+    )
+    checkpoint_activations: bool = bits_option(
+        False,
+        "keep less for the backward pass, which computes each block again, and the loss of many tokens in parts: less "
+        "memory, slower steps",
+        absent=False,
     )
     position: str = network_option(
         "learned", "position encoding: learned, or rotary (RoPE)", one_of("learned", "rotary")

@@ -177,6 +177,12 @@ def autocast(device: torch.device, dtype: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=DTYPES[dtype], enabled=dtype != "float32")
 
 
+def linear_dtype(x: torch.Tensor) -> torch.dtype:
+    """The dtype of what a linear layer computes from `x`: autocast's, if it is on."""
+    device_type = x.device.type
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype
+
+
 def _describe_kernels(device: torch.device, error: Exception) -> str:
     """For which GPUs this build of PyTorch has kernels, if it has none for this one; else an empty text."""
     if "no kernel image" not in str(error):

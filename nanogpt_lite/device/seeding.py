@@ -26,6 +26,25 @@ def seeded(device: torch.device, *parts: int) -> Iterator[None]:
             torch.mps.set_rng_state(mps_state)
 
 
+def replay_mps() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+    """Two contexts, the second of which draws the same random numbers on Apple's GPU as the first.
+
+    The second one then restores the state of its generator. `torch.utils.checkpoint` takes this as `context_fn`.
+    """
+    state = torch.mps.get_rng_state()
+
+    @contextlib.contextmanager
+    def replay() -> Iterator[None]:
+        state_before = torch.mps.get_rng_state()
+        torch.mps.set_rng_state(state)
+        try:
+            yield
+        finally:
+            torch.mps.set_rng_state(state_before)
+
+    return contextlib.nullcontext(), replay()
+
+
 def _seed(number: int, device: torch.device) -> None:
     """Seed the two generators only: `torch.manual_seed` would seed those of all devices, which takes longer."""
     torch.default_generator.manual_seed(number)

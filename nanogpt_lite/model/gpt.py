@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nanogpt_lite.config.options import NetworkConfig
+from nanogpt_lite.device import devices
 from nanogpt_lite.model.block import Block, make_norm
 from nanogpt_lite.model.dropout import dropout
 from nanogpt_lite.model.kv_cache import KVCache
 from nanogpt_lite.model.ngram_embedding import NgramEmbedding
+from nanogpt_lite.model.recomputation import linear_cross_entropy, recomputed
 from nanogpt_lite.model.rotary import RotaryEmbedding
 
 
@@ -49,9 +51,14 @@ class GPT(nn.Module):
 
         Token ids are int64. The loss is the cross-entropy with `targets` (B, T), in nats per token. With a `cache`,
         `idx` continues the cached tokens and is added to them. The caller ensures that cached and new tokens together
-        are at most `block_size` (`AssertionError` otherwise).
+        are at most `block_size` (`AssertionError` otherwise). While training with `config.checkpoint_activations`
+        and `targets`, the logits are those of no token (B, 0, V): not all of them are in memory at once.
         """
-        logits = self.lm_head(self.transformer(idx, cache))  # (B, T, V)
+        hidden = self.transformer(idx, cache)  # (B, T, C)
+        if targets is not None and self.training and self.config.checkpoint_activations:
+            loss = linear_cross_entropy(hidden, self.lm_head.weight, targets)
+            return hidden.new_empty(len(idx), 0, self.vocab_size), loss
+        logits = self.lm_head(hidden)  # (B, T, V)
         if targets is None:
             return logits, None
         return logits, F.cross_entropy(logits.view(-1, self.vocab_size), targets.reshape(-1))
@@ -124,16 +131,11 @@ class Transformer(nn.Module):
             previous_ids = cache.recent_ids if cache is not None else idx.new_zeros(B, self.config.ngram - 1)
             x = x + self.ngrams(idx, previous_ids)
         x = dropout(x, self.config.dropout, self.training, fast=self.config.fast_dropout)
-        cos_sin = self.rotary(positions, linear_dtype(x)) if self.rotary is not None else None  # for all blocks
+        cos_sin = self.rotary(positions, devices.linear_dtype(x)) if self.rotary is not None else None  # for all blocks
+        recomputes = self.config.checkpoint_activations and self.training and torch.is_grad_enabled()
         for layer, block in enumerate(self.h):
-            x = block(x, cos_sin, cache, layer)
+            x = recomputed(block, x, cos_sin, cache, layer) if recomputes else block(x, cos_sin, cache, layer)
         if cache is not None:
             cache.advance(idx)
         hidden: Tensor = self.ln_f(x)
         return hidden
-
-
-def linear_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of what a linear layer computes from `x`: autocast's, if it is on."""
-    device_type = x.device.type
-    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype

@@ -14,7 +14,6 @@ from nanogpt_lite.device.fallbacks import FastPath
 from nanogpt_lite.errors import ExternalError
 from nanogpt_lite.model.block import Block
 from nanogpt_lite.model.compilation import compile_blocks
-from nanogpt_lite.model.gpt import linear_dtype
 from nanogpt_lite.optim import build
 from nanogpt_lite.trainer.state import TrainState
 from nanogpt_lite.trainer.step import halve_micro_batch, micro_batch_rows
@@ -126,7 +125,7 @@ def _passes(state: TrainState, block: Block, x: Tensor, seed: int) -> list[Tenso
     x = x.clone().requires_grad_()
     rotary = state.model.transformer.rotary
     with seeding.seeded(state.device, seed), devices.autocast(state.device, state.config.dtype):
-        cos_sin = None if rotary is None else rotary(torch.arange(x.size(1), device=x.device), linear_dtype(x))
+        cos_sin = None if rotary is None else rotary(torch.arange(x.size(1), device=x.device), devices.linear_dtype(x))
         y = block(x, cos_sin, None, 0)
     matrices = [parameter for parameter in block.parameters() if parameter.dim() == 2]
     gradients = torch.autograd.grad((y * y.detach()).mean(), [x, *matrices])

@@ -42,6 +42,7 @@ OTHER_VALUES = {  # another value of each option of the network, with which the 
     "ngram_rows": 32,
     "dropout": 0.5,
     "fast_dropout": False,
+    "checkpoint_activations": True,
     "zero_init": True,
     "ngram_dropout": 0.5,
 }
