@@ -1,8 +1,8 @@
-"""The operators of a training step, an evaluation, a checkpoint and a sampled token on a fake GPU.
+"""The operators and the memory of a training step, and the operators of other computations, on a fake GPU.
 
     echo '[{"function": "step_operators", "preset": "modern"}]' | python benchmarks/fake_training.py
 
-It reads a list of calls as JSON, and writes the operators of each as JSON, with the result of `dataclasses.asdict`.
+It reads a list of calls as JSON, and writes their results as JSON, operators as `dataclasses.asdict` gives them.
 Import it before `torch`, in a process of its own: it loads `fake_cuda`.
 """
 
@@ -23,6 +23,7 @@ import fake_cuda
 fake_cuda.load()
 
 import torch  # noqa: E402
+from live_memory import LiveMemory  # noqa: E402
 from operators import Operator, OperatorLog  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # noqa: E402
@@ -118,11 +119,12 @@ def fake_gpu(capability: tuple[int, int] = CAPABILITY) -> Iterator[torch.device]
 
 
 def make_state(device: torch.device, preset: str, **options: Value) -> TrainState:
-    """The state of a training on the fake GPU."""
+    """The state of a training on the fake GPU. `vocab_size`: 65 characters by default, as in tiny Shakespeare."""
+    tokenizer = CharTokenizer("".join(map(chr, range(32, 32 + int(options.pop("vocab_size", 65))))))
     config = config_with_preset(preset, {"dtype": "bfloat16", **options, "device": "cuda", "threads": 1})
     config = config.replace({"lr_decay_iters": config.lr_decay_iters or config.max_iters})
     with device:
-        return TrainState(config, TOKENIZER, "", device)
+        return TrainState(config, tokenizer, "", device)
 
 
 def step_operators(preset: str, *, capability: Sequence[int] = CAPABILITY, **options: Value) -> list[Operator]:
@@ -136,6 +138,25 @@ def step_operators(preset: str, *, capability: Sequence[int] = CAPABILITY, **opt
             with log:
                 train_step(trained, trained.model, batch)
     return log.operators
+
+
+def step_memory(preset: str, **options: Value) -> dict[str, int]:
+    """Bytes on the GPU in a training step: "before" it, with the optimizer's state, and the "peak" in it."""
+    with fake_gpu() as device:
+        trained = make_state(device, preset, **options)
+        batch = _random_batch(trained.config.rows_per_step, trained.config.block_size)
+        for parameter in trained.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        trained.optimizer.step()  # which makes its state
+        trained.optimizer.zero_grad()
+        memory = LiveMemory(device)
+        for updated, states in trained.optimizer.state.items():
+            for tensor in (updated, *states.values()):
+                memory.add(tensor)
+        before = memory.live
+        with OperatorLog(item_value=0.0), memory:  # a step that waits asks for values
+            train_step(trained, trained.model, batch)
+    return {"before": before, "peak": memory.peak}
 
 
 def nanogpt_step_operators(clone: str) -> list[Operator]:
@@ -245,6 +266,7 @@ FUNCTIONS = {
         checkpoint_operators,
         decoding_operators,
         sampling_operators,
+        step_memory,
     )
 }
 
@@ -254,8 +276,8 @@ def main() -> None:
     results = []
     for call in json.load(sys.stdin):
         with contextlib.redirect_stdout(sys.stderr):  # nanoGPT prints
-            operators: list[Operator] = FUNCTIONS[call.pop("function")](**call)
-        results.append([dataclasses.asdict(operator) for operator in operators])
+            result = FUNCTIONS[call.pop("function")](**call)
+        results.append(result if isinstance(result, dict) else [dataclasses.asdict(operator) for operator in result])
     json.dump(results, sys.stdout)
 
 

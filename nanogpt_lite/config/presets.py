@@ -1,6 +1,7 @@
 """Presets: named sets of option values, and the config that a preset and explicit options make together.
 
-The options themselves are in `options`. A training with a config file or initial weights: see `api.setup`.
+The networks of GPT-2's weights are here too. The options themselves are in `options`. A training with a config file or
+initial weights: see `api.setup`.
 """
 
 from collections.abc import Mapping
@@ -81,6 +82,15 @@ PRESETS: dict[str, dict[str, Value]] = {
         "patience": 5,
     },
 }
+# The networks of the weights that `init_from` names: Radford et al. 2019, table 2, and each model's config.json.
+_GPT2: dict[str, Value] = {"block_size": 1024, "bias": True, "activation": "gelu_tanh"}
+GPT2_NETWORKS: dict[str, dict[str, Value]] = {
+    "gpt2": {**_GPT2, "n_layer": 12, "n_head": 12, "n_embd": 768},
+    "gpt2-medium": {**_GPT2, "n_layer": 24, "n_head": 16, "n_embd": 1024},
+    "gpt2-large": {**_GPT2, "n_layer": 36, "n_head": 20, "n_embd": 1280},
+    "gpt2-xl": {**_GPT2, "n_layer": 48, "n_head": 25, "n_embd": 1600},
+}
+GPT2_VOCAB_SIZE = 50257
 TUTORIAL_PRESET = "tutorial"  # on Modal, the default for the text of the tutorial, and for a sweep
 
 

@@ -1,10 +1,12 @@
-"""The table of GPUs: peak floating-point rates, and the types and prices at Modal. How much of the peak is used (MFU).
+"""The table of GPUs: peak floating-point rates, and what Modal has: types, prices, memory. Use of the peak (MFU).
 
 What a call on Modal costs is computed in `cloud.client.rental`.
 """
 
 import re
 from dataclasses import dataclass
+
+GB = 10**9
 
 
 @dataclass(frozen=True)
@@ -15,24 +17,27 @@ class GPU:
     peak_flops: float  # FLOP/s of dense 16-bit matrix products with 32-bit accumulation
     modal_type: str = ""  # what `gpu=` of a Modal Function takes; empty if Modal does not have it
     dollars_per_second: float | None = None  # at Modal
+    memory: int | None = None  # bytes; of those at Modal, whose types have one size each
 
 
 # Peaks: the vendors' data sheets; of sparse rates, half. Only that of the RTX PRO 6000 is not from a data sheet: it is
 # what others list for the workstation edition; the server edition, which Modal has, may differ.
+# Memory: the vendors' data sheets, where a GB is 10^9 bytes, of which the driver and error correction take up to 4 %. A
+# B200 has 180 GB in NVIDIA's DGX B200, and 192 GB elsewhere.
 # Prices: https://modal.com/pricing as listed in May 2026; CPU and memory are charged in addition. Modal's A10 may be an
 # A10G.
 GPUS = (
-    GPU("T4", 65e12, "T4", 0.000164),
-    GPU("L4", 121e12, "L4", 0.000222),
-    GPU("A10", 125e12, "A10", 0.000306),
-    GPU("A10G", 70e12, "A10", 0.000306),
-    GPU("L40S", 362e12, "L40S", 0.000542),
-    GPU("A100 40GB", 312e12, "A100-40GB", 0.000583),
-    GPU("A100 80GB", 312e12, "A100-80GB", 0.000694),
-    GPU("RTX PRO 6000 Blackwell", 503.8e12, "RTX-PRO-6000", 0.000842),
-    GPU("H100", 989e12, "H100", 0.001097),
-    GPU("H200", 989e12, "H200", 0.001261),
-    GPU("B200", 2.25e15, "B200", 0.001736),
+    GPU("T4", 65e12, "T4", 0.000164, 16 * GB),
+    GPU("L4", 121e12, "L4", 0.000222, 24 * GB),
+    GPU("A10", 125e12, "A10", 0.000306, 24 * GB),
+    GPU("A10G", 70e12, "A10", 0.000306, 24 * GB),
+    GPU("L40S", 362e12, "L40S", 0.000542, 48 * GB),
+    GPU("A100 40GB", 312e12, "A100-40GB", 0.000583, 40 * GB),
+    GPU("A100 80GB", 312e12, "A100-80GB", 0.000694, 80 * GB),
+    GPU("RTX PRO 6000 Blackwell", 503.8e12, "RTX-PRO-6000", 0.000842, 96 * GB),
+    GPU("H100", 989e12, "H100", 0.001097, 80 * GB),
+    GPU("H200", 989e12, "H200", 0.001261, 141 * GB),
+    GPU("B200", 2.25e15, "B200", 0.001736, 180 * GB),
     # not at Modal
     GPU("A100", 312e12),
     GPU("A30", 165e12),

@@ -9,8 +9,9 @@ import pickletools
 from pathlib import Path
 from typing import NoReturn
 
+from nanogpt_lite.config.presets import GPT2_VOCAB_SIZE
 from nanogpt_lite.errors import UserError
-from nanogpt_lite.interop.nanogpt_format import GPT2_VOCAB_SIZE, VOCAB_SIZES
+from nanogpt_lite.interop.nanogpt_format import VOCAB_SIZES
 from nanogpt_lite.tokenizers import bpe, gpt2
 from nanogpt_lite.tokenizers.base import Tokenizer
 from nanogpt_lite.tokenizers.bpe import BPETokenizer

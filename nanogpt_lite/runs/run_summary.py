@@ -18,6 +18,7 @@ from nanogpt_lite.runs.run_folder import Run, RunLike
 from nanogpt_lite.tracking.console import format_result
 from nanogpt_lite.tracking.number_format import COUNT_SUFFIXES, format_number
 from nanogpt_lite.tracking.records import ResultRecord, StartRecord
+from nanogpt_lite.trainer.memory_estimate import estimate_memory
 
 PARAMETER_GROUPS = {  # part of a parameter's name: group; the first that matches counts, and one does
     ".attn.": "attention",
@@ -49,6 +50,7 @@ class RunSummary(TypedDict):
     flops_so_far: float
     bytes_of_weights: int
     bytes_of_training: int
+    bytes_on_gpu: dict[str, int]  # in a training step, by part: see `trainer.memory_estimate.MemoryEstimate`
     bytes_of_cache_per_token: int
     bytes_of_file: int
     network: dict[str, Value]
@@ -78,6 +80,9 @@ def summary(run: RunLike = None, *, checkpoint: str = LoadConfig.checkpoint) -> 
         groups[next(group for part, group in PARAMETER_GROUPS.items() if part in name)] += parameter.numel()
     weight_bytes = 4 * model.num_parameters()
     state_shapes = build.optimizer_state_shapes(build.make_optimizer(model, config)).values()
+    estimate = estimate_memory(
+        config, tokenizer.vocab_size, micro_batch=metadata.micro_batch, world_size=metadata.ranks
+    )
     optimizer_bytes = 4 * sum(shape.numel() for shapes in state_shapes for shape in shapes.values())
     return {
         "run": str(saved.path.parent),
@@ -92,6 +97,7 @@ def summary(run: RunLike = None, *, checkpoint: str = LoadConfig.checkpoint) -> 
         "flops_so_far": model.flops_per_token() * config.tokens_per_step * metadata.step,
         "bytes_of_weights": weight_bytes,
         "bytes_of_training": 2 * weight_bytes + optimizer_bytes,  # weights and gradients, optimizer state
+        "bytes_on_gpu": dataclasses.asdict(estimate),
         "bytes_of_cache_per_token": 2 * 4 * config.n_layer * config.n_embd,  # keys and values in float32
         "bytes_of_file": saved.path.stat().st_size,
         "network": {name: getattr(config, name) for name in NetworkConfig.names()},
@@ -124,6 +130,7 @@ def format_text(content: RunSummary) -> str:
         + ", ".join(f"{group} {format_number(number, suffixes=COUNT_SUFFIXES)}" for group, number in groups.items()),
         "FLOPs": f"{flops} per token in training, {flops_so_far} so far",
         "memory": f"weights {weights}B; training {training}B plus activations; sampling {cache}B more per token",
+        "on a GPU": _describe_memory(content["bytes_on_gpu"]),
         "data": f"{content['dataset']} (SHA-256 {content['dataset_sha256'][:12] or 'not known'}), vocabulary of "
         f"{content['vocab_size']} ({content['tokenizer']}), {tokens_seen} tokens seen",
         "best loss": "none yet" if loss is None else f"{loss:.4f} at step {content['best_step']}",
@@ -141,6 +148,14 @@ def format_text(content: RunSummary) -> str:
     if (result := content["result"]) is not None:
         lines["result"] = "; ".join(format_result(ResultRecord(**result)))
     return "\n".join(f"{name + ':':<13} {line}" for name, line in lines.items())
+
+
+def _describe_memory(estimate: dict[str, int]) -> str:
+    """The memory of a training step, by part."""
+    parts = ("weights", "gradients", "optimizer", "activations", "logits")
+    described = ", ".join(f"{part} {format_number(estimate[part])}B" for part in parts)
+    peak, rows = format_number(estimate["peak"]), estimate["micro_batch"]
+    return f"training takes about {peak}B with {rows} sequences at a time; by part, at most {described}"
 
 
 def _is_shown(name: str, network: dict[str, Value]) -> bool:

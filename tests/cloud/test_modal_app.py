@@ -20,7 +20,7 @@ from nanogpt_lite.cli.main import main
 from nanogpt_lite.cloud import jobs, prepare_job
 from nanogpt_lite.config.options import TrainConfig
 from nanogpt_lite.config.spelling import for_modal
-from nanogpt_lite.device.gpus import GPUS
+from nanogpt_lite.device.gpus import GB, GPUS
 
 pytest.importorskip("modal")
 if sys.platform != "linux":
@@ -283,7 +283,7 @@ def test_help_lists_the_options_in_the_order_of_the_library():
     assert "--compile [True|False]" in help_text
 
 
-def test_the_documentation_is_right_about_commands_and_prices():
+def test_the_documentation_is_right_about_commands_prices_and_memory():
     shown = {" ".join(words): words for page in documentation.PAGES for words in documentation.modal_commands(page)}
     assert len(shown) > 20
     assert {"modal setup", "modal run modal_app.py", "modal deploy modal_app.py"} <= shown.keys()
@@ -304,12 +304,12 @@ def test_the_documentation_is_right_about_commands_and_prices():
         assert done.returncode == 0, (command, done.stderr)
         assert names <= set(re.findall(r"--[a-z-]+", done.stdout)), command
     page = MODAL_PAGE.read_text(encoding="utf-8")
-    listed = {
-        name.strip(): float(price)
-        for names, prices in re.findall(r"^\| ([A-Z][^|]*\d[^|]*) \| ([\d., ]+) \|", page, re.MULTILINE)
-        for name, price in zip(names.replace(" (default)", "").split(","), prices.split(","), strict=True)
+    rows = re.findall(r"^\| ([A-Z][^| ]*\d)(?: \(default\))? \| ([\d.]+) \| (\d+) \|$", page, re.MULTILINE)
+    assert {name: (float(price), int(memory)) for name, price, memory in rows} == {
+        gpu.modal_type: (round(3600 * (gpu.dollars_per_second or 0), 2), (gpu.memory or 0) // GB)
+        for gpu in GPUS
+        if gpu.modal_type
     }
-    assert listed == {gpu.modal_type: round(3600 * (gpu.dollars_per_second or 0), 2) for gpu in GPUS if gpu.modal_type}
 
 
 def test_import_needs_neither_torch_nor_a_network(tmp_path):

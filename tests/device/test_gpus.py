@@ -41,12 +41,15 @@ def test_each_gpu_is_found_by_its_own_name_and_names_differ():
     assert [find_gpu(f"NVIDIA {gpu.name} of a vendor") for gpu in GPUS] == list(GPUS)
 
 
-def test_each_type_of_modal_has_one_price_and_a_peak():
+def test_each_type_of_modal_has_one_price_one_memory_and_a_peak():
     for gpu in GPUS:
         assert bool(gpu.modal_type) == (gpu.dollars_per_second is not None), gpu
+        assert bool(gpu.modal_type) == (gpu.memory is not None), gpu
         assert 50e12 < gpu.peak_flops < 5e15, gpu
-    prices = {(gpu.modal_type, gpu.dollars_per_second) for gpu in GPUS if gpu.modal_type}
-    assert len(prices) == len({modal_type for modal_type, _ in prices})
+    prices = {(gpu.modal_type, gpu.dollars_per_second, gpu.memory) for gpu in GPUS if gpu.modal_type}
+    assert len(prices) == len({modal_type for modal_type, *_ in prices})
+    sizes = {gpu.modal_type: gpu.memory for gpu in GPUS}
+    assert (sizes["A100-40GB"], sizes["A100-80GB"]) == (40 * 10**9, 80 * 10**9)
 
 
 @pytest.mark.parametrize(

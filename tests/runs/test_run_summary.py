@@ -1,6 +1,7 @@
 """The summary of a run, compared with numbers counted in another way."""
 
 import json
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -72,13 +73,24 @@ def test_info_command_prints_the_summary_as_json_and_as_text(text_file, capsys):
         "parameters",
         "FLOPs",
         "memory",
+        "on a GPU",
         "data",
         "best loss",
         "step",
         "trained with",
         "result",
     ]
-    assert f"{run.best_val_loss:.4f}" in shown[6]
+    assert f"{run.best_val_loss:.4f}" in shown[7]
+    match = re.fullmatch(
+        r"on a GPU: +training takes about ([\d.]+)kB with 4 sequences at a time; by part, at most (.*)", shown[5]
+    )
+    assert match
+    peak, parts = match.groups()
+    names = ["weights", "gradients", "optimizer", "activations", "logits"]
+    assert [part.split()[0] for part in parts.split(", ")] == names
+    estimate = summary(run)["bytes_on_gpu"]
+    assert float(peak) == pytest.approx(estimate["peak"] / 1000, rel=0.01)
+    assert estimate["weights"] == summary(run)["bytes_of_weights"]
     assert shown[1].split(": ")[1].strip() == "block_size 16, n_layer 2, n_head 2, n_embd 16, dropout 0.0"
     main(
         ["train", "--dataset", "bottles.txt", "--preset", "modern-cpu", "--n_layer=1", "--max_iters=1", "--device=cpu"]

@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from nanogpt_lite.config.presets import GPT2_NETWORKS, config_with_preset
+from nanogpt_lite.trainer.memory_estimate import estimate_memory
+
 pytestmark = pytest.mark.linux("the fake GPU is compiled as a shared library of Linux")
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -34,6 +37,7 @@ NETWORK_OPTIONS = (
     {"gradient_accumulation_steps": 3},
     {"grad_clip": 0.0},
 )
+RECOMPUTED: dict[str, Any] = {"checkpoint_activations": True}
 SMALL = {"n_layer": 1, "batch_size": 4}  # the operators of a block are the same in each
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm")
 CALLS: dict[str, dict[str, Any]] = {
@@ -52,27 +56,59 @@ OTHER_CALLS = {
     "sampling": {"function": "sampling_operators", "rows": 3, "top_k": 0},
     "sampling filtered": {"function": "sampling_operators", "rows": 3, "top_k": 20, "top_p": 0.9, "min_p": 0.1},
 }
+XL: dict[str, Any] = {"preset": "finetune", **GPT2_NETWORKS["gpt2-xl"], "vocab_size": 50257}
+XL |= {"gradient_accumulation_steps": 2}
+FEW_TOKENS: dict[str, Any] = {"preset": "modern", "batch_size": 1, "block_size": 16, "n_layer": 1, "n_embd": 1536}
+TWO_PASSES: dict[str, Any] = {"optimizer": "adamw", "gradient_accumulation_steps": 2}
+MEMORY: tuple[dict[str, Any], ...] = (
+    *({"preset": name, "n_layer": 1} for name in PRESETS),
+    *({"preset": name, "n_layer": 1, **RECOMPUTED} for name in ("shakespeare_char", "modern-cpu")),
+    {"preset": "modern", "n_layer": 1, "dtype": "float32", **RECOMPUTED},
+    # steps in which each of the moments of the estimate takes the most by far
+    {"preset": "cpu", "n_layer": 1, "vocab_size": 4096, **TWO_PASSES},  # the backward pass of the loss
+    {**XL, "n_layer": 1, "batch_size": 4, **RECOMPUTED},  # the same, in parts
+    {**FEW_TOKENS, **TWO_PASSES, "n_layer": 3, **RECOMPUTED},  # copies of the weights, in its forward pass
+    {**FEW_TOKENS, **TWO_PASSES, "vocab_size": 20_000},  # gradient of the output
+    {"preset": "modern", "n_layer": 2, **RECOMPUTED},  # gradients of the last block
+    {"preset": "cpu", **RECOMPUTED},  # gradients of the first block
+    {**XL, "n_layer": 1, **RECOMPUTED},  # gradients of the embeddings
+    FEW_TOKENS,  # the update
+)
+MEMORY_CALLS = {f"memory {options}": {"function": "step_memory", **options} for options in MEMORY}
+MEMORY_TOLERANCE = 0.03
 
 
-@pytest.fixture(scope="module")
-def all_operators():
-    """The operators of all calls, by their names: computed in one process of its own."""
+def run_calls(calls: list[dict[str, Any]]) -> Any:
+    """The results of benchmarks/fake_training.py, computed in a process of its own."""
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed, which compiles the fake GPU")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        from operators import Operator
-    calls = {**{name: {"function": "step_operators", **call} for name, call in CALLS.items()}, **OTHER_CALLS}
     process = subprocess.run(
         [sys.executable, str(BENCHMARKS / "fake_training.py")],
-        input=json.dumps(list(calls.values())),
+        input=json.dumps(calls),
         capture_output=True,
         text=True,
         check=False,
     )
     assert process.returncode == 0, process.stderr[-3000:]
-    results = [[Operator.from_json(content) for content in operators] for operators in json.loads(process.stdout)]
-    return dict(zip(calls, results, strict=True))
+    return json.loads(process.stdout)
+
+
+@pytest.fixture(scope="module")
+def all_results():
+    """The results of all calls, by their names."""
+    calls = {**{name: {"function": "step_operators", **call} for name, call in CALLS.items()}, **OTHER_CALLS}
+    calls |= MEMORY_CALLS
+    return dict(zip(calls, run_calls(list(calls.values())), strict=True))
+
+
+@pytest.fixture(scope="module")
+def all_operators(all_results):
+    """The operators of the calls that give operators, by the names of the calls."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        from operators import Operator
+    lists = {name: result for name, result in all_results.items() if name not in MEMORY_CALLS}
+    return {name: [Operator.from_json(content) for content in operators] for name, operators in lists.items()}
 
 
 def input_shape(call):
@@ -188,3 +224,31 @@ def test_a_decoding_step_can_be_recorded(call, most, all_operators):
 def test_the_choice_of_a_token_does_not_wait(call, most, all_operators):
     assert not [o for o in all_operators[call] if o.is_wait]
     assert count_launches(all_operators[call]) <= most
+
+
+def require_estimated(call: dict[str, Any], counted: dict[str, int]) -> None:
+    """What was counted before a step, and its peak up to the tolerance, are as estimated."""
+    options = {"dtype": "bfloat16", **call}
+    vocab_size, preset = options.pop("vocab_size", 65), options.pop("preset")
+    del options["function"]
+    estimate = estimate_memory(config_with_preset(preset, options), vocab_size)
+    assert estimate.lasting - estimate.weights == pytest.approx(counted["before"], abs=4 * 1000)  # numbers of steps
+    assert estimate.peak == pytest.approx(counted["peak"], rel=MEMORY_TOLERANCE)
+
+
+@pytest.mark.parametrize("call", MEMORY_CALLS)
+def test_memory_of_a_step_is_as_estimated(call, all_results):
+    require_estimated(MEMORY_CALLS[call], all_results[call])
+
+
+@pytest.mark.slow
+def test_memory_of_a_step_is_as_estimated_for_gpt2_xl_and_for_each_option():
+    networks: list[dict[str, Any]] = [{"preset": "shakespeare_char", **options} for options in NETWORK_OPTIONS]
+    calls: list[dict[str, Any]] = [
+        {"function": "step_memory", **options, **again, "dtype": dtype}
+        for options in (*networks, *({"preset": name} for name in PRESETS), XL)
+        for again in ({}, RECOMPUTED)
+        for dtype in ("bfloat16", "float32")
+    ]
+    for call, counted in zip(calls, run_calls(calls), strict=True):
+        require_estimated(call, counted)

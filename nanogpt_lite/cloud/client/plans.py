@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nanogpt_lite.cloud import sweeps
-from nanogpt_lite.cloud.client import checks
+from nanogpt_lite.cloud.client import checks, memory_check
 from nanogpt_lite.cloud.client.dataset_texts import Text, find_text
 from nanogpt_lite.cloud.client.rental import (
     DAY,
@@ -149,9 +149,11 @@ def plan_sweep(stored: StoredFiles, flags: Mapping[str, Any], *, gpu: str) -> Pl
     rental = _rental(flags, gpu, TRAIN_SECONDS, calls=len(trials) + 1, margin=MARGIN_SECONDS)
     texts: dict[tuple[str, str], Text] = {}
     local_paths: dict[str, str] = {}
+    notes: list[str] = []
     for trial in trials:
         checks.require_wandb_key(trial.options)
         plan = _plan_new_run(stored, {**trial.options, **_only(trial.first_options, "preset")}, rental, "")
+        notes += [note for note in plan.notes if note not in notes]
         for text in plan.texts:
             if local_paths.setdefault(text.dataset, text.local_path) != text.local_path:
                 raise UserError(f"two texts would be stored as {text.dataset!r}; give one of them another name")
@@ -162,20 +164,22 @@ def plan_sweep(stored: StoredFiles, flags: Mapping[str, Any], *, gpu: str) -> Pl
     if len(rental.gpus) == 1:
         options["gpu"] = str(rental.gpus[0])
     limit = min(rental.calls * rental.seconds + MARGIN_SECONDS, DAY)  # of the Function that waits for the trainings
-    return Plan(options, rental, {"timeout": limit}, tuple(texts.values()))
+    return Plan(options, rental, {"timeout": limit}, tuple(texts.values()), tuple(notes))
 
 
 def _plan_new_run(stored: StoredFiles, options: dict[str, Any], rental: Rental, prompt: str) -> Plan:
     """Check a training that starts a run."""
     init_from = str(options.get("init_from", "scratch"))
-    config = _config_of_new_run(options)
+    config, vocab_size = _config_of_new_run(options), 0
     checks.require_minutes_usable(config, options, rental)
     if init_from != "scratch" and init_from not in hub.GPT2_REPOS:
         parent = stored.require_run(run_name(init_from))
-        options["init_from"] = parent
+        options["init_from"], vocab_size = parent, stored.run_vocab_size(parent)
         if parent_config := stored.run_config(parent):
             checks.require_same_network(parent, parent_config, options)
             config = config.replace({name: getattr(parent_config, name) for name in checks.network_names()})
+    elif init_from != "scratch":
+        config = memory_check.with_gpt2_network(config, init_from, options.get("block_size", 0))
     config.require_divisible_by(rental.world_size)
     notes = checks.check_out_dir(stored, options)
     # with the weights of another network, the text is prepared with that network's tokenizer, by the training
@@ -184,6 +188,8 @@ def _plan_new_run(stored: StoredFiles, options: dict[str, Any], rental: Rental, 
         text.require_length(config.block_size)
         text.require_prompt(prompt)
         text = replace(text, tokenizer=config.tokenizer)
+    vocab_size = vocab_size or memory_check.guess_vocab_size(config.tokenizer, text)
+    notes += memory_check.check_memory(config, vocab_size, rental)
     options |= {"dataset": text.dataset, "time_limit": rental.seconds}
     return Plan(options, rental, rental.function_options, (text,), notes, config.block_size, prompt)
 
@@ -225,6 +231,9 @@ def _plan_resume(stored: StoredFiles, options: dict[str, Any], rental: Rental, p
         config = config.replace(_without(options, *network_fields, "verify"))
         config.require_divisible_by(rental.world_size)
         checks.require_steps_left(stored, name, config, options)
+        vocab_size = stored.run_vocab_size(name) or memory_check.guess_vocab_size(config.tokenizer, text or Text(""))
+        on_device = config.replace({"device": options.get("device", "auto")})  # not on that of the run so far
+        notes += memory_check.check_memory(on_device, vocab_size, rental)
     options["time_limit"] = rental.seconds
     return Plan(options, rental, rental.function_options, texts, tuple(notes))
 

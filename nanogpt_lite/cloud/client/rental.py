@@ -41,9 +41,16 @@ class GPURequest:
 
     @property
     def dollars_per_second(self) -> float:
-        """The price, with the reserved cores and memory."""
+        """The price, with the reserved cores and memory of the host."""
         host = CORES_PER_GPU * DOLLARS_PER_CORE_SECOND + MEMORY_MIB_PER_GPU / 1024 * DOLLARS_PER_GIB_SECOND
         return self.count * (host + (_MODAL_GPUS[self.type].dollars_per_second or 0.0))
+
+    @property
+    def memory(self) -> int:
+        """The memory of each, in bytes."""
+        memory = _MODAL_GPUS[self.type].memory
+        assert memory is not None
+        return memory
 
 
 @dataclass(frozen=True)

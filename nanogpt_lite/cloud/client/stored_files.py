@@ -128,6 +128,11 @@ class StoredFiles:
         is_of_run = isinstance(characters, str) and vocab_size == len(characters)
         return characters if is_of_run else None
 
+    def run_vocab_size(self, run: str) -> int:
+        """The number of tokens that the network of a run knows; 0 if it is not known."""
+        vocab_size = self._dataset_record(run).get("vocab_size")
+        return vocab_size if isinstance(vocab_size, int) else 0
+
     def _dataset_record(self, run: str) -> dict[str, Any]:
         """What config.json says about the dataset of a run."""
         record = self.read_json(f"runs/{run}/config.json").get("dataset")
