@@ -304,7 +304,7 @@ def test_the_documentation_is_right_about_commands_prices_and_memory():
         assert done.returncode == 0, (command, done.stderr)
         assert names <= set(re.findall(r"--[a-z-]+", done.stdout)), command
     page = MODAL_PAGE.read_text(encoding="utf-8")
-    rows = re.findall(r"^\| ([A-Z][^| ]*\d)(?: \(default\))? \| ([\d.]+) \| (\d+) \|$", page, re.MULTILINE)
+    rows = re.findall(r"^\| ([A-Z0-9-]+)(?: \(default\))? \| ([\d.]+) \| (\d+) \|$", page, re.MULTILINE)
     assert {name: (float(price), int(memory)) for name, price, memory in rows} == {
         gpu.modal_type: (round(3600 * (gpu.dollars_per_second or 0), 2), (gpu.memory or 0) // GB)
         for gpu in GPUS

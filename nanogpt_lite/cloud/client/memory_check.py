@@ -44,7 +44,7 @@ def _check_gpu(config: TrainConfig, vocab_size: int, gpu: GPURequest) -> str:
     if needed.lasting > gpu.memory:
         raise UserError(
             f"the weights, their gradients and the state of the optimizer take {_gigabytes(needed.lasting)} on each "
-            f"GPU, and a {gpu.type} has {_gigabytes(gpu.memory)}; give a larger --gpu, or a smaller network"
+            f"GPU, and one {gpu.type} has {_gigabytes(gpu.memory)}; give a larger --gpu, or a smaller network"
         )
     if needed.fits(gpu.memory):
         return ""
@@ -52,7 +52,7 @@ def _check_gpu(config: TrainConfig, vocab_size: int, gpu: GPURequest) -> str:
     consequence = f"it will take fewer: {rows}" if rows else "even one does not fit"
     return (
         f"warning: by an estimate, a step with {needed.micro_batch} sequences at a time takes "
-        f"{_gigabytes(needed.peak)}, and of the {_gigabytes(gpu.memory)} of a {gpu.type} it can use "
+        f"{_gigabytes(needed.peak)}, and of the {_gigabytes(gpu.memory)} of one {gpu.type} it can use "
         f"{USABLE_FRACTION:.0%}; {consequence}. {_remedy(config, vocab_size, gpu)}"
     )
 

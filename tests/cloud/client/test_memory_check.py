@@ -42,8 +42,8 @@ def test_presets_fit_into_the_smallest_gpu(volume, preset):
 def test_step_that_does_not_fit_is_a_warning_with_the_remedies(volume):
     (note,) = notes(volume, **LARGE)
     assert re.fullmatch(
-        r"warning: by an estimate, a step with 32 sequences at a time takes [\d.]+ GB, and of the 24 GB of a L4 it can "
-        r"use 90%; it will take fewer: 8\. Give --checkpoint-activations True, with which it takes [\d.]+ GB, a "
+        r"warning: by an estimate, a step with 32 sequences at a time takes [\d.]+ GB, and of the 24 GB of one L4 it "
+        r"can use 90%; it will take fewer: 8\. Give --checkpoint-activations True, with which it takes [\d.]+ GB, a "
         r"smaller --batch-size, or a larger --gpu",
         note,
     ), note
@@ -61,7 +61,7 @@ def test_single_sequence_that_does_not_fit_is_a_warning(volume):
 
 
 def test_network_that_is_too_large_by_itself_is_an_error(volume):
-    with pytest.raises(ng.UserError, match=r"take 24\.9 GB on each GPU, and a L4 has 24 GB; give a larger --gpu"):
+    with pytest.raises(ng.UserError, match=r"take 24\.9 GB on each GPU, and one L4 has 24 GB; give a larger --gpu"):
         notes(volume, **XL)
     for gpu in ("A100-40GB", "L40S", "A100-80GB", "H100"):
         assert notes(volume, gpu, **XL) == ()
@@ -69,7 +69,7 @@ def test_network_that_is_too_large_by_itself_is_an_error(volume):
 
 def test_each_gpu_that_the_call_may_get_is_checked(volume):
     assert len(notes(volume, "T4,L4,H200", **LARGE)) == 2
-    with pytest.raises(ng.UserError, match="and a T4 has 16 GB"):
+    with pytest.raises(ng.UserError, match="and one T4 has 16 GB"):
         notes(volume, "H100,T4", **XL)
 
 
@@ -98,7 +98,7 @@ def test_run_that_is_resumed_or_that_gives_its_weights_has_its_network_and_vocab
         {"init_from": "resume", "out_dir": "plain", "max_iters": 40},
         {"init_from": "plain", "optimizer": "adamw"},
     ):
-        with pytest.raises(ng.UserError, match=r"take 24\.\d GB on each GPU, and a L4 has 24 GB"):
+        with pytest.raises(ng.UserError, match=r"take 24\.\d GB on each GPU, and one L4 has 24 GB"):
             notes(volume, dataset="sea", **flags)
     content["dataset"]["vocab_size"] = 500_000
     config.write_text(json.dumps(content), encoding="utf-8")
