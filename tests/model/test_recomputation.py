@@ -15,9 +15,11 @@ from torch.utils._pytree import tree_leaves
 from nanogpt_lite.device import seeding
 from nanogpt_lite.model import recomputation
 from nanogpt_lite.model.block import Block
+from nanogpt_lite.model.compilation import compile_blocks
 
 CPU = torch.device("cpu")
 X, Y = random_ids(4, 16), random_ids(4, 16, seed=2)
+BACKEND = "aot_eager_decomp_partition"  # which divides a graph between forward and backward pass as Inductor does
 DROPOUT = {"dropout": 0.2, "ngram_dropout": 0.3}
 
 
@@ -151,18 +153,15 @@ def again_from(state):
     return seeding.replay_mps()[1]
 
 
-def compile_blocks(model):
-    for block in model.transformer.h:
-        block.compile(backend="aot_eager_decomp_partition")
-    return model
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's compiler uses what PyTorch deprecates
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # which it looks at
 @pytest.mark.parametrize(
     "prepare",
-    [lambda model: torch.compile(model, backend="aot_eager_decomp_partition"), compile_blocks],
+    [
+        lambda model: torch.compile(model, backend=BACKEND),
+        lambda model: compile_blocks(model, backend=BACKEND),
+    ],
     ids=["network", "blocks"],
 )
 def test_a_compiled_network_has_the_same_gradients(prepare, monkeypatch):
