@@ -16,7 +16,7 @@ from nanogpt_lite.tokenizers.char import CharTokenizer
 def stream(tokenizer, ids_per_row, stop=""):
     """Return the chunks of `stream_texts`, with given ids in place of generated ones."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_stream, "generate", lambda *_: iter(torch.tensor(ids_per_row).T))
+        patch.setattr(text_stream, "generate", lambda *_, **__: iter(torch.tensor(ids_per_row).T))
         config = SampleConfig(num_samples=len(ids_per_row), stop=stop)
         return list(text_stream.stream_texts(random_gpt(), tokenizer, np.array([0]), config))
 
