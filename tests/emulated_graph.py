@@ -14,7 +14,6 @@ from torch.utils._pytree import tree_leaves
 from nanogpt_lite.generation import cuda_graph
 
 WAITING = {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2"}
-GARBAGE = {True: float("nan"), False: 2**40}  # for floating-point numbers, and for integers
 
 
 def tensors_in(values):
@@ -23,6 +22,13 @@ def tensors_in(values):
 
 def address(tensor):
     return tensor.untyped_storage().data_ptr()
+
+
+def garbage(dtype):
+    """What a tensor holds before its first replay: a number that no test expects."""
+    if dtype.is_floating_point:
+        return float("nan")
+    return True if dtype == torch.bool else torch.iinfo(dtype).max
 
 
 class Capture(TorchDispatchMode):
@@ -52,7 +58,7 @@ class Capture(TorchDispatchMode):
         for tensor, before in self.changed.values():
             tensor.untyped_storage().copy_(before)
         for tensor in self.made.values():
-            tensor.fill_(GARBAGE[tensor.is_floating_point()])
+            tensor.fill_(garbage(tensor.dtype))
 
 
 class EmulatedGraph:
@@ -96,15 +102,6 @@ class EmulatedEvent:
         self.log.append("wait")
 
 
-@contextlib.contextmanager
-def emulated_capture(graph, stream, capture_error_mode):
-    """In place of `torch.cuda.graph`."""
-    graph.log.append("capture")
-    with graph.capture:
-        yield
-    graph.capture.finish()
-
-
 class Log(list):
     """What was asked of the device, in order: "capture", "replay" and "wait"."""
 
@@ -115,16 +112,36 @@ class Log(list):
 @contextlib.contextmanager
 def emulated_graphs(monkeypatch):
     """Generation records its steps, on the CPU."""
-    log = Log()
+    log, current = Log(), [EmulatedStream([])]
+
+    @contextlib.contextmanager
+    def use_stream(stream):
+        depth = len(current)
+        current.append(stream)
+        try:
+            yield
+        finally:
+            del current[depth:]
+
+    @contextlib.contextmanager
+    def emulated_capture(graph, stream, capture_error_mode):
+        """In place of `torch.cuda.graph`: after an error, its stream stays the current one."""
+        log.append("capture")
+        current.append(stream)
+        with graph.capture:
+            yield
+        current.pop()
+        graph.capture.finish()
+
     cuda_graph._stream.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(cuda_graph, "_is_on_cuda", lambda model: True)
         patch.setattr(torch.cuda, "CUDAGraph", lambda: EmulatedGraph(log))
         patch.setattr(torch.cuda, "graph", emulated_capture)
         patch.setattr(torch.cuda, "Stream", lambda device: EmulatedStream(log))
-        patch.setattr(torch.cuda, "current_stream", lambda device=None: EmulatedStream(log))
+        patch.setattr(torch.cuda, "current_stream", lambda device=None: current[-1])
         patch.setattr(torch.cuda, "Event", lambda: EmulatedEvent(log))
-        patch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+        patch.setattr(torch.cuda, "stream", use_stream)
         patch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
         yield log
     cuda_graph._stream.cache_clear()

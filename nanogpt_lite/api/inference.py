@@ -150,6 +150,7 @@ def evaluate(
         open_data = partial(_open_evaluation_data, dataset, folder, saved, trained_with, tokenizer, verify=verify)
         stack.enter_context(devices.compute_settings(devices.resolve_threads(settings.threads), tf32=settings.tf32))
         stack.enter_context(memory.retain_heap())
+        fast_paths.check(device, dtype, head_size=trained_with.n_embd // trained_with.n_head)
         losses, sizes, comparison, sha256 = _split_losses(model, open_data, dtype)
     verdict = ""
     if sha256 == saved.metadata.dataset_sha256:

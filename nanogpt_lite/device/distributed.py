@@ -11,6 +11,7 @@ returns at once, so that the callers need no second code path. What a rank compu
 import contextlib
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -146,15 +147,9 @@ class ProcessGroup:
                 f"{names} did not begin within {ARRIVAL_TIMEOUT.seconds} seconds after rank {self.rank}; look for its "
                 "error in the output above, and start all ranks again"
             ) from error
-        count = torch.ones((), device=device)
-        try:
-            work = dist.all_reduce(count, async_op=True)
-            assert work is not None, "the operation is asynchronous"
-            work.wait(REDUCE_TIMEOUT)
-            problem = "" if count.item() == self.world_size else f"the sum of {self.world_size} ones is {count.item()}"
-        except RuntimeError as error:
-            problem = _first_line(error)
-        if problem:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        if problem := _find_problem_of_sum(device, self.world_size):
             raise ExternalError(
                 f"rank {self.rank} cannot exchange gradients with the other ranks, which are all there ({problem}); "
                 f"{_connection_advice(device)}"
@@ -165,8 +160,6 @@ class ProcessGroup:
         if self.world_size == 1:
             return network
         assert isinstance(network, nn.Module)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
         with warnings.catch_warnings():  # PyTorch 2.13 renamed the argument; 2.9 only has this name
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             return DistributedDataParallel(network, broadcast_buffers=False)  # all ranks compute the same buffers
@@ -266,6 +259,29 @@ def _join(world_size: int) -> ProcessGroup:
         attempt_store=prefixed,
         attempt_dir_key=f"nanogpt_lite: folder of training {len(_groups)}",
     )
+
+
+def _find_problem_of_sum(device: torch.device, world_size: int) -> str:
+    """What is wrong with a sum over the ranks; empty if nothing is.
+
+    In a thread that is left alone if it hangs: NCCL first connects the GPUs, which no time-out of PyTorch limits.
+    """
+    problems = [f"no answer within {REDUCE_TIMEOUT.seconds} seconds"]
+
+    def add_up() -> None:
+        try:
+            count = torch.ones((), device=device)
+            dist.all_reduce(count)
+            total = count.item()
+        except RuntimeError as error:
+            problems.append(_first_line(error))
+        else:
+            problems.append("" if total == world_size else f"the sum of {world_size} ones is {total}")
+
+    thread = threading.Thread(target=add_up, daemon=True)
+    thread.start()
+    thread.join(REDUCE_TIMEOUT.total_seconds())
+    return problems[-1]
 
 
 def _connection_advice(device: torch.device) -> str:

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 
 import torch
 
+from nanogpt_lite.device import fallbacks
+from nanogpt_lite.device.fallbacks import FastPath
+
 # Parameters of mallopt(3), from glibc's malloc.h: the free bytes at the end of the heap above which the heap shrinks,
 # and the size in bytes from which a block is a memory map of its own instead of a part of the heap.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -65,7 +68,10 @@ def free_memory(device: torch.device) -> None:
     soon as they are freed. The heap can only shrink from its end, and a small block there prevents that.
     """
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        # after a capture that failed, PyTorch may take it for one that goes on, and raises an error (pytorch#180395)
+        has_failed_capture = not fallbacks.is_usable(FastPath.RECORDED_DECODING)
+        with contextlib.suppress(RuntimeError) if has_failed_capture else contextlib.nullcontext():
+            torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
     elif (libc := _glibc()) is not None:

@@ -6,13 +6,14 @@ CUDA graphs, https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 
 import contextlib
 import functools
+import threading
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from nanogpt_lite.config.options import SampleConfig
-from nanogpt_lite.device import devices, fallbacks
+from nanogpt_lite.device import devices, fallbacks, memory
 from nanogpt_lite.device.fallbacks import FastPath
 from nanogpt_lite.generation.decoding import PlainDecoder, decode_one_token
 from nanogpt_lite.generation.sampling import RNG_CHUNK, sample_token
@@ -21,42 +22,61 @@ from nanogpt_lite.model.kv_cache import KVCache
 
 WARMUP_STEPS = 3  # before the capture: libraries allocate their workspaces in the first steps
 ROOM_MULTIPLE = 64  # tokens; the room of a recording is a multiple, so that texts of similar lengths share one
-MAX_KEPT = 4  # recordings that are kept for later texts
+MAX_KEPT = 4  # recordings that are kept for later texts, and graphs of each
 # The largest difference between recorded and plain logits, as a fraction of the largest logit.
 TOLERANCES = {torch.float32: 0.01, torch.float16: 0.02, torch.bfloat16: 0.1}
 
 
 Key = tuple[object, ...]
-"""All that a recording depends on."""
+"""All that a recording depends on, or a graph of it."""
 
 State = tuple[int, list[Tensor]]
 """What a step changes: the length of the cache, and tensors."""
 
 
 def can_record(model: GPT) -> bool:
-    """Whether a CUDA graph can compute what the model does: a replay runs no Python, so none of its hooks."""
+    """Whether a CUDA graph can compute what the model does.
+
+    A replay runs no Python, so none of the model's hooks. Within the caller's autocast, it would read copies of the
+    weights that autocast frees at its end.
+    """
+    if not _is_on_cuda(model) or not fallbacks.is_usable(FastPath.RECORDED_DECODING):
+        return False
     has_hooks = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    return _is_on_cuda(model) and fallbacks.is_usable(FastPath.RECORDED_DECODING) and not has_hooks
+    return not has_hooks and not torch.is_autocast_enabled("cuda")
+
+
+_capture_lock = threading.Lock()  # a process captures one graph at a time (torch.cuda.graph)
 
 
 class Recordings:
-    """The last recordings of a model, for texts that are generated alike. Each holds a cache and a graph."""
+    """The last recordings of a model, for texts of similar shape. Each holds a cache, and a graph for some options."""
 
     def __init__(self) -> None:
         self._kept: dict[Key, Recording] = {}  # the oldest first
 
     @contextlib.contextmanager
-    def borrow(self, model: GPT, config: SampleConfig, batch_size: int, room: int) -> Iterator["Recording"]:
+    def borrow(self, model: GPT, batch_size: int, room: int) -> Iterator["Recording"]:
         """A recording with room for `room` tokens, which nobody else uses meanwhile."""
         room = min(-(-room // ROOM_MULTIPLE) * ROOM_MULTIPLE, model.config.block_size)
-        key = (*_recorded_options(config), batch_size, room, *_addresses(model))
-        recording = self._kept.pop(key, None) or Recording(model, batch_size, room)
+        key = (batch_size, room, *_addresses(model))
+        recording = self._kept.pop(key, None) or self._make(model, batch_size, room)
         try:
             yield recording  # after an error it is not kept
         except GeneratorExit:  # the text was left before its end
             self._keep(key, recording)
             raise
         self._keep(key, recording)
+
+    def _make(self, model: GPT, batch_size: int, room: int) -> "Recording":
+        try:
+            return Recording(model, batch_size, room)
+        except RuntimeError as error:
+            if not self._kept or not memory.is_out_of_memory(error):
+                raise
+        self._kept.clear()
+        memory.free_memory(model.lm_head.weight.device)
+        return Recording(model, batch_size, room)
 
     def _keep(self, key: Key, recording: "Recording") -> None:
         while len(self._kept) >= MAX_KEPT:
@@ -65,7 +85,7 @@ class Recordings:
 
 
 class Recording:
-    """One decoding step of a batch as a CUDA graph.
+    """One decoding step of a batch as a CUDA graph, or several, for different options of sampling.
 
     A graph reads and writes fixed addresses. So all that changes has a tensor of its own: the token, the position
     (`KVCache.use_device_position`), the random numbers of `RNG_CHUNK` steps, the tokens that these choose, and the
@@ -75,7 +95,8 @@ class Recording:
     def __init__(self, model: GPT, batch_size: int, room: int) -> None:
         self.device = model.lm_head.weight.device
         self.cache = KVCache(model, batch_size, room)
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._graphs: dict[Key, tuple[torch.cuda.CUDAGraph, Tensor]] = {}  # by options, with the logits; oldest first
+        self._graph: torch.cuda.CUDAGraph | None = None  # the one that is replayed
         with self.device:
             self.token = torch.zeros(batch_size, 1, dtype=torch.int64)
             self.uniforms = torch.zeros(batch_size, RNG_CHUNK)
@@ -85,17 +106,12 @@ class Recording:
             self._position = torch.zeros(1, dtype=torch.int64)
 
     def record(self, model: GPT, config: SampleConfig) -> bool:
-        """Record a step that continues from the present state, unless that was done before. False if it fails."""
-        if self._graph is not None:
-            return True
-        state = self._save_state()
-        try:
-            self._graph = self._capture(model, config, state)
-        except RuntimeError as error:
-            fallbacks.give_up(FastPath.RECORDED_DECODING, error)
-            self.cache.device_position = None
-        self._restore_state(state)
-        return self._graph is not None
+        """Record a step that continues from the present state, unless one with these options is. False if it fails."""
+        options = _recorded_options(config)
+        if options not in self._graphs and not self._try_to_record(model, config, options):
+            return False
+        self._graph, self.logits = self._graphs[options]
+        return True
 
     def replay(self) -> None:
         """Queue the next step on the device."""
@@ -114,12 +130,26 @@ class Recording:
         self.column.add_(1)
         return logits
 
-    def _capture(self, model: GPT, config: SampleConfig, state: State) -> torch.cuda.CUDAGraph:
-        """The graph of a step. `RuntimeError` if its logits are not those of a plain step."""
+    def _try_to_record(self, model: GPT, config: SampleConfig, options: Key) -> bool:
+        while len(self._graphs) >= MAX_KEPT:
+            del self._graphs[next(iter(self._graphs))]
+        state = self._save_state()
+        try:
+            with _capture_lock:
+                self._graphs[options] = self._capture(model, config, state)
+        except RuntimeError as error:
+            if not memory.is_out_of_memory(error):  # there may be enough the next time
+                fallbacks.give_up(FastPath.RECORDED_DECODING, error)
+            self.cache.device_position = None
+        self._restore_state(state)
+        return options in self._graphs
+
+    def _capture(self, model: GPT, config: SampleConfig, state: State) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """The graph of a step, and its logits. `RuntimeError` if these are not those of a plain step."""
         expected = decode_one_token(model, self.token, self.cache)
         self._restore_state(state)
         self.cache.use_device_position(self._position)
-        capture_stream = _stream(self.device, "capture")
+        capture_stream, graph = _stream(self.device, "capture"), torch.cuda.CUDAGraph()
         with torch.cuda.device(self.device):
             current_stream = torch.cuda.current_stream()
             capture_stream.wait_stream(current_stream)
@@ -128,14 +158,17 @@ class Recording:
                     self.step(model, config)
                     self._restore_state(state)
             current_stream.wait_stream(capture_stream)
-            graph = torch.cuda.CUDAGraph()
+            # The outer context returns to this stream even if the capture fails, after which the inner one does not.
             # thread_local: a call of CUDA from another thread, such as a copy of a checkpoint, does not end the capture
-            with torch.cuda.graph(graph, stream=capture_stream, capture_error_mode="thread_local"):
-                self.logits = self.step(model, config)
+            with (
+                torch.cuda.stream(current_stream),
+                torch.cuda.graph(graph, stream=capture_stream, capture_error_mode="thread_local"),
+            ):
+                logits = self.step(model, config)
         self._restore_state(state)  # a capture runs no kernels, but `cache.length` counted in Python
         graph.replay()
-        _require_close(self.logits, expected, TOLERANCES[model.lm_head.weight.dtype])
-        return graph
+        _require_close(logits, expected, TOLERANCES[model.lm_head.weight.dtype])
+        return graph, logits
 
     def _save_state(self) -> State:
         return self.cache.length, [tensor.clone() for tensor in self._changing_tensors()]
@@ -218,7 +251,7 @@ def _addresses(model: GPT) -> Iterator[object]:
     for module in model.modules():
         yield type(module)
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-            yield tensor.data_ptr()
+            yield tensor.data_ptr(), tensor.dtype
 
 
 def _require_close(logits: Tensor, expected: Tensor, tolerance: float) -> None:

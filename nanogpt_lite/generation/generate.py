@@ -54,7 +54,7 @@ def _open_decoder(
         yield PlainDecoder(model, config, batch_size, None)
     elif cuda_graph.can_record(model):
         recordings = Recordings() if recordings is None else recordings
-        with recordings.borrow(model, config, batch_size, room) as recording:
+        with recordings.borrow(model, batch_size, room) as recording:
             yield CUDAGraphDecoder(model, config, recording)
     else:
         yield PlainDecoder(model, config, batch_size, KVCache(model, batch_size, room))

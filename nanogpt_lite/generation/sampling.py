@@ -22,11 +22,12 @@ def sample_token(logits: Tensor, uniforms: Tensor, config: SampleConfig) -> Tens
         return logits.argmax(dim=-1)
     temperature = max(config.temperature, SMALLEST_TEMPERATURE)
     probabilities = filter_logits(logits / temperature, config).softmax(dim=-1)
-    # Inverse transform sampling: the first id whose cumulative probability exceeds the uniform number. Its own
-    # probability is above 0. The number is scaled by the total, which rounding may leave slightly below 1.
-    cumulative = probabilities.cumsum(dim=-1)  # (B, V)
-    thresholds = uniforms[:, None] * cumulative[:, -1:]  # (B, 1)
-    return (cumulative <= thresholds).sum(dim=-1)
+    # Inverse transform sampling: the first id whose cumulative probability exceeds the uniform number. The number is
+    # scaled by the total, which rounding may leave slightly below 1. Ids with probability 0 are left out: a GPU adds up
+    # in parallel, so that a sum may grow by rounding where nothing is added.
+    cumulative = probabilities.cumsum(dim=-1).masked_fill(probabilities == 0, 0)  # (B, V)
+    thresholds = uniforms[:, None] * cumulative.amax(dim=-1, keepdim=True)  # (B, 1)
+    return (cumulative > thresholds).to(torch.uint8).argmax(dim=-1)  # the first of the largest
 
 
 def filter_logits(logits: Tensor, config: SampleConfig) -> Tensor:

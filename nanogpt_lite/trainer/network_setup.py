@@ -7,7 +7,7 @@ step is in `step`.
 import torch
 from torch import Tensor
 
-from nanogpt_lite.config.options import NetworkConfig
+from nanogpt_lite.config.options import NetworkConfig, TrainConfig
 from nanogpt_lite.device import devices, distributed, fallbacks, fast_paths, memory, seeding
 from nanogpt_lite.device.distributed import Forward
 from nanogpt_lite.device.fallbacks import FastPath
@@ -19,6 +19,7 @@ from nanogpt_lite.trainer.state import TrainState
 from nanogpt_lite.trainer.step import halve_micro_batch, micro_batch_rows
 
 WEIGHT_STD = 0.1  # of the random weights of the block that is compared: attention is far from uniform
+GRADIENT_SCALE = 2.0**16  # gradients of a mean are too small for float16
 TOLERANCES = {"float32": 0.005, "float16": 0.02, "bfloat16": 0.05}  # relative; a compiled block rounds less often
 
 
@@ -89,18 +90,21 @@ def _backward_zeros(state: TrainState, forward: Forward) -> None:
 
 def _problem_of_compilation(state: TrainState) -> str:
     """What is wrong with the compiled network on any of the ranks; empty if nothing is."""
-    problem = _compare_blocks(state)
+    config = state.config
+    problem = _compare_blocks(state, config.replace({"dropout": 0.0}))
+    if config.dropout and not problem:
+        problem = _compare_blocks(state, config)
     is_wrong = any(state.group.all_reduce_max(bool(problem)))
     return problem or ("it fails on another rank" if is_wrong else "")
 
 
-def _compare_blocks(state: TrainState, seed: int = 0) -> str:
+def _compare_blocks(state: TrainState, config: TrainConfig, seed: int = 0) -> str:
     """How a compiled block with random weights differs from the same block; empty if it does not.
 
     The loss would not tell: that of a new network is the logarithm of the vocabulary, whatever its blocks compute. With
-    dropout, a compiled block may differ as much as the block from itself with other masks.
+    dropout, a compiled block has other masks, and may differ as much as the block from itself with other masks.
     """
-    config, device = state.config, state.device
+    device = state.device
     with seeding.seeded(torch.device("cpu"), seed):
         block = Block(config.subset(NetworkConfig))
         for parameter in block.parameters():
@@ -128,7 +132,7 @@ def _passes(state: TrainState, block: Block, x: Tensor, seed: int) -> list[Tenso
         cos_sin = None if rotary is None else rotary(torch.arange(x.size(1), device=x.device), devices.linear_dtype(x))
         y = block(x, cos_sin, None, 0)
     matrices = [parameter for parameter in block.parameters() if parameter.dim() == 2]
-    gradients = torch.autograd.grad((y * y.detach()).mean(), [x, *matrices])
+    gradients = torch.autograd.grad((y * y.detach()).mean() * GRADIENT_SCALE, [x, *matrices])
     return [y.detach() - x.detach(), *gradients]
 
 

@@ -22,11 +22,12 @@ def measure_step_seconds(config: TrainConfig, tokenizer: Tokenizer, tokens: Toke
     `tokens`: the train split, shape (tokens,). What a later training computes does not depend on it.
     """
     state = init_state(config, tokenizer)
-    config, forward, seconds = state.config, prepare_network(state), []
+    config, seconds = state.config, []
     batches = batching.random_batches(
         tokens, rows=config.rows_per_step, block_size=config.block_size, seed=config.seed, step=0
     )
     with devices.compute_settings(config.threads, tf32=config.tf32), memory.retain_heap():
+        forward = prepare_network(state)
         for _ in range(WARMUP_STEPS + TIMED_STEPS):
             started = time.perf_counter()
             train_step(state, forward, next(batches))

@@ -94,7 +94,7 @@ def test_too_little_memory_says_nothing_about_attention(monkeypatch):
 
 @pytest.mark.parametrize("fault", ["error", "values"])
 def test_without_pinned_memory_copies_are_plain(fault, monkeypatch):
-    def pin_memory(tensor, device=None):
+    def pin_memory(tensor):
         if fault == "error":
             raise RuntimeError("CUDA error: OS call failed or operation not supported on this OS")
         return tensor + 1
@@ -106,7 +106,7 @@ def test_without_pinned_memory_copies_are_plain(fault, monkeypatch):
 
 
 def test_right_pinned_memory_is_used(monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, device=None: tensor.clone())
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.clone())
     fast_paths._check_pinned_memory(CPU)
     assert not fallbacks.describe()
 

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from emulated_graph import emulated_graphs
+from emulated_graph import Capture, emulated_graphs
 from random_gpt import VARIANTS, random_gpt, random_ids
 
 from nanogpt_lite.config.options import NetworkConfig, SampleConfig
@@ -89,8 +89,11 @@ def test_a_recording_is_kept_for_texts_of_the_same_shape(log):
         assert torch.equal(text, text_of(model, make_prompts(3, length), use_cache=False, **options))
     assert log.counts()["capture"] == 1
     text_of(model, make_prompts(2, 4), recordings=recordings)
-    text_of(model, make_prompts(2, 4), recordings=recordings, temperature=0.5)
+    for temperature in (0.5, 0.8, 0.5):
+        text = text_of(model, make_prompts(2, 4), recordings=recordings, temperature=temperature)
+        assert torch.equal(text, text_of(model, make_prompts(2, 4), use_cache=False, temperature=temperature))
     assert log.counts()["capture"] == 3
+    assert len(recordings._kept) == 2, "both temperatures share a cache"
 
 
 def test_a_recording_is_kept_if_a_text_is_left_before_its_end(log):
@@ -154,11 +157,50 @@ def test_a_network_with_hooks_is_not_recorded(log):
     assert log
 
 
-def break_capture(monkeypatch):
-    def fail(graph, stream, capture_error_mode):
-        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCUDA kernel errors might")
+def test_a_network_within_autocast_is_not_recorded(log, monkeypatch):
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type: device_type == "cuda")
+    text_of(make_model(), make_prompts(3, 4), max_new_tokens=8)
+    assert not log
 
-    monkeypatch.setattr(torch.cuda, "graph", fail)
+
+def test_kept_recordings_make_room_for_a_new_one(log, monkeypatch):
+    recordings, model = Recordings(), make_model()
+    text_of(model, make_prompts(2, 4), recordings=recordings)
+    make_cache, errors = KVCache.__init__, [torch.OutOfMemoryError("CUDA out of memory")]
+
+    def limited(*args):
+        if errors:
+            raise errors.pop()
+        make_cache(*args)
+
+    monkeypatch.setattr(KVCache, "__init__", limited)
+    text = text_of(model, make_prompts(3, 4), recordings=recordings)
+    assert torch.equal(text, text_of(model, make_prompts(3, 4), use_cache=False))
+    assert len(recordings._kept) == 1
+
+
+def test_too_little_memory_to_record_is_no_reason_to_give_up(log, monkeypatch):
+    def fail(self, model, config):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recording, "step", fail)
+        assert is_right(make_model(), make_prompts(3, 4))
+    assert not log
+    assert is_right(make_model(), make_prompts(3, 4))
+    assert log
+
+
+def break_capture(monkeypatch):
+    """An error in a captured step, and not in one before."""
+    step = Recording.step
+
+    def fail(self, model, config):
+        if isinstance(torch.utils._python_dispatch._get_current_dispatch_mode(), Capture):
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCUDA kernel errors might")
+        return step(self, model, config)
+
+    monkeypatch.setattr(Recording, "step", fail)
 
 
 def break_mask(monkeypatch):
@@ -188,9 +230,11 @@ def break_with_nan(monkeypatch):
 )
 def test_without_recording_the_text_is_the_same(breaks, reason, log, monkeypatch):
     breaks(monkeypatch)
+    stream = torch.cuda.current_stream()
     with pytest.warns(UserWarning, match="recorded decoding cannot be used") as warned:
         assert is_right(make_model(ngram=3), make_prompts(3, 4))
     assert len(warned) == 1
+    assert torch.cuda.current_stream() is stream
     assert fallbacks.describe()[0].startswith(f"recorded decoding: {reason}")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
