@@ -4,6 +4,7 @@
     modal run modal_app.py --dataset my.txt --gpu H100      your own text, another GPU
     modal run modal_app.py::train --max-iters=2000          one step of the pipeline, with any option of the library
     modal run modal_app.py::sample --start "ROMEO:"
+    modal run modal_app.py::benchmark                       how fast it is on a GPU, beside nanoGPT
 
 First what containers are made of, then the Functions that run in them, then the commands, which run on your machine:
 they check what you ask for, say what it costs, and call the Functions. How training works is not shown here: see
@@ -13,12 +14,13 @@ they check what you ask for, say what it costs, and call the Functions. How trai
 import functools
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import modal
 
 from nanogpt_lite.cloud import sweeps
-from nanogpt_lite.cloud.client import entry_points, housekeeping, plans, rental
+from nanogpt_lite.cloud.client import benchmark_tables, entry_points, housekeeping, plans, rental
 from nanogpt_lite.cloud.client.dataset_texts import upload_texts
 from nanogpt_lite.cloud.client.local_secrets import secrets_to_send
 from nanogpt_lite.cloud.client.stored_files import StoredFiles
@@ -39,10 +41,11 @@ app = modal.App("nanogpt-lite")
 small_image = modal.Image.debian_slim(python_version="3.12").uv_pip_install(
     "numpy==2.4.6", "requests==2.34.2", "filelock==4.2.12", "tokenizers==0.23.3"
 ).add_local_python_source("nanogpt_lite")  # fmt: skip
-gpu_image = modal.Image.debian_slim(python_version="3.12").uv_pip_install(
+gpu_packages = modal.Image.debian_slim(python_version="3.12").uv_pip_install(
     "torch==2.13.0", "numpy==2.4.6", "requests==2.34.2", "safetensors==0.8.0", "tqdm==4.70.1", "filelock==4.2.12",
     "tokenizers==0.23.3", "huggingface_hub==2.4.0", "matplotlib==3.11.2", "tensorboard==2.21.0", "wandb==0.31.0",
-).add_local_python_source("nanogpt_lite")  # fmt: skip
+)  # fmt: skip
+gpu_image = gpu_packages.add_local_python_source("nanogpt_lite")
 
 # A Volume is a file system that outlives containers, which see it as a folder. What a container writes there is stored
 # by `volume.commit()`; it sees what others stored after `volume.reload()`. `nanogpt_lite.cloud.storage` does both.
@@ -265,6 +268,49 @@ def bring(out_dir: str = "", to: str = "", overwrite: bool = False) -> str:
 def delete(out_dir: str) -> str:
     """Delete a run from the Volume."""
     return housekeeping.report(f"deleted {housekeeping.delete_run(stored_files(), volume, shared, out_dir)}")
+
+
+# The benchmark is an App of its own: `modal run` builds the Images of one App, and no training needs this one. Commands
+# extend an Image as in a Dockerfile; here they fetch one commit of nanoGPT. Local files, like source code, come last.
+benchmark_app = modal.App("nanogpt-lite-benchmark")
+folder = Path(__file__).parent
+benchmark_image = (
+    gpu_packages.apt_install("git")
+    .uv_pip_install("pytest==9.2.0", "hypothesis==6.170.17")
+    .run_commands(
+        "git clone https://github.com/karpathy/nanoGPT /root/nanoGPT",
+        "git -C /root/nanoGPT checkout 3adf61e154c3fe3fca428ad6bc3818b27a3b8291",
+    )
+    .add_local_python_source("nanogpt_lite")
+    .add_local_dir(folder / "benchmarks", "/root/benchmarks", ignore=["**/*.md", "**/*.png", "**/__pycache__"])
+    .add_local_dir(folder / "tests", "/root/tests", ignore=["golden", "**/__pycache__"])
+    .add_local_file(folder / "pyproject.toml", "/root/pyproject.toml")
+)
+
+
+# A Function that yields sends each value at once; `.remote_gen()` iterates over them. If you press Ctrl-C, or the
+# container is ended, what has been measured so far is on your machine.
+@benchmark_app.function(
+    name="benchmark", image=benchmark_image, gpu=rental.single_gpus(GPU), cpu=4, memory=8192,
+    timeout=45 * MINUTES, startup_timeout=600,
+)  # fmt: skip
+def benchmark_on_gpu(time_limit: float = 40 * MINUTES, **options: Any) -> Iterator[benchmark_tables.BenchmarkTable]:
+    """Measure this program and nanoGPT in turn: the table so far, after each part."""
+    from nanogpt_lite.cloud import benchmark_job, container
+
+    call = container.current_call(shared, options)
+    with modal_spelling():
+        yield from benchmark_job.benchmark_job(call, time_limit=time_limit, **container.on_gpu(options))
+
+
+@benchmark_app.local_entrypoint()
+@entry_points.command_flags(short=bool, device=str, to=str)
+def benchmark(to: str = benchmark_tables.RESULTS_DIR, **flags: Any) -> str:
+    """Measure a GPU, and write the table to benchmarks/results. The container prints it; `--short`: tiny, to try it."""
+    plan = plans.plan_benchmark(flags, gpu=GPU)
+    plan.show()
+    tables = benchmark_on_gpu.with_options(**plan.function_options).remote_gen(**plan.options)
+    return housekeeping.report(f"wrote {benchmark_tables.write_tables(tables, Path(to))}")
 
 
 def __dir__() -> list[str]:  # so that `modal run modal_app.py` finds `main` alone, and `::train` finds `train`

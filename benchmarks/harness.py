@@ -4,11 +4,14 @@ What is run and measured: see the benchmarks.
 """
 
 import json
+import math
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
@@ -53,6 +56,7 @@ class Harness:
     threads: int
     dataset: ng.Dataset
     device: str
+    deadline: float = math.inf  # as `time.monotonic`: a process that is not done then is killed
 
     @property
     def environment(self) -> dict[str, str]:
@@ -76,10 +80,11 @@ class Harness:
         return self.dataset.tokenizer.decode(np.concatenate([self.dataset.train, self.dataset.val])).encode("ascii")
 
     def call(self, cwd: Path, *command: str | Path) -> CompletedRun:
-        """Run Python with arguments. `ExternalError` if it fails."""
+        """Run Python with arguments. `ExternalError` if it fails, or takes longer than until `deadline`."""
         os.sync()  # so that the run does not wait until the one before is written to disk
         before = _cpu_seconds_of_others()
-        run = launch([sys.executable, *map(str, command)], cwd, self.environment)
+        timeout = None if self.deadline == math.inf else max(0.0, self.deadline - time.monotonic())
+        run = launch([sys.executable, *map(str, command)], cwd, self.environment, timeout)
         other_load = (_cpu_seconds_of_others() - before) / run.seconds
         if other_load > MAX_OTHER_LOAD:
             print(f"warning: other programs used {other_load:.1f} cores meanwhile; measure again", file=sys.stderr)
@@ -91,15 +96,18 @@ class Harness:
         more = ["--device", self.device, "--out_dir", str(out_dir), "--overwrite"]
         return self.call(self.lite_dir, *COMMAND, "train", *options, *more), ng.Run(out_dir)
 
-    def probe(self, function: str, *arguments: str | Path) -> dict[str, float]:
-        """What a function of `probe.py` measures in its own process, and the memory of that process in MB."""
-        run = self.call(self.nanogpt_dir, PROBE, function, *arguments)
+    def probe(self, function: str, *arguments: str | Path, cwd: Path | None = None) -> dict[str, float]:
+        """What a function of `probe.py` measures in its own process, and the memory of that process in MB.
+
+        It runs in the folder of nanoGPT, unless `cwd` is another one.
+        """
+        run = self.call(cwd or self.nanogpt_dir, PROBE, function, *arguments)
         measured: dict[str, float] = json.loads(run.stdout.splitlines()[-1])
         return {**measured, "memory": run.memory}
 
 
-def launch(command: list[str], cwd: Path, environment: dict[str, str]) -> CompletedRun:
-    """Run a command and measure it. `ExternalError` if it fails."""
+def launch(command: list[str], cwd: Path, environment: dict[str, str], timeout: float | None = None) -> CompletedRun:
+    """Run a command and measure it. `ExternalError` if it fails, or is not done after `timeout` seconds."""
     with (
         TemporaryDirectory() as folder,
         TemporaryFile("w+", encoding="utf-8") as stdout,
@@ -107,7 +115,17 @@ def launch(command: list[str], cwd: Path, environment: dict[str, str]) -> Comple
     ):
         path = Path(folder) / "usage.json"
         launching = [sys.executable, str(LAUNCH), str(path), *command]
-        subprocess.run(launching, cwd=cwd, env=environment, stdout=stdout, stderr=stderr, check=True)
+        process = subprocess.Popen(launching, cwd=cwd, env=environment, stdout=stdout, stderr=stderr, process_group=0)
+        try:
+            status = process.wait(timeout)
+        except BaseException as error:  # also Ctrl-C, which reaches this process alone
+            os.killpg(process.pid, signal.SIGKILL)  # with the command, and the processes that it has started
+            process.wait()
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise ng.ExternalError(f"{shlex.join(command)} was not done after {timeout:.0f} s") from None
+            raise
+        if status:
+            raise subprocess.CalledProcessError(status, launching)
         usage = json.loads(path.read_text(encoding="utf-8"))
         for file in (stdout, stderr):
             file.seek(0)
@@ -129,12 +147,22 @@ def require_clone(clone: Path) -> None:
 
 def set_up(folder: Path, clone: Path, *, device: str = "cpu") -> Harness:
     """Copy nanoGPT into a folder, and prepare the dataset with each program."""
+    harness = set_up_lite(folder, device=device)
+    set_up_nanogpt(harness, clone)
+    return harness
+
+
+def set_up_lite(folder: Path, *, device: str) -> Harness:
+    """Prepare the dataset in a folder."""
     dataset = ng.prepare("shakespeare_char", out_dir=folder / "lite" / DATA)
-    harness = Harness(folder, devices.resolve_threads(0), dataset, device)
+    return Harness(folder, devices.resolve_threads(0), dataset, device)
+
+
+def set_up_nanogpt(harness: Harness, clone: Path) -> None:
+    """Copy nanoGPT, and prepare the dataset with its own program."""
     copy_nanogpt(clone, harness.nanogpt_dir)
     (harness.nanogpt_dir / DATA / "input.txt").write_bytes(harness.text)
     harness.call(harness.nanogpt_dir / DATA, "prepare.py")
-    return harness
 
 
 def copy_nanogpt(clone: Path, folder: Path) -> None:
@@ -149,9 +177,13 @@ def evaluations(run: ng.Run) -> list[dict[str, Any]]:
     return [record for record in run.metrics if record["kind"] == "eval"]
 
 
-def save_networks(harness: Harness) -> tuple[Path, Path]:
-    """Write the network of shakespeare_char with random weights: the checkpoints of nanogpt_lite and of nanoGPT."""
-    config = ng.TrainConfig.from_dict({**ng.PRESETS["shakespeare_char"], "device": "cpu", "dtype": "float32"})
+def save_networks(harness: Harness, **shape: int) -> tuple[Path, Path]:
+    """Write the network of shakespeare_char with random weights: the checkpoints of nanogpt_lite and of nanoGPT.
+
+    `shape` replaces options of the network.
+    """
+    options = {**ng.PRESETS["shakespeare_char"], **shape, "device": "cpu", "dtype": "float32"}
+    config = ng.TrainConfig.from_dict(options)
     state = init_state(config, harness.dataset.tokenizer)
     lite, nanogpt = harness.folder / "sample.safetensors", harness.folder / "sample.pt"
     save_state(state, lite)

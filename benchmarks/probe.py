@@ -5,6 +5,8 @@
 The functions about nanoGPT run in a folder that contains its files, and import them from there.
 """
 
+import contextlib
+import io
 import json
 import runpy
 import sys
@@ -63,7 +65,31 @@ def _time_of_first_batch() -> float:
     return times[0]
 
 
-def sample_lite(checkpoint: str, samples: str, precision: str, device: str) -> dict[str, float]:
+def train_lite(*options: str) -> dict[str, float]:
+    """Train as the command `train` does; the peak memory of the GPU in MB."""
+    from nanogpt_lite.cli.main import main  # only here: `start` counts what it imports
+
+    if status := main(["train", *options]):
+        sys.exit(status)
+    return {"device_memory": _peak_device_memory()}
+
+
+def train_nanogpt(log: str, *arguments: str) -> dict[str, float]:
+    """Run nanoGPT's train.py; the peak memory of the GPU in MB.
+
+    The file `log` gets, as JSON, the lines that it printed, each with the time in seconds.
+    """
+    _import_nanogpt_model()
+    sys.argv = ["train.py", *arguments]
+    with contextlib.redirect_stdout(_TimedLines()) as output:
+        runpy.run_path("train.py", run_name="__main__")
+    Path(log).write_text(json.dumps(output.lines), encoding="utf-8")
+    return {"device_memory": _peak_device_memory()}
+
+
+def sample_lite(
+    checkpoint: str, samples: str, precision: str, device: str, length: str = str(TOKENS)
+) -> dict[str, float]:
     """Tokens per second of `samples` samples at once, as the command `sample` generates them; loading is not timed."""
     options: dict[str, Any] = {"int8": precision == "int8", "dtype": precision.replace("int8", "bfloat16")}
 
@@ -84,10 +110,10 @@ def sample_lite(checkpoint: str, samples: str, precision: str, device: str) -> d
         return time.perf_counter() - start
 
     time_sampling(warm_up_tokens(device))
-    return {"tokens_per_second": int(samples) * TOKENS / time_sampling(TOKENS)}
+    return {"tokens_per_second": int(samples) * int(length) / time_sampling(int(length))}
 
 
-def sample_nanogpt(checkpoint: str, samples: str, device: str) -> dict[str, float]:
+def sample_nanogpt(checkpoint: str, samples: str, device: str, length: str = str(TOKENS)) -> dict[str, float]:
     """Tokens per second of `samples` samples one after the other, as nanoGPT's sample.py generates them."""
     model = _load_nanogpt(checkpoint).to(device)
     prompt = torch.zeros(1, 1, dtype=torch.int64, device=device)
@@ -100,8 +126,8 @@ def sample_nanogpt(checkpoint: str, samples: str, device: str) -> dict[str, floa
     generate(warm_up_tokens(device))
     start = time.perf_counter()
     for _ in range(int(samples)):
-        generate(TOKENS)
-    return {"tokens_per_second": int(samples) * TOKENS / (time.perf_counter() - start)}
+        generate(int(length))
+    return {"tokens_per_second": int(samples) * int(length) / (time.perf_counter() - start)}
 
 
 def evaluate_nanogpt(checkpoint: str, split: str) -> dict[str, float | None]:
@@ -157,8 +183,36 @@ def _load_nanogpt(checkpoint: str) -> Any:
     return model.eval()
 
 
+class _TimedLines(io.StringIO):
+    """A stream that notes at which time each line was complete."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[tuple[float, str]] = []
+        self._rest = ""
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        self.lines += [(time.perf_counter(), line) for line in lines]
+        return len(text)
+
+
+def _peak_device_memory() -> float:
+    """The most memory, in MB, that PyTorch has allocated on the GPU; 0 without one."""
+    return torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else 0.0
+
+
 FUNCTIONS: dict[str, Any] = {
-    function.__name__: function for function in (start, sample_lite, sample_nanogpt, evaluate_nanogpt, record_nanogpt)
+    function.__name__: function
+    for function in (
+        start,
+        train_lite,
+        train_nanogpt,
+        sample_lite,
+        sample_nanogpt,
+        evaluate_nanogpt,
+        record_nanogpt,
+    )
 }
 
 if __name__ == "__main__":

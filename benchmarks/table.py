@@ -52,19 +52,23 @@ class Row:
         return lite <= self.most if self.most is not None else None
 
     def line(self, lite: Sequence[Values], nanogpt: Sequence[Values]) -> dict[str, Any]:
-        """The row as JSON, from the runs of both programs: the medians, and the value of each run."""
+        """The row as JSON, from the runs of both programs, if there are any: the medians, and the value of each run."""
         lite_runs, nanogpt_runs = (
             [values[self.name] for values in runs if self.name in values] for runs in (lite, nanogpt)
         )
-        lite_median, nanogpt_median = median(lite_runs), median(nanogpt_runs) if nanogpt_runs else None
+        lite_median, nanogpt_median = (median(values) if values else None for values in (lite_runs, nanogpt_runs))
+        ratio = met = None
+        if lite_median is not None:
+            ratio = self.ratio(lite_median, nanogpt_median) if nanogpt_median else None
+            met = self.met(lite_median, nanogpt_median)
         return {
             "name": self.name,
             "unit": self.unit,
             "nanogpt_lite": lite_median,
             "nanogpt": nanogpt_median,
-            "ratio": self.ratio(lite_median, nanogpt_median) if nanogpt_median else None,
+            "ratio": ratio,
             "target": self.target(),
-            "met": self.met(lite_median, nanogpt_median),
+            "met": met,
             "note": self.note,
             "nanogpt_lite_runs": lite_runs,
             "nanogpt_runs": nanogpt_runs,
@@ -111,23 +115,31 @@ def save(report: dict[str, Any], text: str, out: Path) -> None:
     """Write `report` to OUT.json and `text` to OUT.md."""
     out.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(out.with_name(f"{out.name}.json"), report)
-    out.with_name(f"{out.name}.md").write_text(text, encoding="utf-8")
+    with files.atomic_write(out.with_name(f"{out.name}.md")) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The rows as a Markdown table, with their notes."""
+    """The rows as a Markdown table, with their notes.
+
+    A row may also have an `estimate` of nanogpt_lite's value, and a `reason` why a value is missing.
+    """
+    columns = {"nanogpt_lite": "nanogpt_lite", "estimate": "estimate", "nanogpt": "nanoGPT"}
+    if not any(row.get("estimate") for row in report["rows"]):
+        del columns["estimate"]
     lines = [
         machine_line(report),
         "",
-        "| row | unit | nanogpt_lite | nanoGPT | ratio | target | |",
-        "|---|---|---:|---:|---:|---|---|",
+        f"| row | unit | {' | '.join(columns.values())} | ratio | target | |",
+        f"|---|---|{'---:|' * len(columns)}---:|---|---|",
     ]
     for row in report["rows"]:
         digits = 4 if row["unit"] == "nats" else 1
-        values = ["" if row[name] is None else f"{row[name]:,.{digits}f}" for name in ("nanogpt_lite", "nanogpt")]
+        values = ["" if row.get(name) is None else f"{row[name]:,.{digits}f}" for name in columns]
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
         verdict = {True: "met", False: "missed", None: ""}[row["met"]]
-        cells = [row["name"], row["unit"], *values, ratio, row["target"], verdict]
+        remarks = "; ".join(filter(None, [verdict, row.get("reason", "").replace("|", "/")]))
+        cells = [row["name"], row["unit"], *values, ratio, row["target"], remarks]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "Medians. A ratio above 1 is better than nanoGPT.", ""]
     lines += [f"- {row['name']}: {row['note']}" for row in report["rows"]]

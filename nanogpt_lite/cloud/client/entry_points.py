@@ -40,8 +40,8 @@ def command_flags(*kinds: type[Options], **more: type) -> Callable[[Callable[...
         def command(**flags: Any) -> Any:
             try:
                 return function(**flags)
-            except KeyboardInterrupt:
-                print(f"\ninterrupted; {AFTER_INTERRUPT}", file=sys.stderr)
+            except KeyboardInterrupt as error:  # the text of one that the function has raised says what is left behind
+                print(f"\ninterrupted; {str(error) or AFTER_INTERRUPT}", file=sys.stderr)
                 raise
 
         return with_flags(*kinds, **more, gpu=str, timeout=str, max_dollars=float)(command)

@@ -12,6 +12,7 @@ from nanogpt_lite.cloud import sweeps
 from nanogpt_lite.cloud.client import checks, memory_check
 from nanogpt_lite.cloud.client.dataset_texts import Text, find_text
 from nanogpt_lite.cloud.client.rental import (
+    BENCHMARK_SECONDS,
     DAY,
     MARGIN_SECONDS,
     MINUTE,
@@ -26,6 +27,7 @@ from nanogpt_lite.cloud.client.stored_files import StoredFiles
 from nanogpt_lite.cloud.client.volume_names import require_safe_name, run_name
 from nanogpt_lite.config import presets, recipe
 from nanogpt_lite.config.options import DataConfig, LoadConfig, SampleConfig, TrainConfig
+from nanogpt_lite.config.schema import require_known
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.tokenizers import hub
 
@@ -137,6 +139,14 @@ def plan_evaluation(stored: StoredFiles, flags: Mapping[str, Any], *, gpu: str) 
     text = find_text(stored, options["dataset"], "auto")
     text.require_characters_of(run, stored.run_characters(run))
     return Plan({**options, "dataset": text.dataset}, rental, rental.function_options, (text,), notes)
+
+
+def plan_benchmark(flags: Mapping[str, Any], *, gpu: str) -> Plan:
+    """Check a call of `benchmark`."""
+    rental = _rental_of_one(flags, gpu, BENCHMARK_SECONDS, margin=MARGIN_SECONDS)
+    options = _without(flags, *RENTAL_FLAGS, "to")
+    require_known([options.get("device", "cuda")], ("cuda", "cpu"), "device")
+    return Plan({**options, "time_limit": rental.seconds}, rental, rental.function_options)
 
 
 def plan_sweep(stored: StoredFiles, flags: Mapping[str, Any], *, gpu: str) -> Plan:
@@ -277,9 +287,11 @@ def _limit_sampling(sampling: Rental, training: Rental, max_dollars: float) -> R
     return replace(sampling, seconds=seconds)
 
 
-def _rental_of_one(flags: Mapping[str, Any], default_gpu: str) -> Rental:
+def _rental_of_one(
+    flags: Mapping[str, Any], default_gpu: str, default_seconds: int = OTHER_SECONDS, *, margin: int = 0
+) -> Rental:
     """What the flags rent for a call that uses a single GPU."""
-    rental = _rental(flags, ",".join(single_gpus(default_gpu)), OTHER_SECONDS)
+    rental = _rental(flags, ",".join(single_gpus(default_gpu)), default_seconds, margin=margin)
     if rental.world_size > 1:
         raise UserError(f"--gpu {flags['gpu']} is more than one GPU, and only a training uses several; give one")
     return rental

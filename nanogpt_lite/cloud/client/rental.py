@@ -14,6 +14,7 @@ from nanogpt_lite.errors import UserError
 
 MINUTE, HOUR, DAY = 60, 60 * 60, 24 * 60 * 60  # in seconds
 TRAIN_SECONDS = 2 * HOUR  # the limit of a training, over all attempts, if none is given
+BENCHMARK_SECONDS = 40 * MINUTE  # that of the benchmark, over all attempts
 OTHER_SECONDS = 15 * MINUTE  # that of every other call
 MARGIN_SECONDS = 5 * MINUTE  # Modal's own limit of a training is later by this, so that the run is saved before it
 
