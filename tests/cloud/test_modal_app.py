@@ -86,6 +86,9 @@ def test_pipeline_with_the_lengths_of_the_tutorial(service, tmp_path, monkeypatc
         "sample": True,
     }
 
+    # the Image of the benchmark is not built
+    assert not any("nanoGPT" in command for image in service.images for command in image.dockerfile_commands)
+
     # one secret with the two variables of this machine, one that is stored at Modal
     local, named = [request for rpc, request in service.calls if rpc == "SecretGetOrCreate"][:2]
     assert dict(local.env_dict) == {"WANDB_API_KEY": "from-file", "HF_TOKEN": "from-environment"}

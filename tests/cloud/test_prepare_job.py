@@ -33,7 +33,7 @@ def packages_of(image):
 
 
 def test_small_image_has_versions_of_the_gpu_image_and_no_pytorch():
-    small, gpu = packages_of("small_image"), packages_of("gpu_image")
+    small, gpu = packages_of("small_image"), packages_of("gpu_packages")
     assert small.items() < gpu.items()
     assert not {"torch", "safetensors", "tqdm", "matplotlib"} & small.keys()
 

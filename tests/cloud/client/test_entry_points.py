@@ -4,7 +4,7 @@ import modal
 import pytest
 
 import nanogpt_lite as ng
-from nanogpt_lite.cloud.client.entry_points import command_of, names_for_modal_run
+from nanogpt_lite.cloud.client.entry_points import command_flags, command_of, names_for_modal_run
 
 app = modal.App("tiny")
 
@@ -99,3 +99,17 @@ def test_error_that_a_function_returned_is_raised_in_python(kind, method):
     command = make_command(RecordedFunction({"error": "give another --out-dir", "kind": kind.__name__}))
     with pytest.raises(kind, match="give another --out-dir"):
         getattr(command, method)()
+
+
+@pytest.mark.parametrize(
+    ("texts", "shown"),
+    [((), "interrupted; a training that had begun is saved"), (("it is in x",), "interrupted; it is in x")],
+)
+def test_interrupted_command_says_what_it_leaves_behind(texts, shown, capsys):
+    @command_flags()
+    def command(**flags):
+        raise KeyboardInterrupt(*texts)
+
+    with pytest.raises(KeyboardInterrupt):
+        command()
+    assert shown in capsys.readouterr().err

@@ -290,6 +290,20 @@ def test_call_that_uses_one_gpu_refuses_several_and_a_missing_checkpoint(volume,
         plan(volume, command, int9=True)
 
 
+def test_benchmark_has_its_own_limit_and_one_gpu():
+    benchmark = plans.plan_benchmark({"short": True, "to": "here"}, gpu="L4:4")
+    assert benchmark.options == {"short": True, "time_limit": 2400}
+    assert benchmark.function_options == {**ON_L4, "timeout": 2400 + 300}
+    assert "1 x L4" in str(benchmark.rental)
+    assert "over all attempts" in str(benchmark.rental)
+    limited = plans.plan_benchmark({"device": "cpu", "timeout": "10m", "gpu": "T4"}, gpu="L4")
+    assert limited.options == {"device": "cpu", "time_limit": 600}
+    with pytest.raises(ng.UserError, match="only a training uses several"):
+        plans.plan_benchmark({"gpu": "T4:2"}, gpu="L4")
+    with pytest.raises(ng.UserError, match="unknown device 'tpu'; did you mean cpu"):
+        plans.plan_benchmark({"device": "tpu"}, gpu="L4")
+
+
 def test_evaluation_of_the_run_or_of_another_text(volume):
     assert plan(volume, "evaluation", out_dir="bytes").options == {"out_dir": "bytes"}
     evaluation = plan(volume, "evaluation", out_dir="bytes", dataset="mine.txt", verify=True)

@@ -125,14 +125,17 @@ def test_rental_says_what_it_rents_for_how_long_and_at_most_how_much():
     assert "1 x L4 or 1 x T4" in str(Rental((GPURequest("L4"), GPURequest("T4")), 7200))
 
 
+DECORATORS = ("app.function", "app.cls", "benchmark_app.function")
+
+
 @pytest.fixture(scope="module")
 def decorators():
-    """The arguments of `app.function` and `app.cls` in modal_app.py, by the name of the Function or class."""
+    """The arguments of DECORATORS in modal_app.py, by the name of the Function or class."""
     tree = ast.parse(APP.read_text(encoding="utf-8"))
     arguments = {}
     for node in [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]:
         for call in node.decorator_list:
-            if isinstance(call, ast.Call) and ast.unparse(call.func) in ("app.function", "app.cls"):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) in DECORATORS:
                 keywords = {keyword.arg: keyword.value for keyword in call.keywords}
                 name = ast.literal_eval(keywords["name"]) if "name" in keywords else node.name
                 arguments[name] = (node, keywords)
@@ -146,7 +149,7 @@ def evaluate(node):
 
 def test_decorators_reserve_the_cores_and_memory_that_prices_count(decorators):
     on_gpu = {name for name, (_, keywords) in decorators.items() if "gpu" in keywords}
-    assert on_gpu == {"train", "sample", "evaluate", "Sampler"}
+    assert on_gpu == {"train", "sample", "evaluate", "Sampler", "benchmark"}
     for name in on_gpu:
         keywords = decorators[name][1]
         reserved = evaluate(keywords["cpu"]), evaluate(keywords["memory"])
@@ -164,11 +167,16 @@ def test_decorators_have_the_limits_of_time_that_prices_count(decorators):
         "sample": rental.OTHER_SECONDS,
         "evaluate": rental.OTHER_SECONDS,
         "sweep": rental.DAY,
+        "benchmark": rental.BENCHMARK_SECONDS + rental.MARGIN_SECONDS,
     }
-    for name in ("train", "sweep"):
+    for name, seconds in (
+        ("train", rental.TRAIN_SECONDS),
+        ("sweep", rental.TRAIN_SECONDS),
+        ("benchmark", rental.BENCHMARK_SECONDS),
+    ):
         arguments = decorators[name][0].args
         defaults = dict(zip([a.arg for a in arguments.args][::-1], arguments.defaults[::-1], strict=False))
-        assert evaluate(defaults["time_limit"]) == rental.TRAIN_SECONDS
+        assert evaluate(defaults["time_limit"]) == seconds
 
 
 def test_only_functions_that_resume_are_retried(decorators):
