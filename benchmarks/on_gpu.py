@@ -48,7 +48,13 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=SECONDS, help="end after this time (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="write on_gpu-DEVICE.json and .md into this folder")
     args = parser.parse_args()
-    return exit_status(lambda: measure(args))
+    try:
+        return exit_status(lambda: measure(args))
+    except KeyboardInterrupt:
+        print(
+            f"interrupted; the parts that were measured are in a file …{INCOMPLETE}.md in {args.out}", file=sys.stderr
+        )
+        return 130
 
 
 def measure(args: argparse.Namespace) -> None:

@@ -161,7 +161,7 @@ def test_whole_command_on_a_cpu_with_a_nanogpt_whose_samples_fail(tmp_path):
     code = CONTAINER.format(sha256=hashlib.sha256(TEXT.encode()).hexdigest(), clone=str(tmp_path / "clone"))
     (site / "sitecustomize.py").write_text(code)
     (tmp_path / "home").mkdir()
-    variables = {"NANOGPT_LITE_CACHE": str(site / "cache")}
+    variables = {"NANOGPT_LITE_CACHE": str(site / "cache"), "OMP_NUM_THREADS": "1"}  # no spinning beside other tests
     with LocalModal(tmp_path / "modal", pythonpath=[site], variables=variables) as service:
         env = environment_with_modal_alone(service.folder / "alone")
         words = ["run", f"{APP}::benchmark", "--short", "--device=cpu", "--gpu=T4"]

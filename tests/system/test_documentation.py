@@ -72,6 +72,7 @@ CLI_ONLY = {
 MODAL_ONLY = {"gpu", "timeout", "max_dollars", "sweep_iters", "detach"}
 OTHER_PROGRAMS = {"slow", "max_restarts", "parity"}  # of pytest, torchrun, benchmarks/vs_nanogpt.py
 OTHER_PROGRAMS |= {"special", "split", "texts", "only"}  # of benchmarks/any_text.py
+OTHER_PROGRAMS |= {"seconds", "short"}  # of benchmarks/on_gpu.py
 
 
 def program_commands(page: Path) -> list[list[str]]:
