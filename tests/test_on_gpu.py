@@ -207,7 +207,7 @@ def test_command_that_takes_too_long_is_ended_with_the_processes_that_it_started
 
     code = (
         "import subprocess, sys, time\n"
-        "child = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(60)'])\n"
+        "child = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(600)'])\n"
         "open('pid', 'w').write(str(child.pid))\n"
         "time.sleep(60)\n"
     )

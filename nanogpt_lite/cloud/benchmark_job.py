@@ -43,7 +43,7 @@ def benchmark_job(call: Call, *, time_limit: float, device: str, short: bool = F
             while True:
                 has_ended = process.poll() is not None
                 table = _read_table(Path(folder))  # after `poll`, so that the last one is not missed
-                if table and table != last:
+                if table and not _is_same(table, last):
                     yield table
                     last = table
                 if has_ended:
@@ -72,16 +72,21 @@ def _start(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
+def _is_same(table: BenchmarkTable, last: BenchmarkTable | None) -> bool:
+    """Whether a table shows nothing new. The complete one has another name."""
+    return last is not None and (table["name"], table["markdown"]) == (last["name"], last["markdown"])
+
+
 def _read_table(folder: Path) -> BenchmarkTable | None:
     """The newest table in a folder; None before there is one, and while it is replaced.
 
-    NAME.md is written after NAME.json.
+    NAME.md is written after NAME.json, so it is read first: once it has changed, both files are the new ones.
     """
     try:
         path = max(folder.glob("[!.]*.md"), key=lambda path: path.stat().st_mtime_ns, default=None)
         if path is None:
             return None
-        texts = [path.with_suffix(suffix).read_text(encoding="utf-8") for suffix in (".json", ".md")]
+        markdown, json_text = (path.with_suffix(suffix).read_text(encoding="utf-8") for suffix in (".md", ".json"))
     except FileNotFoundError:  # an incomplete table, which is removed once there is a complete one
         return None
-    return {"name": path.stem, "json": texts[0], "markdown": texts[1]}
+    return {"name": path.stem, "json": json_text, "markdown": markdown}
