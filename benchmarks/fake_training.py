@@ -8,11 +8,10 @@ Import it before `torch`, in a process of its own: it loads `fake_cuda`.
 
 import contextlib
 import dataclasses
-import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,14 +31,20 @@ from nanogpt_lite.config.options import SampleConfig  # noqa: E402
 from nanogpt_lite.config.presets import config_with_preset  # noqa: E402
 from nanogpt_lite.config.schema import Value  # noqa: E402
 from nanogpt_lite.device import seeding  # noqa: E402
+from nanogpt_lite.device.distributed import Forward  # noqa: E402
 from nanogpt_lite.generation import decoding, sampling  # noqa: E402
 from nanogpt_lite.generation.cuda_graph import Recording  # noqa: E402
 from nanogpt_lite.tokenizers.char import CharTokenizer  # noqa: E402
 from nanogpt_lite.trainer import evaluation, state  # noqa: E402
 from nanogpt_lite.trainer.state import TrainState  # noqa: E402
-from nanogpt_lite.trainer.step import train_step  # noqa: E402
+from nanogpt_lite.trainer.step import prepare_network, train_step  # noqa: E402
 
 CAPABILITY = (8, 0)
+PREPARATIONS: dict[str, Callable[[TrainState], Forward]] = {  # of the network, before the first step
+    "trainer": prepare_network,
+    "network": lambda trained: torch.compile(trained.model),  # one graph
+    "blocks": lambda trained: _compile_blocks(trained),
+}
 TOKENIZER = CharTokenizer("".join(map(chr, range(32, 97))))  # 65 characters, as tiny Shakespeare
 
 
@@ -127,16 +132,21 @@ def make_state(device: torch.device, preset: str, **options: Value) -> TrainStat
         return TrainState(config, tokenizer, "", device)
 
 
-def step_operators(preset: str, *, capability: Sequence[int] = CAPABILITY, **options: Value) -> list[Operator]:
-    """The operators of the second training step: in the first one, the optimizer makes its state."""
+def step_operators(
+    preset: str, *, preparation: str = "trainer", capability: Sequence[int] = CAPABILITY, **options: Value
+) -> list[Operator]:
+    """The operators of the second training step: in the first one, the optimizer makes its state.
+
+    `preparation` is a key of `PREPARATIONS`. To compile, see `fake_inductor`.
+    """
     major, minor = capability
     with fake_gpu((major, minor)) as device:
         trained = make_state(device, preset, **options)
+        forward = PREPARATIONS[preparation](trained)
         for _ in range(2):
-            batch = _random_batch(trained.config.rows_per_step, trained.config.block_size)
-            log = OperatorLog(item_value=0.0)
-            with log:
-                train_step(trained, trained.model, batch)
+            batch = random_batch(trained.config.rows_per_step, trained.config.block_size)
+            with log_step() as log:
+                train_step(trained, forward, batch)
     return log.operators
 
 
@@ -144,7 +154,7 @@ def step_memory(preset: str, **options: Value) -> dict[str, int]:
     """Bytes on the GPU in a training step: "before" it, with the optimizer's state, and the "peak" in it."""
     with fake_gpu() as device:
         trained = make_state(device, preset, **options)
-        batch = _random_batch(trained.config.rows_per_step, trained.config.block_size)
+        batch = random_batch(trained.config.rows_per_step, trained.config.block_size)
         for parameter in trained.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         trained.optimizer.step()  # which makes its state
@@ -159,41 +169,26 @@ def step_memory(preset: str, **options: Value) -> dict[str, int]:
     return {"before": before, "peak": memory.peak}
 
 
-def nanogpt_step_operators(clone: str) -> list[Operator]:
-    """The operators of the second step of nanoGPT's train.py, with config/train_shakespeare_char.py."""
-    specification = importlib.util.spec_from_file_location("nanogpt_model", Path(clone) / "model.py")
-    assert specification is not None
-    assert specification.loader is not None
-    nanogpt = importlib.util.module_from_spec(specification)
-    sys.modules["nanogpt_model"] = nanogpt  # its dataclass looks there
-    specification.loader.exec_module(nanogpt)
-    with fake_gpu() as device:
-        size = {"block_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 384}
-        with device:
-            model = nanogpt.GPT(nanogpt.GPTConfig(**size, vocab_size=65, dropout=0.2, bias=False))
-        optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cuda")
-        scaler = torch.amp.GradScaler("cuda", enabled=False)
-        for _ in range(2):
-            batch = _random_batch(64, 256)
-            log = OperatorLog(item_value=0.0)
-            with log:
-                x, y = (tensor.pin_memory().to(device, non_blocking=True) for tensor in batch)
-                with torch.autocast("cuda", dtype=torch.bfloat16):
-                    loss = model(x, y)[1]
-                scaler.scale(loss).backward()
-                scaler.unscale_(optimizer)
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                scaler.step(optimizer)
-                scaler.update()
-                optimizer.zero_grad(set_to_none=True)
-    return log.operators
+@contextlib.contextmanager
+def log_step() -> Iterator[OperatorLog]:
+    """Record the operators of a step of one micro-batch: before, in and after its backward pass."""
+    log, backward = OperatorLog(item_value=0.0), torch.Tensor.backward
+
+    def logged_backward(loss: Tensor) -> None:
+        log.part = "backward"
+        backward(loss)  # type: ignore[no-untyped-call]
+        log.part = "update"
+
+    log.part = "forward"
+    with mock.patch("torch.Tensor.backward", logged_backward), log:
+        yield log
 
 
 def evaluation_operators(preset: str, *, batches: int, **options: Value) -> list[Operator]:
     """The operators of an evaluation."""
     with fake_gpu() as device:
         trained = make_state(device, preset, **options)
-        windows = [_random_batch(4, trained.config.block_size) for _ in range(batches)]
+        windows = [random_batch(4, trained.config.block_size) for _ in range(batches)]
         log = OperatorLog(item_value=1.0)
         # not in inference mode, where composite operators would be recorded as one
         mean_loss = inspect.unwrap(evaluation.mean_loss)
@@ -206,7 +201,7 @@ def checkpoint_operators(preset: str, **options: Value) -> list[Operator]:
     """The operators of writing a checkpoint, up to the file."""
     with fake_gpu() as device, TemporaryDirectory() as folder:
         trained = make_state(device, preset, **options)
-        batch = _random_batch(trained.config.rows_per_step, trained.config.block_size)
+        batch = random_batch(trained.config.rows_per_step, trained.config.block_size)
         with OperatorLog(item_value=0.0):  # a step that waits asks for values
             train_step(trained, trained.model, batch)
         log = OperatorLog(item_value=1.0)
@@ -247,7 +242,14 @@ def sampling_operators(*, rows: int, **options: Value) -> list[Operator]:
     return log.operators
 
 
-def _random_batch(rows: int, block_size: int) -> tuple[Tensor, Tensor]:
+def _compile_blocks(trained: TrainState) -> Forward:
+    """The network with each block compiled on its own: all of them share one graph."""
+    for block in trained.model.transformer.h:
+        block.compile()
+    return trained.model
+
+
+def random_batch(rows: int, block_size: int) -> tuple[Tensor, Tensor]:
     """Inputs and targets on the CPU."""
     x, y = (torch.randint(TOKENIZER.vocab_size, (rows, block_size)) for _ in range(2))
     return x, y
@@ -261,7 +263,6 @@ FUNCTIONS = {
     function.__name__: function
     for function in (
         step_operators,
-        nanogpt_step_operators,
         evaluation_operators,
         checkpoint_operators,
         decoding_operators,

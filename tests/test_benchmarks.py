@@ -1,6 +1,6 @@
 """Parts of the benchmarks: rows and targets, valid variants, the memory of another process, the texts of packages.
 
-The benchmark of any text has tests of its own: test_any_text.py.
+The benchmarks of any text and of launches have tests of their own: test_any_text.py, test_launches.py.
 """
 
 import gzip
@@ -29,7 +29,19 @@ def benchmarks_on_path(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["ablation", "any_text", "curves", "loss_curves", "on_gpu", "scaling", "startup", "texts", "vs_nanogpt"]
+    "name",
+    [
+        "ablation",
+        "any_text",
+        "curves",
+        "launches",
+        "loss_curves",
+        "on_gpu",
+        "scaling",
+        "startup",
+        "texts",
+        "vs_nanogpt",
+    ],
 )
 def test_each_benchmark_has_help_and_refuses_unknown_options(name, monkeypatch, capsys):
     module = __import__(name)
