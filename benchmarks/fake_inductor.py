@@ -1,8 +1,8 @@
 """torch.compile on the fake GPU: Dynamo traces and Inductor compiles as for a real one, down to the source of kernels.
 
 A compiled graph then runs with tensors that have no values. What is recorded of it are the kernels that it launches,
-each with the memory traffic that Inductor counts. Neither Triton nor a CUDA driver is needed; `machine_code` compiles
-the kernels further. Import it after `fake_training`.
+each with the memory traffic that Inductor counts. Neither Triton nor a CUDA driver is needed, but for the machine code
+Triton is. Import it after `fake_training`.
 
 Three passes of Inductor compute or measure something on the GPU, and are left out, for each program alike: folding of
 constants, padding of matrices, and the search for attention that is written out. All this uses what is internal to
@@ -25,7 +25,9 @@ from torch import Tensor, fx
 from torch._dynamo.device_interface import CudaInterface
 from torch._guards import detect_fake_mode
 from torch._inductor import ir, metrics
+from torch._inductor.codecache import PyCodeCache
 from torch._inductor.graph import GraphLowering
+from torch._inductor.runtime import triton_helpers
 from torch._inductor.scheduler import BaseSchedulerNode, ExternKernelSchedulerNode, NopKernelSchedulerNode
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
 
@@ -50,6 +52,14 @@ class Compilation:
             if isinstance(call.func, ast.Attribute) and call.func.attr == "triton"
         ]
         return {name: source for name, source, *_ in literals}
+
+    def machine_code(self) -> dict[str, bytes]:
+        """The ELF file of each kernel, in its first configuration. Triton is needed; call it within `fake_inductor`."""
+        with (
+            inductor_config.patch(use_static_triton_launcher=False),  # it would load the code into the GPU
+            mock.patch.object(triton_helpers, "set_driver_to_gpu", return_value=None),
+        ):
+            return {name: _assemble(name, source) for name, source in self.kernel_sources().items()}
 
 
 @contextlib.contextmanager
@@ -142,6 +152,12 @@ def _run(graph_module: fx.GraphModule, inputs: Sequence[Tensor]) -> Any:
     assert fake_mode is not None, "there is a fake GPU"
     with _disable_current_modes(), fake_mode:
         return graph_module(*inputs)
+
+
+def _assemble(name: str, source: str) -> bytes:
+    kernel = getattr(PyCodeCache.load(source), name)
+    code: bytes = kernel._precompile_config(kernel.configs[0]).kernel.asm["cubin"]
+    return code
 
 
 def _is_launch(node: BaseSchedulerNode) -> bool:

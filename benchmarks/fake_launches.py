@@ -88,10 +88,7 @@ def graphs(preset: str, *, capability: tuple[int, int], dtype: str, n_layer: int
         fake_training.step_operators(preset, capability=capability, compile=True, dtype=dtype, n_layer=n_layer)
         result = Graphs(compilation.codes, compilation.num_launches)
         if machine_code:
-            from machine_code import compile_kernels  # it needs Triton
-
-            kernels = compile_kernels(compilation.kernel_sources(), capability)
-            result.kernels = {name: code.hex() for name, code in kernels.items()}
+            result.kernels = {name: code.hex() for name, code in compilation.machine_code().items()}
     return result
 
 

@@ -127,8 +127,8 @@ def _estimates(steps: Mapping[str, dict[str, Any]], tokens: Mapping[str, dict[st
     head = [f"| | {' | '.join(GPUS)} |", f"|---|{'---:|' * len(GPUS)}"]
     return [
         "Estimates, not measurements, with an error of about 30 %. A kernel takes the longest of three times: its "
-        "floating-point operations, its memory traffic, and the time of the smallest kernel. What each GPU is assumed "
-        "to reach:",
+        "floating-point operations, its memory traffic, and the time of the smallest kernel. The kernels are those for "
+        "an A100; a T4 computes in float16, and attention with another kernel. What each GPU is assumed to reach:",
         "",
         *head,
         _line("16-bit products, TFLOP/s", [f"{gpu.flops / 1e12:.0f}" for gpu in GPUS.values()]),
