@@ -30,20 +30,22 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # noqa: E4
 from nanogpt_lite.config.options import SampleConfig  # noqa: E402
 from nanogpt_lite.config.presets import config_with_preset  # noqa: E402
 from nanogpt_lite.config.schema import Value  # noqa: E402
-from nanogpt_lite.device import seeding  # noqa: E402
+from nanogpt_lite.device import fast_paths, seeding  # noqa: E402
 from nanogpt_lite.device.distributed import Forward  # noqa: E402
 from nanogpt_lite.generation import decoding, sampling  # noqa: E402
 from nanogpt_lite.generation.cuda_graph import Recording  # noqa: E402
+from nanogpt_lite.model.compilation import compile_blocks  # noqa: E402
+from nanogpt_lite.optim import build  # noqa: E402
 from nanogpt_lite.tokenizers.char import CharTokenizer  # noqa: E402
-from nanogpt_lite.trainer import evaluation, state  # noqa: E402
+from nanogpt_lite.trainer import evaluation, network_setup, state  # noqa: E402
 from nanogpt_lite.trainer.state import TrainState  # noqa: E402
-from nanogpt_lite.trainer.step import prepare_network, train_step  # noqa: E402
+from nanogpt_lite.trainer.step import train_step  # noqa: E402
 
 CAPABILITY = (8, 0)
 PREPARATIONS: dict[str, Callable[[TrainState], Forward]] = {  # of the network, before the first step
-    "trainer": prepare_network,
+    "trainer": lambda trained: _prepare_network(trained),
     "network": lambda trained: torch.compile(trained.model),  # one graph
-    "blocks": lambda trained: _compile_blocks(trained),
+    "blocks": lambda trained: compile_blocks(trained.model),
 }
 TOKENIZER = CharTokenizer("".join(map(chr, range(32, 97))))  # 65 characters, as tiny Shakespeare
 
@@ -242,11 +244,14 @@ def sampling_operators(*, rows: int, **options: Value) -> list[Operator]:
     return log.operators
 
 
-def _compile_blocks(trained: TrainState) -> Forward:
-    """The network with each block compiled on its own: all of them share one graph."""
-    for block in trained.model.transformer.h:
-        block.compile()
-    return trained.model
+def _prepare_network(trained: TrainState) -> Forward:
+    """What the trainer does, but for checks that compare values."""
+    with (
+        mock.patch.object(fast_paths, "check"),
+        mock.patch.object(build, "check_fast_paths"),
+        mock.patch.object(network_setup, "_problem_of_compilation", return_value=""),
+    ):
+        return network_setup.prepare_network(trained)
 
 
 def random_batch(rows: int, block_size: int) -> tuple[Tensor, Tensor]:

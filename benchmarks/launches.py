@@ -31,6 +31,7 @@ from launches_table import (
     TRAFFIC,
     WAITS,
     WHOLE_STEP,
+    WHOLE_TRAFFIC,
     markdown,
 )
 from operators import Operator, roofline_seconds
@@ -126,6 +127,7 @@ def check_goals(steps: dict[str, dict[str, Any]], tokens: dict[str, dict[str, An
                 KERNELS.name: len(kernels),
                 TRAFFIC.name: traffic(kernels),
                 WHOLE_STEP.name: num_launches(steps[compiled]["operators"]),
+                WHOLE_TRAFFIC.name: traffic(steps[compiled]["operators"]),
                 GENERATED.name: steps[compiled]["num_generated"],
             }
         )

@@ -62,8 +62,10 @@ WHOLE_STEP = Row(
     part="compiled",
     name="compiled step, all launches",
     unit="launches",
-    note="with the operators that are not compiled: the update, and what is around the graphs",
+    note="with the operators that are not compiled: the update, and in nanogpt_lite the embeddings, the output and the "
+    "loss, which are outside of the blocks",
 )
+WHOLE_TRAFFIC = Row(part="compiled", name="compiled step, all memory traffic", unit="GB", note="the same")
 GENERATED = Row(
     part="compiled",
     name="compiled step, kernels to generate",
@@ -75,7 +77,7 @@ BESIDE = Row(
     part="token", name="a sampled token, other launches", unit="launches", note="beside the copy of the token", most=0
 )
 WAITS = Row(part="token", name="a sampled token, waits", unit="waits", note="of the processor for the GPU", most=1)
-ROWS = (LAUNCHES, MODERN, KERNELS, TRAFFIC, WHOLE_STEP, GENERATED, REPLAYS, BESIDE, WAITS)
+ROWS = (LAUNCHES, MODERN, KERNELS, TRAFFIC, WHOLE_STEP, WHOLE_TRAFFIC, GENERATED, REPLAYS, BESIDE, WAITS)
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -96,7 +98,7 @@ def markdown(report: dict[str, Any]) -> str:
 def _steps(steps: Mapping[str, dict[str, Any]]) -> list[str]:
     lines = [
         "A training step of 64 x 256 tokens in bfloat16, the second one. The option `compile` is the line *compiled*; "
-        "*one graph* and *a graph per block* are what it might do.",
+        "*one graph* and *a graph per block* are the choices that it has.",
         "",
         f"| step | {' | '.join(PARTS)} | launches | of them in graphs | GB | graphs | kernels to generate | "
         "copies to the GPU | waits |",
@@ -173,5 +175,6 @@ def _processor_limit(steps: Mapping[str, dict[str, Any]]) -> str:
     (gpu, name), least = min(microseconds.items(), key=lambda item: item[1])
     return (
         f"This holds if the processor starts kernels faster than the GPU computes them. Without compilation, the {gpu} "
-        f"needs {least:.0f} µs for a launch of {name} on average, the least of these; PyTorch takes 5 to 10 µs."
+        f"needs {least:.0f} µs for a launch of {name} on average, the least of these. PyTorch is assumed to take 5 to "
+        "10 µs."
     )
