@@ -2,7 +2,7 @@
 
 A compiled graph then runs with tensors that have no values. What is recorded of it are the kernels that it launches,
 each with the memory traffic that Inductor counts. Neither Triton nor a CUDA driver is needed, but for the machine code
-Triton is. Import it after `fake_training`.
+Triton is. Import it after `fake_gpu`.
 
 Three passes of Inductor compute or measure something on the GPU, and are left out, for each program alike: folding of
 constants, padding of matrices, and the search for attention that is written out. All this uses what is internal to
@@ -64,7 +64,7 @@ class Compilation:
 
 @contextlib.contextmanager
 def fake_inductor(capability: tuple[int, int]) -> Iterator[Compilation]:
-    """Let torch.compile compile for a GPU of this capability, within `fake_training.fake_gpu`."""
+    """Let torch.compile compile for a GPU of this capability, within `fake_gpu.fake_gpu`."""
     compilation = Compilation()
     with contextlib.ExitStack() as stack:
         for name, value in _functions_of_a_gpu(capability).items():

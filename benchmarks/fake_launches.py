@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 from unittest import mock
 
+import fake_gpu  # before torch
 import fake_nanogpt
 import fake_training
 import torch
@@ -95,7 +96,7 @@ def graphs(preset: str, *, capability: tuple[int, int], dtype: str, n_layer: int
 def sampled_token(preset: str, rows: int) -> Token:
     """A token of each of several texts, with weights in bfloat16."""
     log = OperatorLog(item_value=0.0)
-    with fake_training.fake_gpu() as device, torch.no_grad(), _recorded_graphs() as token, log:
+    with fake_gpu.fake_gpu() as device, torch.no_grad(), _recorded_graphs() as token, log:
         model = _bfloat16_model(preset, device)
         decoder = CUDAGraphDecoder(model, SampleConfig(), Recording(model, rows, model.config.block_size))
         chosen = decoder.prefill(torch.zeros(rows, CONTEXT, dtype=torch.int64), 0)
@@ -109,7 +110,7 @@ def sampled_token(preset: str, rows: int) -> Token:
 
 
 def _inductor(
-    capability: tuple[int, int] = fake_training.CAPABILITY,
+    capability: tuple[int, int] = fake_gpu.CAPABILITY,
 ) -> contextlib.AbstractContextManager["Compilation"]:
     from fake_inductor import fake_inductor  # it imports PyTorch's compiler, which takes seconds
 

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import fake_training  # before torch
+import fake_gpu  # before torch
+import fake_training
 import torch
 from operators import Operator
 
@@ -17,7 +18,7 @@ def step_operators(clone: str, *, compiled: bool = False) -> list[Operator]:
 
     To compile, see `fake_inductor`.
     """
-    with fake_training.fake_gpu() as device:
+    with fake_gpu.fake_gpu() as device:
         model = _make_model(clone, device)
         optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cuda")
         scaler = torch.amp.GradScaler("cuda", enabled=False)

@@ -3,7 +3,7 @@
     echo '[{"function": "step_operators", "preset": "modern"}]' | python benchmarks/fake_training.py
 
 It reads a list of calls as JSON, and writes their results as JSON, operators as `dataclasses.asdict` gives them.
-Import it before `torch`, in a process of its own: it loads `fake_cuda`.
+Import it before `torch`, in a process of its own: see `fake_gpu`.
 """
 
 import contextlib
@@ -17,112 +17,32 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
-import fake_cuda
+import fake_gpu  # before torch
+import torch
+from live_memory import LiveMemory
+from operators import Operator, OperatorLog
+from torch import Tensor
 
-fake_cuda.load()
+from nanogpt_lite.config.options import SampleConfig
+from nanogpt_lite.config.presets import config_with_preset
+from nanogpt_lite.config.schema import Value
+from nanogpt_lite.device import fast_paths
+from nanogpt_lite.device.distributed import Forward
+from nanogpt_lite.generation import decoding, sampling
+from nanogpt_lite.generation.cuda_graph import Recording
+from nanogpt_lite.model.compilation import compile_blocks
+from nanogpt_lite.optim import build
+from nanogpt_lite.tokenizers.char import CharTokenizer
+from nanogpt_lite.trainer import evaluation, network_setup, state
+from nanogpt_lite.trainer.state import TrainState
+from nanogpt_lite.trainer.step import train_step
 
-import torch  # noqa: E402
-from live_memory import LiveMemory  # noqa: E402
-from operators import Operator, OperatorLog  # noqa: E402
-from torch import Tensor  # noqa: E402
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # noqa: E402
-
-from nanogpt_lite.config.options import SampleConfig  # noqa: E402
-from nanogpt_lite.config.presets import config_with_preset  # noqa: E402
-from nanogpt_lite.config.schema import Value  # noqa: E402
-from nanogpt_lite.device import fast_paths, seeding  # noqa: E402
-from nanogpt_lite.device.distributed import Forward  # noqa: E402
-from nanogpt_lite.generation import decoding, sampling  # noqa: E402
-from nanogpt_lite.generation.cuda_graph import Recording  # noqa: E402
-from nanogpt_lite.model.compilation import compile_blocks  # noqa: E402
-from nanogpt_lite.optim import build  # noqa: E402
-from nanogpt_lite.tokenizers.char import CharTokenizer  # noqa: E402
-from nanogpt_lite.trainer import evaluation, network_setup, state  # noqa: E402
-from nanogpt_lite.trainer.state import TrainState  # noqa: E402
-from nanogpt_lite.trainer.step import train_step  # noqa: E402
-
-CAPABILITY = (8, 0)
 PREPARATIONS: dict[str, Callable[[TrainState], Forward]] = {  # of the network, before the first step
     "trainer": lambda trained: _prepare_network(trained),
     "network": lambda trained: torch.compile(trained.model),  # one graph
     "blocks": lambda trained: compile_blocks(trained.model),
 }
 TOKENIZER = CharTokenizer("".join(map(chr, range(32, 97))))  # 65 characters, as tiny Shakespeare
-
-
-def cuda_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-) -> Tensor:
-    """Attention by the kernel that PyTorch chooses on CUDA without cuDNN's; a build without CUDA has no such choice."""
-    if torch.is_autocast_enabled("cuda"):
-        q, k, v = (tensor.to(torch.get_autocast_dtype("cuda")) for tensor in (q, k, v))
-    if attn_mask is None and q.dtype in (torch.bfloat16, torch.float16):
-        return _first(torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, is_causal))
-    if attn_mask is not None:
-        if attn_mask.dtype == torch.bool:
-            attn_mask = torch.where(attn_mask, torch.zeros((), dtype=q.dtype, device=q.device), float("-inf"))
-        attn_mask = attn_mask.expand(q.size(0), q.size(1), q.size(2), k.size(2))
-    efficient = torch.ops.aten._scaled_dot_product_efficient_attention
-    return _first(efficient(q, k, v, attn_mask, torch.is_grad_enabled(), dropout_p, is_causal))
-
-
-class _FusedRMSNorm(torch.autograd.Function):
-    """RMSNorm as CUDA computes it: one kernel forward, one backward. LayerNorm's read and write as much memory."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, shape: list[int]) -> Tensor:
-        y, mean, rstd = torch.ops.aten.native_layer_norm(x, shape, None, None, 1e-5)
-        ctx.save_for_backward(x, mean, rstd)
-        ctx.shape = shape
-        return _first([y])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        x, mean, rstd = ctx.saved_tensors
-        operator = torch.ops.aten.native_layer_norm_backward
-        return _first(operator(grad, x, ctx.shape, mean, rstd, None, None, [True, False, False])), None
-
-
-def cuda_rms_norm(
-    x: Tensor, normalized_shape: list[int], weight: Tensor | None = None, eps: float | None = None
-) -> Tensor:
-    """RMSNorm by a fused kernel; a build without CUDA composes it of elementwise operators."""
-    if torch.is_autocast_enabled("cuda"):
-        x = x.float()
-    y: Tensor = _FusedRMSNorm.apply(x, normalized_shape)  # type: ignore[no-untyped-call]
-    return y if weight is None else y * weight
-
-
-def _first(results: Any) -> Tensor:
-    tensor: Tensor = results[0]
-    return tensor
-
-
-@contextlib.contextmanager
-def fake_gpu(capability: tuple[int, int] = CAPABILITY) -> Iterator[torch.device]:
-    """Make tensors that have no values, and a GPU for them."""
-    with contextlib.ExitStack() as stack:
-        for name, value in {
-            "torch.nn.functional.scaled_dot_product_attention": cuda_attention,
-            "torch.nn.functional.rms_norm": cuda_rms_norm,
-            "torch.utils._foreach_utils._foreach_supported_types": [torch.Tensor, torch.nn.Parameter, FakeTensor],
-            "torch.cuda.get_device_capability": lambda device=None: capability,
-            "torch.cuda.is_available": lambda: True,
-            "torch.cuda.is_bf16_supported": lambda including_emulation=True: True,
-            "torch.cuda.synchronize": lambda device=None: None,
-            "torch.cuda.amp.common.amp_definitely_not_available": lambda: False,
-            "torch.Tensor.pin_memory": lambda tensor: tensor,  # it would be a real one
-            "torch.nn.Module.to": lambda module, device: module,  # a fake tensor does not move; it is made there
-        }.items():
-            stack.enter_context(mock.patch(name, value))
-        stack.enter_context(mock.patch.object(seeding, "seeded", return_value=contextlib.nullcontext()))
-        stack.enter_context(FakeTensorMode())
-        yield torch.device("cuda:0")
 
 
 def make_state(device: torch.device, preset: str, **options: Value) -> TrainState:
@@ -135,14 +55,14 @@ def make_state(device: torch.device, preset: str, **options: Value) -> TrainStat
 
 
 def step_operators(
-    preset: str, *, preparation: str = "trainer", capability: Sequence[int] = CAPABILITY, **options: Value
+    preset: str, *, preparation: str = "trainer", capability: Sequence[int] = fake_gpu.CAPABILITY, **options: Value
 ) -> list[Operator]:
     """The operators of the second training step: in the first one, the optimizer makes its state.
 
     `preparation` is a key of `PREPARATIONS`. To compile, see `fake_inductor`.
     """
     major, minor = capability
-    with fake_gpu((major, minor)) as device:
+    with fake_gpu.fake_gpu((major, minor)) as device:
         trained = make_state(device, preset, **options)
         forward = PREPARATIONS[preparation](trained)
         for _ in range(2):
@@ -154,7 +74,7 @@ def step_operators(
 
 def step_memory(preset: str, **options: Value) -> dict[str, int]:
     """Bytes on the GPU in a training step: "before" it, with the optimizer's state, and the "peak" in it."""
-    with fake_gpu() as device:
+    with fake_gpu.fake_gpu() as device:
         trained = make_state(device, preset, **options)
         batch = random_batch(trained.config.rows_per_step, trained.config.block_size)
         for parameter in trained.model.parameters():
@@ -188,7 +108,7 @@ def log_step() -> Iterator[OperatorLog]:
 
 def evaluation_operators(preset: str, *, batches: int, **options: Value) -> list[Operator]:
     """The operators of an evaluation."""
-    with fake_gpu() as device:
+    with fake_gpu.fake_gpu() as device:
         trained = make_state(device, preset, **options)
         windows = [random_batch(4, trained.config.block_size) for _ in range(batches)]
         log = OperatorLog(item_value=1.0)
@@ -201,7 +121,7 @@ def evaluation_operators(preset: str, *, batches: int, **options: Value) -> list
 
 def checkpoint_operators(preset: str, **options: Value) -> list[Operator]:
     """The operators of writing a checkpoint, up to the file."""
-    with fake_gpu() as device, TemporaryDirectory() as folder:
+    with fake_gpu.fake_gpu() as device, TemporaryDirectory() as folder:
         trained = make_state(device, preset, **options)
         batch = random_batch(trained.config.rows_per_step, trained.config.block_size)
         with OperatorLog(item_value=0.0):  # a step that waits asks for values
@@ -221,7 +141,7 @@ def decoding_operators(
 ) -> list[Operator]:
     """The operators of one decoding step as a CUDA graph records it, from a token to the choice of the next one."""
     config = SampleConfig.from_dict(sampling_options or {})
-    with fake_gpu() as device, torch.no_grad():
+    with fake_gpu.fake_gpu() as device, torch.no_grad():
         model = make_state(device, preset, **options).model.eval()
         recording = Recording(model, rows, model.config.block_size)
         decoding.prefill(model, torch.zeros(rows, 3, dtype=torch.int64, device=device), recording.cache)
@@ -235,7 +155,7 @@ def decoding_operators(
 def sampling_operators(*, rows: int, **options: Value) -> list[Operator]:
     """The operators of the choice of a token from logits."""
     config = SampleConfig.from_dict(options)
-    with fake_gpu() as device, torch.no_grad():
+    with fake_gpu.fake_gpu() as device, torch.no_grad():
         logits = torch.zeros(rows, TOKENIZER.vocab_size, device=device)
         uniforms = torch.zeros(rows, device=device)
         log = OperatorLog(item_value=0.0)
@@ -281,8 +201,7 @@ def main() -> None:
     """Run the calls on standard input."""
     results = []
     for call in json.load(sys.stdin):
-        with contextlib.redirect_stdout(sys.stderr):  # nanoGPT prints
-            result = FUNCTIONS[call.pop("function")](**call)
+        result = FUNCTIONS[call.pop("function")](**call)
         results.append(result if isinstance(result, dict) else [dataclasses.asdict(operator) for operator in result])
     json.dump(results, sys.stdout)
 

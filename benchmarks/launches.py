@@ -2,7 +2,7 @@
 
     python benchmarks/launches.py --nanogpt nanoGPT
 
-Both programs run on a device that computes nothing (`fake_training`), which needs g++ and Linux. What is counted is
+Both programs run on a device that computes nothing (`fake_gpu`), which needs g++ and Linux. What is counted is
 exact: which operators PyTorch calls, and which kernels Inductor generates. The times are estimates of a roofline model.
 It takes about two minutes.
 """
