@@ -62,7 +62,7 @@ class EvalResult(TypedDict):
     unigram_loss: float  # of n-gram models that count the train split, on the val split
     bigram_loss: float
     five_gram_loss: float
-    verdict: str  # one sentence about the loss; empty for another text than the run's, and without metrics
+    verdict: str  # one sentence about the loss; empty for another text or checkpoint than the best, and without metrics
     dataset: str
     checkpoint: str  # its path
 
@@ -153,7 +153,8 @@ def evaluate(
         fast_paths.check(device, dtype, head_size=trained_with.n_embd // trained_with.n_head)
         losses, sizes, comparison, sha256 = _split_losses(model, open_data, dtype)
     verdict = ""
-    if sha256 == saved.metadata.dataset_sha256:
+    is_best = saved.metadata.best_step == saved.metadata.step  # the sentence is about the best checkpoint
+    if is_best and sha256 == saved.metadata.dataset_sha256:
         verdict = comparison.verdict(
             Run(saved.path.parent),
             config=trained_with,

@@ -16,7 +16,7 @@ from nanogpt_lite.config.schema import Value, require_known
 from nanogpt_lite.data.dataset import Dataset
 from nanogpt_lite.runs import run_folder
 
-STEP_OPTIONS = ("max_iters", "lr_decay_iters")  # which `minutes` decides
+STEP_OPTIONS = ("max_iters", "lr_decay_iters", "eval_interval")  # which `minutes` decides
 
 
 @dataclass(frozen=True)

@@ -77,15 +77,24 @@ def make_result(
 ) -> ResultRecord | None:
     """The result of a training that has ended, after at least one evaluation; None if `stop()` became true meanwhile.
 
-    All ranks call it, and get the same. `in_hurry`: a limit of time is over, so the loss is that of the evaluations in
-    training, also if these covered a part of a long val split. `note` shows the user what takes long.
+    All ranks call it, and get the same. The loss is that of the evaluations in training, also if these covered a part
+    of a long val split, if a limit of time is over (`in_hurry`) or the best checkpoint is not there. `note` shows the
+    user what takes long.
     """
     config = state.config
     val_loss, max_tokens = state.best_val_loss, config.eval_tokens
-    if not in_hurry and (config.eval_iters or evaluation.is_long(len(val), max_tokens)):
-        max_tokens = max(max_tokens, state.step * config.tokens_per_step)  # takes a third of the time of training
+    best = out_dir / f"best{SUFFIX}"
+    has_best = state.best_step == state.step or best.is_file()  # not so if only `last` was copied from another folder
+    if config.eval_iters or evaluation.is_long(len(val), max_tokens):
+        # as many as training has read, which takes a third of its time; all if training evaluates all of a long split
+        more_tokens = max(max_tokens, state.step * config.tokens_per_step) if max_tokens else 0
+        is_known = more_tokens == max_tokens and not config.eval_iters
+    else:
+        more_tokens, is_known = max_tokens, True
+    if not (in_hurry or is_known) and not any(state.group.all_reduce_max(not has_best)):
+        max_tokens = more_tokens
         note(f"evaluating the best checkpoint on {_evaluated(val, max_tokens):,} val tokens …")
-        val_loss = _evaluate_best(state, val, out_dir, max_tokens=max_tokens, stop=stop)
+        val_loss = _evaluate_best(state, val, best, max_tokens=max_tokens, stop=stop)
         if val_loss is None:
             return None
     assert val_loss is not None
@@ -119,13 +128,13 @@ def _evaluated(val: Tokens, max_tokens: int) -> int:
 
 
 def _evaluate_best(
-    state: TrainState, val: Tokens, out_dir: Path, *, max_tokens: int, stop: Callable[[], bool]
+    state: TrainState, val: Tokens, best: Path, *, max_tokens: int, stop: Callable[[], bool]
 ) -> float | None:
     """The loss of the best checkpoint, whose weights replace those of `state`, on `max_tokens` tokens of a long split.
 
     None if `stop()` became true meanwhile.
     """
     if state.best_step != state.step:
-        load_weights(state.model, checkpoint_file.read_checkpoint(out_dir / f"best{SUFFIX}", prefix="model."))
+        load_weights(state.model, checkpoint_file.read_checkpoint(best, prefix="model."))
     windows = evaluation.split_windows(val, state.model, max_tokens=max_tokens)
     return evaluation.mean_loss(state.model, windows, state.device, state.config.dtype, stop=stop, group=state.group)

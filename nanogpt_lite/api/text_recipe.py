@@ -48,11 +48,43 @@ def fit_config(
     fitted = replace({}, int(given.get("max_iters", 0)))
     if config.minutes:
         config.require_minutes_usable(given, group.world_size)
-        steps = _steps_in_minutes(fitted, data, console)
-        interval = min(fitted.eval_interval, math.ceil(steps / recipe.EVALUATIONS))
-        fitted = replace({"max_iters": steps, "eval_interval": interval}, steps)
+        if console:
+            console.note(f"timing {step_time.TIMED_STEPS} steps …")
+        seconds = step_time.measure_step_seconds(fitted, data.tokenizer, data.train)
+        steps, interval = steps_in_minutes(fitted, len(data.val), seconds, keep_interval="eval_interval" in given)
+        # a preset's warm-up may be longer than all of the steps
+        warmup_iters = min(fitted.warmup_iters, steps // 4)
+        values = {"max_iters": steps, "eval_interval": interval, "warmup_iters": warmup_iters}
+        fitted = replace(values, steps)
         fitted = fitted.replace({"minutes": 0.0})  # a repetition by config.json has these steps, and times none
     return fitted
+
+
+def steps_in_minutes(
+    config: TrainConfig, val_tokens: int, seconds_per_step: float, *, keep_interval: bool
+) -> tuple[int, int]:
+    """The number of steps that take `config.minutes` with their evaluations, at least one; the interval of these.
+
+    `val_tokens`: the length of the val split. The interval becomes shorter where there would be fewer than
+    `recipe.EVALUATIONS`, unless `keep_interval`; but these, and the evaluation of the whole of a long split at the end,
+    take at most half of the time, if one evaluation does not take more.
+    """
+    steps = 60 * config.minutes / seconds_per_step  # the time, as a number of steps without evaluations
+    is_long = evaluation.is_long(val_tokens, config.eval_tokens)
+    evaluated = config.eval_tokens if is_long else val_tokens
+    if config.eval_iters:
+        evaluated = config.eval_iters * config.batch_size * config.block_size
+    one = EVALUATION_COST * evaluated / config.tokens_per_step  # the cost of an evaluation, in steps
+    if is_long or config.eval_iters:  # see `result.make_result`
+        at_the_end = EVALUATION_COST * val_tokens / config.tokens_per_step
+        steps -= min(at_the_end, max(one, steps / 4))
+    interval = config.eval_interval
+    max_iters = round(steps / (1 + one / interval))
+    if keep_interval or math.ceil(max_iters / recipe.EVALUATIONS) >= interval:
+        return max(1, max_iters), interval
+    evaluations = min(recipe.EVALUATIONS, max(1, int(steps / 2 / one))) if one else recipe.EVALUATIONS
+    max_iters = max(1, round(steps - evaluations * one))
+    return max_iters, math.ceil(max_iters / evaluations)
 
 
 def describe_recipe(config: TrainConfig, data: Dataset) -> str:
@@ -68,13 +100,3 @@ def describe_recipe(config: TrainConfig, data: Dataset) -> str:
         f"recipe for {len(data.train):,} train {unit}: {config.max_iters} steps, {', '.join(options)}, an evaluation "
         f"every {every}"
     )
-
-
-def _steps_in_minutes(config: TrainConfig, data: Dataset, console: Console | None) -> int:
-    """The number of steps that take `config.minutes` with their evaluations, at least one."""
-    if console:
-        console.note(f"timing {step_time.TIMED_STEPS} steps …")
-    seconds_per_step = step_time.measure_step_seconds(config, data.tokenizer, data.train)
-    evaluated = config.eval_tokens if evaluation.is_long(len(data.val), config.eval_tokens) else len(data.val)
-    share = EVALUATION_COST * evaluated / (config.eval_interval * config.tokens_per_step)
-    return max(1, round(60 * config.minutes / (seconds_per_step * (1 + share))))

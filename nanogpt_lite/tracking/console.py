@@ -186,7 +186,8 @@ def _footer(record: DoneRecord) -> str:
         StopReason.MAX_ITERS: "all steps are done",
         StopReason.MAX_SECONDS: "max_seconds are over",
         StopReason.TARGET_LOSS: "target_loss is reached",
-        StopReason.PATIENCE: "no better val loss for `patience` evaluations: more steps would hardly help",
+        StopReason.PATIENCE: "no better val loss for `patience` evaluations, so more steps would hardly help "
+        "(`patience=0` goes on)",
         StopReason.BATCHES: "there are no more batches",
         StopReason.INTERRUPTED: "asked to stop",
     }

@@ -41,7 +41,7 @@ def split_windows(tokens: Tokens, model: GPT, *, max_tokens: int = 0) -> Iterato
     """
     block_size = model.config.block_size
     rows = max(1, batch_tokens(model.lm_head.weight.device, model.vocab_size) // block_size)
-    if is_long(len(tokens), max_tokens):
+    if is_long(len(tokens), max_tokens) and len(tokens) > block_size:
         n_windows = max(1, max_tokens // block_size)
         return batching.spread_windows(tokens, rows=rows, block_size=block_size, n_windows=n_windows)
     return batching.all_windows(tokens, rows=rows, block_size=block_size)

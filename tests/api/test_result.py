@@ -2,11 +2,14 @@
 
 import json
 import math
+import shutil
 from contextlib import closing
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from tiny import TINY
+from tiny import TINY, TINY_GPT
 
 import nanogpt_lite as ng
 from nanogpt_lite.api import inference
@@ -166,3 +169,25 @@ def test_the_console_shows_the_result_in_three_lines(capsys):
         "n-gram models of this text: unigram 3.3000, bigram 2.5000, 5-gram 1.9000",
         "still falling; train longer: --minutes 3",
     ]
+
+
+def test_resuming_from_last_alone_has_the_loss_of_its_evaluations(text_file, tmp_path):
+    """`best` was not copied, and the last step is not the best one."""
+    options = {**TINY_GPT, "eval_tokens": 64, "eval_interval": 2, "batch_size": 8}
+    run = ng.train("bottles.txt", **options, out_dir="run", max_iters=4, learning_rate=0.01)
+    Path("copied").mkdir()
+    shutil.copy(run.out_dir / "last.safetensors", "copied")
+    records: list[Any] = list(
+        ng.training(out_dir="copied", init_from="resume", max_iters=6, learning_rate=10.0, decay_lr=False)
+    )
+    assert [record.kind for record in records[-2:]] == ["result", "done"]
+    assert records[-1].best_step <= 4
+    assert records[-2].val_loss == records[-1].best_val_loss
+
+
+def test_a_val_split_shorter_than_a_block_is_evaluated_whole(text_file):
+    Path("short.txt").write_text("abcdefgh" * 120, encoding="utf-8")
+    records: list[Any] = list(
+        ng.training("short.txt", **{**TINY_GPT, "block_size": 128, "eval_tokens": 10, "max_iters": 2})
+    )
+    assert records[-2].val_tokens == records[-2].split_tokens == 96

@@ -12,6 +12,7 @@ import nanogpt_lite as ng
 from nanogpt_lite.api import text_recipe
 from nanogpt_lite.checkpoint import checkpoint_file
 from nanogpt_lite.config import recipe
+from nanogpt_lite.config.options import TrainConfig
 from nanogpt_lite.device import distributed
 from nanogpt_lite.tracking.console import Console
 from nanogpt_lite.trainer import step_time
@@ -154,3 +155,43 @@ def test_minutes_replace_the_steps_in_a_config_file(text_file, monkeypatch):
     assert 20 < second["max_iters"] <= 120
     assert second["lr_decay_iters"] in (0, second["max_iters"])
     assert second["n_embd"] == first["n_embd"]
+
+
+def seconds_of_evaluation(config, val_tokens, seconds_per_step):
+    """A third of the time of training on as many tokens."""
+    is_long = 0 < 2 * config.eval_tokens < val_tokens
+    evaluated = config.eval_tokens if is_long else val_tokens
+    if config.eval_iters:
+        evaluated = config.eval_iters * config.batch_size * config.block_size
+    return evaluated / config.tokens_per_step * seconds_per_step / 3
+
+
+def seconds_of_training(config, val_tokens, seconds_per_step, steps, interval):
+    """One event after the other: steps, evaluations, the one of the result."""
+    evaluation = seconds_of_evaluation(config, val_tokens, seconds_per_step)
+    seconds = sum(seconds_per_step + (step % interval == 0) * evaluation for step in range(1, steps + 1))
+    if config.eval_iters or 0 < 2 * config.eval_tokens < val_tokens:
+        at_the_end = min(val_tokens, max(config.eval_tokens, steps * config.tokens_per_step))
+        seconds += at_the_end / config.tokens_per_step * seconds_per_step / 3
+    return seconds
+
+
+@pytest.mark.parametrize("minutes", [0.25, 0.5, 1, 2, 10, 60])
+@pytest.mark.parametrize("options", [{}, {"eval_iters": 200}, {"eval_tokens": 0}], ids=str)
+@pytest.mark.parametrize("val_tokens", [5_000, 328_000, 3_000_000])
+@pytest.mark.parametrize("seconds_per_step", [0.05, 0.2, 1.0])
+def test_the_chosen_steps_take_the_minutes_with_their_evaluations(minutes, options, val_tokens, seconds_per_step):
+    config = TrainConfig(batch_size=32, block_size=128, minutes=minutes, eval_interval=105, **options)
+    steps, interval = text_recipe.steps_in_minutes(config, val_tokens, seconds_per_step, keep_interval=False)
+    evaluation = seconds_of_evaluation(config, val_tokens, seconds_per_step)
+    seconds = seconds_of_training(config, val_tokens, seconds_per_step, steps, interval)
+    assert seconds <= 60 * minutes * 1.1 + 2 * evaluation, "a short time may be too little for two evaluations"
+    if evaluation < 6 * minutes:
+        assert seconds >= 60 * minutes * 0.75
+    assert 1 <= interval <= max(105, steps)
+
+
+def test_a_given_interval_stays(text_file):
+    config = TrainConfig(minutes=1, eval_interval=500)
+    steps, interval = text_recipe.steps_in_minutes(config, 10_000, 1.0, keep_interval=True)
+    assert (interval, steps) == (500, 60)

@@ -19,6 +19,8 @@ from nanogpt_lite.data import sources
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.tokenizers import hub
 
+START_SECONDS = 60  # of a training beside its steps: its start, the steps that are timed, its result
+
 
 def check_sampling(options: Mapping[str, Any]) -> SampleConfig:
     """The options of sampling; a prompt in a file of this machine is read."""
@@ -43,10 +45,10 @@ def require_minutes_usable(config: TrainConfig, given: Collection[str], rental: 
     A retry of the call, which resumes its run, does not need it.
     """
     config.require_minutes_usable(given, rental.world_size)
-    if config.minutes * MINUTE > rental.seconds:
+    if config.minutes * MINUTE + START_SECONDS > rental.seconds:
         raise UserError(
-            f"`minutes={config.minutes:g}` is more than the {format_seconds(rental.seconds)} that the call may take; "
-            "give fewer `minutes`, or a longer --timeout (if --max-dollars is given, more dollars)"
+            f"`minutes={config.minutes:g}` is too much for the {format_seconds(rental.seconds)} that the call may take "
+            "with its start; give fewer `minutes`, or a longer --timeout (if --max-dollars is given, more dollars)"
         )
 
 

@@ -168,8 +168,8 @@ def test_text_is_compared_with_the_context_of_the_preset(volume):
         ({"max_iters": 5}, "`minutes` decides how many steps are made, and so does `max_iters`; give one"),
         ({"gpu": "L4:2"}, "`minutes` times the steps of a single process, and there are 2 ranks; give `max_iters`"),
         ({"default_gpu": "L4,T4:4"}, "there are 4 ranks"),
-        ({"timeout": "9m"}, r"`minutes=10` is more than the 9 min .* give fewer `minutes`, or a longer --timeout"),
-        ({"max_dollars": 0.1}, "`minutes=10` is more than the .* s that the call may take"),
+        ({"timeout": "10m"}, r"`minutes=10` is too much for the 10 min .* give fewer `minutes`, or a longer --timeout"),
+        ({"max_dollars": 0.1}, "`minutes=10` is too much for the .* s that the call may take"),
     ],
 )
 @pytest.mark.parametrize("command", ["training", "pipeline"])
@@ -179,7 +179,7 @@ def test_minutes_that_cannot_be_used_are_refused(volume, command, flags, message
 
 
 def test_minutes_are_an_option_of_a_new_run_and_have_no_effect_on_a_resumed_one(volume):
-    assert plan(volume, "training", dataset="sea", minutes=10.0, timeout="10m").options["minutes"] == 10
+    assert plan(volume, "training", dataset="sea", minutes=10.0, timeout="11m").options["minutes"] == 10
     flags = {"init_from": "resume", "out_dir": "plain", "max_iters": 40, "minutes": 500.0, "gpu": "L4:2"}
     resumed = plan(volume, "training", **flags)
     assert resumed.options.keys() == {"init_from", "out_dir", "max_iters", "time_limit"}
