@@ -96,9 +96,11 @@ def in_nanogpt_time(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def is_better_in_nanogpt_time(row: Mapping[str, Any]) -> bool:
-    """Whether the default, limited to nanoGPT's time if it takes longer, has the lower loss."""
-    part = in_nanogpt_time(row)
-    return part is not None and part["nats_per_character"] < row["nanogpt"]["nats_per_character"]
+    """Whether the default, limited to nanoGPT's time if it takes longer, has the lower loss and took no longer."""
+    part, nanogpt = in_nanogpt_time(row), row.get("nanogpt")
+    if part is None or nanogpt is None:
+        return False
+    return bool(part["nats_per_character"] < nanogpt["nats_per_character"] and part["seconds"] <= nanogpt["seconds"])
 
 
 def is_disturbed(row: Mapping[str, Any]) -> bool:
@@ -152,6 +154,8 @@ def markdown(report: Mapping[str, Any]) -> str:
                 "",
                 f"In nanoGPT's time, the default is better than nanoGPT on {sum(better)} of {len(better)} texts.",
             ]
+        if limits := [row["limited"]["seconds"] / row["nanogpt"]["seconds"] for row in rows if "limited" in row]:
+            lines[-1] += f" The limited ones took {min(limits):.2f} to {max(limits):.2f} of its time."
         if shares := [share for row in rows for share in time_shares(row)]:
             lines += ["", f"A setting took {min(shares):.2f} to {max(shares):.2f} of the default's time."]
         if disturbed := [row["name"] for row in rows if is_disturbed(row)]:

@@ -90,6 +90,15 @@ def test_goals_of_the_beginning_of_shakespeare(losses, last, seconds, met):
     assert SPECIAL[0].met(runs) is met
 
 
+@pytest.mark.parametrize(("loss", "seconds", "better"), [(1.5, 20, True), (1.5, 21, False), (1.6, 19, False)])
+def test_a_limited_training_is_better_only_if_it_took_no_longer(loss, seconds, better):
+    from any_text_table import is_better_in_nanogpt_time
+
+    limited = result(loss, seconds=seconds)
+    measured = row(result(1.4, seconds=30), nanogpt=result(1.55, seconds=20), limited=limited)
+    assert is_better_in_nanogpt_time(measured) is better
+
+
 def test_tables_show_each_part_and_count_the_goals():
     from any_text_table import SPECIAL, markdown
     from table import describe_environment
@@ -108,7 +117,7 @@ def test_tables_show_each_part_and_count_the_goals():
     assert lines[2] == f"| t | prose | Latin | char | 250,000 | 250,000 {numbers} met |"
     assert "1.5000 | 30.0 | 1.5500 | 20.0 | 1.50 | missed | 1.6000 |" in lines[3]
     assert "goal 1, better than nanoGPT, in no more time: 1 of 2 texts" in text
-    assert "In nanoGPT's time, the default is better than nanoGPT on 1 of 2 texts." in text
+    assert "In nanoGPT's time, the default is better than nanoGPT on 1 of 2 texts. The limited ones took 0.95" in text
     assert "the best of eight settings: 0 of 1 texts" in text
     assert "A setting took 1.00 to 1.00 of the default's time." in text
     assert "Other processes ran while these were timed: t." in text
