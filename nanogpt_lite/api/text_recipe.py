@@ -54,8 +54,8 @@ def fit_config(
         steps, interval = steps_in_minutes(fitted, len(data.val), seconds, keep_interval="eval_interval" in given)
         # a preset's warm-up may be longer than all of the steps
         warmup_iters = min(fitted.warmup_iters, steps // 4)
-        values = {"max_iters": steps, "eval_interval": interval, "warmup_iters": warmup_iters}
-        fitted = replace(values, steps)
+        fitted = replace({"max_iters": steps, "warmup_iters": warmup_iters}, steps)
+        fitted = fitted.replace({"eval_interval": interval})
         fitted = fitted.replace({"minutes": 0.0})  # a repetition by config.json has these steps, and times none
     return fitted
 
@@ -92,8 +92,8 @@ def describe_recipe(config: TrainConfig, data: Dataset) -> str:
     unit = "characters" if data.tokenizer.to_json()["type"] == "char" else "tokens"
     options = [
         f"{name} {getattr(config, name):g}"
-        for name in ("dropout", "ngram_dropout", "weight_decay")
-        if name != "ngram_dropout" or config.ngram > 1
+        for name in ("ngram", "dropout", "ngram_dropout", "weight_decay", "patience")
+        if config.ngram > 1 or name not in ("ngram", "ngram_dropout")
     ]
     every = f"{config.eval_interval} steps" if config.eval_interval > 1 else "step"
     return (

@@ -16,6 +16,7 @@ from nanogpt_lite.config.schema import Value
 MIN_STEPS = 20  # fewer would hardly change the weights
 EVALUATIONS = 8  # during the steps of the recipe; a longer run is evaluated as often, so that its best step is seen
 PATIENCE = 5  # evaluations without a new best val loss
+PATIENCE_SHARE = 1 / 12  # of a run that is given more steps: patience is that many of them at least, not a moment
 LARGE_VOCAB = 512  # above it few n-grams occur often enough, and a network learns the rare ones by heart
 
 Points = tuple[tuple[float, float], ...]
@@ -71,10 +72,11 @@ def fit_options(
     recipe, steps_per_epoch = RECIPES[preset], train_tokens / tokens_per_step
     steps = min(_steps_without_limit(recipe, steps_per_epoch), recipe.max_steps)
     max_iters = max_iters or steps
+    eval_interval = math.ceil(min(max_iters, steps) / EVALUATIONS)
     return {
         "max_iters": max_iters,
-        "eval_interval": math.ceil(min(max_iters, steps) / EVALUATIONS),
-        "patience": PATIENCE,
+        "eval_interval": eval_interval,
+        "patience": max(PATIENCE, math.ceil(PATIENCE_SHARE * max_iters / eval_interval)),
         **{
             name: round(interpolate(points, max_iters / steps_per_epoch), 2)
             for name, points in recipe.by_epochs.items()

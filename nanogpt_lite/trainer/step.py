@@ -66,7 +66,7 @@ def _backward_micro_batches(state: TrainState, forward: Forward, inputs: Tensor,
     """The mean loss of this rank's rows, after accumulating its gradients; None if memory was not enough."""
     config, device = state.config, state.device
     micro_batches = list(batching.split_batch((inputs, targets), state.micro_batch))
-    step_loss = torch.zeros((), device=device)
+    step_loss: Tensor | None = None
     try:
         for number, (x, y) in enumerate(micro_batches):
             mask_seed = (config.seed, state.step, state.group.rank * len(micro_batches) + number)
@@ -76,9 +76,10 @@ def _backward_micro_batches(state: TrainState, forward: Forward, inputs: Tensor,
             ):
                 with devices.autocast(device, config.dtype):
                     loss = forward(devices.to_device(x, device), devices.to_device(y, device))[1]
-                loss = loss * (len(x) / len(inputs))
+                if len(micro_batches) > 1:
+                    loss = loss * (len(x) / len(inputs))
                 state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            step_loss += loss.detach()
+            step_loss = loss.detach() if step_loss is None else step_loss + loss.detach()
     except (MemoryError, RuntimeError) as error:
         # with several ranks, others may wait in the middle of this step, so it cannot be repeated
         if state.group.world_size > 1 or micro_batch_rows(state) == 1 or not memory.is_out_of_memory(error):

@@ -108,6 +108,10 @@ def test_minutes_become_the_steps_that_fit_and_are_stored(text_file, monkeypatch
     )
     repeated = config_of(config="run/config.json", out_dir="again")
     assert repeated == config
+    monkeypatch.setattr(step_time, "measure_step_seconds", lambda config, tokenizer, tokens: 0.01)
+    many = config_of(minutes=2)
+    assert many["patience"] * many["eval_interval"] >= many["max_iters"] / 12, "a part of the run that counts"
+    monkeypatch.setattr(step_time, "measure_step_seconds", lambda config, tokenizer, tokens: 0.5)
     few = config_of(minutes=0.001)
     assert (few["max_iters"], few["eval_interval"]) == (1, 1)
     of_preset = config_of(minutes=1, preset="cpu")

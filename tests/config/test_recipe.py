@@ -71,3 +71,12 @@ def test_steps_without_limit_are_those_of_the_recipe_on_a_short_text_and_more_on
 
     assert steps(54_000) == fit(preset, 54_000)["max_iters"]
     assert steps(10**8) > fit(preset, 10**8)["max_iters"]
+
+
+@pytest.mark.parametrize(("max_iters", "patience"), [(0, 5), (132, 5), (1_000, 5), (5_000, 25), (20_000, 99)])
+def test_a_longer_training_has_patience_for_a_twelfth_of_it(max_iters, patience):
+    """With a high learning rate, the val loss may not fall for a while, and does when the rate decays."""
+    options = recipe.fit_options(
+        "modern-cpu", train_tokens=54_000, vocab_size=60, tokens_per_step=4096, max_iters=max_iters
+    )
+    assert (options["eval_interval"], options["patience"]) == (17, patience)
