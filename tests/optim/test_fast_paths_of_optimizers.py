@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.optim.adamw import adamw as torch_adamw
 
 from nanogpt_lite.config.options import TrainConfig
 from nanogpt_lite.device import fallbacks
@@ -36,7 +37,7 @@ def test_the_plain_path_calls_no_fast_operator(monkeypatch):
     for name in FOREACH:
         monkeypatch.setattr(torch, name, None)
     calls = []
-    plain = torch.optim.adamw.adamw
+    plain = torch_adamw
     monkeypatch.setattr(adamw, "adamw", lambda *args, **kw: (calls.append(kw["fused"]), plain(*args, **kw)))
     with fallbacks.without(FastPath.FUSED_ADAMW), fallbacks.without(FastPath.FOREACH):
         for result, other in zip(build._update_small_network(config, CPU), expected, strict=True):
@@ -64,7 +65,7 @@ def test_each_wrong_foreach_operator_is_noticed(name, monkeypatch):
 
 @pytest.mark.parametrize("fault", ["error", "values", "nan"])
 def test_wrong_fused_adamw_is_replaced(fault, monkeypatch):
-    right = torch.optim.adamw.adamw
+    right = torch_adamw
 
     def wrong(parameters, *args, fused, **options):
         if fused and fault == "error":
