@@ -78,7 +78,7 @@ def assert_each_step_was_evaluated_once(service, run, *, max_iters, eval_interva
 @pytest.mark.parametrize(
     ("service", "ends"),
     [
-        pytest.param(False, 2, id="twice"),
+        pytest.param(False, 2, id="twice", marks=pytest.mark.slow),
         pytest.param(False, 4, id="four_times", marks=pytest.mark.slow),
         pytest.param(True, 4, id="with_commits_at_exit", marks=pytest.mark.slow),
     ],

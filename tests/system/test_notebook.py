@@ -61,6 +61,7 @@ def test_notebook_runs_from_top_to_bottom(notebook):
     assert "torch.Size([1, 14, " in displayed(loaded, "text/plain")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.posix("sends a signal to the kernel")
 def test_interrupted_kernel_saves_a_state_that_resumes(notebook):
     """A signal while the cell trains, as the interrupt button sends it; the next cell resumes."""
