@@ -170,6 +170,7 @@ def python_of(folder: Path) -> Path:
     return python
 
 
+@pytest.mark.slow
 def test_mypy_sees_wrong_options_types_and_choices(installed):
     command = [sys.executable, "-m", "mypy", "--python-executable", str(python_of(installed)), *typed_pages()]
     done = subprocess.run(command, cwd=installed, capture_output=True, text=True, check=False)
