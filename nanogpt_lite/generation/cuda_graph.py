@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nanogpt_lite.config.options import SampleConfig
-from nanogpt_lite.device import devices, fallbacks, memory
+from nanogpt_lite.device import devices, fallbacks, fast_paths, memory
 from nanogpt_lite.device.fallbacks import FastPath
 from nanogpt_lite.generation.decoding import PlainDecoder, decode_one_token
 from nanogpt_lite.generation.sampling import RNG_CHUNK, sample_token
@@ -256,9 +256,8 @@ def _addresses(model: GPT) -> Iterator[object]:
 
 def _require_close(logits: Tensor, expected: Tensor, tolerance: float) -> None:
     """`RuntimeError` if logits differ by more than a fraction of the largest one."""
-    difference = ((logits - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
-    if not difference <= tolerance:  # also if it is not a number
-        raise RuntimeError(f"its logits differ from those of a plain step by {difference:.2g} of the largest")
+    if problem := fast_paths.differs([logits], [expected], tolerance):
+        raise RuntimeError(problem)
 
 
 def _make_event() -> torch.cuda.Event:

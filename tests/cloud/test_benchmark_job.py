@@ -30,7 +30,7 @@ for text in ("one", "two", "three"):
     while not Path(text).exists():
         if Path("end").exists():
             sys.exit(int(Path("end").read_text()))
-        time.sleep(0.01)
+        time.sleep(0.01)  # the test sends no event when it has made the file
     complete = text == "three"
     write("t4" if complete else "t4-incomplete", text="two" if complete else text, complete=complete)
 for path in folder.glob("t4-incomplete*"):

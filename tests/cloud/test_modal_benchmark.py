@@ -35,7 +35,7 @@ for step in range(steps + 1):
         print(f"step {step}: train loss 3.0000, val loss {3 - step / 100:.4f}")
     if step % every == 0:
         print(f"iter {step}: loss 3.0000, time 1.00ms, mfu -100.00%")
-    time.sleep(0.001)
+    time.sleep(0.001)  # the work of a step
 """
 MODEL = """
 class GPT:

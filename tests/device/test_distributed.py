@@ -358,7 +358,7 @@ def train_with(rank_1, timeout, options):
 
 
 def sleep():
-    time.sleep(30)
+    time.sleep(30)  # longer than the other ranks wait
 
 
 def send_a_two():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.nn import functional as F
+from wrong_gradient import WrongGradient
 
 from nanogpt_lite.device import devices, fallbacks, fast_paths
 from nanogpt_lite.device.fallbacks import FastPath
@@ -47,16 +48,6 @@ def break_attention(monkeypatch, fault):
         return y if is_plain() else fault(y, is_causal)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", broken)
-
-
-class WrongGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * torch.nan
 
 
 def no_kernel(y, is_causal):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tiny_training import TOKENIZER, records_of, small_config, train
+from wrong_gradient import WrongGradient
 
 from nanogpt_lite.device import fallbacks
 from nanogpt_lite.device.fallbacks import FastPath
@@ -19,16 +20,6 @@ def no_fallbacks():
     fallbacks.forget()
     yield
     fallbacks.forget()
-
-
-class NoGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * torch.nan
 
 
 class CompilerError(Exception):
@@ -68,7 +59,7 @@ def test_a_right_compiled_network_is_used(dropout, dtype, tmp_path, monkeypatch)
         (lambda x: 1.01 * x, "a block differs by 0.0"),
         (lambda x: x.flip(1), "a block differs by "),
         (lambda x: x * torch.nan, "a block differs by nan from the plain one"),
-        (NoGradient.apply, "a block differs by nan from the plain one"),
+        (WrongGradient.apply, "a block differs by nan from the plain one"),
         (
             lambda x: fail(RuntimeError("Failed to find C compiler. Please specify via CC\nmore")),
             "Failed to find C comp",
