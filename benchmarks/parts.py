@@ -7,16 +7,17 @@ import sys
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from math import log
 from pathlib import Path
 from typing import Any
 
-from baselines import COMPRESSORS, compressed_nats, ngram_loss, split_text
+from baselines import COMPRESSORS, compressed_nats, ngram_loss
 from harness import README_COMMAND, RECIPE_STEPS, CompletedRun, Harness, copy_nanogpt, evaluations
 from settings import SETTINGS, StepTimer, changed_options, length_options
 
 import nanogpt_lite as ng
 from nanogpt_lite.config.schema import Value
+from nanogpt_lite.data.dataset import val_text_size
+from nanogpt_lite.diagnosis.measures import measure_text
 
 DEFAULT: dict[str, Value] = {"device": "cpu"}  # what is given to the default recipe: nothing else
 NANOGPT_DATASET = "any_text"
@@ -35,23 +36,25 @@ class PreparedText:
     @property
     def sizes(self) -> dict[str, int]:
         """The sizes that losses are converted with, and those for the table."""
-        data, val_text = self.harness.dataset, split_text(self.text)[1]
+        data = self.harness.dataset
+        n_chars, n_bytes = val_text_size(data)
         return {
             "vocab_size": data.tokenizer.vocab_size,
             "train_tokens": len(data.train),
             "val_tokens": len(data.val),
-            "val_characters": len(val_text),
-            "val_bytes": len(val_text.encode()),
+            "val_characters": n_chars,
+            "val_bytes": n_bytes,
         }
 
     def losses(self, nats_per_token: float) -> dict[str, float]:
         """A loss per token, per character and per byte of the val split. No text has a loss for its first token."""
-        sizes = self.sizes
-        nats = nats_per_token * sizes["val_tokens"]
+        data = self.harness.dataset
+        n_chars, n_bytes = val_text_size(data)
+        measures = measure_text(nats_per_token, n_tokens=len(data.val), n_chars=n_chars, n_bytes=n_bytes)
         return {
             "nats_per_token": nats_per_token,
-            "nats_per_character": nats / sizes["val_characters"],
-            "bits_per_byte": nats / log(2) / sizes["val_bytes"],
+            "nats_per_character": measures.nats_per_character,
+            "bits_per_byte": measures.bits_per_byte,
         }
 
     def result(self, process: CompletedRun, run: ng.Run) -> dict[str, Any]:

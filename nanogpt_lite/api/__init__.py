@@ -1,6 +1,6 @@
 """The public functions that connect the packages: train, training, run, sample, stream, load, evaluate.
 
 It holds no mathematics of its own. The other public names come from their packages, such as `prepare` from `data`.
-Start with `pipeline.py` (train, training, run), then `request.py` and `setup.py` (how a run starts or resumes) and
-`inference.py` (sample, stream, load, evaluate).
+Start with `pipeline.py` (train, training), then `request.py` and `setup.py` (how a run starts or resumes),
+`main_job.py` (run) and `inference.py` (sample, stream, load, evaluate).
 """

@@ -160,6 +160,7 @@ def evaluate(
             config=trained_with,
             device=saved.metadata.device,
             train_tokens=sizes[0],
+            val_tokens=sizes[1],
             vocab_size=tokenizer.vocab_size,
         )
     return {

@@ -1,28 +1,23 @@
-"""The pipeline, put together: prepare, train, sample.
+"""Training, put together: the request, the data, the loop, its result, and where records go.
 
-The command line and `import nanogpt_lite` call this module. How a run starts or resumes
-is in `api.setup`; what a trained run is used for is in `api.inference`.
+The command line and `import nanogpt_lite` call this module. How a run starts or resumes is in `api.setup`; what a
+trained run is used for is in `api.inference`, and prepare, train and sample in one call in `api.main_job`.
 """
 
-import itertools
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Unpack, cast
+from typing import Unpack
 
 from nanogpt_lite.api import inference, result, setup
 from nanogpt_lite.api.request import TrainRequest, read_request, request_for_restart
-from nanogpt_lite.config.config_file import read_config_file
-from nanogpt_lite.config.keyword_types import PresetName, RunOptions, SampleOptions, TrainOptions
-from nanogpt_lite.config.options import RunConfig, SampleConfig, TrainConfig, read_prompt
-from nanogpt_lite.config.schema import require_known
+from nanogpt_lite.config.keyword_types import PresetName, TrainOptions
+from nanogpt_lite.config.options import SampleConfig, TrainConfig
 from nanogpt_lite.config.signatures import with_options
-from nanogpt_lite.data import preparation, verification
+from nanogpt_lite.data import verification
 from nanogpt_lite.data.dataset import Dataset
-from nanogpt_lite.data.download import DownloadError
 from nanogpt_lite.device import devices, distributed, generators, memory, signals
 from nanogpt_lite.errors import Interrupted
 from nanogpt_lite.generation import text_stream
@@ -131,44 +126,6 @@ def training_to_end(
     yield from _train(request, console, generators.context_for_all)
 
 
-def run(
-    *,
-    preset: PresetName | None = None,
-    config: str | Path | None = None,
-    overwrite: bool = False,
-    verify: bool = False,
-    console: Console | None = None,
-    **options: Unpack[RunOptions],
-) -> tuple[Run, Iterator[list[str]]]:
-    """Prepare, train and sample: the run, and the samples as `stream_batch` yields them. Options of `RunConfig`.
-
-    If no dataset was chosen and Shakespeare cannot be downloaded, it says so and uses Python's documentation.
-    """
-    require_known(options, RunConfig.names(), "option")
-    # to type checkers the values of a TypedDict are objects
-    for_training = cast(_TrainArguments, {n: value for n, value in options.items() if n in TrainConfig.names()})
-    for_sampling = cast(SampleOptions, {n: value for n, value in options.items() if n in SampleConfig.names()})
-    settings = SampleConfig.from_dict(for_sampling)  # mistakes in it are reported before the training, not after it
-    prompt = read_prompt(settings.start) if "start" in options else None
-    arguments: _TrainArguments = {
-        "preset": preset,
-        "config": config,
-        "overwrite": overwrite,
-        "verify": verify,
-        **for_training,
-    }
-    with closing(console or Console()) as console:
-        first, records = _start_with_fallback(arguments, console)
-        if prompt is not None:
-            data = preparation.open_or_prepare(Run(Path(first.out_dir)).data_folder)
-            data.tokenizer.encode(prompt, what="prompt")
-        with closing(records):
-            trained = show_records(itertools.chain([first], records), console)
-        if find_spec("matplotlib"):
-            console.note(f"loss curves: {trained.save_plot()}")
-    return trained, inference.stream_batch(trained, **for_sampling)
-
-
 def show_records(records: Iterable[Record], console: Console) -> Run:
     """Show records as they come, and return the run that they describe."""
     out_dir = Path()
@@ -177,16 +134,6 @@ def show_records(records: Iterable[Record], console: Console) -> Run:
         if isinstance(record, StartRecord):
             out_dir = Path(record.out_dir)
     return Run(out_dir)
-
-
-class _TrainArguments(TrainOptions, total=False):
-    """All keyword arguments of `training` but the console."""
-
-    dataset: str | Path
-    preset: PresetName | None
-    config: str | Path | None
-    overwrite: bool
-    verify: bool
 
 
 def _train(
@@ -242,27 +189,6 @@ def _store_records(records: Iterable[Record], sinks: Sequence[Sink]) -> Generato
         for sink in sinks:
             sink.write(record)
         yield record
-
-
-def _start_with_fallback(
-    arguments: _TrainArguments, console: Console
-) -> tuple[StartRecord, Generator[Record, None, None]]:
-    """Start `training` with these arguments; with python_docs if Shakespeare, the default, cannot be downloaded."""
-    records = training_to_end(console=console, **arguments)
-    try:
-        first = next(records)
-    except DownloadError as error:
-        config = arguments.get("config")
-        options = {**(read_config_file(config) if config else {}), **arguments}
-        if "dataset" in options or options.get("init_from") == "resume":
-            raise
-        console.close()
-        console.note(f"warning: {error}. Using python_docs instead, the documentation inside Python.")
-        arguments = {**arguments, "dataset": "python_docs"}
-        records = training_to_end(console=console, **arguments)
-        first = next(records)
-    assert isinstance(first, StartRecord)
-    return first, records
 
 
 def _make_sinks(state: TrainState, data: Dataset, out_dir: Path, console: Console | None) -> list[Sink]:

@@ -18,7 +18,7 @@ from nanogpt_lite.data.batching import Tokens
 from nanogpt_lite.data.dataset import Dataset, val_text_size
 from nanogpt_lite.diagnosis.measures import TextMeasures, measure_text
 from nanogpt_lite.diagnosis.ngram_baseline import NgramLosses, baseline_losses
-from nanogpt_lite.diagnosis.verdict import give_verdict
+from nanogpt_lite.diagnosis.verdict import Evaluated, give_verdict
 from nanogpt_lite.runs.run_folder import Run
 from nanogpt_lite.tracking.records import ResultRecord
 from nanogpt_lite.trainer import evaluation
@@ -35,21 +35,26 @@ class Comparison:
     measures: TextMeasures
     baselines: NgramLosses
 
-    def verdict(self, run: Run, *, config: TrainConfig, device: str, train_tokens: int, vocab_size: int) -> str:
-        """One sentence about a run; empty if its metrics hold no evaluation."""
-        curve = [(record["step"], record["val_loss"]) for record in run.metrics if record["kind"] == "eval"]
+    def verdict(
+        self, run: Run, *, config: TrainConfig, device: str, train_tokens: int, val_tokens: int, vocab_size: int
+    ) -> str:
+        """One sentence about a run; empty if its metrics hold no evaluation. `val_tokens`: those of `val_loss`."""
+        evaluations = [record for record in run.metrics if record["kind"] == "eval"]
+        curve = [Evaluated(record["step"], record["train_loss"], record["val_loss"]) for record in evaluations]
         if not curve:
             return ""
-        most_steps = recipe.steps_without_limit(
+        last_step = curve[-1].step
+        steps, most_steps = recipe.steps_for_text(
             device, train_tokens=train_tokens, tokens_per_step=config.tokens_per_step
         )
-        seconds = run.seconds_until(curve[-1][0])
+        seconds = run.seconds_until(last_step) * max(1, steps / last_step)  # a longer run than this, and than usual
         return give_verdict(
             self.val_loss,
             curve,
             self.baselines,
             vocab_size=vocab_size,
-            could_learn_more=curve[-1][0] < most_steps,
+            val_tokens=val_tokens,
+            could_learn_more=last_step < most_steps,
             minutes=max(MIN_MINUTES, math.ceil(2 * seconds / 60)),
         )
 
@@ -75,23 +80,18 @@ def make_result(
     note: Callable[[str], None],
     stop: Callable[[], bool],
 ) -> ResultRecord | None:
-    """The result of a training that has ended, after at least one evaluation; None if `stop()` became true meanwhile.
+    """The result of a training that has ended, after at least one evaluation; None if `stop()` became true meanwhile,
+    or if memory is too short for it.
 
     All ranks call it, and get the same. The loss is that of the evaluations in training, also if these covered a part
     of a long val split, if a limit of time is over (`in_hurry`) or the best checkpoint is not there. `note` shows the
     user what takes long.
     """
-    config = state.config
-    val_loss, max_tokens = state.best_val_loss, config.eval_tokens
+    val_loss, max_tokens = state.best_val_loss, state.config.eval_tokens
     best = out_dir / f"best{SUFFIX}"
     has_best = state.best_step == state.step or best.is_file()  # not so if only `last` was copied from another folder
-    if config.eval_iters or evaluation.is_long(len(val), max_tokens):
-        # as many as training has read, which takes a third of its time; all if training evaluates all of a long split
-        more_tokens = max(max_tokens, state.step * config.tokens_per_step) if max_tokens else 0
-        is_known = more_tokens == max_tokens and not config.eval_iters
-    else:
-        more_tokens, is_known = max_tokens, True
-    if not (in_hurry or is_known) and not any(state.group.all_reduce_max(not has_best)):
+    more_tokens = _tokens_of_result(state, val)
+    if not (in_hurry or more_tokens is None) and not any(state.group.all_reduce_max(not has_best)):
         max_tokens = more_tokens
         note(f"evaluating the best checkpoint on {_evaluated(val, max_tokens):,} val tokens …")
         val_loss = _evaluate_best(state, val, best, max_tokens=max_tokens, stop=stop)
@@ -100,26 +100,50 @@ def make_result(
     assert val_loss is not None
     content = ""
     if state.group.is_main_process:
-        comparison = compare(val_loss, data, train, val)
-        verdict = comparison.verdict(
-            Run(out_dir),
-            config=config,
-            device=state.device.type,
-            train_tokens=len(train),
-            vocab_size=state.tokenizer.vocab_size,
-        )
-        record = ResultRecord(
-            step=state.step,
-            best_step=state.best_step,
-            val_loss=val_loss,
-            val_tokens=_evaluated(val, max_tokens),
-            split_tokens=len(val),
-            **dataclasses.asdict(comparison.measures),
-            **comparison.baselines._asdict(),
-            verdict=verdict,
-        )
-        content = json.dumps(dataclasses.asdict(record))
-    return ResultRecord(**json.loads(state.group.broadcast(content)))
+        try:
+            record = _make_record(state, data, train, val, out_dir, val_loss, _evaluated(val, max_tokens))
+            content = json.dumps(dataclasses.asdict(record))
+        except MemoryError:  # the other ranks wait for the broadcast
+            note("warning: there is no result, because the n-gram models of the text need more memory than is free")
+    content = state.group.broadcast(content)
+    return ResultRecord(**json.loads(content)) if content else None
+
+
+def _tokens_of_result(state: TrainState, val: Tokens) -> int | None:
+    """How many tokens the loss of the result covers at most (0: all); None if the evaluations in training covered them.
+
+    As many as training has read, which takes a third of its time; all if training evaluates all of a long split.
+    """
+    config, max_tokens = state.config, state.config.eval_tokens
+    if not (config.eval_iters or evaluation.is_long(len(val), max_tokens)):
+        return None
+    more_tokens = max(max_tokens, state.step * config.tokens_per_step) if max_tokens else 0
+    return None if more_tokens == max_tokens and not config.eval_iters else more_tokens
+
+
+def _make_record(
+    state: TrainState, data: Dataset, train: Tokens, val: Tokens, out_dir: Path, val_loss: float, val_tokens: int
+) -> ResultRecord:
+    """The result, with a loss of `val_tokens` tokens. `MemoryError` if the n-gram models need too much."""
+    comparison = compare(val_loss, data, train, val)
+    verdict = comparison.verdict(
+        Run(out_dir),
+        config=state.config,
+        device=state.device.type,
+        train_tokens=len(train),
+        val_tokens=val_tokens,
+        vocab_size=state.tokenizer.vocab_size,
+    )
+    return ResultRecord(
+        step=state.step,
+        best_step=state.best_step,
+        val_loss=val_loss,
+        val_tokens=val_tokens,
+        split_tokens=len(val),
+        **dataclasses.asdict(comparison.measures),
+        **comparison.baselines._asdict(),
+        verdict=verdict,
+    )
 
 
 def _evaluated(val: Tokens, max_tokens: int) -> int:

@@ -4,6 +4,7 @@ The numbers of a recipe are in `config.recipe`.
 """
 
 import math
+import time
 from collections.abc import Mapping
 
 from nanogpt_lite.config import recipe
@@ -14,6 +15,7 @@ from nanogpt_lite.device.distributed import ProcessGroup
 from nanogpt_lite.tracking.console import Console
 from nanogpt_lite.trainer import evaluation, step_time
 
+TIMING_SHARE = 0.1  # of `minutes`, for timing steps
 EVALUATION_COST = 1 / 3  # of a token, relative to its cost in training: a forward pass without a backward pass
 
 
@@ -50,8 +52,10 @@ def fit_config(
         config.require_minutes_usable(given, group.world_size)
         if console:
             console.note(f"timing {step_time.TIMED_STEPS} steps …")
-        seconds = step_time.measure_step_seconds(fitted, data.tokenizer, data.train)
-        steps, interval = steps_in_minutes(fitted, len(data.val), seconds, keep_interval="eval_interval" in given)
+        seconds, started = 60 * config.minutes, time.monotonic()
+        one = step_time.measure_step_seconds(fitted, data.tokenizer, data.train, max_seconds=TIMING_SHARE * seconds)
+        seconds -= time.monotonic() - started
+        steps, interval = steps_in_time(fitted, len(data.val), seconds, one, keep_interval="eval_interval" in given)
         # a preset's warm-up may be longer than all of the steps
         warmup_iters = min(fitted.warmup_iters, steps // 4)
         fitted = replace({"max_iters": steps, "warmup_iters": warmup_iters}, steps)
@@ -60,16 +64,16 @@ def fit_config(
     return fitted
 
 
-def steps_in_minutes(
-    config: TrainConfig, val_tokens: int, seconds_per_step: float, *, keep_interval: bool
+def steps_in_time(
+    config: TrainConfig, val_tokens: int, seconds: float, seconds_per_step: float, *, keep_interval: bool
 ) -> tuple[int, int]:
-    """The number of steps that take `config.minutes` with their evaluations, at least one; the interval of these.
+    """The number of steps that take `seconds` with their evaluations, at least one; the interval of these.
 
     `val_tokens`: the length of the val split. The interval becomes shorter where there would be fewer than
     `recipe.EVALUATIONS`, unless `keep_interval`; but these, and the evaluation of the whole of a long split at the end,
     take at most half of the time, if one evaluation does not take more.
     """
-    steps = 60 * config.minutes / seconds_per_step  # the time, as a number of steps without evaluations
+    steps = seconds / seconds_per_step  # the time, as a number of steps without evaluations
     is_long = evaluation.is_long(val_tokens, config.eval_tokens)
     evaluated = config.eval_tokens if is_long else val_tokens
     if config.eval_iters:

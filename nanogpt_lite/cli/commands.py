@@ -24,11 +24,11 @@ EXPORT_FORMATS = ("nanogpt", "hf")
 
 
 def _run(given: GivenOptions) -> None:
-    from nanogpt_lite.api import pipeline
+    from nanogpt_lite.api import main_job
     from nanogpt_lite.generation.text_stream import print_samples
     from nanogpt_lite.tracking.console import Console
 
-    run, stream = pipeline.run(**given, console=Console(spell=for_command_line))
+    run, stream = main_job.run(**given, console=Console(spell=for_command_line))
     print_samples(stream)
     print(f"for more samples: nanogpt-lite sample --out_dir {run.out_dir}", file=sys.stderr)
 
@@ -131,7 +131,7 @@ def _pick_run(given: GivenOptions) -> "Run":
     return run
 
 
-_PIPELINE, _INFERENCE = "nanogpt_lite.api.pipeline", "nanogpt_lite.api.inference"  # modules
+_MAIN_JOB, _PIPELINE, _INFERENCE = (f"nanogpt_lite.api.{name}" for name in ("main_job", "pipeline", "inference"))
 _PRESET = {"preset": f"a set of option values: {', '.join(presets.PRESETS)}; without it, one that fits the device"}
 _CONFIG = {"config": "JSON file of options; with the config.json of a run, that run is repeated"}
 _OVERWRITE_RUN = {"overwrite": "replace the run in out_dir"}
@@ -144,7 +144,7 @@ COMMANDS = {
     "run": Command(
         "prepare a text, train on it, and sample, on this machine",
         _run,
-        _PIPELINE,
+        _MAIN_JOB,
         RunConfig,
         _PRESET | _CONFIG,
         _OVERWRITE_RUN | _VERIFY,

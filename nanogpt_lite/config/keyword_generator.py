@@ -48,7 +48,7 @@ CLASSES = (
         "SampleOptions", ("StreamOptions",), SampleConfig, "Keyword arguments of `sample` and `stream_batch`."
     ),
     TypedDictSource(
-        "RunOptions", ("TrainOptions", "SampleOptions"), RunConfig, "Keyword arguments of `api.pipeline.run`."
+        "RunOptions", ("TrainOptions", "SampleOptions"), RunConfig, "Keyword arguments of `api.main_job.run`."
     ),
 )
 

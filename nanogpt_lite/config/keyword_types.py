@@ -262,7 +262,7 @@ class SampleOptions(StreamOptions, total=False):
 
 
 class RunOptions(TrainOptions, SampleOptions, total=False):
-    """Keyword arguments of `api.pipeline.run`."""
+    """Keyword arguments of `api.main_job.run`."""
 
     dataset: str | Path
     """shakespeare_char, python_docs, or a text: a file, folder, glob or URL (default: 'shakespeare_char')"""

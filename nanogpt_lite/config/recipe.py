@@ -85,9 +85,11 @@ def fit_options(
     }
 
 
-def steps_without_limit(device: str, *, train_tokens: int, tokens_per_step: int) -> int:
-    """The steps that a text is good for on a kind of device ("cpu", "cuda", …), if time does not matter."""
-    return _steps_without_limit(RECIPES[default_preset(device)], train_tokens / tokens_per_step)
+def steps_for_text(device: str, *, train_tokens: int, tokens_per_step: int) -> tuple[int, int]:
+    """The steps of the recipe for a kind of device ("cpu", "cuda", …), and those that help if time does not matter."""
+    recipe = RECIPES[default_preset(device)]
+    most_steps = _steps_without_limit(recipe, train_tokens / tokens_per_step)
+    return min(most_steps, recipe.max_steps), most_steps
 
 
 def default_preset(device: str) -> str:

@@ -4,6 +4,9 @@
     data/NAME-TOKENIZER        any other tokenizer that is chosen by its name: byte, gpt2, bpe-SIZE
     data/NAME-TYPE-HASH        the tokenizer of a run that is not one of the above for this text
 
+Two texts may have one folder: a/my.txt and b/my.txt, or my.txt with the tokenizer byte and my-byte.txt. It holds the
+one that was used last, by the SHA-256 of its text, and the other is prepared again when it is used.
+
 Up to version 0.2, data/NAME held the tokenizer that was chosen last: such data is still found. `preparation` decides
 which folder is used. Nothing here needs NumPy: the client on Modal has none.
 """

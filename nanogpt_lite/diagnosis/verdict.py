@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from statistics import fmean
+from typing import NamedTuple
 
 from nanogpt_lite.diagnosis.ngram_baseline import NgramLosses
 
@@ -10,57 +12,79 @@ FALL = 0.005  # of the loss, in the last quarter of a run: less is the end of th
 FAR = 0.1  # of the loss of the 5-gram model; a network that trains well on a short text may be less above it
 FAR_NATS = 0.02  # per token, where that is less: of a text that is almost completely predictable
 PREDICTABLE = 0.01  # nats per token: the val split is in the train split
+FEW_VAL_TOKENS = 500  # the mean over so few depends on which ones they are, by a tenth of a nat and more
+
+
+class Evaluated(NamedTuple):
+    """An evaluation: its step, the mean train loss since the one before, and the val loss, in nats per token."""
+
+    step: int
+    train_loss: float
+    val_loss: float
 
 
 def give_verdict(
     loss: float,
-    curve: Sequence[tuple[int, float]],
+    curve: Sequence[Evaluated],
     baselines: NgramLosses,
     *,
     vocab_size: int,
+    val_tokens: int,
     could_learn_more: bool,
     minutes: int,
 ) -> str:
     """One sentence about a run. Options in it are spelled as `name=value`.
 
-    `loss`: of the best checkpoint, in nats per token like all others. `curve`: the step and the val loss of each
-    evaluation, at least one; they may cover less of the val split than `loss`.
+    `loss`: of the best checkpoint, in nats per token. `curve`: the evaluations, at least one; they may cover less of
+    the val split than `loss`, which is the mean over about `val_tokens` tokens.
     `could_learn_more`: whether the run saw its text less often than the recipe for it would, given the time.
     `minutes`: a time for a longer run, which the sentence proposes.
     """
-    best_step, best = min(curve, key=lambda point: point[1])
-    last_step, last = curve[-1]
-    overfits = last > best + RISE and best_step < last_step
-    falls = could_learn_more and best_step == last_step and _falls(curve)
     if loss < PREDICTABLE:
-        return (
+        verdict = (
             "there is nothing more to learn: the text repeats itself, and its val split is predicted almost without "
             "error; so this loss says nothing about other text"
         )
-    if falls:
-        remedy = f"train a new run for longer: `minutes={minutes}`"
-        return f"{_compare(loss, baselines)}, and still falling; {remedy}"
-    if loss >= min(baselines.unigram, math.log(vocab_size)):
-        return _explain_nothing_learned(baselines)
-    if overfits:
-        return (
-            f"overfitting since step {best_step}: the loss of the best checkpoint, which is used, is "
-            f"{_compare(loss, baselines)}, and the last one is {last - best:.2f} worse. Give more text, fewer "
-            "`max_iters`, or more `dropout`"
-        )
-    if loss > baselines.five_gram + max(baselines.five_gram * FAR, FAR_NATS):
-        return (
+    elif could_learn_more and _falls(curve):
+        verdict = f"{_compare(loss, baselines)}, and still falling; train a new run for longer: `minutes={minutes}`"
+    elif loss >= min(baselines.unigram, math.log(vocab_size)):
+        verdict = _explain_nothing_learned(baselines)
+    elif rise := _explain_rise(curve, _compare(loss, baselines)):
+        verdict = rise
+    elif loss > baselines.five_gram + max(baselines.five_gram * FAR, FAR_NATS):
+        verdict = (
             f"something may be wrong: {_compare(loss, baselines)}; likely reasons: a `learning_rate` that is too high "
             "or too low, a network that is too large or too small for the text, or text that is mostly random"
         )
-    return f"normal: {_compare(loss, baselines)}; more text would help more than more steps"
+    else:
+        verdict = f"normal: {_compare(loss, baselines)}; more text would help, perhaps also `minutes={minutes}`"
+    return f"{verdict}. A loss of only {val_tokens} val tokens is rough" if val_tokens <= FEW_VAL_TOKENS else verdict
 
 
-def _falls(curve: Sequence[tuple[int, float]]) -> bool:
-    """Whether the loss still falls in the last quarter of a run, or was evaluated too rarely to know."""
-    last_step, last = curve[-1]
-    before = [loss for step, loss in curve if step <= last_step * 3 / 4]
-    return not before or last < before[-1] * (1 - FALL)
+def _falls(curve: Sequence[Evaluated]) -> bool:
+    """Whether the last loss is the best, and fell in the last quarter of a run, or was evaluated too rarely to know."""
+    last = curve[-1]
+    before = [point.val_loss for point in curve if point.step <= last.step * 3 / 4]
+    return _best(curve) == last and (not before or last.val_loss < before[-1] * (1 - FALL))
+
+
+def _best(curve: Sequence[Evaluated]) -> Evaluated:
+    return min(curve, key=lambda point: point.val_loss)
+
+
+def _explain_rise(curve: Sequence[Evaluated], compared: str) -> str:
+    """What to say about a val loss that rose after its best step; empty if it did not."""
+    best, last = _best(curve), curve[-1]
+    if last.val_loss <= best.val_loss + RISE:
+        return ""
+    facts = (
+        f"since step {best.step}: the loss of the best checkpoint, which is used, is {compared}, and the last one is "
+        f"{last.val_loss - best.val_loss:.2f} worse"
+    )
+    later = fmean(point.train_loss for point in curve if point.step > best.step)
+    if later < max(best.train_loss, last.val_loss):
+        return f"overfitting {facts}. Give more text, fewer `max_iters`, or more `dropout`"
+    return f"training did not get on {facts}, while the train loss did not fall. Give a lower `learning_rate`"
 
 
 def _explain_nothing_learned(baselines: NgramLosses) -> str:

@@ -103,31 +103,11 @@ class Console:
             case StartRecord():
                 self.close()
                 self.note(_header(record))
-                self._bar = self._make_bar(
-                    total=record.max_iters,
-                    initial=record.step,
-                    unit="step",
-                    disable=not self._interactive,
-                    file=self._stream,
-                    dynamic_ncols=True,
-                )
+                self._open_bar(record)
             case StepRecord():
-                status = f"loss {record.loss:.4f}, {_format_count(record.tokens_per_second)} tokens/s"
-                if record.mfu is not None:
-                    status += f", MFU {record.mfu:.1%}"
-                if self._bar is not None:
-                    self._bar.update(record.step - self._bar.n)
-                    self._bar.set_postfix_str(status)
-                if not self._interactive and time.monotonic() - self._last_output > SILENT_SECONDS:
-                    self.note(f"step {record.step}: {status}")
+                self._show_step(record)
             case EvalRecord():
-                best = ", best so far" if record.is_best else f" (best {record.best_val_loss:.4f})"
-                per_char = record.val_loss_per_char
-                per_char_text = "" if per_char in (None, record.val_loss) else f", per character {per_char:.4f}"
-                self.note(
-                    f"step {record.step}: train loss {record.train_loss:.4f}, val loss {record.val_loss:.4f}{best}"
-                    f"{per_char_text}, {record.seconds:.0f} s"
-                )
+                self.note(_describe_eval(record))
             case MicroBatchRecord():
                 self.note(
                     f"step {record.step}: out of memory; continuing with micro-batches of {record.rows} rows, "
@@ -147,6 +127,26 @@ class Console:
             case CheckpointRecord():
                 pass  # written after an evaluation, which is shown
 
+    def _open_bar(self, record: StartRecord) -> None:
+        self._bar = self._make_bar(
+            total=record.max_iters,
+            initial=record.step,
+            unit="step",
+            disable=not self._interactive,
+            file=self._stream,
+            dynamic_ncols=True,
+        )
+
+    def _show_step(self, record: StepRecord) -> None:
+        status = f"loss {record.loss:.4f}, {_format_count(record.tokens_per_second)} tokens/s"
+        if record.mfu is not None:
+            status += f", MFU {record.mfu:.1%}"
+        if self._bar is not None:
+            self._bar.update(record.step - self._bar.n)
+            self._bar.set_postfix_str(status)
+        if not self._interactive and time.monotonic() - self._last_output > SILENT_SECONDS:
+            self.note(f"step {record.step}: {status}")
+
     def close(self) -> None:
         """Close the bar, if one is shown."""
         if self._bar is not None:
@@ -157,6 +157,8 @@ class Console:
 def _header(record: StartRecord) -> str:
     if record.step >= record.max_iters:
         return f"{record.out_dir} already has its {record.max_iters} steps; to train longer, give a larger `max_iters`"
+    if record.is_finished:
+        return f"{record.out_dir} is at step {record.step} of {record.max_iters}, and takes no more steps"
     start = f"from step {record.step} " if record.step else ""
     threads = f"{record.threads} thread{'s' if record.threads > 1 else ''}"
     ranks = f" on each of {record.ranks} ranks" if record.ranks > 1 else ""
@@ -165,6 +167,16 @@ def _header(record: StartRecord) -> str:
         f"training {record.out_dir} {start}to step {record.max_iters}: {_format_count(record.parameters)} parameters, "
         f"vocabulary of {record.vocab_size:,} tokens ({record.tokenizer}), {record.tokens_per_step:,} tokens per step, "
         f"{record.epochs:.1f} epochs; {record.device}, {record.dtype}, {threads}{ranks}"
+    )
+
+
+def _describe_eval(record: EvalRecord) -> str:
+    best = ", best so far" if record.is_best else f" (best {record.best_val_loss:.4f})"
+    per_char = record.val_loss_per_char
+    per_char_text = "" if per_char in (None, record.val_loss) else f", per character {per_char:.4f}"
+    return (
+        f"step {record.step}: train loss {record.train_loss:.4f}, val loss {record.val_loss:.4f}{best}"
+        f"{per_char_text}, {record.seconds:.0f} s"
     )
 
 

@@ -40,6 +40,7 @@ class StartRecord(BaseRecord):
     ranks: int
     dropout: bool  # whether dropout is used; its masks depend on the number of ranks
     fallbacks: list[str] = dataclasses.field(default_factory=list)  # fast paths that are not used, and why
+    is_finished: bool = False  # takes no more steps: the last record says why
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -234,6 +234,7 @@ def _start_record(state: TrainState, out_dir: Path, train_tokens: int) -> StartR
         ranks=state.group.world_size,
         dropout=bool(config.dropout or config.ngram_dropout),
         fallbacks=fallbacks.describe(),
+        is_finished=stop_reason(state) is not None,
     )
 
 

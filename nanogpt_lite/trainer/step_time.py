@@ -16,11 +16,13 @@ TIMED_STEPS = 20
 WARMUP_STEPS = 5  # more: memory is allocated in the first ones, and a network is compiled
 
 
-def measure_step_seconds(config: TrainConfig, tokenizer: Tokenizer, tokens: Tokens) -> float:
+def measure_step_seconds(config: TrainConfig, tokenizer: Tokenizer, tokens: Tokens, *, max_seconds: float) -> float:
     """The median time in seconds of a step with these options on this machine, for a process that trains alone.
 
-    `tokens`: the train split, shape (tokens,). What a later training computes does not depend on it.
+    `tokens`: the train split, shape (tokens,). `max_seconds`: where `TIMED_STEPS` take longer, fewer are timed, at
+    least one. What a later training computes does not depend on it.
     """
+    deadline = time.perf_counter() + max_seconds
     state = init_state(config, tokenizer)
     config, seconds = state.config, []
     batches = batching.random_batches(
@@ -33,4 +35,6 @@ def measure_step_seconds(config: TrainConfig, tokenizer: Tokenizer, tokens: Toke
             train_step(state, forward, next(batches))
             devices.synchronize(state.device)
             seconds.append(time.perf_counter() - started)
-    return median(seconds[WARMUP_STEPS:])
+            if len(seconds) > 1 and time.perf_counter() > deadline:
+                break
+    return median(seconds[min(WARMUP_STEPS, len(seconds) - 1) :])

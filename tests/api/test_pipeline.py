@@ -12,11 +12,10 @@ import torch
 from tiny import TINY
 
 import nanogpt_lite as ng
-from nanogpt_lite.api import pipeline
+from nanogpt_lite.api import main_job, pipeline
 from nanogpt_lite.checkpoint import checkpoint_file
 from nanogpt_lite.checkpoint.checkpoint_file import read_checkpoint
 from nanogpt_lite.config.options import TrainConfig
-from nanogpt_lite.data import download
 from nanogpt_lite.runs import run_folder
 from nanogpt_lite.tracking import console
 from nanogpt_lite.tracking.metrics_file import MetricsFile
@@ -101,21 +100,6 @@ def test_float16_steps_skipped_by_the_scaler_are_logged(text_file, monkeypatch):
     assert isinstance(norms[-1], float)
 
 
-def test_run_reports_sampling_mistakes_before_training(text_file):
-    tiny = {**TINY, "dataset": "bottles.txt"}
-    for mistake in ({"top_p": 7.0}, {"start": "FILE:missing.txt"}, {"start": "é"}):
-        with pytest.raises(ng.UserError):
-            pipeline.run(**tiny, **mistake)
-    assert not list(text_file.parent.glob("runs/*/*.safetensors"))
-
-
-def test_run_resumes_a_run_on_any_text(trained):
-    run, pieces = pipeline.run(init_from="resume", max_iters=21, max_new_tokens=5)
-    assert run == trained
-    assert run.metrics[-1]["step"] == 21
-    assert len("".join(piece[0] for piece in pieces)) == 6
-
-
 @pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b"{}", b'{"dataset": 3}', b"\xff"])
 def test_an_unusable_config_json_is_reported_and_rewritten(trained, content):
     path = trained.out_dir / "config.json"
@@ -178,45 +162,11 @@ def test_an_interrupt_saves_and_is_raised(text_file, capsys):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-@pytest.mark.posix("os.kill sends no signal on Windows, but ends the process")
-def test_interrupted_pipeline_names_the_folder_to_resume_from(text_file, monkeypatch):
-    """The signal arrives while an evaluation is recorded."""
-    written = console.Console.write
-
-    def write(console, record):
-        written(console, record)
-        if record.kind == "eval":
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(console.Console, "write", write)
-    with pytest.raises(ng.Interrupted, match="the state is saved") as caught:
-        pipeline.run(dataset="bottles.txt", **{**TINY, "max_iters": 10_000})
-    assert caught.value.out_dir == "runs/bottles-1"
-
-
 def test_functions_show_their_options():
     parameters = inspect.signature(ng.train).parameters
     assert parameters["max_iters"].default == 5000
     assert set(parameters) == {*TrainConfig.names(), "preset", "config", "overwrite", "verify", "console"}
     assert "temperature" in inspect.signature(ng.sample).parameters
-
-
-def test_run_falls_back_to_python_docs_only_without_a_chosen_dataset(text_file, monkeypatch, capsys):
-    def refuse(*_args, **_options):
-        raise download.DownloadError("cannot fetch it")
-
-    monkeypatch.setattr("nanogpt_lite.data.download.fetch", refuse)
-    tiny = {**TINY, "max_iters": 2}
-    run, pieces = pipeline.run(**tiny, max_new_tokens=5)
-    assert run.out_dir.name == "python_docs-1"
-    assert len("".join(piece[0] for piece in pieces)) == 6
-    assert "warning: cannot fetch it. Using python_docs instead" in capsys.readouterr().err
-    for chosen in (
-        {"dataset": "shakespeare_char"},
-        {"config": run.out_dir / "config.json", "dataset": "shakespeare_char"},
-    ):
-        with pytest.raises(ng.ExternalError, match="cannot fetch it"):
-            pipeline.run(**tiny, **chosen)
 
 
 def settings_of_the_process():
@@ -271,7 +221,7 @@ def test_ctrl_c_during_a_step_of_a_bare_generator_ends_the_step_and_saves(text_f
 
 
 @pytest.mark.posix("os.kill sends no signal on Windows, but ends the process")
-@pytest.mark.parametrize("call", [ng.train, pipeline.run])
+@pytest.mark.parametrize("call", [ng.train, main_job.run])
 def test_signal_while_the_console_draws_still_saves_the_state(text_file, call):
     class InterruptedConsole(console.Console):
         def write(self, record):

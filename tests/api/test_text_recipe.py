@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import time
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny import TINY
@@ -89,7 +91,7 @@ def test_initial_weights_keep_their_network_and_get_the_training_of_the_recipe(t
 
 
 def test_minutes_become_the_steps_that_fit_and_are_stored(text_file, monkeypatch):
-    monkeypatch.setattr(step_time, "measure_step_seconds", lambda config, tokenizer, tokens: 0.5)
+    monkeypatch.setattr(step_time, "measure_step_seconds", lambda *_, max_seconds: 0.5)
     config = config_of(minutes=2)
     data = ng.prepare("bottles.txt")
     # after every eval_interval steps, an evaluation costs a third of the training of as many tokens
@@ -108,10 +110,10 @@ def test_minutes_become_the_steps_that_fit_and_are_stored(text_file, monkeypatch
     )
     repeated = config_of(config="run/config.json", out_dir="again")
     assert repeated == config
-    monkeypatch.setattr(step_time, "measure_step_seconds", lambda config, tokenizer, tokens: 0.01)
+    monkeypatch.setattr(step_time, "measure_step_seconds", lambda *_, max_seconds: 0.01)
     many = config_of(minutes=2)
     assert many["patience"] * many["eval_interval"] >= many["max_iters"] / 12, "a part of the run that counts"
-    monkeypatch.setattr(step_time, "measure_step_seconds", lambda config, tokenizer, tokens: 0.5)
+    monkeypatch.setattr(step_time, "measure_step_seconds", lambda *_, max_seconds: 0.5)
     few = config_of(minutes=0.001)
     assert (few["max_iters"], few["eval_interval"]) == (1, 1)
     of_preset = config_of(minutes=1, preset="cpu")
@@ -124,10 +126,30 @@ def test_the_time_of_a_step_is_measured_and_changes_nothing(text_file, monkeypat
     data = ng.prepare("bottles.txt")
     config = ng.TrainConfig(**SMALL)
     before = ng.train(data, **SMALL, max_iters=3, out_dir="before")
-    seconds = step_time.measure_step_seconds(config, data.tokenizer, data.train)
+    seconds = step_time.measure_step_seconds(config, data.tokenizer, data.train, max_seconds=60)
     assert 0 < seconds < 60
     after = ng.train(data, **SMALL, max_iters=3, out_dir="after")
     assert (before.out_dir / "last.safetensors").read_bytes() == (after.out_dir / "last.safetensors").read_bytes()
+
+
+def test_timing_ends_after_its_share_of_a_short_time(text_file, monkeypatch):
+    data, config, steps = ng.prepare("bottles.txt"), ng.TrainConfig(**SMALL), []
+    monkeypatch.setattr(step_time, "train_step", lambda *_: steps.append(time.sleep(0.05)))  # a slow step
+    assert step_time.measure_step_seconds(config, data.tokenizer, data.train, max_seconds=0.12) >= 0.05
+    assert 2 <= len(steps) <= 3
+    assert step_time.measure_step_seconds(config, data.tokenizer, data.train, max_seconds=0.0) >= 0.05
+
+
+def test_the_time_of_the_timing_is_not_given_to_steps(text_file, monkeypatch):
+    def measure(*_, max_seconds):
+        assert max_seconds == pytest.approx(12)
+        clock.append(60)
+        return 0.5
+
+    clock = []
+    monkeypatch.setattr(text_recipe, "time", SimpleNamespace(monotonic=lambda: sum(clock)))
+    monkeypatch.setattr(step_time, "measure_step_seconds", measure)
+    assert 90 < config_of(minutes=2, preset="cpu")["max_iters"] <= 120
 
 
 def test_minutes_are_refused_beside_max_iters_and_with_several_ranks(text_file, monkeypatch):
@@ -150,7 +172,7 @@ def test_a_resumed_run_keeps_its_steps_whatever_minutes_say(trained, capsys):
 
 
 def test_minutes_replace_the_steps_in_a_config_file(text_file, monkeypatch):
-    monkeypatch.setattr(step_time, "measure_step_seconds", lambda config, tokenizer, tokens: 0.5)
+    monkeypatch.setattr(step_time, "measure_step_seconds", lambda *_, max_seconds: 0.5)
     run = ng.train("bottles.txt", **SMALL, max_iters=3, out_dir="first")
     with closing(ng.training(config=run.out_dir / "config.json", out_dir="second", minutes=1)) as records:
         next(records)
@@ -185,8 +207,8 @@ def seconds_of_training(config, val_tokens, seconds_per_step, steps, interval):
 @pytest.mark.parametrize("val_tokens", [5_000, 328_000, 3_000_000])
 @pytest.mark.parametrize("seconds_per_step", [0.05, 0.2, 1.0])
 def test_the_chosen_steps_take_the_minutes_with_their_evaluations(minutes, options, val_tokens, seconds_per_step):
-    config = TrainConfig(batch_size=32, block_size=128, minutes=minutes, eval_interval=105, **options)
-    steps, interval = text_recipe.steps_in_minutes(config, val_tokens, seconds_per_step, keep_interval=False)
+    config = TrainConfig(batch_size=32, block_size=128, eval_interval=105, **options)
+    steps, interval = text_recipe.steps_in_time(config, val_tokens, 60 * minutes, seconds_per_step, keep_interval=False)
     evaluation = seconds_of_evaluation(config, val_tokens, seconds_per_step)
     seconds = seconds_of_training(config, val_tokens, seconds_per_step, steps, interval)
     assert seconds <= 60 * minutes * 1.1 + 2 * evaluation, "a short time may be too little for two evaluations"
@@ -196,6 +218,6 @@ def test_the_chosen_steps_take_the_minutes_with_their_evaluations(minutes, optio
 
 
 def test_a_given_interval_stays(text_file):
-    config = TrainConfig(minutes=1, eval_interval=500)
-    steps, interval = text_recipe.steps_in_minutes(config, 10_000, 1.0, keep_interval=True)
+    config = TrainConfig(eval_interval=500)
+    steps, interval = text_recipe.steps_in_time(config, 10_000, 60, 1.0, keep_interval=True)
     assert (interval, steps) == (500, 60)

@@ -84,12 +84,12 @@ def test_signal_finishes_the_step_saves_and_sets_the_status(text_file, signum):
     assert read("runs/a")[-1] == {**read("runs/a")[-1], "kind": "done", "reason": "interrupted", "step": step}
 
 
-@pytest.mark.parametrize("name", ["train", "run"])
-def test_interrupted_command_prints_how_to_continue(capsys, monkeypatch, name):
+@pytest.mark.parametrize(("name", "module"), [("train", "pipeline"), ("run", "main_job")])
+def test_interrupted_command_prints_how_to_continue(capsys, monkeypatch, name, module):
     def interrupt(**options):
         raise ng.Interrupted(signal.SIGHUP, "see `init_from='resume'`", out_dir="my runs/a")
 
-    monkeypatch.setattr(f"nanogpt_lite.api.pipeline.{name}", interrupt)
+    monkeypatch.setattr(f"nanogpt_lite.api.{module}.{name}", interrupt)
     assert main(name) == 129
     assert capsys.readouterr().err == (
         "interrupted: see --init_from resume; "
@@ -97,12 +97,15 @@ def test_interrupted_command_prints_how_to_continue(capsys, monkeypatch, name):
     )
 
 
-@pytest.mark.parametrize(("name", "saved"), [("train", True), ("run", True), ("sample", False)])
-def test_ctrl_c_outside_of_the_training_loop_says_what_is_saved(capsys, monkeypatch, name, saved):
+@pytest.mark.parametrize(
+    ("name", "module", "saved"),
+    [("train", "pipeline", True), ("run", "main_job", True), ("sample", "inference", False)],
+)
+def test_ctrl_c_outside_of_the_training_loop_says_what_is_saved(capsys, monkeypatch, name, module, saved):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"nanogpt_lite.api.pipeline.{name}", interrupt, raising=False)
+    monkeypatch.setattr(f"nanogpt_lite.api.{module}.{name}", interrupt)
     monkeypatch.setattr("nanogpt_lite.runs.run_folder.newest_run", interrupt)
     assert main(name) == 130
     hint = "; earlier checkpoints are unchanged: --out_dir RUN --init_from resume continues from the last one"

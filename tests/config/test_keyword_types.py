@@ -15,7 +15,7 @@ import pytest
 from documentation import PAGES, ROOT, code_blocks
 
 import nanogpt_lite as ng
-from nanogpt_lite.api import pipeline
+from nanogpt_lite.api import main_job
 from nanogpt_lite.cloud import launcher
 from nanogpt_lite.config import keyword_generator, keyword_types
 from nanogpt_lite.config.options import LoadConfig, RunConfig, SampleConfig, TrainConfig
@@ -98,7 +98,7 @@ def test_generated_source_follows_every_change_of_an_option(monkeypatch):
         (keyword_types.LoadOptions, LoadConfig, [ng.load, ng.evaluate]),
         (keyword_types.StreamOptions, SampleConfig, [ng.stream]),
         (keyword_types.SampleOptions, SampleConfig, [ng.sample, ng.stream_batch]),
-        (keyword_types.RunOptions, RunConfig, [pipeline.run]),
+        (keyword_types.RunOptions, RunConfig, [main_job.run]),
     ],
 )
 def test_functions_are_annotated_with_what_they_show_at_run_time(types, kind, functions):
@@ -113,7 +113,7 @@ def test_functions_are_annotated_with_what_they_show_at_run_time(types, kind, fu
     for function in functions:
         assert typing.get_type_hints(function)["options"] == typing.Unpack[types]
         shown = inspect.signature(function).parameters
-        if function is not pipeline.run:
+        if function is not main_job.run:
             assert set(hints) == set(shown) & set(kind.names()) - {"dataset"}
             assert all(shown[name].default == getattr(kind, name) for name in hints)
     assert set(hints) - set(kind.names()) == set()

@@ -65,12 +65,13 @@ def test_other_presets_are_the_same_for_every_text():
 
 
 @pytest.mark.parametrize(("device", "preset"), [("cpu", "modern-cpu"), ("cuda", "modern"), ("mps", "modern")])
-def test_steps_without_limit_are_those_of_the_recipe_on_a_short_text_and_more_on_a_long_one(device, preset):
-    def steps(train_tokens):
-        return recipe.steps_without_limit(device, train_tokens=train_tokens, tokens_per_step=TOKENS_PER_STEP[preset])
-
-    assert steps(54_000) == fit(preset, 54_000)["max_iters"]
-    assert steps(10**8) > fit(preset, 10**8)["max_iters"]
+def test_the_steps_that_would_help_are_those_of_the_recipe_on_a_short_text_and_more_on_a_long_one(device, preset):
+    for train_tokens in (54_000, 10**8):
+        steps, most_steps = recipe.steps_for_text(
+            device, train_tokens=train_tokens, tokens_per_step=TOKENS_PER_STEP[preset]
+        )
+        assert steps == fit(preset, train_tokens)["max_iters"]
+        assert (most_steps > steps) == (train_tokens == 10**8)
 
 
 @pytest.mark.parametrize(("max_iters", "patience"), [(0, 5), (132, 5), (1_000, 5), (5_000, 25), (20_000, 99)])

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from nanogpt_lite.diagnosis.ngram_baseline import NgramLosses
-from nanogpt_lite.diagnosis.verdict import give_verdict
+from nanogpt_lite.diagnosis.verdict import FEW_VAL_TOKENS, Evaluated, give_verdict
 
 BASELINES = NgramLosses(unigram=3.2, bigram=2.5, five_gram=2.0)
 HEALTHY = [(100, 2.4), (200, 2.0), (300, 1.802), (400, 1.8)]
@@ -15,15 +15,23 @@ FLAT_ABOVE = [(100, 2.9), (200, 2.6), (300, 2.501), (400, 2.5)]
 NOTHING_LEARNED = [(100, 3.5), (200, 3.3), (300, 3.3), (400, 3.3)]
 
 
-def verdict_on(curve, baselines, **facts):
-    """The verdict on a run whose evaluations cover the whole val split."""
-    return give_verdict(min(loss for _, loss in curve), curve, baselines, **facts)
+def verdict_on(curve, baselines, *, loss=None, train_losses=None, **facts):
+    """The verdict on a run with these val losses; without `train_losses`, the train loss falls at each evaluation."""
+    train_losses = train_losses or [4 - 0.1 * number for number in range(len(curve))]
+    points = [Evaluated(step, train, val) for (step, val), train in zip(curve, train_losses, strict=True)]
+    best = min(point.val_loss for point in points)
+    facts = {"vocab_size": 65, "val_tokens": 10_000, "could_learn_more": False, "minutes": 1, **facts}
+    return give_verdict(best if loss is None else loss, points, baselines, **facts)
 
 
 @pytest.mark.parametrize(
     ("curve", "could_learn_more", "sentence"),
     [
-        (HEALTHY, False, r"^normal: 0\.20 nats below the 5-gram model, which only counts; more text would help"),
+        (
+            HEALTHY,
+            False,
+            r"^normal: 0\.20 nats below the 5-gram .* counts; more text would help, perhaps also `minutes=7`$",
+        ),
         (HEALTHY, True, r"^normal: 0\.20 nats below"),  # it no longer falls
         (FALLING, True, r"^0\.10 nats below the 5-gram .*still falling; train a new run for longer: `minutes=7`$"),
         (FALLING, False, r"^normal: 0\.10 nats below"),  # the schedule ended where the recipe ends
@@ -34,26 +42,40 @@ def verdict_on(curve, baselines, **facts):
     ],
 )
 def test_each_shape_of_a_curve_has_its_sentence(curve, could_learn_more, sentence):
-    said = verdict_on(curve, BASELINES, vocab_size=65, could_learn_more=could_learn_more, minutes=7)
+    said = verdict_on(curve, BASELINES, could_learn_more=could_learn_more, minutes=7)
     assert "\n" not in said
     assert re.search(sentence, said)
 
 
 def test_a_short_text_may_end_slightly_above_the_5_gram_model():
     near = [(10, 2.5), (20, 2.2), (30, 2.11), (40, 2.1)]
-    said = verdict_on(near, BASELINES, vocab_size=65, could_learn_more=False, minutes=1)
+    said = verdict_on(near, BASELINES)
     assert said.startswith("normal: 0.10 nats above the 5-gram model")
 
 
 def test_noise_after_the_best_step_is_no_overfitting():
-    said = verdict_on([*HEALTHY, (500, 1.805)], BASELINES, vocab_size=65, could_learn_more=False, minutes=1)
+    said = verdict_on([*HEALTHY, (500, 1.805)], BASELINES)
     assert said.startswith("normal")
+
+
+def test_a_train_loss_that_rises_as_well_is_no_overfitting():
+    """As of a learning rate that is too high: the network learns nothing by heart."""
+    said = verdict_on(OVERFITTING, BASELINES, train_losses=[2.4, 2.3, 2.35, 2.5])
+    assert said.startswith("training did not get on since step 200: the loss of the best checkpoint, which is used, ")
+    assert said.endswith("is 0.50 worse, while the train loss did not fall. Give a lower `learning_rate`")
+    said = verdict_on(OVERFITTING, BASELINES, train_losses=[2.2, 1.9, 2.2, 2.2])
+    assert said.startswith("overfitting since step 200"), "the train loss is below the val loss"
+
+
+def test_a_loss_of_few_tokens_is_said_to_be_rough():
+    few, more = (verdict_on(HEALTHY, BASELINES, val_tokens=n) for n in (FEW_VAL_TOKENS, FEW_VAL_TOKENS + 1))
+    assert few == f"{more}. A loss of only 500 val tokens is rough"
 
 
 def test_a_loss_of_a_uniform_guess_is_wrong_also_where_n_grams_are_worse():
     guess = [(10, 0.7), (20, 0.7)]
     worse = NgramLosses(unigram=0.9, bigram=0.9, five_gram=0.9)
-    said = verdict_on(guess, worse, vocab_size=2, could_learn_more=False, minutes=1)
+    said = verdict_on(guess, worse, vocab_size=2)
     assert said.startswith("something is wrong: neither the network nor n-gram models")
 
 
@@ -62,7 +84,7 @@ def test_no_learning_rate_is_to_blame_where_n_grams_are_no_better_than_single_to
     """Random text, or two languages one after the other."""
     baselines = NgramLosses(unigram=3.2, bigram=longer, five_gram=longer)
     for curve in (NOTHING_LEARNED, [(100, 3.3), (200, 4.0)]):
-        said = verdict_on(curve, baselines, vocab_size=65, could_learn_more=False, minutes=1)
+        said = verdict_on(curve, baselines)
         assert said.startswith("something is wrong: neither the network nor n-gram models")
         assert "`learning_rate`" not in said
 
@@ -71,16 +93,15 @@ def test_no_learning_rate_is_to_blame_where_n_grams_are_no_better_than_single_to
 def test_a_text_that_repeats_itself_is_neither_normal_nor_wrong(unigram):
     for curve in ([(10, 0.0003), (20, 0.0)], [(10, 0.0), (20, 0.0001)], [(10, 0.005)]):
         baselines = NgramLosses(unigram=unigram, bigram=unigram / 3, five_gram=unigram / 100)
-        said = verdict_on(curve, baselines, vocab_size=31, could_learn_more=True, minutes=1)
+        said = verdict_on(curve, baselines, vocab_size=31, could_learn_more=True)
         assert said.startswith("there is nothing more to learn: the text repeats itself")
 
 
 def test_hundredths_of_a_nat_are_not_far_from_a_5_gram_model_of_an_almost_predictable_text():
     baselines = NgramLosses(unigram=0.09, bigram=0.05, five_gram=0.04)
-    said = verdict_on([(10, 0.05), (20, 0.05)], baselines, vocab_size=25, could_learn_more=False, minutes=1)
+    said = verdict_on([(10, 0.05), (20, 0.05)], baselines, vocab_size=25)
     assert said.startswith("normal: 0.01 nats above")
 
 
 def test_the_loss_over_the_whole_split_is_compared_and_not_that_of_the_evaluations():
-    said = give_verdict(1.9, HEALTHY, BASELINES, vocab_size=65, could_learn_more=False, minutes=1)
-    assert said.startswith("normal: 0.10 nats below the 5-gram model")
+    assert verdict_on(HEALTHY, BASELINES, loss=1.9).startswith("normal: 0.10 nats below the 5-gram model")

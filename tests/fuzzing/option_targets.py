@@ -11,7 +11,7 @@ import nanogpt_lite as ng
 from fuzzing.fixtures import MODERN_OPTIONS, PLAIN_OPTIONS, RUN, train
 from fuzzing.mutations import any_json, any_text
 from fuzzing.target import Snapshot, Target
-from nanogpt_lite.api import pipeline
+from nanogpt_lite.api import main_job, pipeline
 from nanogpt_lite.cli import main
 from nanogpt_lite.cli.commands import COMMANDS
 from nanogpt_lite.cloud import sweeps
@@ -122,7 +122,7 @@ class CommandLine(Target[list[str]]):
         error = io.StringIO()
         with (
             patch.object(pipeline, "train", _validate_only(TrainConfig)),
-            patch.object(pipeline, "run", _validate_only(RunConfig)),
+            patch.object(main_job, "run", _validate_only(RunConfig)),
             patch.object(download, "fetch", _offline),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(error),

@@ -28,6 +28,11 @@ def test_a_finished_run_reports_how_to_train_longer(capsys):
     assert capsys.readouterr().err == "runs/a already has its 5000 steps; to train longer, give a larger `max_iters`\n"
 
 
+def test_a_run_that_takes_no_more_steps_is_not_said_to_train(capsys):
+    Console(bar=False).write(StartRecord(**{**vars(START), "step": 250, "is_finished": True}))
+    assert capsys.readouterr().err == "runs/a is at step 250 of 5000, and takes no more steps\n"
+
+
 def test_header_describes_the_training(capsys):
     console = Console(bar=False)
     console.write(START)
