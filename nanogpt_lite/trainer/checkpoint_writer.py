@@ -3,13 +3,16 @@
 What a checkpoint holds is in `state`, its file format in `checkpoint`, when one is written in `loop`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from torch import Tensor
+
 from nanogpt_lite.checkpoint import SUFFIX, checkpoint_file
+from nanogpt_lite.checkpoint.metadata import CheckpointMetadata
 from nanogpt_lite.tracking.records import CheckpointRecord
 from nanogpt_lite.trainer.state import TrainState, checkpoint_tensors, make_metadata, require_savable, save_state
 
@@ -60,10 +63,11 @@ class CheckpointWriter:
         require_savable(self._state)
         tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in checkpoint_tensors(self._state)}
         metadata = make_metadata(self._state)
+        previous: Future[None] | None = None
         for name in names:
             record = self._record(name)
-            future = self._executor.submit(checkpoint_file.write_checkpoint, Path(record.path), tensors, metadata)
-            self._pending.append((record, future))
+            previous = self._executor.submit(_write_after, previous, Path(record.path), tensors, metadata)
+            self._pending.append((record, previous))
 
     def has_written(self) -> bool:
         """Whether `records` has something to say without waiting."""
@@ -76,6 +80,13 @@ class CheckpointWriter:
             future.result()
             yield record
 
+    def written_records(self) -> Iterator[CheckpointRecord]:
+        """The records of all files that a thread has written since or is writing, but for those that failed."""
+        while self._pending:
+            record, future = self._pending.pop(0)
+            if future.exception() is None:
+                yield record
+
     def _save_now(self, name: str) -> CheckpointRecord:
         record, group = self._record(name), self._state.group
         with group.main_process_first():
@@ -85,3 +96,12 @@ class CheckpointWriter:
 
     def _record(self, name: str) -> CheckpointRecord:
         return CheckpointRecord(step=self._state.step, name=name, path=str(self._out_dir / f"{name}{SUFFIX}"))
+
+
+def _write_after(
+    previous: Future[None] | None, path: Path, tensors: Mapping[str, Tensor], metadata: CheckpointMetadata
+) -> None:
+    """Write a checkpoint, unless the one before it failed: that error then. `last` names the step of a `best`."""
+    if previous is not None:
+        previous.result()  # it is done: the one thread writes in order
+    checkpoint_file.write_checkpoint(path, tensors, metadata)

@@ -1,8 +1,8 @@
 """The training loop, a generator of records: steps, evaluations, checkpoints, and when to stop.
 
-Between two records the state is consistent, so the caller may stop, generate text or copy the run's folder there. Every
-rank runs the whole loop with its share of the rows; only the main process writes. How records are shown and written is
-in `tracking`, the folder of a run in `runs`.
+Between two records the state is consistent, so the caller may stop, generate text or copy the run's folder there (not
+its temporary files: a thread may be writing a checkpoint). Every rank runs the whole loop with its share of the rows;
+only the main process writes. How records are shown and written is in `tracking`, the folder of a run in `runs`.
 """
 
 import time
@@ -19,7 +19,6 @@ from nanogpt_lite.device.distributed import Forward
 from nanogpt_lite.device.gpus import mfu
 from nanogpt_lite.optim.schedule import learning_rate
 from nanogpt_lite.tracking.records import (
-    CheckpointRecord,
     DoneRecord,
     EvalRecord,
     MicroBatchRecord,
@@ -50,8 +49,10 @@ def train_loop(
     `train_tokens` and `val_tokens` are the splits, shape (tokens,). `train_batches` replaces random batches of the
     train split: from step `state.step` on, each with `batch_size * gradient_accumulation_steps` rows. With
     `chars_per_token`, of the val split, evaluations also give the loss per character. `stop()` is called before each
-    step and during evaluations. Checkpoints are written to `out_dir`; a checkpoint is completely on disk when its
-    record comes out. The caller sets the number of threads and the precision (`devices.compute_settings`).
+    step and during evaluations. The caller sets the number of threads and the precision (`devices.compute_settings`).
+
+    Checkpoints are written to `out_dir`; a checkpoint is completely on disk when its record comes out. With a GPU a
+    thread writes it: then step records of later steps may come before, but no later evaluation, nor the end.
 
     `UserError` if a split is too short. `ExternalError` if the loss is no longer finite: the last checkpoint is from
     before that. `OSError` if a checkpoint cannot be written.
@@ -69,10 +70,14 @@ def train_loop(
             yield MicroBatchRecord(step=state.step, rows=state.micro_batch)
         with CheckpointWriter(state, out_dir) as writer:
             evaluate = partial(_evaluate_and_save, state, val_tokens, writer, chars_per_token, stop)
-            for record in _run_steps(state, forward, train_batches, evaluate, writer, stop, profiler_step):
-                if not isinstance(record, CheckpointRecord):
-                    yield from writer.records()  # those of earlier steps come first
-                yield record
+            try:
+                for record in _run_steps(state, forward, train_batches, evaluate, writer, stop, profiler_step):
+                    if isinstance(record, EvalRecord | DoneRecord):
+                        yield from writer.records()  # those of earlier steps come first
+                    yield record
+            except Exception:  # any: what is on disk by now is told all the same
+                yield from writer.written_records()
+                raise
 
 
 def stop_reason(state: TrainState, seconds: float = 0.0) -> StopReason | None:
