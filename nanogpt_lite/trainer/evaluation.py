@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -16,7 +17,7 @@ from nanogpt_lite.trainer.state import TrainState
 
 EVAL_TOKENS = 4096  # in a batch of an evaluation: enough to keep a processor busy
 CUDA_EVAL_TOKENS = 65536  # enough for a GPU, which would wait for Python between the kernels of a smaller batch
-MAX_LOGITS = 2**28  # in a batch on a GPU: the logits of a large vocabulary take more memory than all else
+MAX_EVAL_LOGITS = 2**28  # in a batch on a GPU: the logits of a large vocabulary take more memory than all else
 
 
 def val_loss(state: TrainState, tokens: Tokens, *, stop: Callable[[], bool] = lambda: False) -> float | None:
@@ -51,7 +52,7 @@ def batch_tokens(device: torch.device, vocab_size: int) -> int:
     """About how many tokens a batch of an evaluation has."""
     if device.type != "cuda":
         return EVAL_TOKENS
-    return max(EVAL_TOKENS, min(CUDA_EVAL_TOKENS, MAX_LOGITS // vocab_size))
+    return max(EVAL_TOKENS, min(CUDA_EVAL_TOKENS, MAX_EVAL_LOGITS // vocab_size))
 
 
 def is_long(n_tokens: int, max_tokens: int) -> bool:
@@ -75,10 +76,12 @@ def mean_loss(
     """
     model.eval()
     losses, counts, stopped = [], [], False
+    max_rows = sys.maxsize  # that fit into memory
     for x, y in itertools.islice(batches, group.rank, None, group.world_size):
         if stopped := stop():
             break
-        for loss, targets in _batch_losses(model, x, y, device, dtype):
+        parts, max_rows = _part_losses(model, x, y, device, dtype, max_rows)
+        for loss, targets in parts:
             losses.append(loss)
             counts.append(targets)
     own_sum = math.fsum(loss.item() * count for loss, count in zip(losses, counts, strict=True))
@@ -101,14 +104,34 @@ def _sample_batches(state: TrainState, tokens: Tokens) -> Iterator[Batch]:
         yield from batching.split_batch(batch, state.micro_batch)
 
 
-def _batch_losses(model: GPT, x: Tensor, y: Tensor, device: torch.device, dtype: str) -> list[tuple[Tensor, int]]:
-    """The mean loss and the number of targets of a batch (B, T); of parts of it if memory is not enough for all."""
+def _part_losses(
+    model: GPT, x: Tensor, y: Tensor, device: torch.device, dtype: str, max_rows: int
+) -> tuple[list[tuple[Tensor, int]], int]:
+    """The mean loss and the number of targets of each part of a batch (B, T), and the most rows of a later part.
+
+    A part has at most `max_rows` rows; from one on for which memory is not enough, half as many as that.
+    """
+    losses: list[tuple[Tensor, int]] = []
+    start = 0
+    while start < len(x):
+        part_x, part_y = x[start : start + max_rows], y[start : start + max_rows]
+        loss = _loss(model, part_x, part_y, device, dtype)
+        if loss is None:
+            max_rows = math.ceil(len(part_x) / 2)
+            memory.free_memory(device)
+        else:
+            losses.append((loss, part_y.numel()))
+            start += len(part_x)
+    return losses, max_rows
+
+
+def _loss(model: GPT, x: Tensor, y: Tensor, device: torch.device, dtype: str) -> Tensor | None:
+    """The mean loss of rows (B, T); None if memory is not enough for several. PyTorch's error of a single row."""
     try:
         with devices.autocast(device, dtype):
-            return [(model(devices.to_device(x, device), devices.to_device(y, device))[1], y.numel())]
+            loss: Tensor = model(devices.to_device(x, device), devices.to_device(y, device))[1]
+            return loss
     except (MemoryError, RuntimeError) as error:
         if len(x) == 1 or not memory.is_out_of_memory(error):
             raise
-    memory.free_memory(device)
-    halves = zip(x.chunk(2), y.chunk(2), strict=True)
-    return [part for x, y in halves for part in _batch_losses(model, x, y, device, dtype)]
+    return None

@@ -1,6 +1,7 @@
 """Evaluation against brute force, and with limited memory."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from nanogpt_lite.checkpoint import checkpoint_file
 from nanogpt_lite.data import batching
+from nanogpt_lite.device import memory
 from nanogpt_lite.tracking.records import StepRecord
 from nanogpt_lite.trainer import evaluation
 from nanogpt_lite.trainer.state import init_state
@@ -63,6 +65,19 @@ def test_evaluation_with_limited_memory_gives_the_same_loss(max_rows):
     limited.max_rows = 0
     with pytest.raises(torch.OutOfMemoryError):
         evaluation.mean_loss(limited, evaluation.split_windows(VAL, state.model), state.device, "float32")
+
+
+def test_an_evaluation_finds_out_once_how_many_rows_fit_into_memory(monkeypatch):
+    """Batches of 8, 8 and 3 rows, of which 3 fit: halved to 4 and to 2 in the first one."""
+    state, num_frees = init_state(SMALL, TOKENIZER), itertools.count()
+    monkeypatch.setattr(memory, "free_memory", lambda device: next(num_frees))
+    limited: Any = LimitedMemory(state.model, 3, "forward")
+    limited.eval = state.model.eval
+    ids = torch.from_numpy(VAL[: 19 * 8 + 1].astype(np.int64))
+    windows = list(zip(ids[:-1].view(19, 8).split(8), ids[1:].view(19, 8).split(8), strict=True))
+    loss = evaluation.mean_loss(limited, windows, state.device, "float32")
+    assert loss == pytest.approx(state.model(ids[:-1].view(19, 8), ids[1:].view(19, 8))[1].item(), abs=1e-6)
+    assert next(num_frees) == 2
 
 
 def test_of_a_long_val_split_evenly_spread_windows_are_evaluated():
