@@ -14,24 +14,15 @@ import torch
 
 from nanogpt_lite.data import batching
 from nanogpt_lite.data.batching import Batch, Tokens
-from nanogpt_lite.device import devices, fallbacks, profiling
+from nanogpt_lite.device import profiling
 from nanogpt_lite.device.distributed import Forward
-from nanogpt_lite.device.gpus import mfu
-from nanogpt_lite.optim.schedule import learning_rate
-from nanogpt_lite.tracking.records import (
-    DoneRecord,
-    EvalRecord,
-    MicroBatchRecord,
-    Record,
-    StartRecord,
-    StepRecord,
-    StopReason,
-)
-from nanogpt_lite.trainer import evaluation
+from nanogpt_lite.tracking.records import DoneRecord, EvalRecord, MicroBatchRecord, Record, StopReason
+from nanogpt_lite.trainer import evaluation, training_records
 from nanogpt_lite.trainer.checkpoint_writer import CheckpointWriter
 from nanogpt_lite.trainer.network_setup import prepare_network
 from nanogpt_lite.trainer.state import TrainState, require_finite
 from nanogpt_lite.trainer.step import train_step
+from nanogpt_lite.trainer.training_records import StepTimer
 
 
 def train_loop(
@@ -65,7 +56,9 @@ def train_loop(
     with profiling.trace_steps(config.trace, state.device, state.group) as profiler_step:
         micro_batch = state.micro_batch
         forward = state.model if stop_reason(state) else prepare_network(state)  # a finished run takes no step
-        yield _start_record(state, out_dir, len(train_tokens))
+        yield training_records.start_record(
+            state, out_dir, len(train_tokens), is_finished=stop_reason(state) is not None
+        )
         if state.micro_batch < micro_batch:
             yield MicroBatchRecord(step=state.step, rows=state.micro_batch)
         with CheckpointWriter(state, out_dir) as writer:
@@ -108,7 +101,7 @@ def _run_steps(
 ) -> Iterator[Record]:
     """Steps and evaluations until there is a reason to stop, then the last checkpoint."""
     first_step, micro_batch = state.step, state.micro_batch
-    timer, started = _StepTimer(state), time.monotonic()
+    timer, started = StepTimer(state), time.monotonic()
     while True:
         reason = _agree_on_stop_reason(state, stop(), time.monotonic() - started)
         if _is_eval_due(state, reason):
@@ -134,7 +127,7 @@ def _run_steps(
     timer.stop()
     if state.step == 0 or state.step not in (first_step, state.last_eval_step):  # else `last` is of this step already
         yield from writer.save("last")
-    yield _done_record(state, reason)
+    yield training_records.done_record(state, reason)
 
 
 def _agree_on_stop_reason(state: TrainState, stopped: bool, seconds: float) -> StopReason | None:
@@ -166,40 +159,15 @@ def _evaluate_and_save(
     yield from writer.save(*(("best", "last") if record.is_best else ("last",)))
 
 
-def _log_and_keep(state: TrainState, timer: "_StepTimer", writer: CheckpointWriter) -> Iterator[Record]:
+def _log_and_keep(state: TrainState, timer: StepTimer, writer: CheckpointWriter) -> Iterator[Record]:
     """What is due after a step: a record of the last steps, and a numbered checkpoint."""
     config = state.config
     if is_due(config.log_interval, state.step) or is_due(config.sample_interval, state.step):
         timer.stop()
-        yield _step_record(state, timer)
+        yield training_records.step_record(state, timer)
     if is_due(config.keep_every, state.step):
         timer.stop()
         yield from writer.save(f"step_{state.step:06d}")
-
-
-class _StepTimer:
-    """Adds the time between `start` and `stop` to `state.seconds`. A second call of either has no effect."""
-
-    def __init__(self, state: TrainState) -> None:
-        self.state = state
-        self.running_since: float | None = None
-        self.logged_step, self.logged_seconds = state.step, state.seconds
-
-    def start(self) -> None:
-        if self.running_since is None:
-            self.running_since = time.perf_counter()
-
-    def stop(self) -> None:
-        if self.running_since is not None:
-            devices.synchronize(self.state.device)
-            self.state.seconds += time.perf_counter() - self.running_since
-            self.running_since = None
-
-    def pop_steps_per_second(self) -> float:
-        """The rate since the previous call; 0 if no time has passed."""
-        steps, seconds = self.state.step - self.logged_step, self.state.seconds - self.logged_seconds
-        self.logged_step, self.logged_seconds = self.state.step, self.state.seconds
-        return steps / seconds if seconds else 0.0
 
 
 def _record_eval(state: TrainState, val_loss: float, chars_per_token: float | None) -> EvalRecord:
@@ -219,51 +187,4 @@ def _record_eval(state: TrainState, val_loss: float, chars_per_token: float | No
         is_best=is_best,
         seconds=state.seconds,
         val_loss_per_char=None if chars_per_token is None else val_loss / chars_per_token,
-    )
-
-
-def _start_record(state: TrainState, out_dir: Path, train_tokens: int) -> StartRecord:
-    config = state.config
-    return StartRecord(
-        step=state.step,
-        out_dir=str(out_dir),
-        parameters=state.model.num_parameters(),
-        tokenizer=state.tokenizer.to_json()["type"],
-        vocab_size=state.tokenizer.vocab_size,
-        tokens_per_step=config.tokens_per_step,
-        epochs=config.max_iters * config.tokens_per_step / train_tokens,
-        max_iters=config.max_iters,
-        device=devices.device_name(state.device),
-        dtype=config.dtype,
-        threads=config.threads,
-        ranks=state.group.world_size,
-        dropout=bool(config.dropout or config.ngram_dropout),
-        fallbacks=fallbacks.describe(),
-        is_finished=stop_reason(state) is not None,
-    )
-
-
-def _step_record(state: TrainState, timer: _StepTimer) -> StepRecord:
-    require_finite(state, state.since_log.total)
-    config = state.config
-    tokens_per_second = timer.pop_steps_per_second() * config.tokens_per_step
-    per_rank = tokens_per_second / state.group.world_size
-    return StepRecord(
-        step=state.step,
-        loss=state.since_log.pop(),
-        learning_rate=learning_rate(state.step - 1, config),
-        grad_norm=state.grad_norm.item() if state.grad_norm.isfinite() else None,
-        tokens_per_second=tokens_per_second,
-        mfu=mfu(per_rank, state.model.flops_per_token(), devices.device_name(state.device), config.dtype),
-        seconds=state.seconds,
-    )
-
-
-def _done_record(state: TrainState, reason: StopReason) -> DoneRecord:
-    return DoneRecord(
-        step=state.step,
-        reason=reason,
-        best_val_loss=state.best_val_loss,
-        best_step=state.best_step,
-        seconds=state.seconds,
     )
