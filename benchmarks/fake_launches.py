@@ -24,7 +24,8 @@ from nanogpt_lite.config.options import NetworkConfig, SampleConfig
 from nanogpt_lite.config.presets import config_with_preset
 from nanogpt_lite.device import fallbacks
 from nanogpt_lite.device.fallbacks import FastPath
-from nanogpt_lite.generation.cuda_graph import CUDAGraphDecoder, Recording
+from nanogpt_lite.generation.cuda_graph import Recording
+from nanogpt_lite.generation.graph_decoder import CUDAGraphDecoder
 from nanogpt_lite.model.gpt import GPT
 
 if TYPE_CHECKING:

@@ -125,15 +125,18 @@ def emulated_graphs(monkeypatch):
 
     @contextlib.contextmanager
     def emulated_capture(graph, stream, capture_error_mode):
-        """In place of `torch.cuda.graph`: after an error, its stream stays the current one."""
+        """In place of `torch.cuda.graph`: after an error its end raises another, and its stream stays current."""
         log.append("capture")
         current.append(stream)
-        with graph.capture:
-            yield
+        try:
+            with graph.capture:
+                yield
+        except RuntimeError:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")  # noqa: B904
         current.pop()
         graph.capture.finish()
 
-    cuda_graph._stream.cache_clear()
+    cuda_graph.side_stream.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(cuda_graph, "_is_on_cuda", lambda model: True)
         patch.setattr(torch.cuda, "CUDAGraph", lambda: EmulatedGraph(log))
@@ -144,4 +147,4 @@ def emulated_graphs(monkeypatch):
         patch.setattr(torch.cuda, "stream", use_stream)
         patch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
         yield log
-    cuda_graph._stream.cache_clear()
+    cuda_graph.side_stream.cache_clear()

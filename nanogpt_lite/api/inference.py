@@ -97,8 +97,8 @@ def stream_batch(run: RunLike | Loaded = None, **options: Unpack[SampleOptions])
     recordings = None
     if isinstance(run, tuple):
         model, tokenizer = run
-        recordings = _recordings.setdefault(model, Recordings())
         if isinstance(model, GPT):  # else it is compiled or wrapped, and its modules belong to the wrapper
+            recordings = _recordings.setdefault(model, Recordings())
             model = cpu_linear.copy_for_generation(model, *size)
     else:
         model, tokenizer, _ = _load_model(run, settings)

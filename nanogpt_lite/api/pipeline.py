@@ -21,7 +21,6 @@ from nanogpt_lite.data.dataset import Dataset
 from nanogpt_lite.device import devices, distributed, generators, memory, signals
 from nanogpt_lite.errors import Interrupted
 from nanogpt_lite.generation import text_stream
-from nanogpt_lite.generation.cuda_graph import Recordings
 from nanogpt_lite.runs import run_files
 from nanogpt_lite.runs.run_folder import Run
 from nanogpt_lite.tracking import trackers
@@ -205,11 +204,10 @@ def _make_sinks(state: TrainState, data: Dataset, out_dir: Path, console: Consol
 
 def _with_previews(state: TrainState, records: Iterable[Record]) -> Iterator[Record]:
     """The records of a training, with a sample after every `sample_interval` steps."""
-    recordings = Recordings()
     for record in records:
         yield record
         if isinstance(record, StepRecord) and loop.is_due(state.config.sample_interval, state.step):
-            yield _preview(state, recordings)
+            yield _preview(state)
 
 
 def _with_result(
@@ -226,9 +224,9 @@ def _with_result(
         yield record
 
 
-def _preview(state: TrainState, recordings: Recordings) -> SampleRecord:
-    """A short sample from the network in its present state."""
+def _preview(state: TrainState) -> SampleRecord:
+    """A short sample from the network in its present state. No recording is kept: the steps may need its memory."""
     settings = SampleConfig(seed=state.config.seed, max_new_tokens=PREVIEW_TOKENS)
     prompt = state.tokenizer.encode(inference.default_prompt(state.tokenizer))
-    chunks = text_stream.stream_texts(state.model, state.tokenizer, prompt, settings, recordings=recordings)
+    chunks = text_stream.stream_texts(state.model, state.tokenizer, prompt, settings)
     return SampleRecord(step=state.step, text=text_stream.join_texts(chunks)[0])

@@ -7,12 +7,13 @@ import contextlib
 import ctypes
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Protocol, TypeVar
+from weakref import WeakSet
 
 import torch
 
-from nanogpt_lite.device import fallbacks
-from nanogpt_lite.device.fallbacks import FastPath
+T = TypeVar("T")
 
 # Parameters of mallopt(3), from glibc's malloc.h: the free bytes at the end of the heap above which the heap shrinks,
 # and the size in bytes from which a block is a memory map of its own instead of a part of the heap.
@@ -61,22 +62,51 @@ def trim_heap() -> None:
         libc.malloc_trim(0)
 
 
+class Cache(Protocol):
+    """Holds memory for later calls, which can do without it."""
+
+    def clear(self) -> None:
+        """Free the memory."""
+
+
+_caches: WeakSet[Cache] = WeakSet()
+
+
+def clear_when_short(cache: Cache) -> None:
+    """Let `free_memory` clear a cache, as long as it exists."""
+    _caches.add(cache)
+
+
 def free_memory(device: torch.device) -> None:
-    """Give back the free memory that PyTorch and the C library hold for the device.
+    """Clear caches (`clear_when_short`), and give back the free memory that PyTorch and the C library hold.
 
     On the CPU, from then on until the next `retain_heap`, large blocks are memory maps, which go back to the system as
     soon as they are freed. The heap can only shrink from its end, and a small block there prevents that.
     """
+    for cache in list(_caches):
+        cache.clear()
     if device.type == "cuda":
-        # after a capture that failed, PyTorch may take it for one that goes on, and raises an error (pytorch#180395)
-        has_failed_capture = not fallbacks.is_usable(FastPath.RECORDED_DECODING)
-        with contextlib.suppress(RuntimeError) if has_failed_capture else contextlib.nullcontext():
+        try:
             torch.cuda.empty_cache()
+        except RuntimeError as error:
+            if "captures_underway" not in str(error):  # a CUDA graph that failed, for PyTorch < 2.13: pytorch#180395
+                raise
     elif device.type == "mps":
         torch.mps.empty_cache()
     elif (libc := _glibc()) is not None:
         _restore_thresholds(libc)
         libc.malloc_trim(0)
+
+
+def try_twice(compute: Callable[[], T], device: torch.device) -> T:
+    """What `compute` returns; if memory is not enough, that of a second call, after `free_memory`."""
+    try:
+        return compute()
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    free_memory(device)
+    return compute()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

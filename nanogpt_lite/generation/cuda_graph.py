@@ -1,7 +1,8 @@
-"""Decoding as a CUDA graph: all kernels of a step, from one token to the choice of the next, are launched at once.
+"""A decoding step as a CUDA graph: all kernels, from one token to the choice of the next, are launched at once.
 
 Optional. Without it, a GPU waits for Python between kernels that take a few microseconds each. See PyTorch's notes on
-CUDA graphs, https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+CUDA graphs, https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs. When a step is recorded and replayed is
+in `graph_decoder`.
 """
 
 import contextlib
@@ -13,9 +14,9 @@ import torch
 from torch import Tensor
 
 from nanogpt_lite.config.options import SampleConfig
-from nanogpt_lite.device import devices, fallbacks, fast_paths, memory
+from nanogpt_lite.device import fallbacks, fast_paths, memory
 from nanogpt_lite.device.fallbacks import FastPath
-from nanogpt_lite.generation.decoding import PlainDecoder, decode_one_token
+from nanogpt_lite.generation.decoding import decode_one_token
 from nanogpt_lite.generation.sampling import RNG_CHUNK, sample_token
 from nanogpt_lite.model.gpt import GPT
 from nanogpt_lite.model.kv_cache import KVCache
@@ -37,10 +38,10 @@ State = tuple[int, list[Tensor]]
 def can_record(model: GPT) -> bool:
     """Whether a CUDA graph can compute what the model does.
 
-    A replay runs no Python, so none of the model's hooks. Within the caller's autocast, it would read copies of the
-    weights that autocast frees at its end.
+    A replay runs no Python, so none of the model's hooks, nor what a network that wraps or compiles it does beside.
+    Within the caller's autocast, it would read copies of the weights that autocast frees at its end.
     """
-    if not _is_on_cuda(model) or not fallbacks.is_usable(FastPath.RECORDED_DECODING):
+    if not isinstance(model, GPT) or not _is_on_cuda(model) or not fallbacks.is_usable(FastPath.RECORDED_DECODING):
         return False
     has_hooks = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     return not has_hooks and not torch.is_autocast_enabled("cuda")
@@ -54,13 +55,15 @@ class Recordings:
 
     def __init__(self) -> None:
         self._kept: dict[Key, Recording] = {}  # the oldest first
+        memory.clear_when_short(self)
 
     @contextlib.contextmanager
     def borrow(self, model: GPT, batch_size: int, room: int) -> Iterator["Recording"]:
         """A recording with room for `room` tokens, which nobody else uses meanwhile."""
         room = min(-(-room // ROOM_MULTIPLE) * ROOM_MULTIPLE, model.config.block_size)
         key = (batch_size, room, *_addresses(model))
-        recording = self._kept.pop(key, None) or self._make(model, batch_size, room)
+        device = model.lm_head.weight.device
+        recording = self._kept.pop(key, None) or memory.try_twice(lambda: Recording(model, batch_size, room), device)
         try:
             yield recording  # after an error it is not kept
         except GeneratorExit:  # the text was left before its end
@@ -68,15 +71,9 @@ class Recordings:
             raise
         self._keep(key, recording)
 
-    def _make(self, model: GPT, batch_size: int, room: int) -> "Recording":
-        try:
-            return Recording(model, batch_size, room)
-        except RuntimeError as error:
-            if not self._kept or not memory.is_out_of_memory(error):
-                raise
+    def clear(self) -> None:
+        """Free those that nobody uses, when memory is short."""
         self._kept.clear()
-        memory.free_memory(model.lm_head.weight.device)
-        return Recording(model, batch_size, room)
 
     def _keep(self, key: Key, recording: "Recording") -> None:
         while len(self._kept) >= MAX_KEPT:
@@ -106,7 +103,10 @@ class Recording:
             self._position = torch.zeros(1, dtype=torch.int64)
 
     def record(self, model: GPT, config: SampleConfig) -> bool:
-        """Record a step that continues from the present state, unless one with these options is. False if it fails."""
+        """Record a step that continues from the present state, unless one with these options is. False if it fails.
+
+        PyTorch's error if memory is not enough: it may be the next time.
+        """
         options = _recorded_options(config)
         if options not in self._graphs and not self._try_to_record(model, config, options):
             return False
@@ -138,10 +138,14 @@ class Recording:
             with _capture_lock:
                 self._graphs[options] = self._capture(model, config, state)
         except RuntimeError as error:
-            if not memory.is_out_of_memory(error):  # there may be enough the next time
-                fallbacks.give_up(FastPath.RECORDED_DECODING, error)
             self.cache.device_position = None
-        self._restore_state(state)
+            if memory.is_out_of_memory(error):
+                self._graphs.clear()
+                self._graph = None
+                raise
+            fallbacks.give_up(FastPath.RECORDED_DECODING, error)
+        finally:
+            self._restore_state(state)
         return options in self._graphs
 
     def _capture(self, model: GPT, config: SampleConfig, state: State) -> tuple[torch.cuda.CUDAGraph, Tensor]:
@@ -149,7 +153,7 @@ class Recording:
         expected = decode_one_token(model, self.token, self.cache)
         self._restore_state(state)
         self.cache.use_device_position(self._position)
-        capture_stream, graph = _stream(self.device, "capture"), torch.cuda.CUDAGraph()
+        capture_stream, graph = side_stream(self.device, "capture"), torch.cuda.CUDAGraph()
         with torch.cuda.device(self.device):
             current_stream = torch.cuda.current_stream()
             capture_stream.wait_stream(current_stream)
@@ -158,12 +162,8 @@ class Recording:
                     self.step(model, config)
                     self._restore_state(state)
             current_stream.wait_stream(capture_stream)
-            # The outer context returns to this stream even if the capture fails, after which the inner one does not.
-            # thread_local: a call of CUDA from another thread, such as a copy of a checkpoint, does not end the capture
-            with (
-                torch.cuda.stream(current_stream),
-                torch.cuda.graph(graph, stream=capture_stream, capture_error_mode="thread_local"),
-            ):
+            # the outer context returns to this stream even if the capture fails, after which the inner one does not
+            with torch.cuda.stream(current_stream), _captured_in(graph, capture_stream):
                 logits = self.step(model, config)
         self._restore_state(state)  # a capture runs no kernels, but `cache.length` counted in Python
         graph.replay()
@@ -181,60 +181,6 @@ class Recording:
 
     def _changing_tensors(self) -> list[Tensor]:
         return [self.token, self.column, self.cache.recent_ids]
-
-
-class CUDAGraphDecoder:
-    """A decoder that replays a recording. While Python works with one token, the GPU computes the next."""
-
-    def __init__(self, model: GPT, config: SampleConfig, recording: Recording) -> None:
-        self._model, self._config, self._recording = model, config, recording
-        self._plain = PlainDecoder(model, config, len(recording.token), recording.cache)
-        self._can_record = True
-        self._chosen_on_cpu = devices.host_buffer(recording.chosen)
-        self._queued = 0  # the last step that is queued on the device
-        self._computed = [_make_event(), _make_event()]  # of the last two steps: their tokens are chosen
-        self._fetched = _make_event()
-
-    def prefill(self, context: Tensor, step: int) -> Tensor:
-        """See `Decoder`."""
-        self._queued = step
-        return self._plain.prefill(context, step)
-
-    def decode(self, token: Tensor, step: int) -> Tensor:
-        """See `Decoder`."""
-        if self._queued < step and self._can_record:  # `token` was chosen by `prefill`
-            self._recording.token.copy_(token)
-            self._load_uniforms(step)
-            self._can_record = self._recording.record(self._model, self._config)
-        if not self._can_record:
-            return self._plain.decode(token, step)
-        if self._queued < step:
-            self._queue(step)
-        has_next = step + 1 < self._config.max_new_tokens
-        if has_next and self._recording.cache.length < self._model.config.block_size:  # else comes a prefill
-            self._queue(step + 1)
-        return self._fetch(step)
-
-    def _queue(self, step: int) -> None:
-        if step % RNG_CHUNK == 0:
-            self._load_uniforms(step)
-        self._recording.replay()
-        self._computed[step % 2].record(torch.cuda.current_stream(self._recording.device))
-        self._queued = step
-
-    def _load_uniforms(self, step: int) -> None:
-        self._recording.uniforms.copy_(self._plain.uniforms.chunk(step))
-        self._recording.column.fill_(step % RNG_CHUNK)
-
-    def _fetch(self, step: int) -> Tensor:
-        """The token of a step. It is copied on a stream of its own, so as not to wait for the next step."""
-        stream, column = _stream(self._recording.device, "fetch"), step % RNG_CHUNK
-        stream.wait_event(self._computed[step % 2])
-        with torch.cuda.stream(stream):
-            self._chosen_on_cpu[column].copy_(self._recording.chosen[column], non_blocking=True)
-            self._fetched.record(stream)
-        self._fetched.synchronize()
-        return self._chosen_on_cpu[column].clone()
 
 
 def _is_on_cuda(model: GPT) -> bool:
@@ -260,11 +206,28 @@ def _require_close(logits: Tensor, expected: Tensor, tolerance: float) -> None:
         raise RuntimeError(problem)
 
 
-def _make_event() -> torch.cuda.Event:
-    return torch.cuda.Event()  # type: ignore[no-untyped-call]
+@contextlib.contextmanager
+def _captured_in(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> Iterator[None]:
+    """Capture the block as a graph. The error of the block comes out, not the one at the end of a failed capture."""
+    errors: list[RuntimeError] = []
+    try:
+        # thread_local: a call of CUDA from another thread, such as a copy of a checkpoint, does not end the capture
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            try:
+                yield
+            except RuntimeError as error:
+                errors.append(error)
+                raise
+    except RuntimeError:
+        if not errors:
+            raise
+    # Not above, nor left in the list: an error that refers to itself keeps the tensors of the step until Python's
+    # garbage collector runs.
+    if errors:
+        raise errors.pop()
 
 
 @functools.cache
-def _stream(device: torch.device, purpose: str) -> torch.cuda.Stream:
+def side_stream(device: torch.device, purpose: str) -> torch.cuda.Stream:
     """A stream for a purpose, one per device: cuBLAS keeps a workspace for each stream it ever ran on."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

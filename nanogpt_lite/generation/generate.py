@@ -11,8 +11,9 @@ from torch import Tensor
 
 from nanogpt_lite.config.options import SampleConfig
 from nanogpt_lite.generation import cuda_graph
-from nanogpt_lite.generation.cuda_graph import CUDAGraphDecoder, Recordings
+from nanogpt_lite.generation.cuda_graph import Recordings
 from nanogpt_lite.generation.decoding import Decoder, PlainDecoder
+from nanogpt_lite.generation.graph_decoder import CUDAGraphDecoder
 from nanogpt_lite.model.gpt import GPT
 from nanogpt_lite.model.kv_cache import KVCache
 

@@ -69,6 +69,17 @@ def test_sampling_from_a_loaded_network_uses_the_same_layers_and_logits_as_from_
     assert torch.equal(loaded_logits, logits)
 
 
+def test_recordings_are_kept_for_a_loaded_network_alone(trained, monkeypatch):
+    model, tokenizer = ng.load(trained)
+    given = []
+    monkeypatch.setattr(text_stream, "generate", lambda *_, recordings: given.append(recordings) or iter(()))
+    wrapper: Any = torch.nn.Sequential(model)  # such as DataParallel
+    for run in ((model, tokenizer), (model, tokenizer), (wrapper, tokenizer), trained):
+        ng.sample(run, max_new_tokens=3)
+    assert given[0] is given[1] is not None
+    assert given[2:] == [None, None]
+
+
 def test_sampling_leaves_a_loaded_network_its_mode_gradients_modules_and_memory(trained):
     loaded = ng.load(trained)
     model = loaded[0].train()

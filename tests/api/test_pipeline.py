@@ -1,5 +1,6 @@
 """Prepare, train and sample from Python; interrupts, previews and the files of a run."""
 
+import gc
 import inspect
 import json
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from emulated_graph import emulated_graphs
 from tiny import TINY
 
 import nanogpt_lite as ng
@@ -16,6 +18,7 @@ from nanogpt_lite.api import main_job, pipeline
 from nanogpt_lite.checkpoint import checkpoint_file
 from nanogpt_lite.checkpoint.checkpoint_file import read_checkpoint
 from nanogpt_lite.config.options import TrainConfig
+from nanogpt_lite.generation.cuda_graph import Recording
 from nanogpt_lite.runs import run_folder
 from nanogpt_lite.tracking import console
 from nanogpt_lite.tracking.metrics_file import MetricsFile
@@ -147,6 +150,15 @@ def test_sample_interval_does_not_change_training(text_file):
     assert all(torch.equal(options[0].tensors[name], options[1].tensors[name]) for name in options[0].tensors)
     texts = [record["text"] for record in sampled.metrics if record["kind"] == "sample"]
     assert [len(text) for text in texts] == [pipeline.PREVIEW_TOKENS] * 5
+
+
+def test_a_preview_keeps_no_recording_whose_memory_a_step_may_need(text_file, monkeypatch):
+    with emulated_graphs(monkeypatch) as log:
+        for record in ng.training("bottles.txt", **{**TINY, "max_iters": 4}, sample_interval=2):
+            if record.kind == "sample":
+                gc.collect()
+                assert not [thing for thing in gc.get_objects() if type(thing) is Recording]
+    assert log.counts()["capture"] == 2
 
 
 @pytest.mark.posix("os.kill sends no signal on Windows, but ends the process")

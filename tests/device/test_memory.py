@@ -126,3 +126,49 @@ def test_out_of_memory_errors_are_told_from_other_errors():
     on_windows = "[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: not enough memory: you tried to allocate"
     assert memory.is_out_of_memory(RuntimeError(on_windows))
     assert not memory.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_memory_is_freed_after_a_cuda_graph_that_failed(monkeypatch):
+    """PyTorch may take the capture for one that goes on; other errors of the device are not hidden."""
+    errors = [RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED"), RuntimeError("an illegal access")]
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: (_ for _ in ()).throw(errors.pop(0)))
+    memory.free_memory(torch.device("cuda"))
+    with pytest.raises(RuntimeError, match="an illegal access"):
+        memory.free_memory(torch.device("cuda"))
+
+
+class LargeCache:
+    def __init__(self):
+        self.content = ["large"]
+
+    def clear(self):
+        self.content.clear()
+
+
+def test_a_cache_is_cleared_when_memory_is_short_as_long_as_it_exists():
+    kept, gone = LargeCache(), LargeCache()
+    for cache in (kept, gone):
+        memory.clear_when_short(cache)
+    content = gone.content
+    del gone, cache
+    memory.free_memory(torch.device("cpu"))
+    assert not kept.content
+    assert content
+
+
+def test_a_computation_without_enough_memory_is_tried_once_more():
+    errors: list[RuntimeError] = [torch.OutOfMemoryError("CUDA out of memory")]
+
+    def compute():
+        if errors:
+            raise errors.pop()
+        return 7
+
+    assert memory.try_twice(compute, torch.device("cpu")) == 7
+    errors += [torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError("CUDA out of memory")]
+    with pytest.raises(torch.OutOfMemoryError):
+        memory.try_twice(compute, torch.device("cpu"))
+    assert not errors
+    errors.append(RuntimeError("shapes do not fit"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        memory.try_twice(compute, torch.device("cpu"))

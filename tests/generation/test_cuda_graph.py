@@ -3,6 +3,8 @@
 import functools
 import gc
 import warnings
+import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +12,9 @@ from emulated_graph import Capture, emulated_graphs
 from random_gpt import VARIANTS, random_gpt, random_ids
 
 from nanogpt_lite.config.options import NetworkConfig, SampleConfig
-from nanogpt_lite.device import devices, fallbacks
-from nanogpt_lite.generation import cuda_graph
+from nanogpt_lite.device import devices, fallbacks, memory
+from nanogpt_lite.device.fallbacks import FastPath
+from nanogpt_lite.generation import cuda_graph, decoding
 from nanogpt_lite.generation.cuda_graph import MAX_KEPT, Recording, Recordings
 from nanogpt_lite.generation.decoding import decode_one_token, prefill
 from nanogpt_lite.generation.generate import generate
@@ -166,32 +169,129 @@ def test_a_network_within_autocast_is_not_recorded(log, monkeypatch):
     assert not log
 
 
-def test_kept_recordings_make_room_for_a_new_one(log, monkeypatch):
+def fail_once(function, is_due=lambda *_: True):
+    """The function, but its first call that is due runs out of memory."""
+    errors = [torch.OutOfMemoryError("CUDA out of memory")]
+
+    def limited(*args, **kwargs):
+        if errors and is_due(*args, **kwargs):
+            raise errors.pop()
+        return function(*args, **kwargs)
+
+    return limited
+
+
+def is_captured(*_):
+    return isinstance(torch.utils._python_dispatch._get_current_dispatch_mode(), Capture)
+
+
+def fail_to_make_a_cache(patch):
+    patch.setattr(KVCache, "__init__", fail_once(KVCache.__init__))
+
+
+def fail_in_prefill(patch):
+    patch.setattr(decoding, "prefill", fail_once(decoding.prefill))
+
+
+def fail_in_warm_up(patch):
+    patch.setattr(Recording, "step", fail_once(Recording.step))
+
+
+def fail_in_capture(patch):
+    patch.setattr(Recording, "step", fail_once(Recording.step, is_captured))
+
+
+@pytest.mark.parametrize("fail", [fail_to_make_a_cache, fail_in_prefill, fail_in_warm_up, fail_in_capture])
+def test_kept_recordings_make_room_when_memory_is_short(fail, log, monkeypatch):
+    """The text is recorded all the same."""
     recordings, model = Recordings(), make_model()
     text_of(model, make_prompts(2, 4), recordings=recordings)
-    make_cache, errors = KVCache.__init__, [torch.OutOfMemoryError("CUDA out of memory")]
-
-    def limited(*args):
-        if errors:
-            raise errors.pop()
-        make_cache(*args)
-
-    monkeypatch.setattr(KVCache, "__init__", limited)
-    text = text_of(model, make_prompts(3, 4), recordings=recordings)
+    (kept,) = map(weakref.ref, recordings._kept.values())
+    log.clear()
+    with monkeypatch.context() as patch:
+        fail(patch)
+        text = text_of(model, make_prompts(3, 4), recordings=recordings)
     assert torch.equal(text, text_of(model, make_prompts(3, 4), use_cache=False))
+    gc.collect()
+    assert kept() is None
     assert len(recordings._kept) == 1
+    assert log.counts()["replay"] >= 20
 
 
-def test_too_little_memory_to_record_is_no_reason_to_give_up(log, monkeypatch):
+def test_graphs_of_other_options_make_room_too(log, monkeypatch):
+    recordings, model = Recordings(), make_model()
+    for temperature in (0.5, 0.8):
+        text_of(model, make_prompts(2, 4), recordings=recordings, temperature=temperature)
+    fail_in_capture(monkeypatch)
+    text_of(model, make_prompts(2, 4), recordings=recordings, temperature=0.9)
+    (recording,) = recordings._kept.values()
+    assert len(recording._graphs) == 1
+
+
+def test_kept_recordings_are_freed_when_a_training_needs_memory(log):
+    recordings = Recordings()
+    text_of(make_model(), make_prompts(2, 4), recordings=recordings)
+    memory.free_memory(torch.device("cpu"))
+    assert not recordings._kept
+
+
+@pytest.mark.parametrize("is_due", [lambda *_: True, is_captured], ids=["in the first step", "in the capture"])
+def test_too_little_memory_to_record_is_no_reason_to_give_up(is_due, log, monkeypatch):
+    step = Recording.step
+
     def fail(self, model, config):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        if is_due():
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(self, model, config)
 
     with monkeypatch.context() as patch:
         patch.setattr(Recording, "step", fail)
         assert is_right(make_model(), make_prompts(3, 4))
-    assert not log
+    assert log.counts()["replay"] == 0
+    assert fallbacks.is_usable(FastPath.RECORDED_DECODING)
     assert is_right(make_model(), make_prompts(3, 4))
-    assert log
+    assert log.counts()["replay"] > 0
+
+
+def test_an_error_in_a_capture_does_not_keep_its_tensors(log, monkeypatch):
+    """Without the garbage collector: a GPU's memory would stay in use until it runs."""
+    step, tensors = Recording.step, []
+
+    def fail(self, model, config):
+        logits = step(self, model, config)
+        if is_captured():
+            tensors.append(weakref.ref(logits))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return logits
+
+    monkeypatch.setattr(Recording, "step", fail)
+    gc.collect()
+    gc.disable()
+    try:
+        text_of(make_model(), make_prompts(3, 4))
+        assert [tensor() for tensor in tensors] == [None, None]
+    finally:
+        gc.enable()
+
+
+class Wrapper(torch.nn.Module):
+    """As torch.compile and DataParallel do, it passes on what it does not know."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def __getattr__(self, name):
+        return super().__getattr__(name) if name == "model" else getattr(self.model, name)
+
+    def forward(self, *args, **kwargs):
+        return self.model(*args, **kwargs)
+
+
+def test_a_wrapped_network_is_not_recorded(log):
+    wrapper: Any = Wrapper(make_model())
+    assert torch.equal(text_of(wrapper, make_prompts(3, 4)), text_of(make_model(), make_prompts(3, 4), use_cache=False))
+    assert not log
 
 
 def break_capture(monkeypatch):
@@ -199,7 +299,7 @@ def break_capture(monkeypatch):
     step = Recording.step
 
     def fail(self, model, config):
-        if isinstance(torch.utils._python_dispatch._get_current_dispatch_mode(), Capture):
+        if is_captured():
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCUDA kernel errors might")
         return step(self, model, config)
 
