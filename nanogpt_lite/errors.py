@@ -30,6 +30,12 @@ def shorten(text: str, length: int = 200) -> str:
     return line if len(line) <= length else f"{line[:length]}…"
 
 
+def first_line(error: Exception | str) -> str:
+    """The first line of another library's error, at most 200 characters; its type if it has no message."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]
+
+
 class Interrupted(KeyboardInterrupt):
     """A signal stopped the training after its state was saved. Exit status 128 + `signum`.
 

@@ -3,7 +3,7 @@
 import signal
 
 import nanogpt_lite as ng
-from nanogpt_lite.errors import shorten
+from nanogpt_lite.errors import first_line, shorten
 
 
 def test_old_names_are_the_new_ones():
@@ -33,3 +33,10 @@ def test_shortened_text_is_one_line_of_at_most_200_characters():
     assert shorten("a\nb\r\nc\x85\u2028d") == "a b c  d"
     assert shorten("a" * 200) == "a" * 200
     assert shorten("b" * 201) == "b" * 200 + "…"
+
+
+def test_first_line_of_an_error_of_another_library():
+    assert first_line(RuntimeError("\nCUDA error: no\nCompile with")) == "CUDA error: no"
+    assert first_line("its results differ") == "its results differ"
+    assert first_line(TimeoutError()) == "TimeoutError"
+    assert first_line(ValueError("a" * 201)) == "a" * 200

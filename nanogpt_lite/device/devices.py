@@ -14,7 +14,7 @@ import torch
 from nanogpt_lite.device import fallbacks
 from nanogpt_lite.device.distributed import SINGLE_PROCESS, ProcessGroup
 from nanogpt_lite.device.fallbacks import FastPath
-from nanogpt_lite.errors import UserError
+from nanogpt_lite.errors import UserError, first_line
 
 MAX_THREADS = 16  # by default: small networks become slower with more
 MAX_THREADS_PER_CPU = 4  # above MAX_THREADS, more are refused
@@ -46,7 +46,7 @@ def resolve_device(name: str, group: ProcessGroup = SINGLE_PROCESS) -> torch.dev
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        problem = _first_line(error)
+        problem = first_line(error)
     else:
         problem = find_problem(device)
     if problem:
@@ -65,7 +65,7 @@ def find_problem(device: torch.device) -> str:
     try:
         result = torch.arange(4, device=device).sum().item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        return _first_line(error) + _describe_kernels(device, error)
+        return first_line(error) + _describe_kernels(device, error)
     return "" if result == 6 else f"0 + 1 + 2 + 3 is {result} on it"
 
 
@@ -189,7 +189,3 @@ def _describe_kernels(device: torch.device, error: Exception) -> str:
         return ""
     major, minor = torch.cuda.get_device_capability(device)
     return f": the GPU is an sm_{major}{minor}, and this PyTorch is built for {' '.join(torch.cuda.get_arch_list())}"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n", 1)[0][:120]

@@ -11,11 +11,9 @@ returns at once, so that the callers need no second code path. What a rank compu
 import contextlib
 import os
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,7 +21,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nanogpt_lite.errors import ExternalError, UserError
+from nanogpt_lite.device import connection
+from nanogpt_lite.errors import ExternalError, UserError, first_line
 
 if TYPE_CHECKING:  # some builds of PyTorch come without it
     from torch._C._distributed_c10d import ProcessGroup as TorchProcessGroup
@@ -31,9 +30,6 @@ if TYPE_CHECKING:  # some builds of PyTorch come without it
 
 Forward = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """The network as a step calls it: inputs and targets (B, T) to logits (B, T, V) and the mean loss."""
-
-ARRIVAL_TIMEOUT = timedelta(seconds=120)  # until all ranks are about to train: some read their data longer
-REDUCE_TIMEOUT = timedelta(seconds=60)
 
 # PyTorch keeps its process group in a global variable, so this state is per process too. One entry for each training
 # that joined a group; their number is part of the keys in the store. After a training has ended well its entry is None.
@@ -130,30 +126,10 @@ class ProcessGroup:
             yield
 
     def check_connection(self, device: torch.device) -> None:
-        """Add up a number over the ranks on their devices, as gradients will be: not for ever, as a step would wait.
-
-        `ExternalError` names the ranks that are missing, or the likely reason.
-        """
-        if self.attempt_store is None:
-            return
-        keys = [f"rank {rank} is ready" for rank in range(self.world_size)]
-        self.attempt_store.set(keys[self.rank], "")
-        try:
-            self.attempt_store.wait(keys, ARRIVAL_TIMEOUT)
-        except RuntimeError as error:
-            missing = [rank for rank, key in enumerate(keys) if not self.attempt_store.check([key])]
-            names = " and ".join(f"rank {rank}" for rank in missing)
-            raise ExternalError(
-                f"{names} did not begin within {ARRIVAL_TIMEOUT.seconds} seconds after rank {self.rank}; look for its "
-                "error in the output above, and start all ranks again"
-            ) from error
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        if problem := _find_problem_of_sum(device, self.world_size):
-            raise ExternalError(
-                f"rank {self.rank} cannot exchange gradients with the other ranks, which are all there ({problem}); "
-                f"{_connection_advice(device)}"
-            )
+        """Wait for all ranks, and add up a number over them on their devices. `ExternalError` if that fails."""
+        if self.attempt_store is not None:
+            connection.wait_for_ranks(self.attempt_store, self.rank, self.world_size)
+            connection.require_sum(device, self.rank, self.world_size)
 
     def wrap_ddp(self, network: Forward, device: torch.device) -> Forward:
         """The network with the weights of rank 0, whose `backward` gives each rank the mean gradient."""
@@ -202,7 +178,7 @@ def process_group() -> Iterator[ProcessGroup]:
     except RuntimeError as error:
         if not isinstance(error, ExternalError) and (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise ExternalError(
-                f"the connection between the ranks was lost, perhaps because one has ended ({_first_line(error)}); "
+                f"the connection between the ranks was lost, perhaps because one has ended ({first_line(error)}); "
                 "start them again, with `init_from='resume'` if there is a checkpoint"
             ) from error
         raise
@@ -246,7 +222,7 @@ def _join(world_size: int) -> ProcessGroup:
     except (ValueError, RuntimeError) as error:
         raise ExternalError(
             f"WORLD_SIZE={world_size} says that this is one of several processes, and the others cannot be reached "
-            f"({_first_line(error)}); start them with torchrun, or unset WORLD_SIZE"
+            f"({first_line(error)}); start them with torchrun, or unset WORLD_SIZE"
         ) from error
     _groups.append(dist.group.WORLD)
     _stores[:] = [store]
@@ -261,41 +237,5 @@ def _join(world_size: int) -> ProcessGroup:
     )
 
 
-def _find_problem_of_sum(device: torch.device, world_size: int) -> str:
-    """What is wrong with a sum over the ranks; empty if nothing is.
-
-    In a thread that is left alone if it hangs: NCCL first connects the GPUs, which no time-out of PyTorch limits.
-    """
-    problems = [f"no answer within {REDUCE_TIMEOUT.seconds} seconds"]
-
-    def add_up() -> None:
-        try:
-            count = torch.ones((), device=device)
-            dist.all_reduce(count)
-            total = count.item()
-        except RuntimeError as error:
-            problems.append(_first_line(error))
-        else:
-            problems.append("" if total == world_size else f"the sum of {world_size} ones is {total}")
-
-    thread = threading.Thread(target=add_up, daemon=True)
-    thread.start()
-    thread.join(REDUCE_TIMEOUT.total_seconds())
-    return problems[-1]
-
-
-def _connection_advice(device: torch.device) -> str:
-    if device.type != "cuda":
-        return "check the network between the machines, and set GLOO_SOCKET_IFNAME to its interface"
-    return (
-        "set NCCL_DEBUG=INFO to see why. Often it is direct access between GPUs (set NCCL_P2P_DISABLE=1), too little "
-        "shared memory in a container (start it with --shm-size=1g), or the network (set NCCL_SOCKET_IFNAME)"
-    )
-
-
 def _env_int(name: str, default: int) -> int:
     return int(os.environ.get(name, default))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n", 1)[0][:300]

@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Iterator
 from enum import StrEnum
 
+from nanogpt_lite.errors import first_line
+
 
 class FastPath(StrEnum):
     """What can be done without. The value is what a user calls it."""
@@ -34,8 +36,7 @@ def give_up(fast_path: FastPath, reason: Exception | str) -> None:
     """Do without a fast path from now on in this process, with a warning if it is the first time."""
     if fast_path in _reasons:
         return
-    lines = str(reason).strip().splitlines() or [type(reason).__name__]
-    _reasons[fast_path] = lines[0][:200]
+    _reasons[fast_path] = first_line(reason)
     warnings.warn(f"{fast_path} cannot be used ({_reasons[fast_path]}); going on without it, slower", stacklevel=2)
 
 

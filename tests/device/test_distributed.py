@@ -20,7 +20,7 @@ from rank_training import OPTIONS, losses, records, require_same_losses, train
 import nanogpt_lite as ng
 from nanogpt_lite.checkpoint import checkpoint_file
 from nanogpt_lite.cli.main import main
-from nanogpt_lite.device import devices, distributed
+from nanogpt_lite.device import connection, devices, distributed
 from nanogpt_lite.device.distributed import ProcessGroup
 from nanogpt_lite.tracking import metrics_file
 from nanogpt_lite.trainer import checkpoint_writer
@@ -345,7 +345,8 @@ def test_torchrun_on_two_machines_has_the_losses_of_one_process(folder):
 
 def train_with(rank_1, timeout, options):
     """Train; before its network is ready, rank 1 does something else."""
-    distributed.ARRIVAL_TIMEOUT = distributed.REDUCE_TIMEOUT = timedelta(seconds=timeout)
+    connection.ARRIVAL_TIMEOUT = connection.REDUCE_TIMEOUT = timedelta(seconds=timeout)
+    connection.WARNING_DELAY = timedelta(seconds=timeout / 2)
     check = ProcessGroup.check_connection
 
     def check_connection(group, device):
@@ -378,7 +379,3 @@ def test_ranks_that_do_not_add_up_say_what_to_look_at(folder):
     error = Path("rank0.error").read_text(encoding="utf-8")
     assert "cannot exchange gradients with the other ranks, which are all there (the sum of 2 ones is 3.0)" in error
     assert "GLOO_SOCKET_IFNAME" in error
-
-
-def test_the_advice_for_gpus_is_about_nccl():
-    assert "NCCL_P2P_DISABLE=1" in distributed._connection_advice(torch.device("cuda", 0))
