@@ -79,10 +79,10 @@ def fake_inductor(capability: tuple[int, int]) -> Iterator[Compilation]:
         yield compilation
 
 
-def _functions_of_a_gpu(capability: tuple[int, int]) -> dict[str, Any]:
-    """What Inductor asks PyTorch about the GPU, and the passes that are left out, by their full names."""
+def _properties(capability: tuple[int, int]) -> SimpleNamespace:
+    """In place of `torch.cuda.get_device_properties`."""
     major, minor = capability
-    properties = SimpleNamespace(
+    return SimpleNamespace(
         name=f"fake sm_{major}{minor}",
         major=major,
         minor=minor,
@@ -98,10 +98,15 @@ def _functions_of_a_gpu(capability: tuple[int, int]) -> dict[str, Any]:
         L2_cache_size=40 * 2**20,
         gcnArchName="",
     )
+
+
+def _functions_of_a_gpu(capability: tuple[int, int]) -> dict[str, Any]:
+    """What Inductor asks PyTorch about the GPU, and the passes that are left out, by their full names."""
+    properties = _properties(capability)
     interface: dict[str, Callable[..., object]] = {
         "get_device_properties": lambda device=None: properties,
         "Worker.get_device_properties": lambda device=None: properties,
-        "get_compute_capability": lambda device=None: 10 * major + minor,
+        "get_compute_capability": lambda device=None: 10 * properties.major + properties.minor,
         "is_available": lambda: True,
         "current_device": lambda: 0,
         "is_triton_capable": lambda device=None: True,

@@ -6,6 +6,7 @@ replay. An operator for which Python would wait for the device is an error durin
 
 import contextlib
 from collections import Counter
+from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from nanogpt_lite.generation import cuda_graph
 
-WAITING = {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2"}
+BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
 
 
 def tensors_in(values):
@@ -32,10 +33,11 @@ def garbage(dtype):
 
 
 class Capture(TorchDispatchMode):
-    """Computes and records operators; `finish` undoes what they have changed."""
+    """Computes and records operators; `finish` undoes what they have changed. Those in `waiting` are an error."""
 
-    def __init__(self):
+    def __init__(self, waiting):
         super().__init__()
+        self.waiting = waiting
         self.calls = []
         self.made = {}  # tensors that the captured operators made, by address
         self.changed = {}  # others that they wrote to, by address: the tensor and its content before
@@ -43,7 +45,7 @@ class Capture(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = func._schema.name.split("::")[1]
-        if name in WAITING:
+        if name in self.waiting:
             raise RuntimeError(f"operation not permitted when stream is capturing: {name}")
         for argument, value in zip(func._schema.arguments, args, strict=False):
             if argument.alias_info is not None and argument.alias_info.is_write and address(value) not in self.made:
@@ -64,8 +66,8 @@ class Capture(TorchDispatchMode):
 class EmulatedGraph:
     """In place of `torch.cuda.CUDAGraph`."""
 
-    def __init__(self, log):
-        self.capture, self.log = Capture(), log
+    def __init__(self, log, waiting):
+        self.capture, self.log = Capture(waiting), log
 
     def replay(self):
         self.log.append("replay")
@@ -138,8 +140,11 @@ def emulated_graphs(monkeypatch):
 
     cuda_graph.side_stream.cache_clear()
     with monkeypatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        from operators import SYNCHRONIZING
+
         patch.setattr(cuda_graph, "_is_on_cuda", lambda model: True)
-        patch.setattr(torch.cuda, "CUDAGraph", lambda: EmulatedGraph(log))
+        patch.setattr(torch.cuda, "CUDAGraph", lambda: EmulatedGraph(log, SYNCHRONIZING))
         patch.setattr(torch.cuda, "graph", emulated_capture)
         patch.setattr(torch.cuda, "Stream", lambda device: EmulatedStream(log))
         patch.setattr(torch.cuda, "current_stream", lambda device=None: current[-1])

@@ -10,8 +10,9 @@ from typing import Any, TypedDict
 
 from nanogpt_lite import files
 from nanogpt_lite.checkpoint.validation import meta_model
-from nanogpt_lite.config.options import LoadConfig, NetworkConfig
+from nanogpt_lite.config.options import LoadConfig, NetworkConfig, TrainConfig
 from nanogpt_lite.config.schema import Value
+from nanogpt_lite.model.gpt import GPT
 from nanogpt_lite.optim import build
 from nanogpt_lite.runs.checkpoint_loading import load_checkpoint
 from nanogpt_lite.runs.run_folder import Run, RunLike
@@ -75,15 +76,10 @@ def summary(run: RunLike = None, *, checkpoint: str = LoadConfig.checkpoint) -> 
     saved, config, tokenizer = load_checkpoint(run, checkpoint)
     metadata = saved.metadata
     model = meta_model(config, tokenizer.vocab_size)
-    groups: Counter[str] = Counter()
-    for name, parameter in model.named_parameters():
-        groups[next(group for part, group in PARAMETER_GROUPS.items() if part in name)] += parameter.numel()
     weight_bytes = 4 * model.num_parameters()
-    state_shapes = build.optimizer_state_shapes(build.make_optimizer(model, config)).values()
     estimate = estimate_memory(
         config, tokenizer.vocab_size, micro_batch=metadata.micro_batch, world_size=metadata.ranks
     )
-    optimizer_bytes = 4 * sum(shape.numel() for shapes in state_shapes for shape in shapes.values())
     return {
         "run": str(saved.path.parent),
         "checkpoint": saved.path.name,
@@ -92,11 +88,11 @@ def summary(run: RunLike = None, *, checkpoint: str = LoadConfig.checkpoint) -> 
         "best_val_loss": metadata.best_val_loss,
         "best_step": metadata.best_step,
         "parameters": model.num_parameters(),
-        "parameters_by_part": dict(groups.most_common()),
+        "parameters_by_part": _parameters_by_part(model),
         "flops_per_token": model.flops_per_token(),
         "flops_so_far": model.flops_per_token() * config.tokens_per_step * metadata.step,
         "bytes_of_weights": weight_bytes,
-        "bytes_of_training": 2 * weight_bytes + optimizer_bytes,  # weights and gradients, optimizer state
+        "bytes_of_training": 2 * weight_bytes + _optimizer_bytes(model, config),  # with gradients
         "bytes_on_gpu": dataclasses.asdict(estimate),
         "bytes_of_cache_per_token": 2 * 4 * config.n_layer * config.n_embd,  # keys and values in float32
         "bytes_of_file": saved.path.stat().st_size,
@@ -148,6 +144,20 @@ def format_text(content: RunSummary) -> str:
     if (result := content["result"]) is not None:
         lines["result"] = "; ".join(format_result(ResultRecord(**result)))
     return "\n".join(f"{name + ':':<13} {line}" for name, line in lines.items())
+
+
+def _parameters_by_part(model: GPT) -> dict[str, int]:
+    """The number of parameters of each group, the largest first."""
+    groups: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        groups[next(group for part, group in PARAMETER_GROUPS.items() if part in name)] += parameter.numel()
+    return dict(groups.most_common())
+
+
+def _optimizer_bytes(model: GPT, config: TrainConfig) -> int:
+    """The size of the optimizer's state."""
+    state_shapes = build.optimizer_state_shapes(build.make_optimizer(model, config)).values()
+    return 4 * sum(shape.numel() for shapes in state_shapes for shape in shapes.values())
 
 
 def _describe_memory(estimate: dict[str, int]) -> str:
