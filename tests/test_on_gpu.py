@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 from conftest import wait_for
+from emulated_graph import emulated_graphs
 
 import nanogpt_lite as ng
+from nanogpt_lite.generation import cpu_linear
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -67,6 +69,26 @@ def test_stream_notes_the_time_when_a_line_is_complete():
     stream.write("not complete")
     assert [line for _, line in stream.lines] == ["one line", "and another"]
     assert all(between <= seconds <= time.perf_counter() for seconds, _ in stream.lines)
+
+
+def test_sampling_on_a_gpu_is_timed_without_the_recording(trained, monkeypatch):
+    import probe
+
+    load, stream_batch, counts = ng.load, ng.stream_batch, []
+
+    def spy(*args, **options):
+        yield from stream_batch(*args, **options)
+        counts.append(log.counts())
+
+    monkeypatch.setattr(ng, "load", lambda run, device, **options: load(run, **options))
+    monkeypatch.setattr(ng, "stream_batch", spy)
+    monkeypatch.setattr(cpu_linear, "optimize_linears", lambda *_: None)  # it has no effect on a GPU
+    with emulated_graphs(monkeypatch) as log:
+        measured = probe.sample_lite(str(trained.out_dir), "2", "float32", "cuda", "40")
+    assert measured["tokens_per_second"] > 0
+    warm_up, both = counts
+    assert (warm_up["capture"], both["capture"]) == (1, 1)
+    assert both["replay"] - warm_up["replay"] == warm_up["replay"] - 1 > 0, "the first text also checks its graph"
 
 
 def test_rows_have_the_runs_of_each_program_and_reasons_for_missing_values():
