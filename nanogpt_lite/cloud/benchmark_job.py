@@ -59,7 +59,10 @@ def benchmark_job(call: Call, *, time_limit: float, device: str, short: bool = F
 
 @contextlib.contextmanager
 def _start(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Start the benchmark; at the end of the block it ends, with the processes that it has started."""
+    """Start the benchmark; at the end of the block it is interrupted, and ends the processes that it has started.
+
+    If it has not ended after `STOP_TIMEOUT` it is killed, and they may go on until the container ends.
+    """
     path = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH", "")]))
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path})
     try:
@@ -70,6 +73,7 @@ def _start(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
             process.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
             process.kill()
+            process.wait()
 
 
 def _is_same(table: BenchmarkTable, last: BenchmarkTable | None) -> bool:

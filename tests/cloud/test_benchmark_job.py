@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import subprocess
 
 import pytest
 from conftest import wait_for
@@ -113,3 +115,23 @@ def test_process_ends_with_the_call(folder):
     pid = int((folder / "pid").read_text())
     job.close()
     wait_for(lambda: not is_running(pid))
+
+
+@pytest.mark.posix("sends SIGINT")
+def test_process_that_does_not_end_is_killed_and_waited_for(folder, monkeypatch):
+    ignore = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    (folder / "benchmarks/on_gpu.py").write_text(ignore + PROGRAM)
+    monkeypatch.setattr(benchmark_job, "STOP_TIMEOUT", 0.05)
+    started = []
+
+    class Process(subprocess.Popen):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            started.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    job = run_job()
+    (folder / "one").touch()
+    next(job)
+    job.close()
+    assert started[0].returncode == -signal.SIGKILL, "it is no zombie"
