@@ -191,10 +191,10 @@ def test_preset_of_a_new_run(machines, monkeypatch, dataset, options, preset):
 
 def test_own_text_has_the_recipe_of_ones_own_machine_which_a_retry_keeps(machines, monkeypatch, capfd):
     options = {**OPTIONS, "preset": None, "ngram": 1, "minutes": 1}
-    monkeypatch.setattr(step_time, "measure_step_seconds", lambda *_: 10.0)
+    monkeypatch.setattr(step_time, "measure_step_seconds", lambda *_, max_seconds: 10.0)
     expected = train_without_volume(machines, **options)
     train(machines, "me", max_seconds=1e-3, **options)
-    monkeypatch.setattr(step_time, "measure_step_seconds", lambda *_: pytest.fail("timed again"))
+    monkeypatch.setattr(step_time, "measure_step_seconds", lambda *_, max_seconds: pytest.fail("timed again"))
     train(machines, "me", **options)
     assert len(steps_of(machines, "done")) == 2
     assert read_last(machines) == expected
