@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nanogpt_lite.errors import UserError
-from nanogpt_lite.model.compilation import copy_modules
 from nanogpt_lite.model.gpt import GPT
+from nanogpt_lite.model.shallow_copy import copy_modules
 
 BLOCK_COLUMNS = 32  # output channels of a block in BlockedLinear: more are slower for one row, fewer for a long prompt
 INT8_ALIGNMENT = 64  # input channels: PyTorch's int8 operator reads whole vectors, even past the end of a row

@@ -1,14 +1,13 @@
 """The network with compiled blocks, for training with torch.compile."""
 
-import copy
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-from torch import fx, nn
+from torch import fx
 
 from nanogpt_lite.model.gpt import GPT
+from nanogpt_lite.model.shallow_copy import copy_modules
 
-M = TypeVar("M", bound=nn.Module)
 Backend = str | Callable[[fx.GraphModule, list[Any]], Callable[..., Any]]
 """A compiler as `torch.compile` takes it: its name, or a function from a graph and example inputs to a function."""
 
@@ -24,10 +23,3 @@ def compile_blocks(model: GPT, *, backend: Backend = "inductor") -> GPT:
     for block in compiled.transformer.h:
         block.compile(backend=backend)
     return compiled
-
-
-def copy_modules(module: M) -> M:
-    """A copy of a module and the modules in it, which shares parameters, buffers and hooks with the original."""
-    copied = copy.copy(module)
-    copied._modules = {name: child and copy_modules(child) for name, child in module._modules.items()}
-    return copied

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from random_gpt import SMALL, VARIANTS, VOCAB, random_gpt, random_ids
+from random_gpt import SMALL, VARIANTS, random_gpt, random_ids
 
-from nanogpt_lite.model.compilation import compile_blocks, copy_modules
+from nanogpt_lite.model.compilation import compile_blocks
 
 
 class CountingBackend:
@@ -52,12 +52,3 @@ def test_one_graph_serves_all_blocks_and_all_steps(options, dropout):
         model.eval()(random_ids(3, 9))
         model(random_ids(1, 16), random_ids(1, 16))
     assert len(backend.graphs) == 1, "the network itself is not compiled, so an evaluation compiles nothing"
-
-
-def test_a_copy_shares_tensors_and_has_its_own_mode():
-    model = random_gpt()
-    copied = copy_modules(model)
-    assert [id(parameter) for parameter in copied.parameters()] == [id(parameter) for parameter in model.parameters()]
-    copied.train()
-    assert not any(module.training for module in model.modules())
-    assert copied.lm_head.weight.shape == (VOCAB, SMALL.n_embd)
