@@ -87,6 +87,28 @@ def trained(text_file, capsys):
     return run
 
 
+@pytest.fixture
+def fresh_fast_paths():
+    """No fast path was checked or given up before, as in a new process. What the test changes of this is undone."""
+    import torch
+
+    from nanogpt_lite.device import fallbacks, fast_paths
+
+    cuda = torch.backends.cuda
+    kernels = cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled()
+
+    def forget():
+        fallbacks._reasons.clear()
+        fast_paths._check_attention.cache_clear()
+        fast_paths._check_pinned_memory.cache_clear()
+
+    forget()
+    yield
+    forget()
+    cuda.enable_flash_sdp(kernels[0])
+    cuda.enable_mem_efficient_sdp(kernels[1])
+
+
 CASE_COUNTS = pytest.StashKey[Counter[str]]()
 
 

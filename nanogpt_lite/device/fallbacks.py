@@ -54,8 +54,3 @@ def without(fast_path: FastPath) -> Iterator[None]:
 def describe() -> list[str]:
     """What this process does without, and why: one text for each."""
     return [f"{fast_path}: {reason}" for fast_path, reason in _reasons.items()]
-
-
-def forget() -> None:
-    """Use all fast paths again, as after a change of the machine."""
-    _reasons.clear()

@@ -7,12 +7,7 @@ import pytest
 from nanogpt_lite.device import fallbacks
 from nanogpt_lite.device.fallbacks import FastPath
 
-
-@pytest.fixture(autouse=True)
-def no_fallbacks():
-    fallbacks.forget()
-    yield
-    fallbacks.forget()
+pytestmark = pytest.mark.usefixtures("fresh_fast_paths")
 
 
 def test_giving_up_warns_once_and_is_remembered():

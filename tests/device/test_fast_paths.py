@@ -8,23 +8,9 @@ from wrong_gradient import WrongGradient
 from nanogpt_lite.device import devices, fallbacks, fast_paths
 from nanogpt_lite.device.fallbacks import FastPath
 
+pytestmark = pytest.mark.usefixtures("fresh_fast_paths")
+
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def unchecked():
-    """Nothing was checked before; PyTorch's choice of kernels is restored."""
-    cuda = torch.backends.cuda
-    before = cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled()
-    fallbacks.forget()
-    fast_paths._check_attention.cache_clear()
-    fast_paths._check_pinned_memory.cache_clear()
-    yield
-    fallbacks.forget()
-    fast_paths._check_attention.cache_clear()
-    fast_paths._check_pinned_memory.cache_clear()
-    cuda.enable_flash_sdp(before[0])
-    cuda.enable_mem_efficient_sdp(before[1])
 
 
 @pytest.mark.parametrize("dtype", list(devices.DTYPES))

@@ -32,12 +32,10 @@ def log(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def one_thread_and_no_fallbacks():
+def one_thread(fresh_fast_paths):
     """More threads only wait for each other, with networks of this size."""
-    fallbacks.forget()
     with devices.compute_settings(1, tf32=False):
         yield
-    fallbacks.forget()
 
 
 @functools.cache

@@ -13,11 +13,7 @@ CPU = torch.device("cpu")
 FOREACH = ("_foreach_mul_", "_foreach_lerp_", "_foreach_lerp", "_foreach_add_")
 
 
-@pytest.fixture(autouse=True)
-def no_fallbacks():
-    fallbacks.forget()
-    yield
-    fallbacks.forget()
+pytestmark = pytest.mark.usefixtures("fresh_fast_paths")
 
 
 def check(fast_path, **options):

@@ -14,12 +14,7 @@ from nanogpt_lite.tracking.records import EvalRecord, StartRecord
 from nanogpt_lite.trainer import network_setup
 from nanogpt_lite.trainer.state import init_state
 
-
-@pytest.fixture(autouse=True)
-def no_fallbacks():
-    fallbacks.forget()
-    yield
-    fallbacks.forget()
+pytestmark = pytest.mark.usefixtures("fresh_fast_paths")
 
 
 class CompilerError(Exception):
