@@ -18,8 +18,12 @@ from nanogpt_lite.optim import build
 from nanogpt_lite.trainer.state import TrainState
 from nanogpt_lite.trainer.step import halve_micro_batch, micro_batch_rows
 
-WEIGHT_STD = 0.1  # of the random weights of the block that is compared: attention is far from uniform
-GRADIENT_SCALE = 2.0**16  # gradients of a mean are too small for float16
+# Standard deviations of the random weights of the block that is compared. Those of a matrix are divided by the square
+# root of its inputs: so attention is far from uniform, and float16 overflows in a network of no width.
+MATRIX_STD, GAIN_STD, BIAS_STD = 2.0, 0.1, 0.5
+# Of the gradient at its results, which is divided by the square root of the tokens: so the gradients of matrices, sums
+# over the tokens, are as large for any number of them, and neither too large nor too small for float16.
+GRADIENT_SCALE = 0.125
 TOLERANCES = {"float32": 0.005, "float16": 0.02, "bfloat16": 0.05}  # relative; a compiled block rounds less often
 
 
@@ -102,26 +106,43 @@ def _compare_blocks(state: TrainState, config: TrainConfig, seed: int = 0) -> st
     """How a compiled block with random weights differs from the same block; empty if it does not.
 
     The loss would not tell: that of a new network is the logarithm of the vocabulary, whatever its blocks compute. With
-    dropout, a compiled block has other masks, and may differ as much as the block from itself with other masks.
+    dropout, a compiled block has other masks, and may differ twice as much as the block from itself with other masks.
+    All rows are then equal, and what is compared are means over them, which depend less on the masks.
     """
-    device = state.device
     with seeding.seeded(torch.device("cpu"), seed):
-        block = Block(config.subset(NetworkConfig))
-        for parameter in block.parameters():
-            torch.nn.init.normal_(parameter, std=WEIGHT_STD)
+        block = _random_block(config)
         x = torch.randn(micro_batch_rows(state), config.block_size, config.n_embd)
-    block, x = block.to(device), x.to(device)
+    if config.dropout:
+        x = x[:1].expand_as(x)
+    block, x = block.to(state.device), x.to(state.device)
     try:
         plain, other_masks = _passes(state, block, x, 1), _passes(state, block, x, 2)
+        if not all(bool(result.isfinite().all()) for result in plain):
+            return f"it cannot be compared: a plain block with random weights overflows in {config.dtype}"
         block.compile()
         compiled = _passes(state, block, x, 1)
     except Exception as error:  # from the compilers: PyTorch's, Triton's, and the C compiler that they call
         return "" if memory.is_out_of_memory(error) else str(error) or type(error).__name__
+    if config.dropout:
+        compiled, plain, other_masks = map(_mean_over_rows, (compiled, plain, other_masks))
     for result, expected, other in zip(compiled, plain, other_masks, strict=True):
         difference, by_masks = _distance(result, expected), _distance(other, expected)
         if not difference <= TOLERANCES[config.dtype] + 2 * by_masks:  # also if it is not a number
             return f"a block differs by {difference:.2g} from the plain one, relative to it"
     return ""
+
+
+def _random_block(config: TrainConfig) -> Block:
+    """A block of the config's network with random weights."""
+    block = Block(config.subset(NetworkConfig))
+    for name, parameter in block.named_parameters():
+        if parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=MATRIX_STD / parameter.size(1) ** 0.5)
+        elif name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=BIAS_STD)
+        else:
+            torch.nn.init.normal_(parameter, mean=1.0, std=GAIN_STD)
+    return block
 
 
 def _passes(state: TrainState, block: Block, x: Tensor, seed: int) -> list[Tensor]:
@@ -132,8 +153,13 @@ def _passes(state: TrainState, block: Block, x: Tensor, seed: int) -> list[Tenso
         cos_sin = None if rotary is None else rotary(torch.arange(x.size(1), device=x.device), devices.linear_dtype(x))
         y = block(x, cos_sin, None, 0)
     matrices = [parameter for parameter in block.parameters() if parameter.dim() == 2]
-    gradients = torch.autograd.grad((y * y.detach()).mean() * GRADIENT_SCALE, [x, *matrices])
-    return [y.detach() - x.detach(), *gradients]
+    gradient = y.detach() * (GRADIENT_SCALE / (x.size(0) * x.size(1)) ** 0.5)
+    return [y.detach() - x.detach(), *torch.autograd.grad(y, [x, *matrices], gradient)]
+
+
+def _mean_over_rows(results: list[Tensor]) -> list[Tensor]:
+    """Results and gradients (B, T, C) averaged over B; gradients of matrices as they are, which are sums over B."""
+    return [result.mean(0) if result.dim() == 3 else result for result in results]
 
 
 def _distance(one: Tensor, other: Tensor) -> float:

@@ -7,6 +7,8 @@ from wrong_gradient import WrongGradient
 
 from nanogpt_lite.device import fallbacks
 from nanogpt_lite.device.fallbacks import FastPath
+from nanogpt_lite.model import attention
+from nanogpt_lite.model.attention import causal_attention
 from nanogpt_lite.model.block import Block
 from nanogpt_lite.runs.run_summary import format_text, summary
 from nanogpt_lite.tracking.metrics_file import MetricsFile
@@ -126,8 +128,58 @@ def test_with_dropout_a_fault_is_told_from_other_masks(fault, monkeypatch):
     """A fault that is larger than the noise of dropout is noticed, and the noise is none."""
     use_compiler(monkeypatch, fault or (lambda x: x))
     for seed in range(10):
-        state = init_state(small_config(compile=True, dropout=0.2), TOKENIZER)
+        state = init_state(small_config(compile=True, dropout=0.2, batch_size=64), TOKENIZER)
         assert bool(network_setup._compare_blocks(state, state.config, seed)) == bool(fault)
+
+
+@pytest.mark.parametrize("size", [{"n_embd": 16, "batch_size": 1}, {"n_embd": 64, "block_size": 256}, {"n_embd": 512}])
+def test_float16_overflows_in_a_network_of_no_size(size, monkeypatch):
+    use_compiler(monkeypatch, lambda x: x)
+    options = {"norm": "rms", "activation": "relu2"}
+    state = init_state(small_config(compile=True, dtype="float16", **options, **size), TOKENIZER)
+    assert not network_setup._compare_blocks(state, state.config)
+
+
+def test_results_that_overflow_are_said_to_be_no_comparison(monkeypatch):
+    """And what was not compared is not used."""
+    use_compiler(monkeypatch, lambda x: x)
+    monkeypatch.setattr(network_setup, "GRADIENT_SCALE", 2.0**20)
+    state = init_state(small_config(compile=True, dtype="float16"), TOKENIZER)
+    with pytest.warns(UserWarning, match="it cannot be compared: a plain block .* overflows in float16"):
+        assert network_setup.prepare_network(state) is state.model
+
+
+def scores_twice_as_large(q, k, v, **options):
+    return causal_attention(2 * q, k, v, **options)
+
+
+def uniform_scores(q, k, v, **options):
+    return causal_attention(0 * q, k, v, **options)
+
+
+def keys_of_another_head(q, k, v, **options):
+    return causal_attention(q, k.roll(1, 1), v, **options)
+
+
+@pytest.mark.parametrize("wrong", [scores_twice_as_large, uniform_scores, keys_of_another_head])
+@pytest.mark.parametrize("options", [{"bias": False}, {"norm": "rms", "qk_norm": True, "position": "rotary"}])
+def test_wrong_attention_is_noticed(wrong, options, monkeypatch):
+    """Attention that is almost uniform would be almost right whatever its scores are. bfloat16 has most tolerance."""
+
+    def compile_block(block, **options):
+        forward = block.forward
+
+        def compiled_forward(*args):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(attention, "causal_attention", wrong)
+                return forward(*args)
+
+        block.forward = compiled_forward
+
+    monkeypatch.setattr(Block, "compile", compile_block)
+    sizes = {"n_embd": 128, "n_head": 4, "block_size": 64, "batch_size": 1}
+    state = init_state(small_config(compile=True, dtype="bfloat16", **options, **sizes), TOKENIZER)
+    assert network_setup._compare_blocks(state, state.config).startswith("a block differs by ")
 
 
 def test_a_network_that_failed_is_not_compiled_again(tmp_path, monkeypatch):
