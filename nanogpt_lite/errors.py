@@ -31,9 +31,12 @@ def shorten(text: str, length: int = 200) -> str:
 
 
 def first_line(error: Exception | str) -> str:
-    """The first line of another library's error, at most 200 characters; its type if it has no message."""
+    """The first line of another library's error, at most 200 characters; its type if it has no message.
+
+    With the second line if the first announces it, as PyTorch's compiler does: "backend='inductor' raised:".
+    """
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
+    return (" ".join(lines[:2]) if lines[0].endswith(":") else lines[0])[:200]
 
 
 class Interrupted(KeyboardInterrupt):

@@ -39,4 +39,5 @@ def test_first_line_of_an_error_of_another_library():
     assert first_line(RuntimeError("\nCUDA error: no\nCompile with")) == "CUDA error: no"
     assert first_line("its results differ") == "its results differ"
     assert first_line(TimeoutError()) == "TimeoutError"
+    assert first_line("backend raised:\nRuntimeError: no compiler\nmore") == "backend raised: RuntimeError: no compiler"
     assert first_line(ValueError("a" * 201)) == "a" * 200

@@ -1,10 +1,17 @@
-"""The network with compiled blocks, for training with torch.compile."""
+"""The network with compiled blocks, for training with torch.compile.
 
+Whether a compiled block computes what a plain one computes is checked in `trainer.network_setup`.
+"""
+
+import sys
 from collections.abc import Callable
 from typing import Any
 
-from torch import fx
+import torch
+from torch import Tensor, fx, nn
 
+from nanogpt_lite.device import fallbacks, memory
+from nanogpt_lite.device.fallbacks import FastPath
 from nanogpt_lite.model.gpt import GPT
 from nanogpt_lite.model.shallow_copy import copy_modules
 
@@ -12,14 +19,55 @@ Backend = str | Callable[[fx.GraphModule, list[Any]], Callable[..., Any]]
 """A compiler as `torch.compile` takes it: its name, or a function from a graph and example inputs to a function."""
 
 
-def compile_blocks(model: GPT, *, backend: Backend = "inductor") -> GPT:
-    """A copy of the network in which each block is compiled when it is first called; `model` stays as it is.
+def compile_blocks(model: GPT, *, backend: Backend = "inductor") -> "CompiledNetwork":
+    """The network with blocks that are compiled when they are first called, and again for inputs of other shapes.
 
-    The copy shares all tensors. The blocks have the same code, so one graph serves all of them: compiling takes a
-    fraction of the time that the whole network would take. Evaluation and sampling call `model`, and compile nothing.
-    `RuntimeError`, and errors of a C compiler, come when a block is first called.
+    It shares all tensors with `model`, which stays as it is: evaluation and sampling call that, and compile nothing.
+    The blocks have the same code, so one graph serves all of them: compiling takes a fraction of the time that the
+    whole network would take.
     """
     compiled = copy_modules(model)
     for block in compiled.transformer.h:
         block.compile(backend=backend)
-    return compiled
+    return CompiledNetwork(model, compiled)
+
+
+class CompiledNetwork(nn.Module):
+    """A network with compiled blocks; the plain one once compilation has failed, here or elsewhere (`fallbacks`)."""
+
+    def __init__(self, plain: GPT, compiled: GPT) -> None:
+        super().__init__()
+        self.plain, self.compiled = plain, compiled
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        result = self._call_compiled(idx, targets) if fallbacks.is_usable(FastPath.COMPILATION) else None
+        return self.plain(idx, targets) if result is None else result
+
+    def _call_compiled(self, idx: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
+        """The results of the compiled network; None if compiling it has failed."""
+        from torch._dynamo.exc import TorchDynamoException  # takes a second
+
+        try:
+            # DistributedDataParallel would split the graph of a block, to send its gradients in parts
+            with torch._dynamo.config.patch(optimize_ddp=False):
+                result: tuple[Tensor, Tensor | None] = self.compiled(idx, targets)
+                return result
+        except TorchDynamoException as error:
+            if memory.is_out_of_memory(error):
+                raise
+            fallbacks.give_up(FastPath.COMPILATION, error)
+        return None
+
+
+def is_compile_error(error: BaseException) -> bool:
+    """Whether PyTorch's compiler raised this, as it does in the first backward pass through a new graph."""
+    if "torch._dynamo" not in sys.modules:  # it takes a second to import
+        return False
+    from torch._dynamo.exc import TorchDynamoException
+
+    return isinstance(error, TorchDynamoException)
+
+
+def count_graphs() -> int:
+    """The number of graphs that PyTorch has compiled in this process."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]

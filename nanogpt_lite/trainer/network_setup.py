@@ -13,7 +13,8 @@ from nanogpt_lite.device.distributed import Forward
 from nanogpt_lite.device.fallbacks import FastPath
 from nanogpt_lite.errors import ExternalError
 from nanogpt_lite.model.block import Block
-from nanogpt_lite.model.compilation import compile_blocks
+from nanogpt_lite.model.compilation import CompiledNetwork, compile_blocks, count_graphs
+from nanogpt_lite.model.gpt import GPT
 from nanogpt_lite.optim import build
 from nanogpt_lite.trainer.state import TrainState
 from nanogpt_lite.trainer.step import halve_micro_batch, micro_batch_rows
@@ -37,7 +38,7 @@ def prepare_network(state: TrainState) -> Forward:
     state.group.check_connection(state.device)
     fast_paths.check(state.device, config.dtype, head_size=config.n_embd // config.n_head)
     build.check_fast_paths(config, state.device)
-    network = state.model
+    network: GPT | CompiledNetwork = state.model
     if config.compile and fallbacks.is_usable(FastPath.COMPILATION):
         if problem := _problem_of_compilation(state):
             fallbacks.give_up(FastPath.COMPILATION, problem)
@@ -95,6 +96,9 @@ def _backward_zeros(state: TrainState, forward: Forward) -> None:
 def _problem_of_compilation(state: TrainState) -> str:
     """What is wrong with the compiled network on any of the ranks; empty if nothing is."""
     config = state.config
+    # PyTorch compiles a function for eight kinds of arguments at most, and then never again. Those of earlier trainings
+    # count, until it forgets all that it has compiled. Another training in this process then compiles once more.
+    torch.compiler.reset()
     problem = _compare_blocks(state, config.replace({"dropout": 0.0}))
     if config.dropout and not problem:
         problem = _compare_blocks(state, config)
@@ -119,8 +123,11 @@ def _compare_blocks(state: TrainState, config: TrainConfig, seed: int = 0) -> st
         plain, other_masks = _passes(state, block, x, 1), _passes(state, block, x, 2)
         if not all(bool(result.isfinite().all()) for result in plain):
             return f"it cannot be compared: a plain block with random weights overflows in {config.dtype}"
+        graphs = count_graphs()
         block.compile()
         compiled = _passes(state, block, x, 1)
+        if count_graphs() == graphs:
+            return "PyTorch's compiler has compiled nothing; it may be turned off"
     except Exception as error:  # from the compilers: PyTorch's, Triton's, and the C compiler that they call
         return "" if memory.is_out_of_memory(error) else str(error) or type(error).__name__
     if config.dropout:

@@ -2,20 +2,12 @@
 
 import pytest
 import torch
+import torch.distributed as dist
+from counting_backend import COMPILES, CountingBackend
 from random_gpt import SMALL, VARIANTS, random_gpt, random_ids
+from torch.nn.parallel import DistributedDataParallel
 
 from nanogpt_lite.model.compilation import compile_blocks
-
-
-class CountingBackend:
-    """A compiler that runs a graph as it is, and counts the graphs."""
-
-    def __init__(self):
-        self.graphs = []
-
-    def __call__(self, graph, example_inputs):
-        self.graphs.append(graph)
-        return graph.forward
 
 
 def losses(model, steps=3):
@@ -32,7 +24,7 @@ def losses(model, steps=3):
     return found
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute", "ignore::DeprecationWarning")  # of PyTorch's compiler itself
+@COMPILES
 @pytest.mark.parametrize("options", VARIANTS[:2], ids=["GPT-2", "modern"])
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_one_graph_serves_all_blocks_and_all_steps(options, dropout):
@@ -52,3 +44,26 @@ def test_one_graph_serves_all_blocks_and_all_steps(options, dropout):
         model.eval()(random_ids(3, 9))
         model(random_ids(1, 16), random_ids(1, 16))
     assert len(backend.graphs) == 1, "the network itself is not compiled, so an evaluation compiles nothing"
+
+
+@pytest.fixture
+def lone_rank():
+    """PyTorch's process group with this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    yield
+    dist.destroy_process_group()
+
+
+@COMPILES
+@pytest.mark.posix("Gloo")
+@pytest.mark.filterwarnings("ignore:`broadcast_buffers` is deprecated:FutureWarning")
+def test_distributed_data_parallel_does_not_split_the_graph_of_a_block(lone_rank):
+    """Its first bucket of gradients, where PyTorch would split, is smaller than this block."""
+    torch.compiler.reset()
+    backend = CountingBackend()
+    model = random_gpt(SMALL.replace({"n_embd": 192, "n_layer": 2})).train()
+    parallel = DistributedDataParallel(compile_blocks(model, backend=backend), broadcast_buffers=False)
+    ids = random_ids(2, 9)
+    parallel(ids, ids)[1].backward()
+    assert len(backend.graphs) == 1
+    assert torch._dynamo.config.optimize_ddp, "as the user has it, elsewhere"

@@ -1,7 +1,10 @@
 """The check of the compiled network: what is wrong with it is a warning, and training goes on without it."""
 
+import itertools
+
 import pytest
 import torch
+from counting_backend import COMPILES, CountingBackend, compile_blocks_with
 from tiny_training import TOKENIZER, records_of, small_config, train
 from wrong_gradient import WrongGradient
 
@@ -30,11 +33,12 @@ def fail(error):
 def use_compiler(monkeypatch, change):
     """A compiled block changes its results."""
 
-    def compile_block(block, backend="inductor"):
+    def compile_block(block, **options):
         forward = block.forward
         block.forward = lambda *args: change(forward(*args))
 
     monkeypatch.setattr(Block, "compile", compile_block)
+    monkeypatch.setattr(network_setup, "count_graphs", itertools.count().__next__)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
@@ -127,8 +131,8 @@ def test_gradients_that_float16_rounds_are_no_fault(monkeypatch):
 def test_with_dropout_a_fault_is_told_from_other_masks(fault, monkeypatch):
     """A fault that is larger than the noise of dropout is noticed, and the noise is none."""
     use_compiler(monkeypatch, fault or (lambda x: x))
-    for seed in range(10):
-        state = init_state(small_config(compile=True, dropout=0.2, batch_size=64), TOKENIZER)
+    state = init_state(small_config(compile=True, dropout=0.2, batch_size=64), TOKENIZER)
+    for seed in range(5):
         assert bool(network_setup._compare_blocks(state, state.config, seed)) == bool(fault)
 
 
@@ -177,6 +181,7 @@ def test_wrong_attention_is_noticed(wrong, options, monkeypatch):
         block.forward = compiled_forward
 
     monkeypatch.setattr(Block, "compile", compile_block)
+    monkeypatch.setattr(network_setup, "count_graphs", itertools.count().__next__)
     sizes = {"n_embd": 128, "n_head": 4, "block_size": 64, "batch_size": 1}
     state = init_state(small_config(compile=True, dtype="bfloat16", **options, **sizes), TOKENIZER)
     assert network_setup._compare_blocks(state, state.config).startswith("a block differs by ")
@@ -188,3 +193,31 @@ def test_a_network_that_failed_is_not_compiled_again(tmp_path, monkeypatch):
     monkeypatch.setattr(network_setup, "compile_blocks", None)  # it would be an error to call it
     state = init_state(small_config(compile=True), TOKENIZER)
     assert network_setup.prepare_network(state) is state.model
+
+
+@COMPILES
+def test_each_training_in_a_process_is_compiled(monkeypatch):
+    """PyTorch compiles a function for so many kinds of arguments, here one, and then calls it as it is."""
+    backend = CountingBackend()
+    compile_blocks_with(backend, monkeypatch)
+    ids = torch.zeros(4, 8, dtype=torch.int64)
+    forwards, graphs = [], []
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for n_embd in (16, 24):
+            state = init_state(small_config(compile=True, n_embd=n_embd), TOKENIZER)
+            forwards.append(network_setup.prepare_network(state))
+            forwards[-1](ids, ids)
+            graphs.append(len(backend.graphs))
+    assert graphs == [1, 2], "the check and the training share one"
+    assert not fallbacks.describe()
+    forwards[0](ids, ids)
+    assert len(backend.graphs) == 3, "the first training compiles again, and goes on"
+
+
+def test_a_compiler_that_compiles_nothing_is_not_used(monkeypatch):
+    monkeypatch.setattr(Block, "compile", lambda block, **options: None)
+    state = init_state(small_config(compile=True), TOKENIZER)
+    with pytest.warns(
+        UserWarning, match=r"the compiled network cannot be used \(PyTorch's compiler has compiled nothing"
+    ):
+        assert network_setup.prepare_network(state) is state.model
