@@ -59,13 +59,19 @@ class CompiledNetwork(nn.Module):
         return None
 
 
-def is_compile_error(error: BaseException) -> bool:
-    """Whether PyTorch's compiler raised this, as it does in the first backward pass through a new graph."""
-    if "torch._dynamo" not in sys.modules:  # it takes a second to import
+def gives_up_compilation(error: Exception) -> bool:
+    """Do without compilation if this is an error of PyTorch's compiler; whether it is, and the pass can be repeated.
+
+    Such errors come in the first backward pass through a graph. For those of a forward pass see `CompiledNetwork`.
+    """
+    if "torch._dynamo" not in sys.modules or not fallbacks.is_usable(FastPath.COMPILATION):  # it takes long to import
         return False
     from torch._dynamo.exc import TorchDynamoException
 
-    return isinstance(error, TorchDynamoException)
+    if not isinstance(error, TorchDynamoException):
+        return False
+    fallbacks.give_up(FastPath.COMPILATION, error)
+    return True
 
 
 def count_graphs() -> int:

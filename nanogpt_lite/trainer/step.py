@@ -17,6 +17,7 @@ from nanogpt_lite.data import batching
 from nanogpt_lite.data.batching import Batch
 from nanogpt_lite.device import devices, distributed, memory, seeding
 from nanogpt_lite.device.distributed import Forward
+from nanogpt_lite.model.compilation import gives_up_compilation
 from nanogpt_lite.optim import build
 from nanogpt_lite.trainer.state import TrainState
 
@@ -25,7 +26,8 @@ def train_step(state: TrainState, forward: Forward, batch: Batch) -> None:
     """One optimizer step on inputs and targets of shape (rows, T), of which each rank takes an equal share.
 
     A share goes through the network in micro-batches of at most `state.micro_batch` rows. If memory is not enough, they
-    become smaller: the result is the same, except for dropout masks. PyTorch's error if one row is too much.
+    become smaller: the result is the same, except for dropout masks. If a pass cannot be compiled, it is repeated as a
+    plain one. PyTorch's error if one row is too much, or if either happens while other ranks wait.
     """
     config = state.config
     assert len(batch[0]) == config.rows_per_step, f"a step takes {config.rows_per_step} rows"
@@ -33,8 +35,8 @@ def train_step(state: TrainState, forward: Forward, batch: Batch) -> None:
     build.set_learning_rates(state.optimizer, state.step, config)
     if not state.model.training:  # the test is free, while train() visits every module
         state.model.train()
-    while (step_loss := _backward_micro_batches(state, forward, inputs, targets)) is None:
-        halve_micro_batch(state)
+    while (step_loss := _try_micro_batches(state, forward, inputs, targets)) is None:
+        pass  # once more, in another way
     optimizer = cast(torch.optim.Optimizer, state.optimizer)  # GradScaler only needs its param_groups and step()
     state.scaler.unscale_(optimizer)
     gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
@@ -52,7 +54,6 @@ def train_step(state: TrainState, forward: Forward, batch: Batch) -> None:
 
 def halve_micro_batch(state: TrainState) -> None:
     """Take half as many rows at a time, after memory was not enough."""
-    state.optimizer.zero_grad()  # the failed pass may have left some gradients
     state.micro_batch = math.ceil(micro_batch_rows(state) / 2)
     memory.free_memory(state.device)
 
@@ -62,27 +63,39 @@ def micro_batch_rows(state: TrainState) -> int:
     return min(state.micro_batch, state.config.rows_per_step // state.group.world_size)
 
 
-def _backward_micro_batches(state: TrainState, forward: Forward, inputs: Tensor, targets: Tensor) -> Tensor | None:
-    """The mean loss of this rank's rows, after accumulating its gradients; None if memory was not enough."""
-    config, device = state.config, state.device
-    micro_batches = list(batching.split_batch((inputs, targets), state.micro_batch))
-    step_loss: Tensor | None = None
+def _try_micro_batches(state: TrainState, forward: Forward, inputs: Tensor, targets: Tensor) -> Tensor | None:
+    """As `_backward_micro_batches`; None if it has failed and can be repeated in another way."""
     try:
-        for number, (x, y) in enumerate(micro_batches):
-            mask_seed = (config.seed, state.step, state.group.rank * len(micro_batches) + number)
-            with (
-                seeding.seeded(device, *mask_seed) if config.dropout or config.ngram_dropout else nullcontext(),
-                distributed.no_sync(forward) if number + 1 < len(micro_batches) else nullcontext(),
-            ):
-                with devices.autocast(device, config.dtype):
-                    loss = forward(devices.to_device(x, device), devices.to_device(y, device))[1]
-                if len(micro_batches) > 1:
-                    loss = loss * (len(x) / len(inputs))
-                state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            step_loss = loss.detach() if step_loss is None else step_loss + loss.detach()
+        return _backward_micro_batches(state, forward, inputs, targets)
     except (MemoryError, RuntimeError) as error:
         # with several ranks, others may wait in the middle of this step, so it cannot be repeated
-        if state.group.world_size > 1 or micro_batch_rows(state) == 1 or not memory.is_out_of_memory(error):
+        if state.group.world_size > 1:
             raise
-        return None
-    return step_loss
+        is_too_large = memory.is_out_of_memory(error) and micro_batch_rows(state) > 1
+        if not is_too_large and not gives_up_compilation(error):
+            raise
+    # outside of `except`, where the error keeps what the pass has computed
+    state.optimizer.zero_grad()  # of some parameters, from the failed pass
+    if is_too_large:
+        halve_micro_batch(state)
+    return None
+
+
+def _backward_micro_batches(state: TrainState, forward: Forward, inputs: Tensor, targets: Tensor) -> Tensor:
+    """The mean loss of this rank's rows, after accumulating its gradients."""
+    config, device = state.config, state.device
+    micro_batches = list(batching.split_batch((inputs, targets), state.micro_batch))
+    losses = []
+    for number, (x, y) in enumerate(micro_batches):
+        mask_seed = (config.seed, state.step, state.group.rank * len(micro_batches) + number)
+        with (
+            seeding.seeded(device, *mask_seed) if config.dropout or config.ngram_dropout else nullcontext(),
+            distributed.no_sync(forward) if number + 1 < len(micro_batches) else nullcontext(),
+        ):
+            with devices.autocast(device, config.dtype):
+                loss = forward(devices.to_device(x, device), devices.to_device(y, device))[1]
+            if len(micro_batches) > 1:
+                loss = loss * (len(x) / len(inputs))
+            state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.detach())
+    return sum(losses[1:], losses[0])

@@ -7,6 +7,8 @@ from counting_backend import COMPILES, CountingBackend
 from random_gpt import SMALL, VARIANTS, random_gpt, random_ids
 from torch.nn.parallel import DistributedDataParallel
 
+from nanogpt_lite.device import fallbacks
+from nanogpt_lite.device.fallbacks import FastPath
 from nanogpt_lite.model.compilation import compile_blocks
 
 
@@ -67,3 +69,28 @@ def test_distributed_data_parallel_does_not_split_the_graph_of_a_block(lone_rank
     parallel(ids, ids)[1].backward()
     assert len(backend.graphs) == 1
     assert torch._dynamo.config.optimize_ddp, "as the user has it, elsewhere"
+
+
+@COMPILES
+@pytest.mark.usefixtures("fresh_fast_paths")
+def test_a_forward_pass_that_cannot_be_compiled_is_a_plain_one():
+    torch.compiler.reset()
+    model, ids = random_gpt(), random_ids(2, 9)
+    network = compile_blocks(model, backend=CountingBackend(max_graphs=0))
+    with pytest.warns(UserWarning, match=r"the compiled network cannot be used \(backend=.* RuntimeError: PassManager"):
+        logits = network(ids)[0]
+    assert torch.equal(logits, model(ids)[0])
+    network.compiled = None  # type: ignore[assignment]
+    assert torch.equal(network(ids)[0], logits), "it is not tried again"
+
+
+@COMPILES
+@pytest.mark.usefixtures("fresh_fast_paths")
+def test_out_of_memory_says_nothing_about_compilation():
+    def out_of_memory(graph, example_inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    torch.compiler.reset()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        compile_blocks(random_gpt(), backend=out_of_memory)(random_ids(2, 9))
+    assert fallbacks.is_usable(FastPath.COMPILATION)

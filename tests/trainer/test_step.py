@@ -9,17 +9,21 @@ import forked_ranks
 import pytest
 import rank_training
 import torch
+from counting_backend import COMPILES, CountingBackend, compile_blocks_with
 from limited_memory import LimitedMemory, OutOfMemoryInBackward
 from tiny_training import SMALL, TOKENIZER, TRAIN, VAL, records_of, small_config
 from torch.nn import functional as F
 
 from nanogpt_lite.checkpoint import checkpoint_file
 from nanogpt_lite.data import batching
+from nanogpt_lite.device import fallbacks
+from nanogpt_lite.device.distributed import ProcessGroup
 from nanogpt_lite.optim.schedule import learning_rate
 from nanogpt_lite.tracking.records import EvalRecord, MicroBatchRecord, StepRecord
 from nanogpt_lite.trainer import loop
+from nanogpt_lite.trainer.network_setup import prepare_network
 from nanogpt_lite.trainer.state import init_state, restore_state
-from nanogpt_lite.trainer.step import train_step
+from nanogpt_lite.trainer.step import halve_micro_batch, train_step
 
 
 def train_limited(tmp_path, monkeypatch, config, max_rows, when, state=None):
@@ -121,6 +125,71 @@ def test_a_failed_pass_is_freed_before_the_next_attempt(monkeypatch):
     train_step(state, forward, batching.random_batch(TRAIN, rows=4, block_size=8, seed=7, step=0))
     assert alive == [0] * 6  # passes of 4 rows, 2 rows, and 4 times one row
     assert len(saved) > 6 * 10
+
+
+class BackwardError(torch.autograd.Function):
+    """The identity, whose gradient PyTorch's compiler cannot compile."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise torch._dynamo.exc.TorchDynamoException("PassManager::run failed")
+
+
+def fails_in_backward_pass(backend):
+    """As a compiler that compiles a backward pass when it is first called."""
+
+    def compile_graph(graph, example_inputs):
+        forward = backend(graph, example_inputs)
+        is_last = len(backend.graphs) == backend.max_graphs
+        return (lambda *args: tuple(map(BackwardError.apply, forward(*args)))) if is_last else forward
+
+    return compile_graph
+
+
+@COMPILES
+@pytest.mark.usefixtures("fresh_fast_paths")
+@pytest.mark.parametrize("gradient_accumulation_steps", [1, 2])
+@pytest.mark.parametrize("fails", ["forward", "backward"])
+def test_a_pass_that_cannot_be_compiled_is_repeated_as_a_plain_one(fails, gradient_accumulation_steps, monkeypatch):
+    """After out of memory: micro-batches have another shape then, for which PyTorch compiles once more."""
+    config = small_config(compile=True, gradient_accumulation_steps=gradient_accumulation_steps)
+    backend = CountingBackend(1 if fails == "forward" else 2)
+    compile_blocks_with(backend if fails == "forward" else fails_in_backward_pass(backend), monkeypatch)
+    state, plain = init_state(config, TOKENIZER), init_state(config, TOKENIZER)
+    forward = prepare_network(state)
+    for step in range(3):
+        batch = batching.random_batch(TRAIN, rows=config.rows_per_step, block_size=8, seed=7, step=step)
+        train_step(plain, plain.model, batch)
+        if step == 1:
+            halve_micro_batch(state)
+            with pytest.warns(UserWarning, match="the compiled network cannot be used .*PassManager") as warned:
+                train_step(state, forward, batch)
+            assert len(warned) == 1
+        else:
+            train_step(state, forward, batch)
+        assert state.since_log.pop() == pytest.approx(plain.since_log.pop(), abs=1e-6)
+    assert state.step == 3
+    for one, other in zip(state.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+@COMPILES
+@pytest.mark.usefixtures("fresh_fast_paths")
+def test_a_step_that_other_ranks_wait_in_is_not_repeated(monkeypatch):
+    """An error that is raised ends this rank, which the others notice."""
+    backend = CountingBackend(2)
+    compile_blocks_with(fails_in_backward_pass(backend), monkeypatch)
+    state = init_state(small_config(compile=True), TOKENIZER)
+    forward = prepare_network(state)
+    halve_micro_batch(state)
+    state.group = ProcessGroup(world_size=2)
+    with pytest.raises(torch._dynamo.exc.TorchDynamoException, match="PassManager"):
+        train_step(state, forward, batching.random_batch(TRAIN, rows=4, block_size=8, seed=7, step=0))
+    assert not fallbacks.describe()
 
 
 def train_with_limited_memory(options, max_rows):
