@@ -36,6 +36,13 @@ def differs(results: list[Tensor], expected: list[Tensor], tolerance: float) -> 
     return ""
 
 
+def give_up_attention(reason: str) -> None:
+    """Compute attention in plain operators from now on in this process."""
+    torch.backends.cuda.enable_flash_sdp(False)
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    fallbacks.give_up(FastPath.ATTENTION, reason)
+
+
 @functools.cache
 def _check_pinned_memory(device: torch.device) -> None:
     numbers = torch.arange(1000)
@@ -50,7 +57,7 @@ def _check_pinned_memory(device: torch.device) -> None:
 
 @functools.cache
 def _check_attention(device: torch.device, dtype: torch.dtype, head_size: int) -> None:
-    """Attention of a training step and of a decoding step. PyTorch's choice of kernels is changed for the process."""
+    """Attention of a training step and of a decoding step."""
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(3, ROWS, HEADS, TOKENS, head_size, generator=generator).to(device, dtype)
     try:
@@ -64,9 +71,7 @@ def _check_attention(device: torch.device, dtype: torch.dtype, head_size: int) -
             return
         problem = str(error)
     if problem:
-        torch.backends.cuda.enable_flash_sdp(False)
-        torch.backends.cuda.enable_mem_efficient_sdp(False)
-        fallbacks.give_up(FastPath.ATTENTION, problem)
+        give_up_attention(problem)
 
 
 def _attention(qkv: Tensor) -> list[Tensor]:

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from nanogpt_lite.config.options import NetworkConfig, TrainConfig
 from nanogpt_lite.device import devices, distributed, fallbacks, fast_paths, memory, seeding
-from nanogpt_lite.device.distributed import Forward
+from nanogpt_lite.device.distributed import Forward, ProcessGroup
 from nanogpt_lite.device.fallbacks import FastPath
 from nanogpt_lite.errors import ExternalError
 from nanogpt_lite.model.block import Block
-from nanogpt_lite.model.compilation import CompiledNetwork, compile_blocks, count_graphs
-from nanogpt_lite.model.gpt import GPT
+from nanogpt_lite.model.compilation import compile_blocks, count_graphs, gives_up_compilation
 from nanogpt_lite.optim import build
 from nanogpt_lite.trainer.state import TrainState
 from nanogpt_lite.trainer.step import halve_micro_batch, micro_batch_rows
@@ -38,63 +37,83 @@ def prepare_network(state: TrainState) -> Forward:
     state.group.check_connection(state.device)
     fast_paths.check(state.device, config.dtype, head_size=config.n_embd // config.n_head)
     build.check_fast_paths(config, state.device)
-    network: GPT | CompiledNetwork = state.model
-    if config.compile and fallbacks.is_usable(FastPath.COMPILATION):
-        if problem := _problem_of_compilation(state):
-            fallbacks.give_up(FastPath.COMPILATION, problem)
-        else:
-            network = compile_blocks(state.model).train()
-    forward = state.group.wrap_ddp(network, state.device)
+    if config.compile and fallbacks.is_usable(FastPath.COMPILATION) and (problem := _problem_of_compilation(state)):
+        fallbacks.give_up(FastPath.COMPILATION, problem)
+    _agree_on_fast_paths(state.group)
+    is_compiled = config.compile and fallbacks.is_usable(FastPath.COMPILATION)
+    forward = state.group.wrap_ddp(compile_blocks(state.model).train() if is_compiled else state.model, state.device)
     if state.group.world_size > 1:
         _fit_memory(state, forward)
     return forward
 
 
+def _agree_on_fast_paths(group: ProcessGroup) -> None:
+    """Do without what any rank does without: if optimizers round differently, the weights of the ranks drift apart."""
+    failed = group.all_reduce_max(*(not fallbacks.is_usable(fast_path) for fast_path in FastPath))
+    for fast_path, has_failed in zip(FastPath, failed, strict=True):
+        if has_failed and fallbacks.is_usable(fast_path):
+            if fast_path is FastPath.ATTENTION:
+                fast_paths.give_up_attention("it fails on another rank")
+            else:
+                fallbacks.give_up(fast_path, "it fails on another rank")
+
+
 def _fit_memory(state: TrainState, forward: Forward) -> None:
-    """Find a micro-batch that fits into the memory of all ranks.
+    """Find a micro-batch that fits into the memory of all ranks, and compile what a step calls.
 
     In a step, ranks wait for each other, and none can repeat a pass alone. So memory is probed before the first step,
     with the optimizer's state reserved, which is otherwise allocated at the end of the first step.
     """
     reserved = [] if state.step else build.reserve_optimizer_state(state.optimizer)
-    while any(state.group.all_reduce_max(not _probe_memory(state, forward))):
+    while True:
+        is_compiled = fallbacks.is_usable(FastPath.COMPILATION)
+        fits = _probe_memory(state, forward)
+        _agree_on_fast_paths(state.group)
+        if is_compiled and not fallbacks.is_usable(FastPath.COMPILATION):
+            continue  # from now on `forward` is the plain network on all ranks
+        if not any(state.group.all_reduce_max(not fits)):
+            break
         if micro_batch_rows(state) == 1:
             raise ExternalError("out of memory with a single row on one of the ranks; give a smaller `block_size`")
         halve_micro_batch(state)
     del reserved
     # DistributedDataParallel rebuilds its gradient buckets after the first backward pass, which changes the order of
     # sums over ranks. This pass, without an update, comes before all steps: so a resumed run adds in the same order.
-    _backward_zeros(state, forward)
+    _backward_zeros(state, forward, micro_batch_rows(state))
     state.optimizer.zero_grad()
 
 
 def _probe_memory(state: TrainState, forward: Forward) -> bool:
-    """Whether memory is enough for a micro-batch, without waiting for other ranks and without an update.
+    """Whether memory is enough for the micro-batches of a step, without waiting for other ranks and without an update.
 
-    Two passes, like a step of several micro-batches: in the second the gradients of the first take memory too.
+    Two passes, like a step of several micro-batches: in the second the gradients of the first take memory too. The last
+    micro-batch of a step may have fewer rows, for which a compiled network is compiled again.
     """
+    rows = micro_batch_rows(state)
+    last_rows = state.config.rows_per_step // state.group.world_size % rows
     try:
-        for _ in range(2):
+        for probed_rows in (rows, rows, last_rows) if last_rows else (rows, rows):
             with distributed.no_sync(forward):
-                _backward_zeros(state, forward)
+                _backward_zeros(state, forward, probed_rows)
     except (MemoryError, RuntimeError) as error:
-        if not memory.is_out_of_memory(error):
+        if not memory.is_out_of_memory(error) and not gives_up_compilation(error):
             raise
         return False
-    state.optimizer.zero_grad()
+    finally:
+        state.optimizer.zero_grad()
     return True
 
 
-def _backward_zeros(state: TrainState, forward: Forward) -> None:
+def _backward_zeros(state: TrainState, forward: Forward, rows: int) -> None:
     """Accumulate the gradients of one micro-batch of zeros."""
-    x = torch.zeros(micro_batch_rows(state), state.config.block_size, dtype=torch.int64, device=state.device)
+    x = torch.zeros(rows, state.config.block_size, dtype=torch.int64, device=state.device)
     with seeding.seeded(state.device), devices.autocast(state.device, state.config.dtype):
         loss = forward(x, x)[1]
     loss.backward()  # type: ignore[no-untyped-call]
 
 
 def _problem_of_compilation(state: TrainState) -> str:
-    """What is wrong with the compiled network on any of the ranks; empty if nothing is."""
+    """What is wrong with the compiled network; empty if nothing is."""
     config = state.config
     # PyTorch compiles a function for eight kinds of arguments at most, and then never again. Those of earlier trainings
     # count, until it forgets all that it has compiled. Another training in this process then compiles once more.
@@ -102,8 +121,7 @@ def _problem_of_compilation(state: TrainState) -> str:
     problem = _compare_blocks(state, config.replace({"dropout": 0.0}))
     if config.dropout and not problem:
         problem = _compare_blocks(state, config)
-    is_wrong = any(state.group.all_reduce_max(bool(problem)))
-    return problem or ("it fails on another rank" if is_wrong else "")
+    return problem
 
 
 def _compare_blocks(state: TrainState, config: TrainConfig, seed: int = 0) -> str:

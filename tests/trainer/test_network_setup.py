@@ -1,18 +1,25 @@
 """The check of the compiled network: what is wrong with it is a warning, and training goes on without it."""
 
+import dataclasses
 import itertools
+from pathlib import Path
 
+import forked_ranks
 import pytest
+import rank_training
 import torch
 from counting_backend import COMPILES, CountingBackend, compile_blocks_with
 from tiny_training import TOKENIZER, records_of, small_config, train
+from torch import nn
 from wrong_gradient import WrongGradient
 
-from nanogpt_lite.device import fallbacks
+from nanogpt_lite.device import fallbacks, fast_paths
+from nanogpt_lite.device.distributed import ProcessGroup
 from nanogpt_lite.device.fallbacks import FastPath
 from nanogpt_lite.model import attention
 from nanogpt_lite.model.attention import causal_attention
 from nanogpt_lite.model.block import Block
+from nanogpt_lite.optim import build
 from nanogpt_lite.runs.run_summary import format_text, summary
 from nanogpt_lite.tracking.metrics_file import MetricsFile
 from nanogpt_lite.tracking.records import EvalRecord, StartRecord
@@ -221,3 +228,72 @@ def test_a_compiler_that_compiles_nothing_is_not_used(monkeypatch):
         UserWarning, match=r"the compiled network cannot be used \(PyTorch's compiler has compiled nothing"
     ):
         assert network_setup.prepare_network(state) is state.model
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherRankFails(ProcessGroup):
+    """Another rank does without everything."""
+
+    def all_reduce_max(self, *values):
+        return [1.0 for _ in values]
+
+
+def test_what_fails_on_another_rank_is_not_used(monkeypatch):
+    use_compiler(monkeypatch, lambda x: x)
+    with pytest.warns(UserWarning, match="operators"):
+        fallbacks.give_up(FastPath.FOREACH, "no kernel")
+    state = init_state(small_config(compile=True), TOKENIZER)
+    state.group = OtherRankFails()
+    with pytest.warns(UserWarning, match="fails on another rank"):
+        assert network_setup.prepare_network(state) is state.model
+    reasons = dict(text.split(": ") for text in fallbacks.describe())
+    assert reasons.pop(FastPath.FOREACH) == "no kernel"
+    assert reasons == {path: "it fails on another rank" for path in FastPath if path is not FastPath.FOREACH}
+    assert not torch.backends.cuda.flash_sdp_enabled()
+    assert not torch.backends.cuda.mem_efficient_sdp_enabled()
+
+
+def test_all_fast_paths_of_a_training_are_checked(monkeypatch):
+    checked = {}
+    monkeypatch.setattr(fast_paths, "check", lambda device, dtype, **options: checked.update(options, dtype=dtype))
+    monkeypatch.setattr(build, "check_fast_paths", lambda config, device: checked.update(optimizer=config.optimizer))
+    network_setup.prepare_network(init_state(small_config(n_embd=48, n_head=4, dtype="bfloat16"), TOKENIZER))
+    assert checked == {"dtype": "bfloat16", "head_size": 12, "optimizer": "adamw"}
+
+
+def train_with_a_rank_that_cannot_compile(options, max_graphs, max_rows):
+    """Rank 1 compiles so many graphs, and has memory for so many rows; rank 0 for all."""
+    from nanogpt_lite.device import distributed
+    from nanogpt_lite.model.block import Block
+    from nanogpt_lite.model.gpt import GPT
+
+    is_limited = distributed.launched_rank() == 1
+    backend = CountingBackend(max_graphs if is_limited else 1000)
+    compile_plainly, forward = nn.Module.compile, GPT.forward
+    Block.compile = lambda self, **options: compile_plainly(self, backend=backend)  # type: ignore[method-assign]
+
+    def limited_forward(self, idx, targets=None, *, cache=None):
+        if self.training and is_limited and len(idx) > max_rows:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, idx, targets, cache=cache)
+
+    GPT.forward = limited_forward  # type: ignore[method-assign]
+    rank_training.train(options)
+    Path(f"graphs{distributed.launched_rank()}").write_text(str(len(backend.graphs)), encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.posix("forks ranks")
+@pytest.mark.parametrize("max_graphs", [0, 1])
+def test_ranks_go_on_without_compilation_if_one_cannot_compile(max_graphs, text_file):
+    """In its check, or when it compiles for a smaller micro-batch."""
+    import nanogpt_lite as ng
+
+    ng.prepare("bottles.txt")
+    options = {"out_dir": "runs/limited", "compile": True}
+    assert forked_ranks.run(2, train_with_a_rank_that_cannot_compile, options, max_graphs, 2) == [0, 0]
+    rank_training.train({"out_dir": "runs/alone"})
+    rank_training.require_same_losses("runs/limited", "runs/alone")
+    (start,) = rank_training.records("runs/limited", "start")
+    assert start["fallbacks"] == ["the compiled network: it fails on another rank"]
+    assert Path("graphs1").read_text(encoding="utf-8") == str(max_graphs)
