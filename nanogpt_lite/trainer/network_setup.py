@@ -115,9 +115,6 @@ def _backward_zeros(state: TrainState, forward: Forward, rows: int) -> None:
 def _problem_of_compilation(state: TrainState) -> str:
     """What is wrong with the compiled network; empty if nothing is."""
     config = state.config
-    # PyTorch compiles a function for eight kinds of arguments at most, and then never again. Those of earlier trainings
-    # count, until it forgets all that it has compiled. Another training in this process then compiles once more.
-    torch.compiler.reset()
     problem = _compare_blocks(state, config.replace({"dropout": 0.0}))
     if config.dropout and not problem:
         problem = _compare_blocks(state, config)
@@ -125,6 +122,25 @@ def _problem_of_compilation(state: TrainState) -> str:
 
 
 def _compare_blocks(state: TrainState, config: TrainConfig, seed: int = 0) -> str:
+    """What is wrong with a compiled block with random weights; empty if nothing is.
+
+    It is called with a micro-batch, or with fewer rows if memory is not enough. If it is not enough for a single row,
+    that says nothing about compilation.
+    """
+    rows = micro_batch_rows(state)
+    while True:
+        try:
+            return _difference_of_blocks(state, config, rows, seed)
+        except Exception as error:  # from the compilers: PyTorch's, Triton's, and the C compiler that they call
+            if not memory.is_out_of_memory(error):
+                return str(error) or type(error).__name__
+        if rows == 1:
+            return ""
+        rows //= 2
+        memory.free_memory(state.device)
+
+
+def _difference_of_blocks(state: TrainState, config: TrainConfig, rows: int, seed: int) -> str:
     """How a compiled block with random weights differs from the same block; empty if it does not.
 
     The loss would not tell: that of a new network is the logarithm of the vocabulary, whatever its blocks compute. With
@@ -133,21 +149,21 @@ def _compare_blocks(state: TrainState, config: TrainConfig, seed: int = 0) -> st
     """
     with seeding.seeded(torch.device("cpu"), seed):
         block = _random_block(config)
-        x = torch.randn(micro_batch_rows(state), config.block_size, config.n_embd)
+        x = torch.randn(rows, config.block_size, config.n_embd)
     if config.dropout:
         x = x[:1].expand_as(x)
     block, x = block.to(state.device), x.to(state.device)
-    try:
-        plain, other_masks = _passes(state, block, x, 1), _passes(state, block, x, 2)
-        if not all(bool(result.isfinite().all()) for result in plain):
-            return f"it cannot be compared: a plain block with random weights overflows in {config.dtype}"
-        graphs = count_graphs()
-        block.compile()
-        compiled = _passes(state, block, x, 1)
-        if count_graphs() == graphs:
-            return "PyTorch's compiler has compiled nothing; it may be turned off"
-    except Exception as error:  # from the compilers: PyTorch's, Triton's, and the C compiler that they call
-        return "" if memory.is_out_of_memory(error) else str(error) or type(error).__name__
+    plain, other_masks = _passes(state, block, x, 1), _passes(state, block, x, 2)
+    if not all(bool(result.isfinite().all()) for result in plain):
+        return f"it cannot be compared: a plain block with random weights overflows in {config.dtype}"
+    # PyTorch compiles a function for eight kinds of arguments at most, and then never again. Those of earlier trainings
+    # count, until it forgets all that it has compiled. Another training in this process then compiles once more.
+    torch.compiler.reset()
+    graphs = count_graphs()
+    block.compile()
+    compiled = _passes(state, block, x, 1)
+    if count_graphs() == graphs:
+        return "PyTorch's compiler has compiled nothing; it may be turned off"
     if config.dropout:
         compiled, plain, other_masks = map(_mean_over_rows, (compiled, plain, other_masks))
     for result, expected, other in zip(compiled, plain, other_masks, strict=True):

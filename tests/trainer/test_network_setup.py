@@ -109,6 +109,21 @@ def test_too_little_memory_says_nothing_about_compilation(monkeypatch):
     assert not fallbacks.describe()
 
 
+def test_with_too_little_memory_fewer_rows_are_compared(monkeypatch):
+    rows = []
+
+    def compiled(x):
+        rows.append(len(x))
+        return fail(torch.OutOfMemoryError("CUDA out of memory")) if len(x) > 1 else x * 1.1
+
+    use_compiler(monkeypatch, compiled)
+    state = init_state(small_config(compile=True), TOKENIZER)
+    with pytest.warns(UserWarning, match="a block differs by"):
+        assert network_setup.prepare_network(state) is state.model
+    assert rows == [4, 2, 1]
+    assert state.micro_batch == 4, "which a step may have memory for"
+
+
 def test_with_dropout_a_fault_that_masks_would_hide_is_noticed(monkeypatch):
     use_compiler(monkeypatch, lambda x: x * 1.1)
     state = init_state(small_config(compile=True, dropout=0.2), TOKENIZER)
