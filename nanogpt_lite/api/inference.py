@@ -20,12 +20,14 @@ from nanogpt_lite.config.keyword_types import LoadOptions, SampleOptions, Stream
 from nanogpt_lite.config.options import LoadConfig, NetworkConfig, SampleConfig, TrainConfig, read_prompt
 from nanogpt_lite.config.signatures import with_options
 from nanogpt_lite.data import preparation, verification
+from nanogpt_lite.data.batching import Tokens
 from nanogpt_lite.data.dataset import Dataset
 from nanogpt_lite.device import devices, fast_paths, generators, memory, seeding
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.generation import cpu_linear, text_stream
 from nanogpt_lite.generation.cuda_graph import Recordings
 from nanogpt_lite.model.gpt import GPT
+from nanogpt_lite.model.shallow_copy import copy_modules
 from nanogpt_lite.runs.checkpoint_loading import load_checkpoint
 from nanogpt_lite.runs.run_folder import Run, RunLike
 from nanogpt_lite.tokenizers.base import Tokenizer
@@ -41,8 +43,9 @@ _recordings: WeakKeyDictionary[GPT, Recordings] = WeakKeyDictionary()
 class _SplitLosses(NamedTuple):
     """The evaluation of the train and the val split of a dataset."""
 
-    losses: list[float]  # nats per token
+    losses: list[float]  # nats per token; on the train split, which an n-gram expert has counted, of the network alone
     sizes: list[int]  # tokens
+    network_val_loss: float | None  # without the n-gram expert; None if there is none
     comparison: Comparison  # of the val loss
     dataset_sha256: str
 
@@ -52,8 +55,9 @@ class EvalResult(TypedDict):
 
     step: int  # of the checkpoint
     val_loss: float
+    network_val_loss: float | None  # of the network alone, if it has an n-gram expert
     val_tokens: int  # in the split
-    train_loss: float
+    train_loss: float  # of the network alone: an n-gram expert has counted these tokens
     train_tokens: int
     perplexity: float  # per token of the val split, like the next three
     nats_per_character: float
@@ -151,7 +155,7 @@ def evaluate(
         stack.enter_context(devices.compute_settings(devices.resolve_threads(settings.threads), tf32=settings.tf32))
         stack.enter_context(memory.retain_heap())
         fast_paths.check(device, dtype, head_size=trained_with.n_embd // trained_with.n_head)
-        losses, sizes, comparison, sha256 = _split_losses(model, open_data, dtype)
+        losses, sizes, network_val_loss, comparison, sha256 = _split_losses(model, open_data, dtype)
     verdict = ""
     is_best = saved.metadata.best_step == saved.metadata.step  # the sentence is about the best checkpoint
     if is_best and sha256 == saved.metadata.dataset_sha256:
@@ -166,6 +170,7 @@ def evaluate(
     return {
         "step": saved.metadata.step,
         "val_loss": losses[1],
+        "network_val_loss": network_val_loss,
         "val_tokens": sizes[1],
         "train_loss": losses[0],
         "train_tokens": sizes[0],
@@ -211,17 +216,24 @@ def _split_losses(model: GPT, open_data: Callable[[], Dataset], dtype: str) -> _
 
     The dataset is opened here, so that its memory maps are closed at the end, and its files can be removed on Windows.
     """
-    losses, sizes = [], []
-    device = model.lm_head.weight.device
+    network = model
+    if model.expert is not None:
+        network = copy_modules(model)
+        network.expert = None
     data = open_data()
-    with verification.open_verified(data) as splits:
-        for tokens in splits:
-            windows = evaluation.split_windows(tokens, model)
-            loss = evaluation.mean_loss(model, windows, device, dtype)
-            assert loss is not None  # None is for an evaluation that was asked to stop
-            losses.append(loss)
-            sizes.append(len(tokens))
-        return _SplitLosses(losses, sizes, compare(losses[1], data, *splits), data.sha256)
+    with verification.open_verified(data) as (train, val):
+        losses = [_split_loss(network, train, dtype), _split_loss(model, val, dtype)]
+        network_val_loss = None if model is network else _split_loss(network, val, dtype)
+        comparison = compare(losses[1], data, train, val)
+        return _SplitLosses(losses, [len(train), len(val)], network_val_loss, comparison, data.sha256)
+
+
+def _split_loss(model: GPT, tokens: Tokens, dtype: str) -> float:
+    """The loss over a whole split."""
+    windows = evaluation.split_windows(tokens, model)
+    loss = evaluation.mean_loss(model, windows, model.lm_head.weight.device, dtype)
+    assert loss is not None  # None is for an evaluation that was asked to stop
+    return loss
 
 
 def _open_evaluation_data(

@@ -14,6 +14,7 @@ from nanogpt_lite.config.options import TrainConfig
 from nanogpt_lite.config.schema import Role, Value
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.model.gpt import GPT
+from nanogpt_lite.model.ngram_counts import NgramCounts
 
 AUTOMATIC: dict[str, Value] = {"tokenizer": "auto", "rope_theta": 0.0}
 """Values of options of the network that stand for another value, which a checkpoint stores: that one is meant."""
@@ -48,10 +49,20 @@ def require_same_network(path: Path, stored: Mapping[str, Value], overrides: Map
 
 
 def load_weights(model: GPT, saved: TensorFile) -> None:
-    """Copy the `model.*` tensors into a model. `UserError` unless they have the names and shapes of its parameters."""
+    """Copy the `model.*` tensors into a model.
+
+    `UserError` unless they have the names and shapes of its parameters, and the counts of its n-gram expert are valid.
+    """
     weights = saved.with_prefix("model.")
     if not shapes_match(model, weights):
         raise wrong_weights_error(saved)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name])
+        if model.expert is not None:
+            # copied, because the tensors that were read are memory-mapped, and another process may change the file
+            counts = NgramCounts(*(weights[f"expert.{name}"].clone() for name in NgramCounts._fields))
+            try:
+                model.expert.set_counts(counts)
+            except ValueError as error:
+                raise wrong_weights_error(saved) from error

@@ -43,10 +43,21 @@ class _SkipNormalInit(TorchFunctionMode):
 
 
 def shapes_match(model: GPT, weights: Mapping[str, Tensor]) -> bool:
-    """Whether `weights` are floating-point tensors with the names and shapes of the model's parameters."""
+    """Whether `weights` are floating-point tensors with the names and shapes of the model's parameters.
+
+    With an n-gram expert, its counts as well, which are integers of any number.
+    """
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    is_floating = all(tensor.is_floating_point() for tensor in weights.values())
-    return is_floating and shapes == {name: tensor.shape for name, tensor in weights.items()}
+    counts = (
+        {} if model.expert is None else {f"expert.{name}": t for name, t in model.expert.ngram_counts._asdict().items()}
+    )
+    has_counts = all(
+        name in weights and (weights[name].dtype, weights[name].dim()) == (tensor.dtype, tensor.dim())
+        for name, tensor in counts.items()
+    )
+    floating = {name: tensor for name, tensor in weights.items() if name not in counts}
+    is_floating = all(tensor.is_floating_point() for tensor in floating.values())
+    return has_counts and is_floating and shapes == {name: tensor.shape for name, tensor in floating.items()}
 
 
 def wrong_weights_error(saved: TensorFile) -> UserError:

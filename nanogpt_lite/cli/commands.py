@@ -69,6 +69,8 @@ def _eval(given: GivenOptions) -> None:
         print(json.dumps(result))
         return
     for name, value in result.items():
+        if value is None:
+            continue
         text = f"{value:.4f}" if isinstance(value, float) else str(value)
         print(f"{name}: {for_command_line(text) if name == 'verdict' else text}")
 

@@ -99,6 +99,14 @@ class NetworkOptions(TypedDict, total=False):
     ngram_dropout: float
     """probability of dropping the n-gram embeddings of a token in training (default: 0.0)"""
 
+    ngram_expert: int
+    """mix the network's probabilities with those of counted n-grams of up to N tokens, in evaluation and sampling;
+    0: off (default: 0)
+    """
+
+    ngram_expert_weight: float
+    """weight of the counted n-grams in the mixture (default: 0.4)"""
+
 
 class TrainOptions(NetworkOptions, RuntimeOptions, total=False):
     """Keyword arguments of `train` and `training`. The dataset is their first argument."""

@@ -135,6 +135,16 @@ class NetworkConfig(Options):
         bounds(ge=0, lt=1),
         part_of="ngram",
     )
+    ngram_expert: int = network_option(
+        0,
+        "mix the network's probabilities with those of counted n-grams of up to N tokens, in evaluation and sampling; "
+        "0: off",
+        bounds(ge=0, le=16),
+        absent=0,
+    )
+    ngram_expert_weight: float = network_option(
+        0.4, "weight of the counted n-grams in the mixture", bounds(ge=0, lt=1), absent=0.4, part_of="ngram_expert"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -53,7 +53,7 @@ def baseline_losses(train_tokens: "Tokens", val_tokens: "Tokens", vocab_size: in
     well. Of a longer val split, `SCORED_TOKENS` tokens are predicted, in evenly spread windows, each after the tokens
     that precede it in the split. So on a long text the losses are higher than with all counts.
     """
-    train = _read_counted(train_tokens)
+    train = read_counted(train_tokens)
     windows, n_given = _read_windows(val_tokens, n_context=max(BASELINE_ORDERS) - 1)
     # one text: the tokens before a window come after another window, but they are not predicted
     losses = _token_losses(train, windows.ravel(), vocab_size=vocab_size, orders=BASELINE_ORDERS)
@@ -169,8 +169,8 @@ def _estimate_discounts(counts: Ints) -> Floats:
     return discounts
 
 
-def _read_counted(tokens: "Tokens") -> Ids:
-    """The train tokens that are counted."""
+def read_counted(tokens: "Tokens") -> Ids:
+    """The train tokens that are counted: all of them, or `COUNTED_TOKENS` in evenly spread stretches."""
     if len(tokens) <= COUNTED_TOKENS:
         return tokens[: len(tokens)]
     return _read_stretches(tokens, number=COUNTED_TOKENS // STRETCH_TOKENS, length=STRETCH_TOKENS).ravel()

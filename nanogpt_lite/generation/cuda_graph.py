@@ -180,7 +180,7 @@ class Recording:
             tensor.copy_(saved)
 
     def _changing_tensors(self) -> list[Tensor]:
-        return [self.token, self.column, self.cache.recent_ids]
+        return [self.token, self.column, self.cache.recent_ids, self.cache.expert_nodes]
 
 
 def _is_on_cuda(model: GPT) -> bool:

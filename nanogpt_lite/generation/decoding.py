@@ -71,7 +71,7 @@ def prefill(model: GPT, context: Tensor, cache: KVCache | None) -> Tensor:
     """Compute the whole context (B, T), with an empty cache: logits (B, V) for the token after it."""
     if cache is not None:
         cache.clear()
-    logits: Tensor = model(context, cache=cache)[0]
+    logits: Tensor = model(context, cache=cache, last_only=True)[0]
     return logits[:, -1].float()
 
 

@@ -19,6 +19,7 @@ from nanogpt_lite.model.block import Block, make_norm
 from nanogpt_lite.model.dropout import dropout
 from nanogpt_lite.model.kv_cache import KVCache
 from nanogpt_lite.model.ngram_embedding import NgramEmbedding
+from nanogpt_lite.model.ngram_expert import NgramExpert
 from nanogpt_lite.model.recomputation import linear_cross_entropy, recomputed
 from nanogpt_lite.model.rotary import RotaryEmbedding
 
@@ -42,23 +43,36 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=False)
         if config.tied:
             self.lm_head.weight = self.transformer.wte.weight
+        self.expert = NgramExpert(config, vocab_size) if config.ngram_expert else None
         self._init_weights()
 
     def forward(
-        self, idx: Tensor, targets: Tensor | None = None, *, cache: KVCache | None = None
+        self, idx: Tensor, targets: Tensor | None = None, *, cache: KVCache | None = None, last_only: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Return logits (B, T, V) for the token after each of `idx` (B, T), and the mean loss if `targets` are given.
 
         Token ids are int64. The loss is the cross-entropy with `targets` (B, T), in nats per token. With a `cache`,
         `idx` continues the cached tokens and is added to them. The caller ensures that cached and new tokens together
-        are at most `block_size` (`AssertionError` otherwise). While training with `config.checkpoint_activations`
-        and `targets`, the logits are those of no token (B, 0, V): not all of them are in memory at once.
+        are at most `block_size` (`AssertionError` otherwise). `last_only`: only the logits of the last token (B, 1, V).
+
+        With `config.ngram_expert`, in evaluation mode, the logits are log-probabilities of the mixture, and the loss is
+        that of the mixture. With `targets`, the logits are then those of no token (B, 0, V); so they are while training
+        with `config.checkpoint_activations`: not all of them are in memory at once.
         """
         hidden = self.transformer(idx, cache)  # (B, T, C)
         if targets is not None and self.training and self.config.checkpoint_activations:
             loss = linear_cross_entropy(hidden, self.lm_head.weight, targets)
             return hidden.new_empty(len(idx), 0, self.vocab_size), loss
         logits = self.lm_head(hidden)  # (B, T, V)
+        if last_only:
+            logits = logits[:, -1:]
+        if self.expert is not None and not self.training:
+            contexts = self.expert.contexts(idx, cache.expert_nodes if cache is not None else None)  # (B, T, K)
+            if cache is not None:
+                cache.expert_nodes.copy_(contexts[:, -1])
+            if targets is not None:
+                return logits[:, :0], self.expert.loss(logits, contexts, targets)
+            return self.expert.mix(logits, contexts[:, -logits.size(1) :]), None
         if targets is None:
             return logits, None
         return logits, F.cross_entropy(logits.view(-1, self.vocab_size), targets.reshape(-1))

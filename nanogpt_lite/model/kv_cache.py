@@ -16,7 +16,8 @@ class KVCache:
     tokens, `block_size` by default and at most.
 
     Attributes: `length`, the number of cached tokens; `keys` and `values`, (n_layer, B, H, S, D) each, with S the room;
-    `recent_ids`, the ids of the last `ngram - 1` tokens, (B, ngram - 1), which n-gram embeddings look back at.
+    `recent_ids`, the ids of the last `ngram - 1` tokens, (B, ngram - 1), which n-gram embeddings look back at;
+    `expert_nodes`, the context of the n-gram expert, (B, K), see `ngram_expert`.
 
     >>> from nanogpt_lite.config.options import NetworkConfig
     >>> from nanogpt_lite.model.gpt import GPT
@@ -39,6 +40,8 @@ class KVCache:
         self.keys = torch.zeros(shape, dtype=dtype, device=weight.device)
         self.values = torch.zeros_like(self.keys)
         self.recent_ids = torch.zeros(batch, config.ngram - 1, dtype=torch.int64, device=weight.device)
+        self._first_nodes = model.expert.start(batch) if model.expert is not None else self.recent_ids[:, :0]
+        self.expert_nodes = self._first_nodes.clone()
         self.length = 0
         self.device_position: Tensor | None = None  # `length` as a tensor, see `use_device_position`
         self.attn_mask: Tensor | None = None
@@ -46,6 +49,7 @@ class KVCache:
     def clear(self) -> None:
         """Remove all tokens, and count in Python again."""
         self.recent_ids.zero_()
+        self.expert_nodes.copy_(self._first_nodes)
         self.length, self.device_position = 0, None
 
     def use_device_position(self, position: Tensor) -> None:

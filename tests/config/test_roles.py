@@ -20,11 +20,21 @@ from nanogpt_lite.errors import UserError
 from nanogpt_lite.interop import huggingface, nanogpt_export
 from nanogpt_lite.interop.export_checks import unsupported_options
 from nanogpt_lite.model.gpt import GPT
+from nanogpt_lite.model.ngram_counts import count_ngrams
 from nanogpt_lite.tokenizers.char import CharTokenizer
 
 GOLDEN_RUN = Path(__file__).parents[1] / "golden" / "v0.1" / "runs" / "plain"
 BASE = NetworkConfig(
-    block_size=8, n_layer=1, n_head=2, n_embd=8, dropout=0.0, position="rotary", ngram=2, ngram_rows=16, tied=False
+    block_size=8,
+    n_layer=1,
+    n_head=2,
+    n_embd=8,
+    dropout=0.0,
+    position="rotary",
+    ngram=2,
+    ngram_rows=16,
+    ngram_expert=1,
+    tied=False,
 )
 OTHER_VALUES = {  # another value of each option of the network, with which the weights may still fit
     "block_size": 9,
@@ -40,6 +50,8 @@ OTHER_VALUES = {  # another value of each option of the network, with which the 
     "tied": True,
     "ngram": 3,
     "ngram_rows": 32,
+    "ngram_expert": 2,
+    "ngram_expert_weight": 0.7,
     "dropout": 0.5,
     "fast_dropout": False,
     "checkpoint_activations": True,
@@ -55,6 +67,8 @@ def logits(config: NetworkConfig) -> dict[str, torch.Tensor]:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        assert model.expert is not None
+        model.expert.set_counts(count_ngrams(torch.arange(64) % 7 % 4, 11, config.ngram_expert))
         return {"logits": model(torch.arange(8)[None])[0], **dict(model.named_parameters())}
 
 
@@ -168,7 +182,8 @@ def test_each_option_that_the_other_program_lacks_is_refused_by_its_exporter(to,
     plain = TrainConfig(n_layer=1, n_head=1, n_embd=8)
     check(plain, *arguments)
     shared = ("block_size", "n_layer", "n_head", "n_embd", "bias")  # by all three programs
-    without_effect = {"rope_theta": "position", "ngram_rows": "ngram"}  # alone
+    # alone
+    without_effect = {"rope_theta": "position", "ngram_rows": "ngram", "ngram_expert_weight": "ngram_expert"}
     lacking = {*NetworkConfig.names_by_role(Role.NETWORK)} - {*shared, *known, *without_effect}
     assert {"position", "norm", "activation"} <= lacking
     for name in (*shared, *known, *without_effect):

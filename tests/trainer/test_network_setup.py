@@ -287,10 +287,10 @@ def train_with_a_rank_that_cannot_compile(options, max_graphs, max_rows):
     compile_plainly, forward = nn.Module.compile, GPT.forward
     Block.compile = lambda self, **options: compile_plainly(self, backend=backend)  # type: ignore[method-assign]
 
-    def limited_forward(self, idx, targets=None, *, cache=None):
+    def limited_forward(self, idx, targets=None, **options):
         if self.training and is_limited and len(idx) > max_rows:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(self, idx, targets, cache=cache)
+        return forward(self, idx, targets, **options)
 
     GPT.forward = limited_forward  # type: ignore[method-assign]
     rank_training.train(options)

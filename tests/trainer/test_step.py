@@ -199,10 +199,10 @@ def train_with_limited_memory(options, max_rows):
 
     forward = GPT.forward
 
-    def limited(self, idx, targets=None, *, cache=None):
+    def limited(self, idx, targets=None, **options):
         if self.training and distributed.launched_rank() == 1 and len(idx) > max_rows:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(self, idx, targets, cache=cache)
+        return forward(self, idx, targets, **options)
 
     GPT.forward = limited  # type: ignore[method-assign]
     rank_training.train(options)

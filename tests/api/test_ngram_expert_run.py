@@ -1,0 +1,109 @@
+"""A run with an n-gram expert: what it stores, and that it repeats, resumes, shares and samples as any other run."""
+
+import json
+from pathlib import Path
+
+import forked_ranks
+import pytest
+import torch
+from tiny import TINY
+
+import nanogpt_lite as ng
+from nanogpt_lite.checkpoint.checkpoint_file import read_checkpoint, write_checkpoint
+from nanogpt_lite.generation.generate import generate
+from nanogpt_lite.model.ngram_counts import NgramCounts, count_ngrams
+
+OPTIONS = {**TINY, "dtype": "float32", "ngram_expert": 4, "ngram_expert_weight": 0.5}
+COUNTS = [f"model.expert.{name}" for name in NgramCounts._fields]
+
+
+def test_training_is_that_of_the_network_alone_and_its_val_loss_that_of_the_mixture(text_file):
+    alone, mixed = (ng.train("bottles.txt", **{**OPTIONS, "ngram_expert": order}) for order in (0, 4))
+    losses = [[r["loss"] for r in run.metrics if r["kind"] == "step"] for run in (alone, mixed)]
+    assert losses[0] == losses[1]
+    weights = [read_checkpoint(run.out_dir / "last.safetensors").tensors for run in (alone, mixed)]
+    assert set(weights[1]) - set(weights[0]) == set(COUNTS)
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    results = [ng.evaluate(run) for run in (alone, mixed)]
+    assert results[0]["network_val_loss"] is None
+    assert results[1]["network_val_loss"] == pytest.approx(results[0]["val_loss"], abs=1e-6)
+    assert results[1]["train_loss"] == pytest.approx(results[0]["train_loss"], abs=1e-6)
+    assert results[1]["val_loss"] < results[0]["val_loss"] - 0.1
+    assert results[1]["val_loss"] == pytest.approx(mixed.best_val_loss, abs=1e-5)
+
+
+def test_the_counts_are_those_of_the_train_split_and_exact_on_resume(text_file):
+    whole = ng.train("bottles.txt", **OPTIONS)
+    data = ng.prepare("bottles.txt")
+    expected = count_ngrams(torch.from_numpy(data.train[:].astype("int64")), data.tokenizer.vocab_size, 4)
+    stored = read_checkpoint(whole.out_dir / "last.safetensors").tensors
+    assert all(torch.equal(stored[name], counts) for name, counts in zip(COUNTS, expected, strict=True))
+    part = ng.train("bottles.txt", **{**OPTIONS, "max_iters": 10, "lr_decay_iters": 20})
+    resumed = ng.train(out_dir=part.out_dir, init_from="resume", max_iters=20)
+    files = [(run.out_dir / "last.safetensors").read_bytes() for run in (whole, resumed)]
+    assert files[0] == files[1]
+    repeated = ng.train(config=whole.out_dir / "config.json", out_dir="repeated")
+    assert (repeated.out_dir / "last.safetensors").read_bytes() == files[0]
+
+
+def test_a_new_run_from_its_weights_counts_its_own_text(text_file):
+    parent = ng.train("bottles.txt", **OPTIONS)
+    Path("other.txt").write_text(text_file.read_text()[::-1], encoding="utf-8")
+    child = ng.train("other.txt", init_from=str(parent.out_dir), max_iters=1, threads=1, device="cpu")
+    stored = [
+        read_checkpoint(run.out_dir / "last.safetensors").tensors["model.expert.counts"] for run in (parent, child)
+    ]
+    assert not torch.equal(*stored)
+
+
+@pytest.mark.posix("forks ranks")
+def test_ranks_have_the_loss_of_one_process(text_file):
+    ng.prepare("bottles.txt")
+    assert forked_ranks.run(2, train_once, {"out_dir": "runs/two"}, 1) == [0, 0]
+    train_once({"out_dir": "runs/one"})
+    one, two = (read_checkpoint(Path(f"runs/{name}/last.safetensors")) for name in ("one", "two"))
+    assert one.metadata.best_val_loss == pytest.approx(two.metadata.best_val_loss, abs=1e-4)
+    assert all(torch.equal(one.tensors[name], two.tensors[name]) for name in COUNTS)
+
+
+def train_once(options, *_):
+    ng.train("bottles.txt", **{**OPTIONS, "dropout": 0.0, **options})
+
+
+def test_samples_are_the_same_with_a_cache_and_without_and_in_a_batch(text_file):
+    run = ng.train("bottles.txt", **OPTIONS)
+    model, tokenizer = ng.load(run)
+    prompt = torch.from_numpy(tokenizer.encode("9 green").astype("int64"))[None]
+    config = ng.SampleConfig(max_new_tokens=3 * model.config.block_size, seed=3)
+    cached, plain = (
+        torch.stack(list(generate(model, prompt, config, use_cache=use_cache))) for use_cache in (True, False)
+    )
+    assert torch.equal(cached, plain)
+    batch = torch.stack(list(generate(model, prompt.expand(3, -1), config)))
+    assert torch.equal(batch[:, :1], cached)
+
+
+def test_damaged_counts_in_a_checkpoint_are_an_error(text_file):
+    run = ng.train("bottles.txt", **OPTIONS)
+    path = run.out_dir / "best.safetensors"
+    saved = read_checkpoint(path)
+    name = "model.expert.tokens"
+    for damaged in (saved.tensors[name] + 99, saved.tensors[name].float(), saved.tensors[name][:-1]):
+        write_checkpoint(path, {**saved.tensors, name: damaged}, saved.metadata)
+        with pytest.raises(ng.UserError, match="do not fit the network that its config describes"):
+            ng.load(run)
+    write_checkpoint(path, {n: t for n, t in saved.tensors.items() if n != name}, saved.metadata)
+    with pytest.raises(ng.UserError, match="do not fit the network"):
+        ng.load(run)
+
+
+def test_eval_prints_the_loss_with_the_expert_and_without(text_file, capsys):
+    from nanogpt_lite.cli.main import main
+
+    ng.train("bottles.txt", **OPTIONS)
+    capsys.readouterr()
+    assert main(["eval", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["val_loss"] < result["network_val_loss"]
+    assert main(["eval"]) == 0
+    assert f"network_val_loss: {result['network_val_loss']:.4f}\n" in capsys.readouterr().out
