@@ -12,8 +12,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nanogpt_lite.api.inference import evaluate, load, pieces, sample, stream, stream_batch
+    from nanogpt_lite.api.inference import load, pieces, sample, stream, stream_batch
     from nanogpt_lite.api.pipeline import train, training
+    from nanogpt_lite.api.run_evaluation import evaluate
     from nanogpt_lite.config.keyword_types import LoadOptions, SampleOptions, StreamOptions, TrainOptions
     from nanogpt_lite.config.options import SampleConfig, TrainConfig
     from nanogpt_lite.config.presets import PRESETS
@@ -32,8 +33,9 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 _EXPORTS = {
-    "api.inference": ("evaluate", "load", "pieces", "sample", "stream", "stream_batch"),
+    "api.inference": ("load", "pieces", "sample", "stream", "stream_batch"),
     "api.pipeline": ("train", "training"),
+    "api.run_evaluation": ("evaluate",),
     "config.keyword_types": ("LoadOptions", "SampleOptions", "StreamOptions", "TrainOptions"),
     "config.options": ("SampleConfig", "TrainConfig"),
     "config.presets": ("PRESETS",),

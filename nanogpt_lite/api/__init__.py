@@ -2,5 +2,5 @@
 
 It holds no mathematics of its own. The other public names come from their packages, such as `prepare` from `data`.
 Start with `pipeline.py` (train, training), then `request.py` and `setup.py` (how a run starts or resumes),
-`main_job.py` (run) and `inference.py` (sample, stream, load, evaluate).
+`main_job.py` (run), `inference.py` (sample, stream, load) and `run_evaluation.py` (evaluate).
 """

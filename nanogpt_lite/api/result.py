@@ -1,6 +1,6 @@
 """What a val loss means: in units that do not depend on the tokenizer, and beside what n-gram models reach.
 
-`make_result` is for the end of a training, `compare` also for `api.inference.evaluate`.
+`make_result` is for the end of a training, `compare` also for `api.run_evaluation.evaluate`.
 """
 
 import dataclasses

@@ -61,18 +61,23 @@ def _sample(given: GivenOptions) -> None:
 
 
 def _eval(given: GivenOptions) -> None:
-    from nanogpt_lite.api import inference
+    from nanogpt_lite.api import run_evaluation
 
     as_json = given.pop("json")
-    result = inference.evaluate(_pick_run(given), **given)
+    result = run_evaluation.evaluate(_pick_run(given), **given)
     if as_json:
         print(json.dumps(result))
         return
     for name, value in result.items():
-        if value is None:
+        if value is None or name == "copies":
             continue
         text = f"{value:.4f}" if isinstance(value, float) else str(value)
         print(f"{name}: {for_command_line(text) if name == 'verdict' else text}")
+    for kind, copied in (result["copies"] or {}).items():
+        print(
+            f"longest span of {kind} that the train split has: {copied['mean_characters']:.1f} characters on average, "
+            f"{copied['longest_characters']} at most: {copied['longest']!r}"
+        )
 
 
 def _plot(given: GivenOptions) -> None:
@@ -133,13 +138,16 @@ def _pick_run(given: GivenOptions) -> "Run":
     return run
 
 
-_MAIN_JOB, _PIPELINE, _INFERENCE = (f"nanogpt_lite.api.{name}" for name in ("main_job", "pipeline", "inference"))
+_MAIN_JOB, _PIPELINE, _INFERENCE, _EVALUATION = (
+    f"nanogpt_lite.api.{name}" for name in ("main_job", "pipeline", "inference", "run_evaluation")
+)
 _PRESET = {"preset": f"a set of option values: {', '.join(presets.PRESETS)}; without it, one that fits the device"}
 _CONFIG = {"config": "JSON file of options; with the config.json of a run, that run is repeated"}
 _OVERWRITE_RUN = {"overwrite": "replace the run in out_dir"}
 _VERIFY = {"verify": "check the whole prepared data, also what has not changed since it was checked"}
 _CHECKPOINT = {"checkpoint": "best (the default), last, or the name of a numbered one (step_001000)"}
 _OUT_DIR = {"out_dir": "the run's folder; without it, the newest run under runs/"}
+_COPIES = {"copies": "also report the longest spans of samples that the train split has as well"}
 _JSON = {"json": "print one JSON object"}
 
 COMMANDS = {
@@ -171,10 +179,10 @@ COMMANDS = {
     "eval": Command(
         "compute the loss on the whole val and train splits",
         _eval,
-        _INFERENCE,
+        _EVALUATION,
         LoadConfig,
         _OUT_DIR | {"dataset": "another dataset than the one used for training"},
-        _JSON | _VERIFY,
+        _JSON | _VERIFY | _COPIES,
     ),
     "plot": Command("plot the loss curves of a run to loss.png", _plot, "nanogpt_lite.runs.run_folder", texts=_OUT_DIR),
     "info": Command(

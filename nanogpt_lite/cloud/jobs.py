@@ -15,8 +15,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Unpack
 
-from nanogpt_lite.api import inference, pipeline
-from nanogpt_lite.api.inference import EvalResult, Loaded
+from nanogpt_lite.api import inference, pipeline, run_evaluation
+from nanogpt_lite.api.inference import Loaded
+from nanogpt_lite.api.run_evaluation import EvalResult
 from nanogpt_lite.checkpoint import SUFFIX
 from nanogpt_lite.cloud import job_data, launcher
 from nanogpt_lite.cloud.calls import Call
@@ -96,16 +97,16 @@ def sample_job(storage: Storage, name: str = "", **options: Unpack[SampleOptions
 def evaluate_job(
     storage: Storage, name: str = "", *, dataset: str = "", verify: bool = False, **options: Unpack[LoadOptions]
 ) -> EvalResult:
-    """What `inference.evaluate` returns for the run `name`, by default the newest; on another `dataset` if given."""
+    """What `ng.evaluate` returns for the run `name`, by default the newest; on another `dataset` if given."""
     with report_gpu_time():
         run = find_run(storage, name, options.get("checkpoint", LoadConfig.checkpoint))
         if dataset:
             checkpoint = options.get("checkpoint", LoadConfig.checkpoint)
             pull_prepared(storage, dataset, load_checkpoint(run, checkpoint, weights_only=True).tokenizer)
-            return inference.evaluate(run, dataset=storage.text_source(dataset), verify=verify, **options)
+            return run_evaluation.evaluate(run, dataset=storage.text_source(dataset), verify=verify, **options)
         folder = job_data.pull_data_of_run(storage, run)
         other = None if folder == run.data_folder else folder
-        return inference.evaluate(run, dataset=other, verify=verify, **options)
+        return run_evaluation.evaluate(run, dataset=other, verify=verify, **options)
 
 
 @errors_as_results

@@ -97,6 +97,26 @@ def test_damaged_counts_in_a_checkpoint_are_an_error(text_file):
         ng.load(run)
 
 
+def test_copies_of_samples_are_measured_with_the_expert_and_without(text_file, capsys):
+    from nanogpt_lite.cli.main import main
+
+    run = ng.train("bottles.txt", **OPTIONS)
+    copies = ng.evaluate(run, copies=True)["copies"]
+    assert copies is not None
+    assert list(copies) == ["samples", "samples of the network alone", "the val split"]
+    train = text_file.read_text(encoding="utf-8")
+    for copied in copies.values():
+        assert copied["longest"] in train
+        assert len(copied["longest"]) == copied["longest_characters"] >= copied["mean_characters"] > 0
+    assert copies["samples"]["mean_characters"] > copies["samples of the network alone"]["mean_characters"]
+    assert copies["the val split"]["longest_characters"] > 20, "the song repeats itself"
+    assert ng.evaluate(run)["copies"] is None
+    capsys.readouterr()
+    assert main(["eval", "--copies"]) == 0
+    longest = copies["samples"]["longest"]
+    assert f"at most: {longest!r}" in capsys.readouterr().out
+
+
 def test_eval_prints_the_loss_with_the_expert_and_without(text_file, capsys):
     from nanogpt_lite.cli.main import main
 

@@ -12,7 +12,6 @@ import pytest
 from tiny import TINY, TINY_GPT
 
 import nanogpt_lite as ng
-from nanogpt_lite.api import inference
 from nanogpt_lite.cli.main import main
 from nanogpt_lite.diagnosis.ngram_baseline import kneser_ney_losses
 from nanogpt_lite.runs import run_summary
@@ -110,7 +109,7 @@ def test_a_text_that_is_only_overfitted_stops_early_and_says_so(text_file, capsy
     assert "more steps would hardly help" in err
     assert result["verdict"].startswith(f"overfitting since step {done['best_step']}")
     assert result["verdict"].replace("`max_iters`", "max_iters") in err.replace("`max_iters`", "max_iters")
-    assert inference.evaluate(run)["step"] == done["best_step"]  # what is sampled, too
+    assert ng.evaluate(run)["step"] == done["best_step"]  # what is sampled, too
 
 
 def test_info_and_eval_show_the_result(text_file, capsys):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import nanogpt_lite as ng
-from nanogpt_lite.api.inference import EvalResult
+from nanogpt_lite.api.run_evaluation import EvalResult
 from nanogpt_lite.runs.run_summary import RunSummary
 from nanogpt_lite.tokenizers.base import Tokenizer
 from nanogpt_lite.tracking.records import (
