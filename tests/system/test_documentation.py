@@ -67,7 +67,21 @@ EARLIER_RUNS = {  # runs that a page takes from another page, or from Modal
     "modal.md": ["runs/modal-my-1"],
 }
 CLI_ONLY = {
-    *("config", "preset", "overwrite", "verify", "json", "from", "meta", "to", "path", "weights", "dataset", "help")
+    *(
+        "config",
+        "preset",
+        "overwrite",
+        "verify",
+        "json",
+        "copies",
+        "from",
+        "meta",
+        "to",
+        "path",
+        "weights",
+        "dataset",
+        "help",
+    )
 }
 MODAL_ONLY = {"gpu", "timeout", "max_dollars", "sweep_iters", "detach"}
 OTHER_PROGRAMS = {"slow", "max_restarts", "parity"}  # of pytest, torchrun, benchmarks/vs_nanogpt.py
