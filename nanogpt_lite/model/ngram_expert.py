@@ -28,6 +28,10 @@ FALLBACK_DISCOUNT = 0.5  # where no n-gram has the count 1, so that nothing can 
 MAX_LOOKUPS = 2**22  # at a time: those of many tokens and a large vocabulary would not fit into memory together
 
 
+# Of more values than these, PyTorch divides a search among threads. To wake them takes longer than a few searches.
+SERIAL_SEARCHES, FEW_SEARCHES = 200, 4000
+
+
 class NgramExpert(nn.Module):
     """Probabilities of the next token from counts, mixed with the network's at a constant weight.
 
@@ -137,9 +141,17 @@ class NgramExpert(nn.Module):
     def _find(self, nodes: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The number of the children of nodes by tokens, less 1; E where there is none. And whether there is one."""
         keys = nodes * self.vocab_size + tokens
-        found = torch.searchsorted(self.keys, keys)
+        found = _search(self.keys, keys)
         is_found = self.keys[found] == keys
         return torch.where(is_found, found, len(self.keys) - 1), is_found
+
+
+def _search(ascending: Tensor, values: Tensor) -> Tensor:
+    """The place of the first element that is not below each value."""
+    if not (values.device.type == "cpu" and SERIAL_SEARCHES < values.numel() < FEW_SEARCHES):
+        return torch.searchsorted(ascending, values)
+    parts = [torch.searchsorted(ascending, part) for part in torch.split(values.flatten(), SERIAL_SEARCHES)]
+    return torch.cat(parts).view(values.shape)
 
 
 def _parents_and_keys(counts: NgramCounts, vocab_size: int) -> tuple[Tensor, Tensor]:
