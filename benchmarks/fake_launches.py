@@ -156,6 +156,8 @@ def _recorded_graphs() -> Iterator[Token]:
             "Stream": lambda device: stream,
             "current_stream": lambda device=None: stream,
             "Event": lambda: event,
+            "default_generators": [SimpleNamespace(clone_state=ignore)],
+            "current_device": lambda: 0,
             "stream": lambda stream: contextlib.nullcontext(),
             "device": lambda device: contextlib.nullcontext(),
         }.items():

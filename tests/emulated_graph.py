@@ -104,8 +104,26 @@ class EmulatedEvent:
         self.log.append("wait")
 
 
+class EmulatedGenerator:
+    """In place of a generator of CUDA: after a failed capture it is as within one, unless its state is set."""
+
+    def __init__(self):
+        self.is_capturing = False
+
+    def clone_state(self):
+        assert not self.is_capturing
+        return EmulatedGenerator()
+
+    def graphsafe_set_state(self, other):
+        self.is_capturing = other.is_capturing
+
+
 class Log(list):
-    """What was asked of the device, in order: "capture", "replay" and "wait"."""
+    """What was asked of the device, in order: "capture", "replay" and "wait". And its generator of random numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = EmulatedGenerator()
 
     def counts(self):
         return Counter(self)
@@ -130,12 +148,14 @@ def emulated_graphs(monkeypatch):
         """In place of `torch.cuda.graph`: after an error its end raises another, and its stream stays current."""
         log.append("capture")
         current.append(stream)
+        log.generator.is_capturing = True
         try:
             with graph.capture:
                 yield
         except RuntimeError:
             raise RuntimeError("CUDA error: operation failed due to a previous error during capture")  # noqa: B904
         current.pop()
+        log.generator.is_capturing = False
         graph.capture.finish()
 
     cuda_graph.side_stream.cache_clear()
@@ -148,6 +168,8 @@ def emulated_graphs(monkeypatch):
         patch.setattr(torch.cuda, "graph", emulated_capture)
         patch.setattr(torch.cuda, "Stream", lambda device: EmulatedStream(log))
         patch.setattr(torch.cuda, "current_stream", lambda device=None: current[-1])
+        patch.setattr(torch.cuda, "default_generators", [log.generator])
+        patch.setattr(torch.cuda, "current_device", lambda: 0)
         patch.setattr(torch.cuda, "Event", lambda: EmulatedEvent(log))
         patch.setattr(torch.cuda, "stream", use_stream)
         patch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())

@@ -143,7 +143,8 @@ class Recording:
                 self._graphs.clear()
                 self._graph = None
                 raise
-            fallbacks.give_up(FastPath.RECORDED_DECODING, error)
+            if not isinstance(error, _NotComparableError):
+                fallbacks.give_up(FastPath.RECORDED_DECODING, error)
         finally:
             self._restore_state(state)
         return options in self._graphs
@@ -152,6 +153,8 @@ class Recording:
         """The graph of a step, and its logits. `RuntimeError` if these are not those of a plain step."""
         expected = decode_one_token(model, self.token, self.cache)
         self._restore_state(state)
+        if not bool(expected.isfinite().all()):
+            raise _NotComparableError
         self.cache.use_device_position(self._position)
         capture_stream, graph = side_stream(self.device, "capture"), torch.cuda.CUDAGraph()
         with torch.cuda.device(self.device):
@@ -183,6 +186,10 @@ class Recording:
         return [self.token, self.column, self.cache.recent_ids, self.cache.expert_nodes]
 
 
+class _NotComparableError(RuntimeError):
+    """The network's logits are not numbers, which is no fault of a recording."""
+
+
 def _is_on_cuda(model: GPT) -> bool:
     return bool(model.lm_head.weight.is_cuda)
 
@@ -194,6 +201,9 @@ def _recorded_options(config: SampleConfig) -> tuple[object, ...]:
 
 def _addresses(model: GPT) -> Iterator[object]:
     """All that a recording takes from a model: where its tensors are, and what is computed with them."""
+    yield model.config
+    if model.expert is not None:
+        yield model.expert.weight  # a number in Python, so a constant in the graph
     for module in model.modules():
         yield type(module)
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
@@ -210,6 +220,8 @@ def _require_close(logits: Tensor, expected: Tensor, tolerance: float) -> None:
 def _captured_in(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> Iterator[None]:
     """Capture the block as a graph. The error of the block comes out, not the one at the end of a failed capture."""
     errors: list[RuntimeError] = []
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    state_before = generator.clone_state()
     try:
         # thread_local: a call of CUDA from another thread, such as a copy of a checkpoint, does not end the capture
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
@@ -219,6 +231,8 @@ def _captured_in(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> Iter
                 errors.append(error)
                 raise
     except RuntimeError:
+        # PyTorch before pull request 176752 leaves the generator as within a capture, and the next dropout raises
+        generator.graphsafe_set_state(state_before)
         if not errors:
             raise
     # Not above, nor left in the list: an error that refers to itself keeps the tensors of the step until Python's

@@ -63,10 +63,17 @@ def test_too_little_memory_says_nothing_about_attention(monkeypatch):
     def out_of_memory(y, is_causal):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    break_attention(monkeypatch, out_of_memory)
-    fast_paths._check_attention(CPU, torch.float32, 16)
+    monkeypatch.setattr(fast_paths, "_check_pinned_memory", lambda device: None)
+    device = torch.device("cuda")
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_: tensor)
+    with monkeypatch.context() as patch:
+        break_attention(patch, out_of_memory)
+        fast_paths.check(device, "float32", head_size=16)
     assert not fallbacks.describe()
     assert not is_plain()
+    break_attention(monkeypatch, lambda y, is_causal: y + 1)
+    with pytest.warns(UserWarning, match="fused attention cannot be used"):
+        fast_paths.check(device, "float32", head_size=16)
 
 
 @pytest.mark.parametrize("fault", ["error", "values"])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from emulated_graph import Capture, emulated_graphs
-from random_gpt import VARIANTS, random_gpt, random_ids
+from random_gpt import EXPERT, VARIANTS, random_gpt, random_ids, random_variant
 
 from nanogpt_lite.config.options import NetworkConfig, SampleConfig
 from nanogpt_lite.device import devices, fallbacks, memory
@@ -249,6 +249,43 @@ def test_too_little_memory_to_record_is_no_reason_to_give_up(is_due, log, monkey
     assert fallbacks.is_usable(FastPath.RECORDED_DECODING)
     assert is_right(make_model(), make_prompts(3, 4))
     assert log.counts()["replay"] > 0
+
+
+def test_a_failed_capture_leaves_the_generator_as_it_was(log, monkeypatch):
+    """Else the next dropout of a training raises an error."""
+    step = Recording.step
+
+    def fail(self, model, config):
+        if is_captured():
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return step(self, model, config)
+
+    monkeypatch.setattr(Recording, "step", fail)
+    with pytest.warns(UserWarning, match="recorded decoding cannot be used .operation not permitted"):
+        assert is_right(make_model(), make_prompts(3, 4))
+    assert log.counts()["capture"] == 1
+    assert not log.generator.is_capturing
+
+
+def test_logits_that_are_no_numbers_are_no_fault_of_recording(log):
+    broken = make_model.__wrapped__()
+    with torch.no_grad():
+        broken.lm_head.weight.fill_(torch.nan)
+    text_of(broken, make_prompts(2, 4))
+    assert log.counts()["replay"] == 0
+    assert fallbacks.is_usable(FastPath.RECORDED_DECODING)
+    assert is_right(make_model(), make_prompts(3, 4))
+    assert log.counts()["replay"] > 0
+
+
+def test_another_weight_of_the_expert_is_another_recording(log):
+    model, recordings = random_variant(EXPERT), Recordings()
+    texts = []
+    for weight in (0.1, 0.97):
+        model.expert.weight = weight
+        texts.append(text_of(model, make_prompts(2, 4), recordings=recordings))
+        assert torch.equal(texts[-1], text_of(model, make_prompts(2, 4), use_cache=False))
+    assert not torch.equal(*texts)
 
 
 def test_an_error_in_a_capture_does_not_keep_its_tensors(log, monkeypatch):
