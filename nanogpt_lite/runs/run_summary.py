@@ -47,6 +47,8 @@ class RunSummary(TypedDict):
     best_step: int
     parameters: int
     parameters_by_part: dict[str, int]
+    ngrams: int  # that the n-gram expert has counted; 0 without one
+    bytes_of_ngrams: int
     flops_per_token: float
     flops_so_far: float
     bytes_of_weights: int
@@ -76,6 +78,7 @@ def summary(run: RunLike = None, *, checkpoint: str = LoadConfig.checkpoint) -> 
     saved, config, tokenizer = load_checkpoint(run, checkpoint)
     metadata = saved.metadata
     model = meta_model(config, tokenizer.vocab_size)
+    counts = saved.with_prefix("model.expert.")  # of the n-grams, and of the root among them
     weight_bytes = 4 * model.num_parameters()
     estimate = estimate_memory(
         config, tokenizer.vocab_size, micro_batch=metadata.micro_batch, world_size=metadata.ranks
@@ -89,6 +92,8 @@ def summary(run: RunLike = None, *, checkpoint: str = LoadConfig.checkpoint) -> 
         "best_step": metadata.best_step,
         "parameters": model.num_parameters(),
         "parameters_by_part": _parameters_by_part(model),
+        "ngrams": max(map(len, counts.values()), default=1) - 1,
+        "bytes_of_ngrams": sum(tensor.nbytes for tensor in counts.values()),
         "flops_per_token": model.flops_per_token(),
         "flops_so_far": model.flops_per_token() * config.tokens_per_step * metadata.step,
         "bytes_of_weights": weight_bytes,
@@ -139,6 +144,9 @@ def format_text(content: RunSummary) -> str:
             ]
         ),
     }
+    if content["ngrams"]:
+        size = format_number(content["bytes_of_ngrams"])
+        lines["n-grams"] = f"{content['ngrams']:,} of up to {network['ngram_expert']} tokens, {size}B"
     if content["fallbacks"]:
         lines["without"] = "; ".join(content["fallbacks"])
     if (result := content["result"]) is not None:

@@ -12,6 +12,7 @@ import nanogpt_lite as ng
 from nanogpt_lite.checkpoint.checkpoint_file import read_checkpoint, write_checkpoint
 from nanogpt_lite.generation.generate import generate
 from nanogpt_lite.model.ngram_counts import NgramCounts, count_ngrams
+from nanogpt_lite.runs import run_summary
 
 OPTIONS = {**TINY, "dtype": "float32", "ngram_expert": 4, "ngram_expert_weight": 0.5}
 COUNTS = [f"model.expert.{name}" for name in NgramCounts._fields]
@@ -115,6 +116,18 @@ def test_copies_of_samples_are_measured_with_the_expert_and_without(text_file, c
     assert main(["eval", "--copies"]) == 0
     longest = copies["samples"]["longest"]
     assert f"at most: {longest!r}" in capsys.readouterr().out
+
+
+def test_info_shows_the_size_of_the_table(text_file):
+    run = ng.train("bottles.txt", **OPTIONS)
+    stored = read_checkpoint(run.out_dir / "best.safetensors").tensors
+    content = ng.summary(run)
+    assert content["ngrams"] == len(stored["model.expert.tokens"])
+    assert content["bytes_of_ngrams"] == sum(stored[name].nbytes for name in COUNTS)
+    assert f"n-grams:      {content['ngrams']:,} of up to 4 tokens, " in run_summary.format_text(content)
+    plain = ng.summary(ng.train("bottles.txt", **{**OPTIONS, "ngram_expert": 0, "max_iters": 1}))
+    assert (plain["ngrams"], plain["bytes_of_ngrams"]) == (0, 0)
+    assert "n-grams" not in run_summary.format_text(plain)
 
 
 def test_eval_prints_the_loss_with_the_expert_and_without(text_file, capsys):
