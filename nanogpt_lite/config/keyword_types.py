@@ -105,7 +105,7 @@ class NetworkOptions(TypedDict, total=False):
     """
 
     ngram_expert_weight: float
-    """weight of the counted n-grams in the mixture (default: 0.4)"""
+    """weight of the counted n-grams in the mixture (default: 0.3)"""
 
 
 class TrainOptions(NetworkOptions, RuntimeOptions, total=False):

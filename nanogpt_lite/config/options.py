@@ -143,7 +143,7 @@ class NetworkConfig(Options):
         absent=0,
     )
     ngram_expert_weight: float = network_option(
-        0.4, "weight of the counted n-grams in the mixture", bounds(ge=0, lt=1), absent=0.4, part_of="ngram_expert"
+        0.3, "weight of the counted n-grams in the mixture", bounds(ge=0, lt=1), absent=0.3, part_of="ngram_expert"
     )
 
     def __post_init__(self) -> None:
