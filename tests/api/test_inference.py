@@ -14,7 +14,7 @@ import torch
 from tiny import TINY
 
 import nanogpt_lite as ng
-from nanogpt_lite.api import inference
+from nanogpt_lite.api import run_evaluation
 from nanogpt_lite.checkpoint import checkpoint_file
 from nanogpt_lite.config.options import SampleConfig
 from nanogpt_lite.data import batching
@@ -242,7 +242,7 @@ def test_evaluation_on_another_text_has_closed_its_files_when_it_removes_them(te
         def __exit__(self, *error):
             self.cleanup()
 
-    monkeypatch.setattr(inference, "TemporaryDirectory", WatchedDirectory)
+    monkeypatch.setattr(run_evaluation, "TemporaryDirectory", WatchedDirectory)
     ng.evaluate(run, dataset="bottles.txt")
     assert maps == [[]]
 
