@@ -156,7 +156,9 @@ def _recorded_graphs() -> Iterator[Token]:
             "Stream": lambda device: stream,
             "current_stream": lambda device=None: stream,
             "Event": lambda: event,
-            "default_generators": [SimpleNamespace(clone_state=ignore)],
+            "default_generators": [
+                SimpleNamespace(clone_state=ignore, graphsafe_get_state=ignore, graphsafe_set_state=ignore)
+            ],
             "current_device": lambda: 0,
             "stream": lambda stream: contextlib.nullcontext(),
             "device": lambda device: contextlib.nullcontext(),

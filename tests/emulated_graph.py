@@ -68,8 +68,10 @@ class EmulatedGraph:
 
     def __init__(self, log, waiting):
         self.capture, self.log = Capture(waiting), log
+        self.generator_state = GeneratorState()
 
     def replay(self):
+        assert not self.generator_state.is_capturing, "another capture left the generator's state as within it"
         self.log.append("replay")
         for func, args, kwargs, recorded in self.capture.calls:
             for old, new in zip(tensors_in(recorded), tensors_in(func(*args, **kwargs)), strict=True):
@@ -104,18 +106,28 @@ class EmulatedEvent:
         self.log.append("wait")
 
 
-class EmulatedGenerator:
-    """In place of a generator of CUDA: after a failed capture it is as within one, unless its state is set."""
+class GeneratorState:
+    """The state of a generator, an object that graphs share. After a failed capture it is as within one."""
 
     def __init__(self):
         self.is_capturing = False
 
-    def clone_state(self):
-        assert not self.is_capturing
-        return EmulatedGenerator()
 
-    def graphsafe_set_state(self, other):
-        self.is_capturing = other.is_capturing
+class EmulatedGenerator:
+    """In place of a generator of CUDA."""
+
+    def __init__(self):
+        self.state = GeneratorState()
+
+    def graphsafe_get_state(self):
+        return self.state
+
+    def graphsafe_set_state(self, state):
+        self.state = state
+
+    def clone_state(self):
+        assert not self.state.is_capturing
+        return GeneratorState()
 
 
 class Log(list):
@@ -148,14 +160,15 @@ def emulated_graphs(monkeypatch):
         """In place of `torch.cuda.graph`: after an error its end raises another, and its stream stays current."""
         log.append("capture")
         current.append(stream)
-        log.generator.is_capturing = True
+        graph.generator_state = log.generator.state
+        graph.generator_state.is_capturing = True
         try:
             with graph.capture:
                 yield
         except RuntimeError:
             raise RuntimeError("CUDA error: operation failed due to a previous error during capture")  # noqa: B904
         current.pop()
-        log.generator.is_capturing = False
+        graph.generator_state.is_capturing = False
         graph.capture.finish()
 
     cuda_graph.side_stream.cache_clear()

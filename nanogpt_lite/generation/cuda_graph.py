@@ -221,7 +221,10 @@ def _captured_in(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> Iter
     """Capture the block as a graph. The error of the block comes out, not the one at the end of a failed capture."""
     errors: list[RuntimeError] = []
     generator = torch.cuda.default_generators[torch.cuda.current_device()]
-    state_before = generator.clone_state()
+    own_state = generator.graphsafe_get_state()  # the object itself: other graphs refer to it when they are replayed
+    # PyTorch before pull request 176752 leaves the state as within a capture after one that failed, and whatever uses
+    # it then raises: a dropout, or the replay of another graph. So it is a state that nothing else uses.
+    generator.graphsafe_set_state(generator.clone_state())
     try:
         # thread_local: a call of CUDA from another thread, such as a copy of a checkpoint, does not end the capture
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
@@ -231,10 +234,10 @@ def _captured_in(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> Iter
                 errors.append(error)
                 raise
     except RuntimeError:
-        # PyTorch before pull request 176752 leaves the generator as within a capture, and the next dropout raises
-        generator.graphsafe_set_state(state_before)
         if not errors:
             raise
+    finally:
+        generator.graphsafe_set_state(own_state)
     # Not above, nor left in the list: an error that refers to itself keeps the tensors of the step until Python's
     # garbage collector runs.
     if errors:

@@ -260,11 +260,17 @@ def test_a_failed_capture_leaves_the_generator_as_it_was(log, monkeypatch):
             raise RuntimeError("operation not permitted when stream is capturing")
         return step(self, model, config)
 
-    monkeypatch.setattr(Recording, "step", fail)
-    with pytest.warns(UserWarning, match="recorded decoding cannot be used .operation not permitted"):
-        assert is_right(make_model(), make_prompts(3, 4))
-    assert log.counts()["capture"] == 1
-    assert not log.generator.is_capturing
+    own_state = log.generator.state
+    texts = generate(make_model(), make_prompts(2, 4), SampleConfig(max_new_tokens=40, seed=3))
+    first = [next(texts) for _ in range(5)]  # it is recorded, and goes on after the failure of another
+    with monkeypatch.context() as patch:
+        patch.setattr(Recording, "step", fail)
+        with pytest.warns(UserWarning, match="recorded decoding cannot be used .operation not permitted"):
+            assert is_right(make_model(), make_prompts(3, 4))
+    assert log.counts()["capture"] == 2
+    assert torch.equal(torch.stack([*first, *texts], dim=1), text_of(make_model(), make_prompts(2, 4), use_cache=False))
+    assert log.generator.state is own_state
+    assert not own_state.is_capturing
 
 
 def test_logits_that_are_no_numbers_are_no_fault_of_recording(log):
