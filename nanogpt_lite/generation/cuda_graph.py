@@ -153,7 +153,7 @@ class Recording:
         """The graph of a step, and its logits. `RuntimeError` if these are not those of a plain step."""
         expected = decode_one_token(model, self.token, self.cache)
         self._restore_state(state)
-        if not bool(expected.isfinite().all()):
+        if bool(expected.isfinite().logical_not().any()):
             raise _NotComparableError
         self.cache.use_device_position(self._position)
         capture_stream, graph = side_stream(self.device, "capture"), torch.cuda.CUDAGraph()
