@@ -77,6 +77,23 @@ def kneser_ney_losses(train: Ids, val: Ids, *, vocab_size: int, orders: Sequence
     return {order: float(nats[1:].mean()) for order, nats in losses}
 
 
+def estimate_discounts(n: Sequence[int]) -> list[float]:
+    """The discounts D for the counts c = 0, 1, 2, and 3 or more, by the formula of Chen and Goodman (1999):
+
+    D(c) = c - (c + 1) * Y * n[c + 1] / n[c], with n[c] the number of k-grams of count c and Y = n[1] / (n[1] + 2 n[2]).
+
+    In a short text n[c] may be 0, or D(c) too small to leave anything for unseen tokens. Y is used then, the discount
+    for all counts in Kneser-Ney smoothing without the modification. `n`: for the counts 0 to 4, and perhaps more.
+    """
+    discounts = [0.0, *[n[1] / (n[1] + 2 * n[2]) if n[1] else FALLBACK_DISCOUNT] * 3]
+    for count in (2, 3) if n[1] else ():  # D(1) is Y
+        denominator = (n[1] + 2 * n[2]) * n[count]
+        numerator = count * denominator - (count + 1) * n[1] * n[count + 1]  # in integers: a zero is exact
+        if numerator > 0:
+            discounts[count] = numerator / denominator
+    return discounts
+
+
 class _Ngrams(NamedTuple):
     """The k-grams of one order k: N distinct ones in T train tokens, and those of the val tokens."""
 
@@ -137,7 +154,8 @@ def _continuation_counts(ngrams: _Ngrams, longer: _Ngrams) -> Ints:
 
 def _interpolate(ngrams: _Ngrams, counts: Ints, lower: Floats, vocab_size: int) -> Floats:
     """p_k of every val token, from the counts of the k-grams (N,) and p_{k-1}, `lower`. See the top of the module."""
-    discounts = _estimate_discounts(counts)[np.minimum(counts, 3)]  # (N,)
+    counts_of_counts = np.bincount(np.minimum(counts, 5), minlength=6).tolist()
+    discounts = np.array(estimate_discounts(counts_of_counts))[np.minimum(counts, 3)]  # (N,)
     contexts = ngrams.keys // vocab_size
     # each with one entry more, 0, which is that of the index -1: an unknown context or k-gram
     totals = np.bincount(contexts, weights=counts, minlength=ngrams.n_contexts + 1)[ngrams.val_contexts]
@@ -148,25 +166,6 @@ def _interpolate(ngrams: _Ngrams, counts: Ints, lower: Floats, vocab_size: int) 
     result = lower.copy()
     result[ngrams.order - 1 :] = np.where(is_seen, (kept + reserved * shorter) / np.where(is_seen, totals, 1), shorter)
     return result
-
-
-def _estimate_discounts(counts: Ints) -> Floats:
-    """The discounts D for the counts c = 0, 1, 2, and 3 or more (4,), by the formula of Chen and Goodman (1999):
-
-    D(c) = c - (c + 1) * Y * n[c + 1] / n[c], with n[c] the number of k-grams of count c and Y = n[1] / (n[1] + 2 n[2]).
-
-    In a short text n[c] may be 0, or D(c) too small to leave anything for unseen tokens. Y is used then, the discount
-    for all counts in Kneser-Ney smoothing without the modification.
-    """
-    n: list[int] = np.bincount(np.minimum(counts, 5), minlength=6).tolist()
-    discounts = np.full(4, n[1] / (n[1] + 2 * n[2]) if n[1] else FALLBACK_DISCOUNT)
-    discounts[0] = 0
-    for count in (2, 3) if n[1] else ():  # D(1) is Y
-        denominator = (n[1] + 2 * n[2]) * n[count]
-        numerator = count * denominator - (count + 1) * n[1] * n[count + 1]  # in integers: a zero is exact
-        if numerator > 0:
-            discounts[count] = numerator / denominator
-    return discounts
 
 
 def read_counted(tokens: "Tokens") -> Ids:

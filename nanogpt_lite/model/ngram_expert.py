@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from nanogpt_lite.config.options import NetworkConfig
+from nanogpt_lite.diagnosis.ngram_baseline import estimate_discounts
 from nanogpt_lite.model.ngram_counts import KEPT_COUNTS, NgramCounts, node_lengths
 
-FALLBACK_DISCOUNT = 0.5  # where no n-gram has the count 1, so that nothing can be estimated
 MAX_LOOKUPS = 2**22  # at a time: those of many tokens and a large vocabulary would not fit into memory together
 
 
@@ -67,7 +67,7 @@ class NgramExpert(nn.Module):
         lengths = _require_valid(counts, self.vocab_size, self.order)
         num_nodes = len(lengths)
         parents, keys = _parents_and_keys(counts, self.vocab_size)
-        discounts = torch.tensor([_estimate_discounts(row) for row in counts.counts_of_counts.tolist()])  # (lengths, 4)
+        discounts = torch.tensor([estimate_discounts(row) for row in counts.counts_of_counts.tolist()])  # (lengths, 4)
         discounted = discounts[lengths - 1, counts.counts.clamp(max=3)]  # (E,)
         totals = torch.zeros(num_nodes + 2, dtype=torch.float64).index_add_(0, parents, counts.counts.double())
         reserved = torch.zeros_like(totals).index_add_(0, parents, discounted.double())
@@ -178,20 +178,3 @@ def _require_valid(counts: NgramCounts, vocab_size: int, order: int) -> Tensor:
     if not is_valid:
         raise ValueError("the counts of n-grams are damaged")
     return lengths
-
-
-def _estimate_discounts(n: list[int]) -> list[float]:
-    """The discounts of the counts 0, 1, 2, and 3 or more, by the formula of Chen and Goodman (1999):
-
-    D(c) = c - (c + 1) * Y * n[c + 1] / n[c], with n[c] the number of n-grams of count c and Y = n[1] / (n[1] + 2 n[2]).
-
-    In a short text n[c] may be 0, or D(c) too small to leave anything for unseen tokens. Y is used then, the discount
-    for all counts in Kneser-Ney smoothing without the modification.
-    """
-    discounts = [0.0, *[n[1] / (n[1] + 2 * n[2]) if n[1] else FALLBACK_DISCOUNT] * 3]
-    for count in (2, 3) if n[1] else ():  # D(1) is Y
-        denominator = (n[1] + 2 * n[2]) * n[count]
-        numerator = count * denominator - (count + 1) * n[1] * n[count + 1]  # in integers: a zero is exact
-        if numerator > 0:
-            discounts[count] = numerator / denominator
-    return discounts

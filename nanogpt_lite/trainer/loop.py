@@ -68,7 +68,7 @@ def train_loop(
                     if isinstance(record, EvalRecord | DoneRecord):
                         yield from writer.records()  # those of earlier steps come first
                     yield record
-            except Exception:  # any: what is on disk by now is told all the same
+            except Exception:  # of any kind, and raised again: files that are complete have their records before it
                 yield from writer.written_records()
                 raise
 
