@@ -10,6 +10,7 @@ TINY: dict[str, Any] = {  # 20 steps with dropout, evaluated twice
     "n_head": 2,
     "n_embd": 16,
     "ngram": 1,
+    "ngram_expert": 0,
     "dropout": 0.1,
     "batch_size": 4,
     "max_iters": 20,

@@ -26,7 +26,6 @@ from nanogpt_lite.diagnosis.copies import longest_copies
 from nanogpt_lite.diagnosis.ngram_baseline import read_counted
 from nanogpt_lite.generation.generate import generate
 from nanogpt_lite.model.gpt import GPT
-from nanogpt_lite.model.shallow_copy import copy_modules
 from nanogpt_lite.runs.run_folder import Run, RunLike
 from nanogpt_lite.tokenizers.base import Ids, Tokenizer
 from nanogpt_lite.trainer import evaluation
@@ -144,7 +143,7 @@ def _split_losses(model: GPT, open_data: Callable[[], Dataset], dtype: str) -> _
 
     The dataset is opened here, so that its memory maps are closed at the end, and its files can be removed on Windows.
     """
-    network = _network_alone(model)
+    network = model.without_expert()
     data = open_data()
     with verification.open_verified(data) as (train, val):
         losses = [_split_loss(network, train, dtype), _split_loss(model, val, dtype)]
@@ -153,22 +152,13 @@ def _split_losses(model: GPT, open_data: Callable[[], Dataset], dtype: str) -> _
         return _SplitLosses(losses, [len(train), len(val)], network_val_loss, comparison, data.sha256)
 
 
-def _network_alone(model: GPT) -> GPT:
-    """The network without its n-gram expert; the same object if it has none."""
-    if model.expert is None:
-        return model
-    network = copy_modules(model)
-    network.expert = None
-    return network
-
-
 def _measure_copies(model: GPT, tokenizer: Tokenizer, open_data: Callable[[], Dataset]) -> dict[str, Copies]:
     """The longest spans that the train split has as well: of samples, and of the val split, which copies nothing."""
     with verification.open_verified(open_data()) as (train, val):
         starts = range(0, max(1, len(val) - COPY_TOKENS + 1), max(1, (len(val) - COPY_TOKENS) // COPY_TEXTS))
         texts = {"samples": _sample_tokens(model, tokenizer)}
         if model.expert is not None:
-            texts["samples of the network alone"] = _sample_tokens(_network_alone(model), tokenizer)
+            texts["samples of the network alone"] = _sample_tokens(model.without_expert(), tokenizer)
         texts["the val split"] = [val[start : start + COPY_TOKENS] for start in starts][:COPY_TEXTS]
         counted = read_counted(train)
         return {kind: _describe_copies(longest_copies(ids, counted), tokenizer) for kind, ids in texts.items()}

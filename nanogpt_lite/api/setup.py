@@ -16,7 +16,7 @@ from nanogpt_lite.checkpoint.validation import validate_weights
 from nanogpt_lite.config import presets, recipe
 from nanogpt_lite.config.options import NetworkConfig, TrainConfig
 from nanogpt_lite.config.schema import Role, Value
-from nanogpt_lite.data import batching, preparation
+from nanogpt_lite.data import batching, preparation, verification
 from nanogpt_lite.data.dataset import Dataset
 from nanogpt_lite.device import devices
 from nanogpt_lite.device.distributed import ProcessGroup
@@ -27,7 +27,7 @@ from nanogpt_lite.runs.checkpoint_loading import load_checkpoint
 from nanogpt_lite.runs.run_folder import Run
 from nanogpt_lite.tokenizers.base import Tokenizer
 from nanogpt_lite.tracking.console import Console
-from nanogpt_lite.trainer import ngram_counting
+from nanogpt_lite.trainer import ngram_fitting
 from nanogpt_lite.trainer.state import TrainState, init_state, restore_state
 
 
@@ -79,7 +79,9 @@ def _start(request: TrainRequest, group: ProcessGroup, stack: ExitStack, console
     state = init_state(config, data.tokenizer, dataset_sha256=data.sha256, group=group)
     if initial:
         load_weights(state.model, initial.file)
-    ngram_counting.count_train_split(state.model, data.train)
+    if state.model.expert is not None:
+        with verification.open_verified(data) as (train, _):
+            ngram_fitting.count_train_split(state.model.expert, state.config, train)
     if not group.is_main_process:
         return RunContext(state, data, Path())
     out_dir = run_files.create_run_dir(config.out_dir, data.name)

@@ -51,7 +51,7 @@ def require_same_network(path: Path, stored: Mapping[str, Value], overrides: Map
 def load_weights(model: GPT, saved: TensorFile) -> None:
     """Copy the `model.*` tensors into a model.
 
-    `UserError` unless they have the names and shapes of its parameters, and the counts of its n-gram expert are valid.
+    `UserError` unless they have the names and shapes of its parameters, and its n-gram expert is valid.
     """
     weights = saved.with_prefix("model.")
     if not shapes_match(model, weights):
@@ -64,5 +64,6 @@ def load_weights(model: GPT, saved: TensorFile) -> None:
             counts = NgramCounts(*(weights[f"expert.{name}"].clone() for name in NgramCounts._fields))
             try:
                 model.expert.set_counts(counts)
+                model.expert.set_weight(weights["expert.weight"].item())
             except ValueError as error:
                 raise wrong_weights_error(saved) from error

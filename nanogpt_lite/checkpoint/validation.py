@@ -45,12 +45,13 @@ class _SkipNormalInit(TorchFunctionMode):
 def shapes_match(model: GPT, weights: Mapping[str, Tensor]) -> bool:
     """Whether `weights` are floating-point tensors with the names and shapes of the model's parameters.
 
-    With an n-gram expert, its counts as well, which are integers of any number.
+    With an n-gram expert, its weight and its counts as well, which are integers of any number.
     """
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    counts = (
-        {} if model.expert is None else {f"expert.{name}": t for name, t in model.expert.ngram_counts._asdict().items()}
-    )
+    counts = {}
+    if model.expert is not None:
+        shapes["expert.weight"] = model.expert.weight.shape
+        counts = {f"expert.{name}": tensor for name, tensor in model.expert.ngram_counts._asdict().items()}
     has_counts = all(
         name in weights and (weights[name].dtype, weights[name].dim()) == (tensor.dtype, tensor.dim())
         for name, tensor in counts.items()

@@ -105,7 +105,9 @@ class NetworkOptions(TypedDict, total=False):
     """
 
     ngram_expert_weight: float
-    """weight of the counted n-grams in the mixture (default: 0.3)"""
+    """weight of the counted n-grams in the mixture; 0: chosen on a fiftieth of the train split, which is not trained
+    on (default: 0.0)
+    """
 
 
 class TrainOptions(NetworkOptions, RuntimeOptions, total=False):
@@ -131,6 +133,11 @@ class TrainOptions(NetworkOptions, RuntimeOptions, total=False):
 
     batch_size: int
     """sequences per micro-batch (default: 64 sequences)"""
+
+    batch_sampling: Literal["random", "spread"]
+    """where in the train split the sequences begin: random, as in nanoGPT, or spread, so that all steps together see
+    each token about equally often (default: 'random')
+    """
 
     gradient_accumulation_steps: int
     """micro-batches per optimizer step (default: 1)"""

@@ -143,7 +143,12 @@ class NetworkConfig(Options):
         absent=0,
     )
     ngram_expert_weight: float = network_option(
-        0.3, "weight of the counted n-grams in the mixture", bounds(ge=0, lt=1), absent=0.3, part_of="ngram_expert"
+        0.0,
+        "weight of the counted n-grams in the mixture; 0: chosen on a fiftieth of the train split, which is not "
+        "trained on",
+        bounds(ge=0, lt=1),
+        absent=0.0,
+        part_of="ngram_expert",
     )
 
     def __post_init__(self) -> None:
@@ -182,6 +187,13 @@ class TrainConfig(DataConfig, NetworkConfig, RuntimeConfig):
     )
     max_iters: int = training_option(5000, "optimizer steps", count(ge=1), unit="steps")
     batch_size: int = bits_option(64, "sequences per micro-batch", bounds(ge=1, le=2**20), unit="sequences")
+    batch_sampling: str = training_option(
+        "random",
+        "where in the train split the sequences begin: random, as in nanoGPT, or spread, so that all steps together "
+        "see each token about equally often",
+        one_of("random", "spread"),
+        absent="random",
+    )
     gradient_accumulation_steps: int = bits_option(1, "micro-batches per optimizer step", bounds(ge=1, le=2**20))
     learning_rate: float = training_option(1e-3, "peak learning rate", bounds(gt=0, le=1000))
     min_lr: float = training_option(1e-4, "learning rate at the end of the decay", bounds(ge=0))

@@ -25,6 +25,8 @@ _MODERN: dict[str, Value] = {
     "beta1": 0.8,
     "beta2": 0.95,
     "grad_clip": 0.0,
+    "batch_sampling": "spread",
+    "ngram_expert": 8,
 }
 
 # The defaults of the options are nanoGPT's config/train_shakespeare_char.py.
@@ -69,8 +71,8 @@ PRESETS: dict[str, dict[str, Value]] = {
         "ngram": 4,
         "ngram_dropout": 0.4,
         "weight_decay": 0.2,
-        "max_iters": 840,
-        "eval_interval": 105,
+        "max_iters": 339,
+        "eval_interval": 85,
         "patience": 5,
     },
     # network size and batch size of shakespeare_char; not run on a GPU yet; see `recipe` for other texts

@@ -15,8 +15,11 @@ from nanogpt_lite.config.schema import Value
 
 MIN_STEPS = 20  # fewer would hardly change the weights
 EVALUATIONS = 8  # during the steps of the recipe; a longer run is evaluated as often, so that its best step is seen
+# of a text that is not seen as often as it could be: it is not learned by heart, and its best step is the last one
+EVALUATIONS_OF_LONG_TEXT = 4
 PATIENCE = 5  # evaluations without a new best val loss
 PATIENCE_SHARE = 1 / 12  # of a run that is given more steps: patience is that many of them at least, not a moment
+DOUBLE_COST_VOCAB = 16384  # tokens with which a step takes about twice the time that it takes with few
 LARGE_VOCAB = 512  # above it few n-grams occur often enough, and a network learns the rare ones by heart
 
 Points = tuple[tuple[float, float], ...]
@@ -28,7 +31,7 @@ class Recipe:
     """How long to train on a text, and how to regularise a network that sees it for a number of epochs."""
 
     epochs: float  # passes over the train split, if they need no more than `max_steps`
-    max_steps: int
+    max_steps: int  # with a small vocabulary; fewer in the same time with a large one
     by_epochs: Mapping[str, Points]  # regularisation: the value of an option at a number of epochs
     ngram: int = 1  # the longest n-grams of a small vocabulary, and of one above `LARGE_VOCAB`
     ngram_of_large_vocab: int = 1
@@ -37,7 +40,7 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "modern-cpu": Recipe(
         epochs=10,
-        max_steps=840,
+        max_steps=340,
         by_epochs={
             "dropout": ((3.5, 0.0), (10, 0.2), (20, 0.3)),
             "ngram_dropout": ((3.5, 0.4), (10, 0.6), (20, 0.7)),
@@ -70,9 +73,11 @@ def fit_options(
     if preset not in RECIPES:
         return {}
     recipe, steps_per_epoch = RECIPES[preset], train_tokens / tokens_per_step
-    steps = min(_steps_without_limit(recipe, steps_per_epoch), recipe.max_steps)
+    most_steps, max_steps = _most_steps(recipe, steps_per_epoch), _max_steps(recipe, vocab_size)
+    steps = min(most_steps, max_steps)
     max_iters = max_iters or steps
-    eval_interval = math.ceil(min(max_iters, steps) / EVALUATIONS)
+    evaluations = EVALUATIONS if most_steps <= max_steps else EVALUATIONS_OF_LONG_TEXT
+    eval_interval = math.ceil(min(max_iters, steps) / evaluations)
     return {
         "max_iters": max_iters,
         "eval_interval": eval_interval,
@@ -85,11 +90,11 @@ def fit_options(
     }
 
 
-def steps_for_text(device: str, *, train_tokens: int, tokens_per_step: int) -> tuple[int, int]:
+def steps_for_text(device: str, *, train_tokens: int, vocab_size: int, tokens_per_step: int) -> tuple[int, int]:
     """The steps of the recipe for a kind of device ("cpu", "cuda", …), and those that help if time does not matter."""
     recipe = RECIPES[default_preset(device)]
-    most_steps = _steps_without_limit(recipe, train_tokens / tokens_per_step)
-    return min(most_steps, recipe.max_steps), most_steps
+    most_steps = _most_steps(recipe, train_tokens / tokens_per_step)
+    return min(most_steps, _max_steps(recipe, vocab_size)), most_steps
 
 
 def default_preset(device: str) -> str:
@@ -111,5 +116,11 @@ def interpolate(points: Points, x: float) -> float:
     return points[-1][1]
 
 
-def _steps_without_limit(recipe: Recipe, steps_per_epoch: float) -> int:
+def _most_steps(recipe: Recipe, steps_per_epoch: float) -> int:
+    """The steps that help if time does not matter."""
     return max(math.ceil(recipe.epochs * steps_per_epoch), MIN_STEPS)
+
+
+def _max_steps(recipe: Recipe, vocab_size: int) -> int:
+    """The steps that the time of the recipe is enough for."""
+    return math.ceil(recipe.max_steps / (1 + vocab_size / DOUBLE_COST_VOCAB))

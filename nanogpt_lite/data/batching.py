@@ -21,7 +21,8 @@ from nanogpt_lite.tokenizers.base import Ids
 Batch = tuple[Tensor, Tensor]
 """Inputs x and targets y, both int64 (B, T). The target of a token is the next token."""
 
-TRAIN_STREAM, VAL_STREAM = 0, 1  # part of the counter: independent random numbers for each
+TRAIN_STREAM, VAL_STREAM, SPREAD_STREAM = 0, 1, 2  # part of the counter: independent random numbers for each
+GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)  # (sqrt(5) - 1) / 2, in units of 2**-64
 
 
 class Tokens(Protocol):
@@ -30,6 +31,22 @@ class Tokens(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, part: slice, /) -> Ids: ...
+
+
+class WithoutPart:
+    """A split without the tokens from `start` to before `stop`; nothing is read before a part is asked for."""
+
+    def __init__(self, tokens: Tokens, start: int, stop: int) -> None:
+        self._tokens, self._start, self._left_out = tokens, start, stop - start
+
+    def __len__(self) -> int:
+        return len(self._tokens) - self._left_out
+
+    def __getitem__(self, part: slice, /) -> Ids:
+        first, last, _ = part.indices(len(self))
+        before = self._tokens[first : min(last, self._start)]
+        after = self._tokens[max(first, self._start) + self._left_out : last + self._left_out]
+        return np.concatenate([before, after])
 
 
 def random_batch(
@@ -46,10 +63,29 @@ def random_batch(
     return _gather_windows(tokens, starts, block_size)
 
 
-def random_batches(tokens: Tokens, *, rows: int, block_size: int, seed: int, step: int) -> Iterator[Batch]:
-    """The training batches from `step` on, without end. See `random_batch`."""
+def spread_batch(tokens: Tokens, *, rows: int, block_size: int, seed: int, step: int) -> Batch:
+    """The batch of one step as `random_batch`, but so that all steps together see each token about equally often.
+
+    The position of each next window is the golden ratio of the split further on, from a random position on, and begins
+    again at the end. Of all sequences of that kind it fills a range most evenly, whenever it ends (Knuth, TAOCP 3,
+    section 6.4, theorem S). Random positions miss a third of the tokens in the first epoch.
+    """
+    first = int(np.random.Philox(key=seed, counter=[0, 0, SPREAD_STREAM, 0]).random_raw())
+    numbers = np.arange(step * rows, (step + 1) * rows, dtype=np.uint64)
+    fractions = np.uint64(first) + numbers * GOLDEN_RATIO  # in units of 2**-64, so that overflow begins again, (B,)
+    starts = ((fractions >> np.uint64(11)) * 2.0**-53 * (len(tokens) - block_size)).astype(np.int64)
+    return _gather_windows(tokens, starts, block_size)
+
+
+BATCHES = {"random": random_batch, "spread": spread_batch}  # by the option `batch_sampling`
+
+
+def train_batches(
+    tokens: Tokens, *, rows: int, block_size: int, seed: int, step: int, sampling: str = "random"
+) -> Iterator[Batch]:
+    """The training batches from `step` on, without end. `sampling`: a name in `BATCHES`."""
     while True:
-        yield random_batch(tokens, rows=rows, block_size=block_size, seed=seed, step=step)
+        yield BATCHES[sampling](tokens, rows=rows, block_size=block_size, seed=seed, step=step)
         step += 1
 
 

@@ -202,8 +202,6 @@ def _recorded_options(config: SampleConfig) -> tuple[object, ...]:
 def _addresses(model: GPT) -> Iterator[object]:
     """All that a recording takes from a model: where its tensors are, and what is computed with them."""
     yield model.config
-    if model.expert is not None:
-        yield model.expert.weight  # a number in Python, so a constant in the graph
     for module in model.modules():
         yield type(module)
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):

@@ -8,6 +8,7 @@ D head size (C / H), V vocabulary.
 """
 
 import math
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from nanogpt_lite.model.ngram_embedding import NgramEmbedding
 from nanogpt_lite.model.ngram_expert import NgramExpert
 from nanogpt_lite.model.recomputation import linear_cross_entropy, recomputed
 from nanogpt_lite.model.rotary import RotaryEmbedding
+from nanogpt_lite.model.shallow_copy import copy_modules
 
 
 class GPT(nn.Module):
@@ -76,6 +78,14 @@ class GPT(nn.Module):
         if targets is None:
             return logits, None
         return logits, F.cross_entropy(logits.view(-1, self.vocab_size), targets.reshape(-1))
+
+    def without_expert(self) -> Self:
+        """The network without its n-gram expert, with the same parameters; the same object if it has none."""
+        if self.expert is None:
+            return self
+        network = copy_modules(self)
+        network.expert = None
+        return network
 
     def num_parameters(self, *, positions: bool = True) -> int:
         """Return the number of trained parameters; with `positions=False`, without the position embedding.

@@ -14,7 +14,6 @@ over the vocabulary, so every probability is positive. Where h has no children i
 Letters: B batch, T time, K the order (the longest n-grams), M candidates for the next token, V vocabulary, E nodes.
 """
 
-import math
 from collections.abc import Callable
 from typing import Self
 
@@ -25,6 +24,7 @@ from nanogpt_lite.config.options import NetworkConfig
 from nanogpt_lite.diagnosis.ngram_baseline import estimate_discounts
 from nanogpt_lite.model.ngram_counts import KEPT_COUNTS, NgramCounts, node_lengths
 
+UNFITTED_WEIGHT = 0.4  # the best one for most of the tuning texts of `benchmarks/texts.py`
 MAX_LOOKUPS = 2**22  # at a time: those of many tokens and a large vocabulary would not fit into memory together
 
 
@@ -33,13 +33,15 @@ SERIAL_SEARCHES, FEW_SEARCHES = 200, 4000
 
 
 class NgramExpert(nn.Module):
-    """Probabilities of the next token from counts, mixed with the network's at a constant weight.
+    """Probabilities of the next token from counts, mixed with the network's at the same weight everywhere.
 
     A context is the last 0 to K - 1 tokens, and is given by K nodes of the trie, one for each length: the root first,
     and E + 1 for an n-gram that is not in it. A checkpoint stores the counts (`NgramCounts`), which are buffers as the
-    tables made from them are. Before `set_counts`, each token is as likely as any other.
+    tables made from them are. Before `set_counts`, each token is as likely as any other. The weight of the mixture is
+    `config.ngram_expert_weight`; if that is 0, it is `UNFITTED_WEIGHT` until `set_weight`, see `trainer.ngram_fitting`.
     """
 
+    weight: Tensor  # () float32: of the counted n-grams in the mixture
     keys: Tensor  # (E + 1,) int64: number of the parent * V + token, ascending; then a number above all of them
     kept: Tensor  # (E + 1,) float32: c - D(c); 0 at the end
     scales: Tensor  # (E + 2,) float32: 1 / the sum of the counts of the children; 0 without children
@@ -47,7 +49,8 @@ class NgramExpert(nn.Module):
 
     def __init__(self, config: NetworkConfig, vocab_size: int) -> None:
         super().__init__()
-        self.order, self.weight, self.vocab_size = config.ngram_expert, config.ngram_expert_weight, vocab_size
+        self.order, self.vocab_size = config.ngram_expert, vocab_size
+        self.register_buffer("weight", torch.full((), config.ngram_expert_weight or UNFITTED_WEIGHT))
         empty = torch.zeros(0, dtype=torch.int32)
         counts = NgramCounts(empty, empty, empty.new_zeros(1), torch.zeros(0, KEPT_COUNTS, dtype=torch.int64))
         for name, tensor in counts._asdict().items():
@@ -79,6 +82,12 @@ class NgramExpert(nn.Module):
         self.kept = nn.functional.pad(counts.counts - discounted, (0, 1)).to(device)
         self.scales = torch.where(has_children, 1 / totals, 0.0).float().to(device)
         self.backoffs = torch.where(has_children, reserved / totals, 1.0).float().to(device)
+
+    def set_weight(self, weight: float) -> None:
+        """Mix with this weight from now on. `ValueError` unless it is above 0 and below 1."""
+        if not 0 < weight < 1:
+            raise ValueError(f"the weight of the n-gram expert is {weight}")
+        self.weight.fill_(weight)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move the tables to another device, but keep them in float32 whatever the number format of the network."""
@@ -131,7 +140,7 @@ class NgramExpert(nn.Module):
 
     def _mix(self, network: Tensor, p: Tensor) -> Tensor:
         """The logarithms of mixed probabilities, from those of the network, and from the expert's probabilities."""
-        return torch.logaddexp(network + math.log1p(-self.weight), (p * self.weight).log())
+        return torch.logaddexp(network + torch.log1p(-self.weight), (p * self.weight).log())
 
     def _children(self, nodes: Tensor, tokens: Tensor) -> Tensor:
         """The children of nodes by tokens; E + 1 where there is none."""

@@ -13,6 +13,7 @@ from nanogpt_lite.checkpoint.validation import meta_model
 from nanogpt_lite.config.options import LoadConfig, NetworkConfig, TrainConfig
 from nanogpt_lite.config.schema import Value
 from nanogpt_lite.model.gpt import GPT
+from nanogpt_lite.model.ngram_counts import NgramCounts
 from nanogpt_lite.optim import build
 from nanogpt_lite.runs.checkpoint_loading import load_checkpoint
 from nanogpt_lite.runs.run_folder import Run, RunLike
@@ -49,6 +50,7 @@ class RunSummary(TypedDict):
     parameters_by_part: dict[str, int]
     ngrams: int  # that the n-gram expert has counted; 0 without one
     bytes_of_ngrams: int
+    weight_of_ngrams: float | None  # in the mixture; None without an n-gram expert
     flops_per_token: float
     flops_so_far: float
     bytes_of_weights: int
@@ -78,7 +80,8 @@ def summary(run: RunLike = None, *, checkpoint: str = LoadConfig.checkpoint) -> 
     saved, config, tokenizer = load_checkpoint(run, checkpoint)
     metadata = saved.metadata
     model = meta_model(config, tokenizer.vocab_size)
-    counts = saved.with_prefix("model.expert.")  # of the n-grams, and of the root among them
+    expert = saved.with_prefix("model.expert.")
+    counts = [expert[name] for name in NgramCounts._fields if expert]  # of the n-grams, and of the root among them
     weight_bytes = 4 * model.num_parameters()
     estimate = estimate_memory(
         config, tokenizer.vocab_size, micro_batch=metadata.micro_batch, world_size=metadata.ranks
@@ -92,8 +95,9 @@ def summary(run: RunLike = None, *, checkpoint: str = LoadConfig.checkpoint) -> 
         "best_step": metadata.best_step,
         "parameters": model.num_parameters(),
         "parameters_by_part": _parameters_by_part(model),
-        "ngrams": max(map(len, counts.values()), default=1) - 1,
-        "bytes_of_ngrams": sum(tensor.nbytes for tensor in counts.values()),
+        "ngrams": max(map(len, counts), default=1) - 1,
+        "bytes_of_ngrams": sum(tensor.nbytes for tensor in counts),
+        "weight_of_ngrams": expert["weight"].item() if expert else None,
         "flops_per_token": model.flops_per_token(),
         "flops_so_far": model.flops_per_token() * config.tokens_per_step * metadata.step,
         "bytes_of_weights": weight_bytes,
@@ -146,7 +150,10 @@ def format_text(content: RunSummary) -> str:
     }
     if content["ngrams"]:
         size = format_number(content["bytes_of_ngrams"])
-        lines["n-grams"] = f"{content['ngrams']:,} of up to {network['ngram_expert']} tokens, {size}B"
+        lines["n-grams"] = (
+            f"{content['ngrams']:,} of up to {network['ngram_expert']} tokens, {size}B; their weight in the mixture is "
+            f"{content['weight_of_ngrams']:.2f}"
+        )
     if content["fallbacks"]:
         lines["without"] = "; ".join(content["fallbacks"])
     if (result := content["result"]) is not None:

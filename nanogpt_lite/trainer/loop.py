@@ -16,8 +16,9 @@ from nanogpt_lite.data import batching
 from nanogpt_lite.data.batching import Batch, Tokens
 from nanogpt_lite.device import profiling
 from nanogpt_lite.device.distributed import Forward
+from nanogpt_lite.tokenizers.base import Ids
 from nanogpt_lite.tracking.records import DoneRecord, EvalRecord, MicroBatchRecord, Record, StopReason
-from nanogpt_lite.trainer import evaluation, training_records
+from nanogpt_lite.trainer import evaluation, ngram_fitting, training_records
 from nanogpt_lite.trainer.checkpoint_writer import CheckpointWriter
 from nanogpt_lite.trainer.network_setup import prepare_network
 from nanogpt_lite.trainer.state import TrainState, require_finite
@@ -37,7 +38,7 @@ def train_loop(
 ) -> Generator[Record, None, None]:
     """Train until there is a reason to stop (see `StopReason`), and yield a record of each event when it has happened.
 
-    `train_tokens` and `val_tokens` are the splits, shape (tokens,). `train_batches` replaces random batches of the
+    `train_tokens` and `val_tokens` are the splits, shape (tokens,). `train_batches` replaces the batches of the
     train split: from step `state.step` on, each with `batch_size * gradient_accumulation_steps` rows. With
     `chars_per_token`, of the val split, evaluations also give the loss per character. `stop()` is called before each
     step and during evaluations. The caller sets the number of threads and the precision (`devices.compute_settings`).
@@ -50,8 +51,14 @@ def train_loop(
     """
     config = state.config
     batching.require_length(train_tokens, val_tokens, block_size=config.block_size, sampled_val=config.eval_iters > 0)
-    train_batches = train_batches or batching.random_batches(
-        train_tokens, rows=config.rows_per_step, block_size=config.block_size, seed=config.seed, step=state.step
+    trained_tokens, held_out = ngram_fitting.split_held_out(config, train_tokens)
+    train_batches = train_batches or batching.train_batches(
+        trained_tokens,
+        rows=config.rows_per_step,
+        block_size=config.block_size,
+        seed=config.seed,
+        step=state.step,
+        sampling=config.batch_sampling,
     )
     with profiling.trace_steps(config.trace, state.device, state.group) as profiler_step:
         micro_batch = state.micro_batch
@@ -62,7 +69,7 @@ def train_loop(
         if state.micro_batch < micro_batch:
             yield MicroBatchRecord(step=state.step, rows=state.micro_batch)
         with CheckpointWriter(state, out_dir) as writer:
-            evaluate = partial(_evaluate_and_save, state, val_tokens, writer, chars_per_token, stop)
+            evaluate = partial(_evaluate_and_save, state, val_tokens, held_out, writer, chars_per_token, stop)
             try:
                 for record in _run_steps(state, forward, train_batches, evaluate, writer, stop, profiler_step):
                     if isinstance(record, EvalRecord | DoneRecord):
@@ -146,11 +153,13 @@ def _is_eval_due(state: TrainState, reason: StopReason | None) -> bool:
 def _evaluate_and_save(
     state: TrainState,
     val_tokens: Tokens,
+    held_out: Ids,
     writer: CheckpointWriter,
     chars_per_token: float | None,
     stop: Callable[[], bool],
 ) -> Iterator[Record]:
     """An evaluation and the checkpoints after it; nothing if `stop()` became true meanwhile."""
+    ngram_fitting.fit_weight(state, held_out)
     val_loss = evaluation.val_loss(state, val_tokens, stop=stop)
     if val_loss is None:
         return

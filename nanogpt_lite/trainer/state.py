@@ -107,13 +107,14 @@ def save_state(state: TrainState, path: Path) -> None:
 def checkpoint_tensors(state: TrainState) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a checkpoint: `model.NAME` and `optimizer.NAME.KEY`.
 
-    `model` has each parameter and the counts of the n-gram expert.
+    `model` has each parameter, and the counts and the weight of the n-gram expert.
     """
     for name, parameter in state.model.named_parameters():
         yield f"model.{name}", parameter
     if state.model.expert is not None:
         for name, tensor in state.model.expert.ngram_counts._asdict().items():
             yield f"model.expert.{name}", tensor
+        yield "model.expert.weight", state.model.expert.weight
     for name, parameter in state.model.named_parameters():
         for key, value in state.optimizer.state[parameter].items():
             yield f"optimizer.{name}.{key}", value

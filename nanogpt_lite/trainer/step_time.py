@@ -25,7 +25,7 @@ def measure_step_seconds(config: TrainConfig, tokenizer: Tokenizer, tokens: Toke
     deadline = time.perf_counter() + max_seconds
     state = init_state(config, tokenizer)
     config, seconds = state.config, []
-    batches = batching.random_batches(
+    batches = batching.train_batches(
         tokens, rows=config.rows_per_step, block_size=config.block_size, seed=config.seed, step=0
     )
     with devices.compute_settings(config.threads, tf32=config.tf32), memory.retain_heap():

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import forked_ranks
+import numpy as np
 import pytest
 import torch
 from tiny import TINY
@@ -16,6 +17,7 @@ from nanogpt_lite.runs import run_summary
 
 OPTIONS = {**TINY, "dtype": "float32", "ngram_expert": 4, "ngram_expert_weight": 0.5}
 COUNTS = [f"model.expert.{name}" for name in NgramCounts._fields]
+EXPERT = {*COUNTS, "model.expert.weight"}
 
 
 def test_training_is_that_of_the_network_alone_and_its_val_loss_that_of_the_mixture(text_file):
@@ -23,7 +25,7 @@ def test_training_is_that_of_the_network_alone_and_its_val_loss_that_of_the_mixt
     losses = [[r["loss"] for r in run.metrics if r["kind"] == "step"] for run in (alone, mixed)]
     assert losses[0] == losses[1]
     weights = [read_checkpoint(run.out_dir / "last.safetensors").tensors for run in (alone, mixed)]
-    assert set(weights[1]) - set(weights[0]) == set(COUNTS)
+    assert set(weights[1]) - set(weights[0]) == EXPERT
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
     results = [ng.evaluate(run) for run in (alone, mixed)]
     assert results[0]["network_val_loss"] is None
@@ -33,16 +35,22 @@ def test_training_is_that_of_the_network_alone_and_its_val_loss_that_of_the_mixt
     assert results[1]["val_loss"] == pytest.approx(mixed.best_val_loss, abs=1e-5)
 
 
-def test_the_counts_are_those_of_the_train_split_and_exact_on_resume(text_file):
-    whole = ng.train("bottles.txt", **OPTIONS)
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_the_counts_are_those_of_the_train_split_and_exact_on_resume(text_file, weight):
+    options = {**OPTIONS, "ngram_expert_weight": weight}
+    whole = ng.train("bottles.txt", **options)
     data = ng.prepare("bottles.txt")
-    expected = count_ngrams(torch.from_numpy(data.train[:].astype("int64")), data.tokenizer.vocab_size, 4)
+    held_out = 0 if weight else len(data.train) // 50
+    start = (len(data.train) - held_out) // 2
+    counted = torch.from_numpy(np.delete(data.train, slice(start, start + held_out)).astype("int64"))
+    expected = count_ngrams(counted, data.tokenizer.vocab_size, 4)
     stored = read_checkpoint(whole.out_dir / "last.safetensors").tensors
     assert all(torch.equal(stored[name], counts) for name, counts in zip(COUNTS, expected, strict=True))
-    part = ng.train("bottles.txt", **{**OPTIONS, "max_iters": 10, "lr_decay_iters": 20})
+    part = ng.train("bottles.txt", **{**options, "max_iters": 10, "lr_decay_iters": 20})
     resumed = ng.train(out_dir=part.out_dir, init_from="resume", max_iters=20)
     files = [(run.out_dir / "last.safetensors").read_bytes() for run in (whole, resumed)]
     assert files[0] == files[1]
+    assert (stored["model.expert.weight"].item() == 0.5) == (weight == 0.5)
     repeated = ng.train(config=whole.out_dir / "config.json", out_dir="repeated")
     assert (repeated.out_dir / "last.safetensors").read_bytes() == files[0]
 
@@ -58,13 +66,17 @@ def test_a_new_run_from_its_weights_counts_its_own_text(text_file):
 
 
 @pytest.mark.posix("forks ranks")
-def test_ranks_have_the_loss_of_one_process(text_file):
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_ranks_have_the_loss_of_one_process(text_file, weight):
     ng.prepare("bottles.txt")
-    assert forked_ranks.run(2, train_once, {"out_dir": "runs/two"}, 1) == [0, 0]
-    train_once({"out_dir": "runs/one"})
+    options = {"ngram_expert_weight": weight}
+    assert forked_ranks.run(2, train_once, {"out_dir": "runs/two", **options}, 1) == [0, 0]
+    train_once({"out_dir": "runs/one", **options})
     one, two = (read_checkpoint(Path(f"runs/{name}/last.safetensors")) for name in ("one", "two"))
     assert one.metadata.best_val_loss == pytest.approx(two.metadata.best_val_loss, abs=1e-4)
     assert all(torch.equal(one.tensors[name], two.tensors[name]) for name in COUNTS)
+    weights = [saved.tensors["model.expert.weight"].item() for saved in (one, two)]
+    assert weights[0] == pytest.approx(weights[1], abs=1e-3)
 
 
 def train_once(options, *_):
@@ -93,9 +105,15 @@ def test_damaged_counts_in_a_checkpoint_are_an_error(text_file):
         write_checkpoint(path, {**saved.tensors, name: damaged}, saved.metadata)
         with pytest.raises(ng.UserError, match="do not fit the network that its config describes"):
             ng.load(run)
-    write_checkpoint(path, {n: t for n, t in saved.tensors.items() if n != name}, saved.metadata)
-    with pytest.raises(ng.UserError, match="do not fit the network"):
-        ng.load(run)
+    name = "model.expert.weight"
+    for weight in (0.0, 1.0, -0.1, float("nan"), [0.5]):
+        write_checkpoint(path, {**saved.tensors, name: torch.tensor(weight)}, saved.metadata)
+        with pytest.raises(ng.UserError, match="do not fit the network"):
+            ng.load(run)
+    for name in EXPERT:
+        write_checkpoint(path, {n: t for n, t in saved.tensors.items() if n != name}, saved.metadata)
+        with pytest.raises(ng.UserError, match="do not fit the network"):
+            ng.load(run)
 
 
 def test_copies_of_samples_are_measured_with_the_expert_and_without(text_file, capsys):
@@ -124,9 +142,12 @@ def test_info_shows_the_size_of_the_table(text_file):
     content = ng.summary(run)
     assert content["ngrams"] == len(stored["model.expert.tokens"])
     assert content["bytes_of_ngrams"] == sum(stored[name].nbytes for name in COUNTS)
-    assert f"n-grams:      {content['ngrams']:,} of up to 4 tokens, " in run_summary.format_text(content)
+    assert content["weight_of_ngrams"] == 0.5
+    text = run_summary.format_text(content)
+    assert f"n-grams:      {content['ngrams']:,} of up to 4 tokens, " in text
+    assert "; their weight in the mixture is 0.50\n" in text
     plain = ng.summary(ng.train("bottles.txt", **{**OPTIONS, "ngram_expert": 0, "max_iters": 1}))
-    assert (plain["ngrams"], plain["bytes_of_ngrams"]) == (0, 0)
+    assert (plain["ngrams"], plain["bytes_of_ngrams"], plain["weight_of_ngrams"]) == (0, 0, None)
     assert "n-grams" not in run_summary.format_text(plain)
 
 

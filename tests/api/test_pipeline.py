@@ -100,7 +100,7 @@ def test_float16_steps_skipped_by_the_scaler_are_logged(text_file, monkeypatch):
     run = ng.train("bottles.txt", dtype="float16", log_interval=1, **TINY)
     norms = [record["grad_norm"] for record in run.metrics if record["kind"] == "step"]
     assert norms[0] is None
-    assert isinstance(norms[-1], float)
+    assert any(isinstance(norm, float) for norm in norms[1:])
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b"{}", b'{"dataset": 3}', b"\xff"])

@@ -6,6 +6,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tiny import TINY
@@ -36,9 +37,9 @@ def config_of(dataset="bottles.txt", **options):
 
 def test_a_run_without_max_iters_has_the_recipe_for_its_text(text_file, capsys):
     with closing(Console(bar=False)) as console:
-        config = config_of(console=console)
+        config = config_of(console=console, batch_size=64)
     data = ng.prepare("bottles.txt")
-    vocab_size, per_step = data.tokenizer.vocab_size, 32 * SMALL["block_size"]
+    vocab_size, per_step = data.tokenizer.vocab_size, 64 * SMALL["block_size"]
     fitted = recipe.fit_options(
         "modern-cpu", train_tokens=len(data.train), vocab_size=vocab_size, tokens_per_step=per_step
     )
@@ -82,12 +83,12 @@ def test_presets_of_nanogpt_do_not_follow_the_text(text_file, preset):
 
 def test_initial_weights_keep_their_network_and_get_the_training_of_the_recipe(text_file):
     parent = ng.train("bottles.txt", **SMALL, preset="cpu", max_iters=2, out_dir="parent")
-    options = {name: SMALL[name] for name in ("device", "threads", "batch_size")}
+    options: dict[str, Any] = {"device": "cpu", "threads": 1, "batch_size": 64}
     with closing(ng.training("bottles.txt", init_from=parent.out_dir, out_dir="child", **options)) as records:
         next(records)
     config = stored_config("child")
     assert (config["n_embd"], config["position"]) == (SMALL["n_embd"], "learned")
-    assert config["max_iters"] == -(-10 * len(ng.prepare("bottles.txt").train) // (32 * SMALL["block_size"]))
+    assert config["max_iters"] == -(-10 * len(ng.prepare("bottles.txt").train) // (64 * SMALL["block_size"]))
 
 
 def test_minutes_become_the_steps_that_fit_and_are_stored(text_file, monkeypatch):

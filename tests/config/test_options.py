@@ -81,6 +81,7 @@ BOUNDARIES: dict[str, tuple[list[Any], list[Any]]] = {  # name: (last valid valu
     "rope_theta": ([0, 1, 1e12], [-1, 0.5, 1e13]),
     "ngram": ([1], [0]),
     "ngram_rows": ([1], [0]),
+    "batch_sampling": (["random", "spread"], ["even", ""]),
     "ngram_expert": ([0, 16], [-1, 17]),
     "ngram_expert_weight": ([0, 0.99], [-0.1, 1]),
     "init_from": (["x"], [""]),

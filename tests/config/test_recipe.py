@@ -35,11 +35,13 @@ def test_a_longer_text_gets_no_fewer_steps_and_no_more_regularisation(preset):
 
 @pytest.mark.parametrize("preset", recipe.RECIPES)
 @pytest.mark.parametrize("train_tokens", SIZES)
-def test_values_are_valid_options_with_eight_evaluations_and_bounded_steps(preset, train_tokens):
+def test_values_are_valid_options_with_bounded_steps_and_fewer_evaluations_on_a_long_text(preset, train_tokens):
     fitted = fit(preset, train_tokens)
     config = TrainConfig.from_dict({**PRESETS[preset], **fitted})
     assert recipe.MIN_STEPS <= config.max_iters <= recipe.RECIPES[preset].max_steps
-    assert 6 <= config.max_iters / config.eval_interval <= 8
+    epochs = config.max_iters * TOKENS_PER_STEP[preset] / train_tokens
+    is_long = epochs < recipe.RECIPES[preset].epochs
+    assert (3 if is_long else 6) < config.max_iters / config.eval_interval <= (4 if is_long else 8)
 
 
 def test_a_longer_training_on_the_same_text_is_regularised_more_and_evaluated_as_often():
@@ -58,6 +60,14 @@ def test_a_large_vocabulary_has_shorter_n_grams():
     assert fit("modern", 54_000)["ngram"] == TrainConfig().ngram
 
 
+def test_a_larger_vocabulary_has_fewer_steps_in_the_same_time_but_not_on_a_short_text():
+    sizes = (65, 512, 4096, 50_257)
+    steps = [fit("modern-cpu", 10**7, vocab_size)["max_iters"] for vocab_size in sizes]
+    assert steps == sorted(steps, reverse=True)
+    assert (steps[0], steps[2]) == (339, 272)
+    assert len({fit("modern-cpu", 20_000, vocab_size)["max_iters"] for vocab_size in sizes}) == 1
+
+
 def test_other_presets_are_the_same_for_every_text():
     assert set(recipe.RECIPES) == {"modern-cpu", "modern"}
     for preset in (*(set(PRESETS) - set(recipe.RECIPES)), ""):
@@ -68,7 +78,7 @@ def test_other_presets_are_the_same_for_every_text():
 def test_the_steps_that_would_help_are_those_of_the_recipe_on_a_short_text_and_more_on_a_long_one(device, preset):
     for train_tokens in (54_000, 10**8):
         steps, most_steps = recipe.steps_for_text(
-            device, train_tokens=train_tokens, tokens_per_step=TOKENS_PER_STEP[preset]
+            device, train_tokens=train_tokens, vocab_size=65, tokens_per_step=TOKENS_PER_STEP[preset]
         )
         assert steps == fit(preset, train_tokens)["max_iters"]
         assert (most_steps > steps) == (train_tokens == 10**8)

@@ -52,6 +52,7 @@ OTHER_VALUES = {  # another value of each option of the network, with which the 
     "ngram_rows": 32,
     "ngram_expert": 2,
     "ngram_expert_weight": 0.7,
+    "batch_sampling": "spread",
     "dropout": 0.5,
     "fast_dropout": False,
     "checkpoint_activations": True,

@@ -13,12 +13,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nanogpt_lite.data.batching import (
+    BATCHES,
     TRAIN_STREAM,
     VAL_STREAM,
+    WithoutPart,
     all_windows,
     random_batch,
-    random_batches,
     require_length,
+    spread_batch,
+    train_batches,
 )
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.tokenizers.base import Ids
@@ -36,11 +39,13 @@ def number_in(text: str, pattern: str) -> int:
     return int(match[1])
 
 
-def test_batch_of_a_step_does_not_depend_on_the_first_step():
+@pytest.mark.parametrize("sampling", BATCHES)
+def test_batch_of_a_step_does_not_depend_on_the_first_step(sampling):
     options = {"rows": 5, "block_size": 8, "seed": 3}
     for start in (0, 1, 7, 1000):
-        for number, (x, y) in enumerate(itertools.islice(random_batches(TOKENS, step=start, **options), 4)):
-            expected_x, expected_y = random_batch(TOKENS, step=start + number, **options)
+        batches = train_batches(TOKENS, step=start, sampling=sampling, **options)
+        for number, (x, y) in enumerate(itertools.islice(batches, 4)):
+            expected_x, expected_y = BATCHES[sampling](TOKENS, step=start + number, **options)
             assert torch.equal(x, expected_x)
             assert torch.equal(y, expected_y)
 
@@ -56,23 +61,25 @@ def test_batch_does_not_use_or_change_global_rng_state():
     assert torch.equal(first[0], random_batch(TOKENS, rows=4, block_size=8, seed=1, step=2)[0])
 
 
-def test_batch_is_the_same_in_another_process():
-    code = """
+@pytest.mark.parametrize("sampling", BATCHES)
+def test_batch_is_the_same_in_another_process(sampling):
+    code = f"""
 import numpy, hashlib
-from nanogpt_lite.data.batching import random_batch
-x, y = random_batch(numpy.arange(5000, dtype="uint16"), rows=64, block_size=32, seed=2**63 - 1, step=12345)
+from nanogpt_lite.data.batching import BATCHES
+x, y = BATCHES["{sampling}"](numpy.arange(5000, dtype="uint16"), rows=64, block_size=32, seed=2**63 - 1, step=12345)
 print(hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    x, y = random_batch(np.arange(5000, dtype="uint16"), rows=64, block_size=32, seed=2**63 - 1, step=12345)
+    x, y = BATCHES[sampling](np.arange(5000, dtype="uint16"), rows=64, block_size=32, seed=2**63 - 1, step=12345)
     assert done.stdout.strip() == hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest()
 
 
 @settings(deadline=None)
+@pytest.mark.parametrize("sampling", BATCHES)
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 40), st.integers(0, 2**63 - 1), st.integers(0, 10**9))
-def test_rows_are_windows_and_targets_are_the_next_tokens(rows, block_size, longer, seed, step):
+def test_rows_are_windows_and_targets_are_the_next_tokens(sampling, rows, block_size, longer, seed, step):
     tokens = np.random.default_rng(1).permutation(1000).astype(np.uint16)[: block_size + longer]
-    x, y = random_batch(tokens, rows=rows, block_size=block_size, seed=seed, step=step)
+    x, y = BATCHES[sampling](tokens, rows=rows, block_size=block_size, seed=seed, step=step)
     assert x.shape == y.shape == (rows, block_size)
     assert x.dtype == y.dtype == torch.int64
     for inputs, targets in zip(x.numpy(), y.numpy(), strict=True):
@@ -169,3 +176,43 @@ def test_split_shorter_than_one_window_is_refused(block_size, short):
         require_length(train, val, block_size=recommended, sampled_val=True)
         with pytest.raises(UserError):
             require_length(train, val, block_size=recommended + 1, sampled_val=True)
+
+
+def times_seen(sampling, *, rows, first_step, steps, block_size=16, length=20_003, seed=1):
+    """How often each of `length` tokens is a target in `steps` batches."""
+    tokens, seen = np.arange(length, dtype=np.uint16), np.zeros(length, dtype=np.int64)
+    batches = train_batches(tokens, rows=rows, block_size=block_size, seed=seed, step=first_step, sampling=sampling)
+    for _, targets in itertools.islice(batches, steps):
+        np.add.at(seen, targets.numpy().ravel(), 1)
+    return seen[2 * block_size : -2 * block_size]  # no window begins before the first token or ends after the last one
+
+
+@pytest.mark.parametrize(("seed", "first_step"), [(1, 0), (2, 0), (1, 10**9)])
+def test_spread_batches_see_each_token_about_equally_often(seed, first_step):
+    epoch = 125  # steps of ten windows of 16 of the 20,003 tokens
+    options = {"rows": 10, "seed": seed, "first_step": first_step}
+    one, ten = (times_seen("spread", steps=steps, **options) for steps in (epoch, 10 * epoch))
+    assert (one == 0).mean() < 0.2
+    assert one.max() <= 2
+    assert ten.max() <= 12
+    assert ten.min() >= 8
+    at_random = times_seen("random", steps=epoch, **options)
+    assert (at_random == 0).mean() == pytest.approx(np.exp(-1), abs=0.03)
+
+
+def test_spread_batches_begin_elsewhere_with_another_seed_and_each_has_windows_from_the_whole_split():
+    tokens = np.arange(60_000, dtype=np.uint16)
+    one, other = (spread_batch(tokens, rows=32, block_size=8, seed=seed, step=0)[0][:, 0] for seed in (1, 2))
+    assert not np.isin(one.numpy(), other.numpy()).any()
+    for step in (0, 7, 10**12):
+        starts = spread_batch(tokens, rows=32, block_size=8, seed=1, step=step)[0][:, 0].sort().values
+        assert starts.diff().max() < 3 * 60_000 / 32
+
+
+@pytest.mark.parametrize(("start", "stop"), [(300, 350), (0, 7), (990, 1000), (500, 500), (0, 1000)])
+def test_a_split_without_a_part_is_like_one_that_never_had_it(start, stop):
+    without, expected = WithoutPart(TOKENS, start, stop), np.delete(TOKENS, slice(start, stop))
+    assert len(without) == len(expected)
+    parts = [(0, 10), (290, 310), (300, 305), (295, 300), (900, 2000), (-3, None), (None, 5), (None, None), (700, 600)]
+    for part in itertools.starmap(slice, parts):
+        assert without[part].tolist() == expected[part].tolist()

@@ -284,14 +284,15 @@ def test_logits_that_are_no_numbers_are_no_fault_of_recording(log):
     assert log.counts()["replay"] > 0
 
 
-def test_another_weight_of_the_expert_is_another_recording(log):
+def test_a_recording_reads_the_weight_of_the_expert_from_memory(log):
     model, recordings = random_variant(EXPERT), Recordings()
     texts = []
     for weight in (0.1, 0.97):
-        model.expert.weight = weight
+        model.expert.set_weight(weight)
         texts.append(text_of(model, make_prompts(2, 4), recordings=recordings))
         assert torch.equal(texts[-1], text_of(model, make_prompts(2, 4), use_cache=False))
     assert not torch.equal(*texts)
+    assert log.counts()["capture"] == 1
 
 
 def test_an_error_in_a_capture_does_not_keep_its_tensors(log, monkeypatch):

@@ -55,7 +55,9 @@ def test_transformers_loads_an_exported_model_with_equal_logits_and_ids(text_fil
 
 def test_a_network_that_transformers_lacks_is_not_exported(text_file):
     run = ng.train("bottles.txt", preset="modern-cpu", **SHORT, **SHAPE)
-    with pytest.raises(ng.UserError, match=r"position=rotary, qk_norm=True, ngram=4, activation=relu2; .* `preset="):
+    with pytest.raises(
+        ng.UserError, match=r"rotary, qk_norm=True, ngram=4, ngram_expert=8, activation=relu2; .* `preset="
+    ):
         conversion.to_huggingface(run, "exported")
     assert not Path("exported").exists()
 

@@ -69,7 +69,10 @@ def test_exported_optimizer_state_loads_into_pytorch_adamw(nanogpt_ckpt):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"preset": "modern-cpu"}, "position=rotary, qk_norm=True, activation=relu2, tied=False, ngram=4"),
+        (
+            {"preset": "modern-cpu"},
+            "position=rotary, qk_norm=True, activation=relu2, tied=False, ngram=4, ngram_expert=8",
+        ),
         ({"tokenizer": "byte"}, "tokenizer=byte"),
         ({"activation": "gelu_tanh"}, "activation=gelu_tanh"),
     ],

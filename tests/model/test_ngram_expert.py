@@ -125,10 +125,21 @@ def test_the_network_gives_the_mixture_in_evaluation_and_itself_in_training():
     assert loss.item() == alone(ids, targets)[1].item()
 
 
-def test_a_weight_of_zero_is_the_network_alone():
-    model = random_gpt(SMALL.replace({**EXPERT, "ngram_expert_weight": 0.0}))
-    ids = random_ids(2, 9)
-    assert torch.allclose(model(ids)[0], random_gpt(SMALL)(ids)[0].log_softmax(-1), atol=1e-6)
+def test_a_tiny_weight_is_almost_the_network_alone_and_without_the_expert_it_is_the_network():
+    model = random_gpt(SMALL.replace({**EXPERT, "ngram_expert_weight": 0.25}))
+    alone, ids = random_gpt(SMALL)(random_ids(2, 9))[0], random_ids(2, 9)
+    assert torch.equal(model.without_expert()(ids)[0], alone)
+    assert model.without_expert().without_expert().expert is None
+    model.expert.set_weight(1e-7)
+    assert torch.allclose(model(ids)[0], alone.log_softmax(-1), atol=1e-5)
+
+
+def test_a_weight_that_is_to_be_fitted_has_a_first_value_and_one_outside_of_0_and_1_is_an_error():
+    expert = random_gpt(SMALL.replace(EXPERT)).expert
+    assert expert.weight.item() == pytest.approx(ngram_expert.UNFITTED_WEIGHT)
+    for weight in (0.0, 1.0, -0.5, float("nan")):
+        with pytest.raises(ValueError, match="weight of the n-gram expert"):
+            expert.set_weight(weight)
 
 
 def test_tables_stay_in_float32_whatever_the_format_of_the_network():

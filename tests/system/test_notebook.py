@@ -58,7 +58,7 @@ def test_notebook_runs_from_top_to_bottom(notebook):
     width, height = struct.unpack(">II", picture[16:24])
     assert (width, height) > (300, 200)
     assert printed(streamed).startswith("7 green")
-    assert "torch.Size([1, 14, " in displayed(loaded, "text/plain")[0]
+    assert "torch.Size([1, 15, " in displayed(loaded, "text/plain")[0]
 
 
 @pytest.mark.slow

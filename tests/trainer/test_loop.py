@@ -230,13 +230,13 @@ def test_a_text_shorter_than_a_block_is_an_error(tmp_path):
 def test_given_batches_train_like_the_same_random_batches(tmp_path):
     """The default batches as an argument give the default run."""
     _, expected = train(tmp_path / "a")
-    given = batching.random_batches(TRAIN, rows=4, block_size=8, seed=1337, step=0)
+    given = batching.train_batches(TRAIN, rows=4, block_size=8, seed=1337, step=0)
     _, got = train(tmp_path / "b", train_batches=given)
     assert [r.loss for r in records_of(StepRecord, got)] == [r.loss for r in records_of(StepRecord, expected)]
 
 
 def test_a_run_stops_when_the_given_batches_end(tmp_path):
-    given = batching.random_batches(TRAIN, rows=4, block_size=8, seed=1337, step=0)
+    given = batching.train_batches(TRAIN, rows=4, block_size=8, seed=1337, step=0)
     _, records = train(tmp_path, train_batches=itertools.islice(given, 3))
     assert (records[-1].reason, records[-1].step) == ("batches", 3)
     assert read_checkpoint(tmp_path / "last.safetensors").metadata.step == 3

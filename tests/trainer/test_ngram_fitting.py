@@ -1,0 +1,140 @@
+"""The held-out tokens and the weight of the mixture that they choose."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from random_gpt import EXPERT, SMALL, VOCAB, random_ids
+
+from nanogpt_lite.config.options import NetworkConfig, TrainConfig
+from nanogpt_lite.model.ngram_expert import UNFITTED_WEIGHT
+from nanogpt_lite.tokenizers.char import CharTokenizer
+from nanogpt_lite.trainer import loop, ngram_fitting
+from nanogpt_lite.trainer.state import init_state
+
+FITTED = NetworkConfig(block_size=16, ngram_expert=3)
+TOKENIZER = CharTokenizer("".join(map(chr, range(97, 97 + VOCAB))))
+CONFIG = TrainConfig.from_dict(
+    {
+        **SMALL.stored(),
+        **EXPERT,
+        "device": "cpu",
+        "dtype": "float32",
+        "threads": 1,
+        "batch_size": 4,
+        "max_iters": 4,
+        "eval_interval": 2,
+        "batch_sampling": "spread",
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("length", "held_out"), [(10, 0), (99, 0), (100, 2), (1000, 20), (409_600, 8192), (10_000_000, 8192)]
+)
+def test_a_fiftieth_is_held_out_of_a_text_that_is_not_short_and_at_most_a_fixed_number(length, held_out):
+    tokens = np.arange(length) % 7
+    trained, rest = ngram_fitting.split_held_out(FITTED, tokens)
+    assert (len(trained), len(rest)) == (length - held_out, held_out)
+    start = (length - held_out) // 2
+    assert np.array_equal(np.insert(trained[:], start, rest), tokens)
+
+
+@pytest.mark.parametrize("changes", [{"ngram_expert": 0}, {"ngram_expert_weight": 0.2}, {"block_size": 990}])
+def test_nothing_is_held_out_without_a_weight_to_choose_or_if_the_rest_were_too_short(changes):
+    trained, rest = ngram_fitting.split_held_out(FITTED.replace(changes), np.arange(1000))
+    assert (len(trained), len(rest)) == (1000, 0)
+
+
+def test_the_weight_is_the_most_likely_one():
+    generator = torch.Generator().manual_seed(0)
+    p, q = (torch.rand(5000, generator=generator) ** power for power in (1, 3))
+    prior = torch.cat([torch.full((40,), 1.0), torch.zeros(60)])  # a weight of 0.4 is the best for these alone
+    p, q = torch.cat([p, 1 - prior]).double(), torch.cat([q, prior]).double()
+    grid = torch.arange(1, 1000).double() / 1000
+    log_likelihoods = torch.stack([((1 - w) * p + w * q).log().sum() for w in grid])
+    weight = ngram_fitting._best_weight(p[:5000], q[:5000])
+    assert weight == pytest.approx(grid[log_likelihoods.argmax()].item(), abs=0.002)
+    assert 0.05 < weight < 0.35, "not the start"
+
+
+@pytest.mark.parametrize(("of_network", "of_counts", "least", "most"), [(0.9, 1e-9, 0, 0.03), (1e-9, 0.9, 0.97, 1)])
+def test_a_model_that_is_always_wrong_gets_hardly_any_weight(of_network, of_counts, least, most):
+    weight = ngram_fitting._best_weight(torch.full((8192,), of_network), torch.full((8192,), of_counts))
+    assert least < weight < most
+
+
+def test_few_held_out_tokens_hardly_decide():
+    weight = ngram_fitting._best_weight(torch.tensor([0.9, 0.9]), torch.tensor([0.1, 0.1]))
+    assert UNFITTED_WEIGHT - 0.02 < weight < UNFITTED_WEIGHT
+
+
+class Recorded:
+    """Token ids that note which of them were read."""
+
+    def __init__(self, tokens):
+        self.tokens, self.was_read = tokens, np.zeros(len(tokens), dtype=bool)
+
+    def __len__(self):
+        return len(self.tokens)
+
+    def __getitem__(self, part):
+        self.was_read[part] = True
+        return self.tokens[part]
+
+
+@pytest.mark.parametrize("sampling", ["random", "spread"])
+def test_the_network_does_not_see_the_held_out_tokens(tmp_path, monkeypatch, sampling):
+    tokens, held_out = Recorded(random_ids(1, 2000)[0].numpy()), slice(980, 1020)
+    val = random_ids(1, 100, seed=2)[0].numpy()
+    state = init_state(CONFIG.replace({"batch_sampling": sampling, "batch_size": 64}), TOKENIZER)
+    fitted_on = []
+    monkeypatch.setattr(ngram_fitting, "fit_weight", lambda _, held_out: fitted_on.append(held_out.tolist()))
+    records = loop.train_loop(state, tokens, val, out_dir=tmp_path)
+    next(records)
+    assert tokens.was_read[held_out].all()
+    tokens.was_read[:] = False
+    list(records)
+    assert tokens.was_read.sum() > 1500
+    assert not tokens.was_read[held_out].any()
+    assert fitted_on == [tokens.tokens[held_out].tolist()] * 2
+
+
+def test_the_weight_is_fitted_at_each_evaluation_to_the_network_alone_and_the_counts(tmp_path):
+    tokens, val = (random_ids(1, length, seed=length)[0].numpy() for length in (5000, 100))
+    state = init_state(CONFIG, TOKENIZER)
+    expert, held_out = expert_of(state), tokens[2450:2550]
+    ngram_fitting.count_train_split(expert, CONFIG, tokens)
+    weights = [expert.weight.item()]
+    for record in loop.train_loop(state, tokens, val, out_dir=tmp_path):
+        if record.kind == "eval":
+            weights.append(expert.weight.item())
+            x, y = (torch.from_numpy(held_out[start : start + 96])[None] for start in (0, 1))
+            windows = [(x[:, i : i + 16], y[:, i : i + 16]) for i in range(0, 96, 16)]
+            windows.append((torch.from_numpy(held_out[96:99])[None], torch.from_numpy(held_out[97:])[None]))
+            p = torch.cat([slow_probabilities(state.model, *window) for window in windows])
+            q = torch.cat([expert.probabilities(expert.contexts(x), y[..., None]).flatten() for x, y in windows])
+            assert weights[-1] == pytest.approx(ngram_fitting._best_weight(p, q), abs=1e-6)
+    assert weights[0] == pytest.approx(UNFITTED_WEIGHT)
+    assert all(one != other for one, other in itertools.pairwise(weights))
+
+
+@torch.no_grad()
+def slow_probabilities(model, x, y):
+    """The network's probabilities of targets y (1, T), from its parts."""
+    logits = model.lm_head(model.transformer(x, None))
+    return torch.tensor([logits[0, t].softmax(-1)[y[0, t]] for t in range(y.size(1))])
+
+
+def test_a_network_that_gives_no_numbers_leaves_the_weight_as_it_is():
+    state = init_state(CONFIG, TOKENIZER)
+    torch.nn.init.constant_(state.model.lm_head.weight, float("nan"))
+    ngram_fitting.fit_weight(state, random_ids(1, 40)[0].numpy())
+    assert expert_of(state).weight.item() == pytest.approx(UNFITTED_WEIGHT)
+
+
+def expert_of(state):
+    """The n-gram expert of a training that has one."""
+    assert state.model.expert is not None
+    return state.model.expert
