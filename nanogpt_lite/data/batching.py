@@ -6,7 +6,7 @@ Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). So there is 
 Shapes: B rows, T = `block_size` tokens.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -33,20 +33,28 @@ class Tokens(Protocol):
     def __getitem__(self, part: slice, /) -> Ids: ...
 
 
-class WithoutPart:
-    """A split without the tokens from `start` to before `stop`; nothing is read before a part is asked for."""
+class WithoutParts:
+    """A split without the parts of `length` tokens that begin at `starts`, in ascending order and apart.
 
-    def __init__(self, tokens: Tokens, start: int, stop: int) -> None:
-        self._tokens, self._start, self._left_out = tokens, start, stop - start
+    Nothing of it is read before a part is asked for.
+    """
+
+    def __init__(self, tokens: Tokens, starts: Sequence[int], length: int) -> None:
+        self._tokens, self._left_out = tokens, length
+        self._kept = list(zip([0, *(start + length for start in starts)], [*starts, len(tokens)], strict=True))
 
     def __len__(self) -> int:
-        return len(self._tokens) - self._left_out
+        return sum(stop - start for start, stop in self._kept)
 
     def __getitem__(self, part: slice, /) -> Ids:
         first, last, _ = part.indices(len(self))
-        before = self._tokens[first : min(last, self._start)]
-        after = self._tokens[max(first, self._start) + self._left_out : last + self._left_out]
-        return np.concatenate([before, after])
+        pieces = [self._tokens[0:0]]
+        for number, (start, stop) in enumerate(self._kept):
+            left_out = number * self._left_out  # before this piece
+            low, high = max(first + left_out, start), min(last + left_out, stop)
+            if low < high:
+                pieces.append(self._tokens[low:high])
+        return np.concatenate(pieces)
 
 
 def random_batch(

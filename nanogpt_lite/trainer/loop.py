@@ -153,7 +153,7 @@ def _is_eval_due(state: TrainState, reason: StopReason | None) -> bool:
 def _evaluate_and_save(
     state: TrainState,
     val_tokens: Tokens,
-    held_out: Ids,
+    held_out: list[Ids],
     writer: CheckpointWriter,
     chars_per_token: float | None,
     stop: Callable[[], bool],

@@ -1,10 +1,10 @@
 """Fits the n-gram expert of a new run to its train split: the counts, and the weight of the mixture.
 
 The counts are those of the tokens that the network is trained on. Neither of them knows how well it does on other text,
-so the weight is chosen on tokens of the train split that both are kept from. They are in its middle: its end is
-often the part that is most like the val split, and its beginning, with a preface or a list, the least.
+so the weight is chosen on tokens of the train split that both are kept from.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nanogpt_lite.config.options import MAX_LOGITS, NetworkConfig
 from nanogpt_lite.data import batching
-from nanogpt_lite.data.batching import Tokens, WithoutPart
+from nanogpt_lite.data.batching import Tokens, WithoutParts
 from nanogpt_lite.device import devices
 from nanogpt_lite.diagnosis.ngram_baseline import read_counted
 from nanogpt_lite.model.ngram_counts import count_ngrams
@@ -22,23 +22,25 @@ from nanogpt_lite.tokenizers.base import Ids
 from nanogpt_lite.trainer.evaluation import EVAL_TOKENS
 from nanogpt_lite.trainer.state import TrainState
 
-HELD_OUT_SHARE = 50  # a fiftieth of the train split
-MIN_HELD_OUT, MAX_HELD_OUT = 2, 8192  # tokens; more than that hardly change the weight
+HELD_OUT_SHARE, MAX_HELD_OUT = 50, 8192  # a fiftieth of the train split; more tokens hardly change the weight
+HELD_OUT_PARTS = 8  # evenly spread: one alone may be unlike the rest
+MIN_PART = 2  # tokens: one with a target
 PRIOR_TOKENS = 100  # that speak for `UNFITTED_WEIGHT`, so that a few held-out tokens do not decide alone
 ITERATIONS = 50
 
 
-def split_held_out(config: NetworkConfig, tokens: Tokens) -> tuple[Tokens, Ids]:
+def split_held_out(config: NetworkConfig, tokens: Tokens) -> tuple[Tokens, list[Ids]]:
     """What is trained on and counted of a train split, shape (tokens,), and what chooses the weight of the mixture.
 
-    The latter is empty unless there is an expert whose weight is to be chosen, and the text is long enough.
+    The latter, some parts of shape (tokens,), is empty unless there is an expert whose weight is to be chosen, and the
+    text is long enough.
     """
-    held_out = min(len(tokens) // HELD_OUT_SHARE, MAX_HELD_OUT)
+    length = min(len(tokens) // HELD_OUT_SHARE, MAX_HELD_OUT) // HELD_OUT_PARTS
     is_fitted = config.ngram_expert and not config.ngram_expert_weight
-    if not is_fitted or held_out < MIN_HELD_OUT or len(tokens) - held_out <= config.block_size:
-        held_out = 0
-    start = (len(tokens) - held_out) // 2
-    return WithoutPart(tokens, start, start + held_out), tokens[start : start + held_out]
+    if not is_fitted or length < MIN_PART or len(tokens) - HELD_OUT_PARTS * length <= config.block_size:
+        return tokens, []
+    starts = [(2 * part + 1) * len(tokens) // (2 * HELD_OUT_PARTS) - length // 2 for part in range(HELD_OUT_PARTS)]
+    return WithoutParts(tokens, starts, length), [tokens[start : start + length] for start in starts]
 
 
 def count_train_split(expert: NgramExpert, config: NetworkConfig, tokens: Tokens) -> None:
@@ -52,13 +54,13 @@ def count_train_split(expert: NgramExpert, config: NetworkConfig, tokens: Tokens
     expert.set_counts(count_ngrams(counted, expert.vocab_size, expert.order))
 
 
-def fit_weight(state: TrainState, held_out: Ids) -> None:
-    """Set the weight of the mixture to the best one for held-out tokens, shape (tokens,), with the network as it is.
+def fit_weight(state: TrainState, held_out: list[Ids]) -> None:
+    """Set the weight of the mixture to the best one for held-out parts, (tokens,) each, with the network as it is.
 
     All ranks get the weight that the main process finds. It stays as it is if the network gives no numbers.
     """
     expert = state.model.expert
-    if expert is not None and len(held_out):
+    if expert is not None and held_out:
         weight = _best_weight(*_probabilities(state, expert, held_out)) if state.group.is_main_process else 0.0
         (weight,) = state.group.all_reduce_sum(weight)
         if math.isfinite(weight):
@@ -66,12 +68,13 @@ def fit_weight(state: TrainState, held_out: Ids) -> None:
 
 
 @torch.inference_mode()
-def _probabilities(state: TrainState, expert: NgramExpert, tokens: Ids) -> tuple[Tensor, Tensor]:
-    """The probabilities of tokens, shape (targets,), by the network alone and by the counts."""
+def _probabilities(state: TrainState, expert: NgramExpert, held_out: list[Ids]) -> tuple[Tensor, Tensor]:
+    """The probabilities of held-out tokens, shape (targets,), by the network alone and by the counts."""
     network = state.model.without_expert().eval()
-    of_network, of_counts = [], []
-    rows = max(1, min(EVAL_TOKENS, MAX_LOGITS // network.vocab_size) // network.config.block_size)
-    for x, y in batching.all_windows(tokens, rows=rows, block_size=network.config.block_size):
+    of_network, of_counts, block_size = [], [], network.config.block_size
+    rows = max(1, min(EVAL_TOKENS, MAX_LOGITS // network.vocab_size) // block_size)
+    windows = (batching.all_windows(part, rows=rows, block_size=block_size) for part in held_out)
+    for x, y in itertools.chain.from_iterable(windows):
         idx, targets = devices.to_device(x, state.device), devices.to_device(y, state.device)[..., None]
         with devices.autocast(state.device, state.config.dtype):
             logits = network(idx)[0]

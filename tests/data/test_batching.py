@@ -16,7 +16,7 @@ from nanogpt_lite.data.batching import (
     BATCHES,
     TRAIN_STREAM,
     VAL_STREAM,
-    WithoutPart,
+    WithoutParts,
     all_windows,
     random_batch,
     require_length,
@@ -209,9 +209,13 @@ def test_spread_batches_begin_elsewhere_with_another_seed_and_each_has_windows_f
         assert starts.diff().max() < 3 * 60_000 / 32
 
 
-@pytest.mark.parametrize(("start", "stop"), [(300, 350), (0, 7), (990, 1000), (500, 500), (0, 1000)])
-def test_a_split_without_a_part_is_like_one_that_never_had_it(start, stop):
-    without, expected = WithoutPart(TOKENS, start, stop), np.delete(TOKENS, slice(start, stop))
+@pytest.mark.parametrize(
+    ("starts", "length"),
+    [([300], 50), ([0], 7), ([990], 10), ([500], 0), ([0], 1000), ([], 9), ([0, 300, 302, 997], 2)],
+)
+def test_a_split_without_parts_is_like_one_that_never_had_them(starts, length):
+    without = WithoutParts(TOKENS, starts, length)
+    expected = np.delete(TOKENS, [start + i for start in starts for i in range(length)])
     assert len(without) == len(expected)
     parts = [(0, 10), (290, 310), (300, 305), (295, 300), (900, 2000), (-3, None), (None, 5), (None, None), (700, 600)]
     for part in itertools.starmap(slice, parts):

@@ -31,20 +31,22 @@ CONFIG = TrainConfig.from_dict(
 
 
 @pytest.mark.parametrize(
-    ("length", "held_out"), [(10, 0), (99, 0), (100, 2), (1000, 20), (409_600, 8192), (10_000_000, 8192)]
+    ("length", "held_out"), [(10, 0), (799, 0), (800, 16), (5000, 96), (409_600, 8192), (10_000_000, 8192)]
 )
 def test_a_fiftieth_is_held_out_of_a_text_that_is_not_short_and_at_most_a_fixed_number(length, held_out):
-    tokens = np.arange(length) % 7
-    trained, rest = ngram_fitting.split_held_out(FITTED, tokens)
-    assert (len(trained), len(rest)) == (length - held_out, held_out)
-    start = (length - held_out) // 2
-    assert np.array_equal(np.insert(trained[:], start, rest), tokens)
+    tokens = np.arange(length)
+    trained, parts = ngram_fitting.split_held_out(FITTED, tokens)
+    assert (len(trained), sum(map(len, parts))) == (length - held_out, held_out)
+    assert np.array_equal(np.sort(np.concatenate([trained[:], *parts])), tokens)
+    if parts:
+        centers = [part.mean() for part in parts]
+        assert centers == pytest.approx([(i + 0.5) * length / 8 for i in range(8)], abs=1)
 
 
 @pytest.mark.parametrize("changes", [{"ngram_expert": 0}, {"ngram_expert_weight": 0.2}, {"block_size": 990}])
 def test_nothing_is_held_out_without_a_weight_to_choose_or_if_the_rest_were_too_short(changes):
-    trained, rest = ngram_fitting.split_held_out(FITTED.replace(changes), np.arange(1000))
-    assert (len(trained), len(rest)) == (1000, 0)
+    tokens = np.arange(1000)
+    assert ngram_fitting.split_held_out(FITTED.replace(changes), tokens) == (tokens, [])
 
 
 def test_the_weight_is_the_most_likely_one():
@@ -86,11 +88,12 @@ class Recorded:
 
 @pytest.mark.parametrize("sampling", ["random", "spread"])
 def test_the_network_does_not_see_the_held_out_tokens(tmp_path, monkeypatch, sampling):
-    tokens, held_out = Recorded(random_ids(1, 2000)[0].numpy()), slice(980, 1020)
+    tokens = Recorded(random_ids(1, 2000)[0].numpy())
+    held_out = [start + i for start in range(123, 2000, 250) for i in range(5)]
     val = random_ids(1, 100, seed=2)[0].numpy()
     state = init_state(CONFIG.replace({"batch_sampling": sampling, "batch_size": 64}), TOKENIZER)
     fitted_on = []
-    monkeypatch.setattr(ngram_fitting, "fit_weight", lambda _, held_out: fitted_on.append(held_out.tolist()))
+    monkeypatch.setattr(ngram_fitting, "fit_weight", lambda _, parts: fitted_on.append(np.concatenate(parts).tolist()))
     records = loop.train_loop(state, tokens, val, out_dir=tmp_path)
     next(records)
     assert tokens.was_read[held_out].all()
@@ -104,15 +107,13 @@ def test_the_network_does_not_see_the_held_out_tokens(tmp_path, monkeypatch, sam
 def test_the_weight_is_fitted_at_each_evaluation_to_the_network_alone_and_the_counts(tmp_path):
     tokens, val = (random_ids(1, length, seed=length)[0].numpy() for length in (5000, 100))
     state = init_state(CONFIG, TOKENIZER)
-    expert, held_out = expert_of(state), tokens[2450:2550]
+    expert, held_out = expert_of(state), [tokens[start : start + 12] for start in range(306, 5000, 625)]
     ngram_fitting.count_train_split(expert, CONFIG, tokens)
     weights = [expert.weight.item()]
     for record in loop.train_loop(state, tokens, val, out_dir=tmp_path):
         if record.kind == "eval":
             weights.append(expert.weight.item())
-            x, y = (torch.from_numpy(held_out[start : start + 96])[None] for start in (0, 1))
-            windows = [(x[:, i : i + 16], y[:, i : i + 16]) for i in range(0, 96, 16)]
-            windows.append((torch.from_numpy(held_out[96:99])[None], torch.from_numpy(held_out[97:])[None]))
+            windows = [(torch.from_numpy(part[:-1])[None], torch.from_numpy(part[1:])[None]) for part in held_out]
             p = torch.cat([slow_probabilities(state.model, *window) for window in windows])
             q = torch.cat([expert.probabilities(expert.contexts(x), y[..., None]).flatten() for x, y in windows])
             assert weights[-1] == pytest.approx(ngram_fitting._best_weight(p, q), abs=1e-6)
@@ -130,7 +131,7 @@ def slow_probabilities(model, x, y):
 def test_a_network_that_gives_no_numbers_leaves_the_weight_as_it_is():
     state = init_state(CONFIG, TOKENIZER)
     torch.nn.init.constant_(state.model.lm_head.weight, float("nan"))
-    ngram_fitting.fit_weight(state, random_ids(1, 40)[0].numpy())
+    ngram_fitting.fit_weight(state, [random_ids(1, 40)[0].numpy()])
     assert expert_of(state).weight.item() == pytest.approx(UNFITTED_WEIGHT)
 
 
