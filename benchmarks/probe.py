@@ -139,8 +139,10 @@ def evaluate_nanogpt(checkpoint: str, split: str) -> dict[str, float | None]:
     """The loss of nanoGPT's network over a whole split, by nanogpt_lite's evaluation."""
     model = _load_nanogpt(checkpoint)
     tokens = np.fromfile(split, dtype="<u2")
+    block_size = model.config.block_size
+    batches = batching.all_windows(tokens, rows=max(1, evaluation.EVAL_TOKENS // block_size), block_size=block_size)
     # its forward calls `view` on the targets, which requires them to be contiguous
-    windows = ((x, y.contiguous()) for x, y in evaluation.split_windows(tokens, model))
+    windows = ((x, y.contiguous()) for x, y in batches)
     return {"val_loss": evaluation.mean_loss(model, windows, torch.device("cpu"), "float32")}
 
 

@@ -71,8 +71,8 @@ PRESETS: dict[str, dict[str, Value]] = {
         "ngram": 4,
         "ngram_dropout": 0.4,
         "weight_decay": 0.2,
-        "max_iters": 339,
-        "eval_interval": 85,
+        "max_iters": 309,
+        "eval_interval": 78,
         "patience": 5,
     },
     # network size and batch size of shakespeare_char; not run on a GPU yet; see `recipe` for other texts

@@ -40,7 +40,7 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "modern-cpu": Recipe(
         epochs=10,
-        max_steps=340,
+        max_steps=310,
         by_epochs={
             "dropout": ((3.5, 0.0), (10, 0.2), (20, 0.3)),
             "ngram_dropout": ((3.5, 0.4), (10, 0.6), (20, 0.7)),

@@ -64,7 +64,7 @@ def test_a_larger_vocabulary_has_fewer_steps_in_the_same_time_but_not_on_a_short
     sizes = (65, 512, 4096, 50_257)
     steps = [fit("modern-cpu", 10**7, vocab_size)["max_iters"] for vocab_size in sizes]
     assert steps == sorted(steps, reverse=True)
-    assert (steps[0], steps[2]) == (339, 272)
+    assert (steps[0], steps[2]) == (309, 248)
     assert len({fit("modern-cpu", 20_000, vocab_size)["max_iters"] for vocab_size in sizes}) == 1
 
 
