@@ -113,9 +113,9 @@ def evaluation_operators(preset: str, *, batches: int, **options: Value) -> list
         windows = [random_batch(4, trained.config.block_size) for _ in range(batches)]
         log = OperatorLog(item_value=1.0)
         # not in inference mode, where composite operators would be recorded as one
-        mean_loss = inspect.unwrap(evaluation.mean_loss)
+        mean_losses = inspect.unwrap(evaluation.mean_losses)
         with torch.no_grad(), log:
-            mean_loss(trained.model, windows, device, trained.config.dtype)
+            mean_losses(trained.model, windows, device, trained.config.dtype)
     return log.operators
 
 

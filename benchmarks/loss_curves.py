@@ -36,7 +36,14 @@ if TYPE_CHECKING:
 
 OUT = Path(__file__).resolve().parent / "results" / "loss_curves"
 CHARACTERS, FEW_CHARACTERS = 150_000, 20_000
-NETWORK: dict[str, Any] = {"n_layer": 2, "n_embd": 64, "block_size": 64, "batch_size": 64, "ngram_rows": 4096}
+NETWORK: dict[str, Any] = {
+    "n_layer": 2,
+    "n_embd": 64,
+    "block_size": 64,
+    "batch_size": 64,
+    "ngram_rows": 4096,
+    "ngram_expert": 0,
+}
 SHARED: dict[str, Any] = {"preset": "modern-cpu", **NETWORK, "device": "cpu", "dtype": "float32", "threads": 1}
 SHARED |= {"patience": 0, "log_interval": 5}
 MAX_LOSS = 6.0  # in the figure

@@ -55,12 +55,12 @@ def _time_of_first_batch() -> float:
     """The time, by `perf_counter`, when the evaluation of the run has its first batch. No loss is computed."""
     times: list[float] = []
 
-    def mean_loss(_model: nn.Module, batches: Iterator[batching.Batch], *_: Any) -> float:
+    def mean_losses(_model: nn.Module, batches: Iterator[batching.Batch], *_: Any) -> evaluation.Losses:
         next(batches)
         times.append(time.perf_counter())
-        return 0.0
+        return evaluation.Losses(0.0, 0.0)
 
-    evaluation.mean_loss = mean_loss  # type: ignore[assignment]
+    evaluation.mean_losses = mean_losses  # type: ignore[assignment]
     ng.evaluate("run", device="cpu")
     return times[0]
 
@@ -135,15 +135,18 @@ def sample_nanogpt(checkpoint: str, samples: str, device: str, length: str = str
     return {"tokens_per_second": int(samples) * int(length) / (time.perf_counter() - start)}
 
 
-def evaluate_nanogpt(checkpoint: str, split: str) -> dict[str, float | None]:
-    """The loss of nanoGPT's network over a whole split, by nanogpt_lite's evaluation."""
+def evaluate_nanogpt(checkpoint: str, split: str) -> dict[str, float]:
+    """The loss of nanoGPT's network over a whole split, each target once, as nanogpt_lite evaluates."""
     model = _load_nanogpt(checkpoint)
     tokens = np.fromfile(split, dtype="<u2")
     block_size = model.config.block_size
     batches = batching.all_windows(tokens, rows=max(1, evaluation.EVAL_TOKENS // block_size), block_size=block_size)
-    # its forward calls `view` on the targets, which requires them to be contiguous
-    windows = ((x, y.contiguous()) for x, y in batches)
-    return {"val_loss": evaluation.mean_loss(model, windows, torch.device("cpu"), "float32")}
+    losses, counts = [], []
+    with torch.inference_mode():
+        for x, y in batches:
+            losses.append(model(x, y.contiguous())[1].item())  # its `view` of the targets requires them contiguous
+            counts.append(y.numel())
+    return {"val_loss": float(np.average(losses, weights=counts))}
 
 
 def record_nanogpt(path: str, *arguments: str) -> dict[str, int]:

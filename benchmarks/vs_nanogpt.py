@@ -46,6 +46,7 @@ from rows import (
     MODERN,
     MODERN_LOSS,
     MODERN_MEMORY,
+    NETWORK_LOSS,
     ONE_SAMPLE,
     PARTS,
     PREPARE,
@@ -200,18 +201,19 @@ def train(harness: Harness, *, max_iters: int, sprint: int) -> Pair:
 
     seeds = itertools.count(ng.TrainConfig.seed)  # a new seed for each repeat
 
-    def evaluate(run: ng.Run, *options: str) -> float:
+    def evaluate(run: ng.Run, *options: str) -> dict[str, Any]:
         words = ["--out_dir", str(run.out_dir), "--checkpoint", "last", "--device", "cpu", "--json", *options]
-        val_loss: float = json.loads(harness.call(harness.lite_dir, *COMMAND, "eval", *words).stdout)["val_loss"]
-        return val_loss
+        evaluated: dict[str, Any] = json.loads(harness.call(harness.lite_dir, *COMMAND, "eval", *words).stdout)
+        return evaluated
 
     def measure_lite() -> Values:
         cpu_process, cpu = harness.train("cpu", "--preset", "cpu", *length)
         _, bfloat16 = harness.train("bfloat16", "--preset", "cpu", "--dtype", "bfloat16", *length)
         seed = ("--seed", str(next(seeds)))
-        sprint_length = ("--max_iters", str(sprint))
+        sprint_length = ("--max_iters", str(sprint), "--ngram_expert", "0")
         sprint_process, sprint_run = harness.train("sprint", "--preset", "modern-cpu", *sprint_length, *seed)
         modern_process, modern = harness.train("modern", "--preset", "modern-cpu", *seed)
+        evaluated = evaluate(modern)
         return {
             TRAINING.name: cpu_process.seconds,
             STEP.name: step_milliseconds(cpu),
@@ -225,7 +227,8 @@ def train(harness: Harness, *, max_iters: int, sprint: int) -> Pair:
             MODERN.name: modern_process.seconds,
             MODERN_LOSS.name: evaluations(modern)[-1]["val_loss"],
             MODERN_MEMORY.name: modern_process.memory,
-            INT8_LOSS.name: abs(evaluate(modern, "--int8=True") - evaluate(modern)),
+            NETWORK_LOSS.name: evaluated["network_val_loss"],
+            INT8_LOSS.name: abs(evaluate(modern, "--int8=True")["val_loss"] - evaluated["val_loss"]),
         }
 
     def measure_nanogpt() -> Values:
@@ -243,7 +246,7 @@ def train(harness: Harness, *, max_iters: int, sprint: int) -> Pair:
         return {
             **{row.name: process.seconds for row in (TRAINING, SPRINT_PROCESS, MODERN)},
             **{row.name: step for row in (STEP, STEP_FAST)},
-            **{row.name: loss for row in (LOSS, LOSS_FAST, SPRINT_LOSS, MODERN_LOSS)},
+            **{row.name: loss for row in (LOSS, LOSS_FAST, SPRINT_LOSS, MODERN_LOSS, NETWORK_LOSS)},
             **{row.name: process.memory for row in (MEMORY, MODERN_MEMORY)},
             SPRINT.name: training,
         }

@@ -40,10 +40,19 @@ class Comparison:
     ) -> str:
         """One sentence about a run; empty if its metrics hold no evaluation. `val_tokens`: those of `val_loss`."""
         evaluations = [record for record in run.metrics if record["kind"] == "eval"]
-        curve = [Evaluated(record["step"], record["train_loss"], record["val_loss"]) for record in evaluations]
+        curve = [
+            Evaluated(
+                record["step"],
+                record["train_loss"],
+                record["val_loss"],
+                record["val_loss"] if record["network_val_loss"] is None else record["network_val_loss"],
+            )
+            for record in evaluations
+        ]
         if not curve:
             return ""
         last_step = curve[-1].step
+        best_network_loss = min(curve, key=lambda point: point.val_loss).network_val_loss
         steps, most_steps = recipe.steps_for_text(
             device, train_tokens=train_tokens, vocab_size=vocab_size, tokens_per_step=config.tokens_per_step
         )
@@ -52,6 +61,7 @@ class Comparison:
             self.val_loss,
             curve,
             self.baselines,
+            network_loss=best_network_loss if config.ngram_expert else self.val_loss,
             vocab_size=vocab_size,
             val_tokens=val_tokens,
             could_learn_more=last_step < most_steps,
@@ -161,4 +171,7 @@ def _evaluate_best(
     if state.best_step != state.step:
         load_weights(state.model, checkpoint_file.read_checkpoint(best, prefix="model."))
     windows = evaluation.split_windows(val, state.model, max_tokens=max_tokens)
-    return evaluation.mean_loss(state.model, windows, state.device, state.config.dtype, stop=stop, group=state.group)
+    losses = evaluation.mean_losses(
+        state.model, windows, state.device, state.config.dtype, stop=stop, group=state.group
+    )
+    return losses and losses.loss

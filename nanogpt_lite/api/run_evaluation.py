@@ -29,6 +29,7 @@ from nanogpt_lite.model.gpt import GPT
 from nanogpt_lite.runs.run_folder import Run, RunLike
 from nanogpt_lite.tokenizers.base import Ids, Tokenizer
 from nanogpt_lite.trainer import evaluation
+from nanogpt_lite.trainer.evaluation import Losses
 
 COPY_TEXTS, COPY_TOKENS = 10, 500  # texts of each kind whose copies are measured, and their length
 
@@ -146,10 +147,11 @@ def _split_losses(model: GPT, open_data: Callable[[], Dataset], dtype: str) -> _
     network = model.without_expert()
     data = open_data()
     with verification.open_verified(data) as (train, val):
-        losses = [_split_loss(network, train, dtype), _split_loss(model, val, dtype)]
-        network_val_loss = None if model is network else _split_loss(network, val, dtype)
-        comparison = compare(losses[1], data, train, val)
-        return _SplitLosses(losses, [len(train), len(val)], network_val_loss, comparison, data.sha256)
+        train_loss, val_losses = _losses_of_split(network, train, dtype).loss, _losses_of_split(model, val, dtype)
+        network_val_loss = None if model is network else val_losses.network_loss
+        comparison = compare(val_losses.loss, data, train, val)
+        losses, sizes = [train_loss, val_losses.loss], [len(train), len(val)]
+        return _SplitLosses(losses, sizes, network_val_loss, comparison, data.sha256)
 
 
 def _measure_copies(model: GPT, tokenizer: Tokenizer, open_data: Callable[[], Dataset]) -> dict[str, Copies]:
@@ -177,12 +179,12 @@ def _describe_copies(spans: list[Ids], tokenizer: Tokenizer) -> Copies:
     return Copies(mean_characters=fmean(map(len, copied)), longest_characters=len(longest), longest=longest)
 
 
-def _split_loss(model: GPT, tokens: Tokens, dtype: str) -> float:
-    """The loss over a whole split."""
+def _losses_of_split(model: GPT, tokens: Tokens, dtype: str) -> Losses:
+    """The losses over a whole split."""
     windows = evaluation.split_windows(tokens, model)
-    loss = evaluation.mean_loss(model, windows, model.lm_head.weight.device, dtype)
-    assert loss is not None  # None is for an evaluation that was asked to stop
-    return loss
+    losses = evaluation.mean_losses(model, windows, model.lm_head.weight.device, dtype)
+    assert losses is not None  # None is for an evaluation that was asked to stop
+    return losses
 
 
 def _open_evaluation_data(

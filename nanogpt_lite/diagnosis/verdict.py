@@ -21,6 +21,7 @@ class Evaluated(NamedTuple):
     step: int
     train_loss: float
     val_loss: float
+    network_val_loss: float  # of the network alone; without an n-gram expert the same
 
 
 def give_verdict(
@@ -28,6 +29,7 @@ def give_verdict(
     curve: Sequence[Evaluated],
     baselines: NgramLosses,
     *,
+    network_loss: float,
     vocab_size: int,
     val_tokens: int,
     could_learn_more: bool,
@@ -35,8 +37,9 @@ def give_verdict(
 ) -> str:
     """One sentence about a run. Options in it are spelled as `name=value`.
 
-    `loss`: of the best checkpoint, in nats per token. `curve`: the evaluations, at least one; they may cover less of
-    the val split than `loss`, which is the mean over about `val_tokens` tokens.
+    `loss`: of the best checkpoint, in nats per token, and `network_loss` of its network alone, without an n-gram expert
+    the same. `curve`: the evaluations, at least one; they may cover less of the val split than `loss`, which is the
+    mean over about `val_tokens` tokens.
     `could_learn_more`: whether the run saw its text less often than the recipe for it would, given the time.
     `minutes`: a time for a longer run, which the sentence proposes.
     """
@@ -47,14 +50,16 @@ def give_verdict(
         )
     elif could_learn_more and _falls(curve):
         verdict = f"{_compare(loss, baselines)}, and still falling; train a new run for longer: `minutes={minutes}`"
-    elif loss >= min(baselines.unigram, math.log(vocab_size)):
+    elif network_loss >= min(baselines.unigram, math.log(vocab_size)):
         verdict = _explain_nothing_learned(baselines)
     elif rise := _explain_rise(curve, _compare(loss, baselines)):
         verdict = rise
-    elif loss > baselines.five_gram + max(baselines.five_gram * FAR, FAR_NATS):
+    elif network_loss > baselines.five_gram + max(baselines.five_gram * FAR, FAR_NATS):
+        alone = "" if network_loss == loss else "the network alone is "
         verdict = (
-            f"something may be wrong: {_compare(loss, baselines)}; likely reasons: a `learning_rate` that is too high "
-            "or too low, a network that is too large or too small for the text, or text that is mostly random"
+            f"something may be wrong: {alone}{_compare(network_loss, baselines)}; likely reasons: a `learning_rate` "
+            "that is too high or too low, a network that is too large or too small for the text, or text that is "
+            "mostly random"
         )
     else:
         verdict = f"normal: {_compare(loss, baselines)}; more text would help, perhaps also `minutes={minutes}`"
@@ -62,10 +67,13 @@ def give_verdict(
 
 
 def _falls(curve: Sequence[Evaluated]) -> bool:
-    """Whether the last loss is the best, and fell in the last quarter of a run, or was evaluated too rarely to know."""
-    last = curve[-1]
-    before = [point.val_loss for point in curve if point.step <= last.step * 3 / 4]
-    return _best(curve) == last and (not before or last.val_loss < before[-1] * (1 - FALL))
+    """Whether the network is the best at the end, and its loss fell in the last quarter of a run.
+
+    Or it was evaluated too rarely to know.
+    """
+    losses, last = [point.network_val_loss for point in curve], curve[-1]
+    before = [point.network_val_loss for point in curve if point.step <= last.step * 3 / 4]
+    return losses[-1] == min(losses) and (not before or losses[-1] < before[-1] * (1 - FALL))
 
 
 def _best(curve: Sequence[Evaluated]) -> Evaluated:

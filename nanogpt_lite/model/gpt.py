@@ -73,11 +73,21 @@ class GPT(nn.Module):
             if cache is not None:
                 cache.expert_nodes.copy_(contexts[:, -1])
             if targets is not None:
-                return logits[:, :0], self.expert.loss(logits, contexts, targets)
+                return logits[:, :0], self.expert.losses(logits, contexts, targets)[0]
             return self.expert.mix(logits, contexts[:, -logits.size(1) :]), None
         if targets is None:
             return logits, None
         return logits, F.cross_entropy(logits.view(-1, self.vocab_size), targets.reshape(-1))
+
+    def losses(self, idx: Tensor, targets: Tensor) -> Tensor:
+        """The mean losses of the mixture and of the network alone, in nats per token, shape (2,).
+
+        `idx` and `targets` are (B, T). Without an n-gram expert, both are the loss that `forward` gives.
+        """
+        if self.expert is None:
+            loss: Tensor = self(idx, targets)[1]
+            return loss.expand(2)
+        return self.expert.losses(self.lm_head(self.transformer(idx, None)), self.expert.contexts(idx), targets)
 
     def without_expert(self) -> Self:
         """The network without its n-gram expert, with the same parameters; the same object if it has none."""

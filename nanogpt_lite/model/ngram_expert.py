@@ -116,11 +116,12 @@ class NgramExpert(nn.Module):
         candidates = torch.arange(self.vocab_size, device=logits.device).expand(logits.shape)
         return self._mix(logits.float().log_softmax(-1), self.probabilities(contexts, candidates))
 
-    def loss(self, logits: Tensor, contexts: Tensor, targets: Tensor) -> Tensor:
-        """The mean loss of the mixture for targets (B, T), in nats per token."""
+    def losses(self, logits: Tensor, contexts: Tensor, targets: Tensor) -> Tensor:
+        """The mean losses of the mixture and of the network alone for targets (B, T), in nats per token, shape (2,)."""
         targets = targets[..., None]
         network = logits.float().log_softmax(-1).gather(2, targets)  # (B, T, 1)
-        return -self._mix(network, self.probabilities(contexts, targets)).mean()
+        mixture = self._mix(network, self.probabilities(contexts, targets))
+        return -torch.stack([mixture.mean(), network.mean()])
 
     def probabilities(self, contexts: Tensor, candidates: Tensor) -> Tensor:
         """p_K of candidates (B, T, M) in contexts (B, T, K), float32."""

@@ -174,9 +174,11 @@ def _describe_eval(record: EvalRecord) -> str:
     best = ", best so far" if record.is_best else f" (best {record.best_val_loss:.4f})"
     per_char = record.val_loss_per_char
     per_char_text = "" if per_char in (None, record.val_loss) else f", per character {per_char:.4f}"
+    alone = record.network_val_loss
+    alone_text = "" if alone is None else f", of the network alone {alone:.4f}"
     return (
         f"step {record.step}: train loss {record.train_loss:.4f}, val loss {record.val_loss:.4f}{best}"
-        f"{per_char_text}, {record.seconds:.0f} s"
+        f"{per_char_text}{alone_text}, {record.seconds:.0f} s"
     )
 
 

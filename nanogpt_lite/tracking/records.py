@@ -67,6 +67,7 @@ class EvalRecord(BaseRecord):
     is_best: bool
     seconds: float  # of training steps so far, without evaluations
     val_loss_per_char: float | None = None  # nats per character, comparable between tokenizers; None if not known
+    network_val_loss: float | None = None  # nats per token, of the network alone; None without an n-gram expert
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,10 @@
 
 import itertools
 import math
+import operator
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +22,15 @@ CUDA_EVAL_TOKENS = 65536  # enough for a GPU, which would wait for Python betwee
 MAX_EVAL_LOGITS = 2**28  # in a batch on a GPU: the logits of a large vocabulary take more memory than all else
 
 
-def val_loss(state: TrainState, tokens: Tokens, *, stop: Callable[[], bool] = lambda: False) -> float | None:
-    """The loss on a split in nats per token, as the config asks for it; None if `stop()` became true meanwhile.
+class Losses(NamedTuple):
+    """Mean losses in nats per token; without an n-gram expert they are the same."""
+
+    loss: float  # of what is sampled: of the mixture, with an n-gram expert
+    network_loss: float  # of the network alone
+
+
+def val_losses(state: TrainState, tokens: Tokens, *, stop: Callable[[], bool] = lambda: False) -> Losses | None:
+    """The losses on a split, as the config asks for it; None if `stop()` became true meanwhile.
 
     With `eval_iters` 0 each token but the first is a target once; of a long split only about `eval_tokens` are, always
     the same ones. Otherwise it is nanoGPT's estimate: the mean over `eval_iters` random batches, the same ones each
@@ -32,7 +41,7 @@ def val_loss(state: TrainState, tokens: Tokens, *, stop: Callable[[], bool] = la
         batches = _sample_batches(state, tokens)
     else:
         batches = split_windows(tokens, state.model, max_tokens=config.eval_tokens)
-    return mean_loss(state.model, batches, state.device, config.dtype, stop=stop, group=state.group)
+    return mean_losses(state.model, batches, state.device, config.dtype, stop=stop, group=state.group)
 
 
 def split_windows(tokens: Tokens, model: GPT, *, max_tokens: int = 0) -> Iterator[Batch]:
@@ -61,7 +70,7 @@ def is_long(n_tokens: int, max_tokens: int) -> bool:
 
 
 @torch.inference_mode()
-def mean_loss(
+def mean_losses(
     model: GPT,
     batches: Iterable[Batch],
     device: torch.device,
@@ -69,24 +78,25 @@ def mean_loss(
     *,
     stop: Callable[[], bool] = lambda: False,
     group: ProcessGroup = SINGLE_PROCESS,
-) -> float | None:
-    """The loss in nats per token over all targets in `batches`; None if `stop()` became true meanwhile on any rank.
+) -> Losses | None:
+    """The losses over all targets in `batches`; None if `stop()` became true meanwhile on any rank.
 
     Rank r evaluates the batches r, r + world_size, r + 2 * world_size and so on. Leaves the model in eval mode.
     """
     model.eval()
-    losses, counts, stopped = [], [], False
+    sums, stopped = list[tuple[Tensor, int]](), False
     max_rows = sys.maxsize  # that fit into memory
     for x, y in itertools.islice(batches, group.rank, None, group.world_size):
         if stopped := stop():
             break
         parts, max_rows = _part_losses(model, x, y, device, dtype, max_rows)
-        for loss, targets in parts:
-            losses.append(loss)
-            counts.append(targets)
-    own_sum = math.fsum(loss.item() * count for loss, count in zip(losses, counts, strict=True))
-    total, count, stops = group.all_reduce_sum(own_sum, sum(counts), stopped)
-    return None if stops else total / count
+        sums += parts
+    counts = [count for _, count in sums]
+    # together, because each copy waits for a GPU
+    by_part = torch.stack([losses for losses, _ in sums]).cpu() if sums else torch.zeros(0, 2)
+    own_sums = [math.fsum(map(operator.mul, values, counts)) for values in by_part.T.tolist()]
+    loss, network_loss, count, stops = group.all_reduce_sum(*own_sums, sum(counts), stopped)
+    return None if stops else Losses(loss / count, network_loss / count)
 
 
 def _sample_batches(state: TrainState, tokens: Tokens) -> Iterator[Batch]:
@@ -107,7 +117,7 @@ def _sample_batches(state: TrainState, tokens: Tokens) -> Iterator[Batch]:
 def _part_losses(
     model: GPT, x: Tensor, y: Tensor, device: torch.device, dtype: str, max_rows: int
 ) -> tuple[list[tuple[Tensor, int]], int]:
-    """The mean loss and the number of targets of each part of a batch (B, T), and the most rows of a later part.
+    """The mean losses (2,) and the number of targets of each part of a batch (B, T), and the most rows of a later part.
 
     A part has at most `max_rows` rows; from one on for which memory is not enough, half as many as that.
     """
@@ -115,22 +125,21 @@ def _part_losses(
     start = 0
     while start < len(x):
         part_x, part_y = x[start : start + max_rows], y[start : start + max_rows]
-        loss = _loss(model, part_x, part_y, device, dtype)
-        if loss is None:
+        part_losses = _losses(model, part_x, part_y, device, dtype)
+        if part_losses is None:
             max_rows = math.ceil(len(part_x) / 2)
             memory.free_memory(device)
         else:
-            losses.append((loss, part_y.numel()))
+            losses.append((part_losses, part_y.numel()))
             start += len(part_x)
     return losses, max_rows
 
 
-def _loss(model: GPT, x: Tensor, y: Tensor, device: torch.device, dtype: str) -> Tensor | None:
-    """The mean loss of rows (B, T); None if memory is not enough for several. PyTorch's error of a single row."""
+def _losses(model: GPT, x: Tensor, y: Tensor, device: torch.device, dtype: str) -> Tensor | None:
+    """The mean losses (2,) of rows (B, T); None if memory is not enough for several. PyTorch's error of one row."""
     try:
         with devices.autocast(device, dtype):
-            loss: Tensor = model(devices.to_device(x, device), devices.to_device(y, device))[1]
-            return loss
+            return model.losses(devices.to_device(x, device), devices.to_device(y, device))
     except (MemoryError, RuntimeError) as error:
         if len(x) == 1 or not memory.is_out_of_memory(error):
             raise

@@ -20,6 +20,7 @@ from nanogpt_lite.tokenizers.base import Ids
 from nanogpt_lite.tracking.records import DoneRecord, EvalRecord, MicroBatchRecord, Record, StopReason
 from nanogpt_lite.trainer import evaluation, ngram_fitting, training_records
 from nanogpt_lite.trainer.checkpoint_writer import CheckpointWriter
+from nanogpt_lite.trainer.evaluation import Losses
 from nanogpt_lite.trainer.network_setup import prepare_network
 from nanogpt_lite.trainer.state import TrainState, require_finite
 from nanogpt_lite.trainer.step import train_step
@@ -160,10 +161,10 @@ def _evaluate_and_save(
 ) -> Iterator[Record]:
     """An evaluation and the checkpoints after it; nothing if `stop()` became true meanwhile."""
     ngram_fitting.fit_weight(state, held_out)
-    val_loss = evaluation.val_loss(state, val_tokens, stop=stop)
-    if val_loss is None:
+    losses = evaluation.val_losses(state, val_tokens, stop=stop)
+    if losses is None:
         return
-    record = _record_eval(state, val_loss, chars_per_token)
+    record = _record_eval(state, losses, chars_per_token)
     yield record
     yield from writer.save(*(("best", "last") if record.is_best else ("last",)))
 
@@ -179,8 +180,9 @@ def _log_and_keep(state: TrainState, timer: StepTimer, writer: CheckpointWriter)
         yield from writer.save(f"step_{state.step:06d}")
 
 
-def _record_eval(state: TrainState, val_loss: float, chars_per_token: float | None) -> EvalRecord:
+def _record_eval(state: TrainState, losses: Losses, chars_per_token: float | None) -> EvalRecord:
     """Update the state with the result of an evaluation. `ExternalError` if it is not finite."""
+    val_loss = losses.loss
     require_finite(state, torch.tensor(val_loss))
     is_best = state.best_val_loss is None or val_loss < state.best_val_loss
     if is_best:
@@ -196,4 +198,5 @@ def _record_eval(state: TrainState, val_loss: float, chars_per_token: float | No
         is_best=is_best,
         seconds=state.seconds,
         val_loss_per_char=None if chars_per_token is None else val_loss / chars_per_token,
+        network_val_loss=losses.network_loss if state.config.ngram_expert else None,
     )

@@ -1,6 +1,7 @@
 """A run with an n-gram expert: what it stores, and that it repeats, resumes, shares and samples as any other run."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import forked_ranks
@@ -14,6 +15,7 @@ from nanogpt_lite.checkpoint.checkpoint_file import read_checkpoint, write_check
 from nanogpt_lite.generation.generate import generate
 from nanogpt_lite.model.ngram_counts import NgramCounts, count_ngrams
 from nanogpt_lite.runs import run_summary
+from nanogpt_lite.tracking.console import Console
 
 OPTIONS = {**TINY, "dtype": "float32", "ngram_expert": 4, "ngram_expert_weight": 0.5}
 COUNTS = [f"model.expert.{name}" for name in NgramCounts._fields]
@@ -29,6 +31,9 @@ def test_training_is_that_of_the_network_alone_and_its_val_loss_that_of_the_mixt
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
     results = [ng.evaluate(run) for run in (alone, mixed)]
     assert results[0]["network_val_loss"] is None
+    last = [[r for r in run.metrics if r["kind"] == "eval"][-1] for run in (alone, mixed)]
+    assert last[0]["network_val_loss"] is None
+    assert last[1]["network_val_loss"] == pytest.approx(last[0]["val_loss"], abs=1e-6)
     assert results[1]["network_val_loss"] == pytest.approx(results[0]["val_loss"], abs=1e-6)
     assert results[1]["train_loss"] == pytest.approx(results[0]["train_loss"], abs=1e-6)
     assert results[1]["val_loss"] < results[0]["val_loss"] - 0.1
@@ -135,6 +140,24 @@ def test_copies_of_samples_are_measured_with_the_expert_and_without(text_file, c
     assert main(["eval", "--copies"]) == 0
     longest = copies["samples"]["longest"]
     assert f"at most: {longest!r}" in capsys.readouterr().out
+
+
+def test_each_evaluation_shows_the_loss_of_the_network_alone(text_file, capsys):
+    with closing(Console(bar=False)) as console:
+        run = ng.train("bottles.txt", **OPTIONS, console=console)
+    shown = capsys.readouterr().err
+    evaluations = [record for record in run.metrics if record["kind"] == "eval"]
+    assert len(evaluations) == 2
+    for record in evaluations:
+        assert f"val loss {record['val_loss']:.4f}" in shown
+        assert f", of the network alone {record['network_val_loss']:.4f}" in shown
+
+
+def test_a_network_that_learns_nothing_is_found_although_the_counts_are_good(text_file):
+    run = ng.train("bottles.txt", **{**OPTIONS, "learning_rate": 1e-9, "min_lr": 0, "ngram_expert_weight": 0.0})
+    (result,) = (record for record in run.metrics if record["kind"] == "result")
+    assert result["val_loss"] < result["bigram"]
+    assert result["verdict"].startswith("something is wrong: the network is no better")
 
 
 def test_info_shows_the_size_of_the_table(text_file):

@@ -18,10 +18,11 @@ NOTHING_LEARNED = [(100, 3.5), (200, 3.3), (300, 3.3), (400, 3.3)]
 def verdict_on(curve, baselines, *, loss=None, train_losses=None, **facts):
     """The verdict on a run with these val losses; without `train_losses`, the train loss falls at each evaluation."""
     train_losses = train_losses or [4 - 0.1 * number for number in range(len(curve))]
-    points = [Evaluated(step, train, val) for (step, val), train in zip(curve, train_losses, strict=True)]
+    points = [Evaluated(step, train, val, val) for (step, val), train in zip(curve, train_losses, strict=True)]
     best = min(point.val_loss for point in points)
     facts = {"vocab_size": 65, "val_tokens": 10_000, "could_learn_more": False, "minutes": 1, **facts}
-    return give_verdict(best if loss is None else loss, points, baselines, **facts)
+    loss = best if loss is None else loss
+    return give_verdict(loss, points, baselines, **{"network_loss": loss, **facts})
 
 
 @pytest.mark.parametrize(
@@ -105,3 +106,34 @@ def test_hundredths_of_a_nat_are_not_far_from_a_5_gram_model_of_an_almost_predic
 
 def test_the_loss_over_the_whole_split_is_compared_and_not_that_of_the_evaluations():
     assert verdict_on(HEALTHY, BASELINES, loss=1.9).startswith("normal: 0.10 nats below the 5-gram model")
+
+
+MIXTURE = [(100, 1.95), (200, 1.94), (300, 1.93), (400, 1.93)]  # never worse than the counts in it
+
+
+@pytest.mark.parametrize(
+    ("network_losses", "could_learn_more", "sentence"),
+    [
+        ([2.4, 2.0, 1.96, 1.96], True, r"^normal: 0\.07 nats below"),
+        ([2.9, 2.5, 2.3, 2.1], True, r"^0\.07 nats below .*, and still falling"),
+        (
+            [2.6, 2.5, 2.5, 2.5],
+            True,
+            r"^something may be wrong: the network alone is 0\.50 nats above .*`learning_rate`",
+        ),
+        ([9.9, 9.9, 9.9, 9.9], True, r"^something is wrong: the network is no better .* and n-gram models are; "),
+    ],
+)
+def test_an_n_gram_expert_does_not_hide_a_network_that_learns_nothing(network_losses, could_learn_more, sentence):
+    points = [Evaluated(step, 2.5, val, alone) for (step, val), alone in zip(MIXTURE, network_losses, strict=True)]
+    said = give_verdict(
+        1.93,
+        points,
+        BASELINES,
+        network_loss=network_losses[-1],
+        vocab_size=65,
+        val_tokens=10_000,
+        could_learn_more=could_learn_more,
+        minutes=1,
+    )
+    assert re.search(sentence, said)

@@ -118,6 +118,10 @@ def test_the_network_gives_the_mixture_in_evaluation_and_itself_in_training():
     assert torch.allclose(model(ids, last_only=True)[0], expected[:, -1:], atol=1e-5)
     logits, loss = model(ids, targets)
     assert logits.shape == (2, 0, VOCAB)
+    losses = model.losses(ids, targets)
+    assert losses[0] == loss
+    assert losses[1].item() == pytest.approx(alone(ids, targets)[1].item(), abs=1e-6)
+    assert torch.equal(alone.losses(ids, targets), alone(ids, targets)[1].expand(2))
     assert loss.item() == pytest.approx(F.cross_entropy(expected.flatten(0, 1), targets.flatten()).item(), abs=1e-5)
     model.train()
     logits, loss = model(ids, targets)

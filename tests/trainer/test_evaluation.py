@@ -19,6 +19,14 @@ from nanogpt_lite.trainer import evaluation
 from nanogpt_lite.trainer.state import init_state
 
 
+def val_loss(state):
+    """The loss on the val split, which is that of the network: there is no n-gram expert."""
+    losses = evaluation.val_losses(state, VAL)
+    assert losses is not None
+    assert losses.loss == losses.network_loss
+    return losses.loss
+
+
 def test_evaluation_covers_each_target_once(tmp_path):
     state = init_state(SMALL, TOKENIZER)
     model = state.model.eval()
@@ -27,7 +35,7 @@ def test_evaluation_covers_each_target_once(tmp_path):
         begin = (position - 1) // 8 * 8
         context = torch.from_numpy(VAL[begin:position].astype(np.int64))[None]
         losses.append(F.cross_entropy(model(context)[0][0, -1], torch.tensor(int(VAL[position]))).item())
-    assert evaluation.val_loss(state, VAL) == pytest.approx(np.mean(losses), rel=1e-6)
+    assert val_loss(state) == pytest.approx(np.mean(losses), rel=1e-6)
 
 
 def test_estimated_evaluation_is_the_mean_over_eval_iters_batches(tmp_path):
@@ -38,8 +46,8 @@ def test_estimated_evaluation_is_the_mean_over_eval_iters_batches(tmp_path):
         for n in range(3)
     ]
     expected = np.mean([model(x, y)[1].item() for x, y in windows])
-    assert evaluation.val_loss(state, VAL) == pytest.approx(expected, rel=1e-6)
-    assert evaluation.val_loss(state, VAL) == evaluation.val_loss(state, VAL)
+    assert val_loss(state) == pytest.approx(expected, rel=1e-6)
+    assert evaluation.val_losses(state, VAL) == evaluation.val_losses(state, VAL)
 
 
 def test_evaluation_does_not_change_training(tmp_path):
@@ -57,14 +65,15 @@ def test_evaluation_does_not_change_training(tmp_path):
 @pytest.mark.parametrize("max_rows", [1, 5])
 def test_evaluation_with_limited_memory_gives_the_same_loss(max_rows):
     state = init_state(SMALL, TOKENIZER)
-    whole = evaluation.mean_loss(state.model, evaluation.split_windows(VAL, state.model), state.device, "float32")
+    whole = evaluation.mean_losses(state.model, evaluation.split_windows(VAL, state.model), state.device, "float32")
     limited: Any = LimitedMemory(state.model, max_rows, "forward")
     limited.eval = state.model.eval
-    limited_loss = evaluation.mean_loss(limited, evaluation.split_windows(VAL, state.model), state.device, "float32")
+    limited.losses = lambda x, y: limited(x, y)[1].expand(2)
+    limited_loss = evaluation.mean_losses(limited, evaluation.split_windows(VAL, state.model), state.device, "float32")
     assert limited_loss == pytest.approx(whole, abs=1e-6)
     limited.max_rows = 0
     with pytest.raises(torch.OutOfMemoryError):
-        evaluation.mean_loss(limited, evaluation.split_windows(VAL, state.model), state.device, "float32")
+        evaluation.mean_losses(limited, evaluation.split_windows(VAL, state.model), state.device, "float32")
 
 
 def test_an_evaluation_finds_out_once_how_many_rows_fit_into_memory(monkeypatch):
@@ -73,10 +82,16 @@ def test_an_evaluation_finds_out_once_how_many_rows_fit_into_memory(monkeypatch)
     monkeypatch.setattr(memory, "free_memory", lambda device: next(num_frees))
     limited: Any = LimitedMemory(state.model, 3, "forward")
     limited.eval = state.model.eval
+    limited.losses = lambda x, y: limited(x, y)[1].expand(2)
     ids = torch.from_numpy(VAL[: 19 * 8 + 1].astype(np.int64))
     windows = list(zip(ids[:-1].view(19, 8).split(8), ids[1:].view(19, 8).split(8), strict=True))
-    loss = evaluation.mean_loss(limited, windows, state.device, "float32")
-    assert loss == pytest.approx(state.model(ids[:-1].view(19, 8), ids[1:].view(19, 8))[1].item(), abs=1e-6)
+    losses = evaluation.mean_losses(limited, windows, state.device, "float32")
+    assert losses is not None
+    assert (
+        losses.loss
+        == losses.network_loss
+        == pytest.approx(state.model(ids[:-1].view(19, 8), ids[1:].view(19, 8))[1].item(), abs=1e-6)
+    )
     assert next(num_frees) == 2
 
 
@@ -87,11 +102,11 @@ def test_of_a_long_val_split_evenly_spread_windows_are_evaluated():
     for window in (0, 8, 16):  # of the 25 windows of 8 tokens in 203
         ids = torch.from_numpy(VAL[8 * window : 8 * window + 9].astype(np.int64))[None]
         losses.append(model(ids[:, :-1], ids[:, 1:])[1].item())
-    assert evaluation.val_loss(state, VAL) == pytest.approx(np.mean(losses), rel=1e-6)
-    whole = evaluation.val_loss(init_state(small_config(eval_tokens=0), TOKENIZER), VAL)
+    assert val_loss(state) == pytest.approx(np.mean(losses), rel=1e-6)
+    whole = evaluation.val_losses(init_state(small_config(eval_tokens=0), TOKENIZER), VAL)
     for eval_tokens in (102, 1000):  # a split of less than twice as many is evaluated as a whole
         state = init_state(small_config(eval_tokens=eval_tokens), TOKENIZER)
-        assert evaluation.val_loss(state, VAL) == whole
+        assert evaluation.val_losses(state, VAL) == whole
 
 
 def test_spread_windows_are_among_all_windows_and_spread_over_the_split():

@@ -71,9 +71,14 @@ def test_a_checkpoint_is_on_disk_when_its_record_comes(tmp_path):
     assert names == [("best", 5), ("last", 5), ("best", 10), ("last", 10), ("best", 12), ("last", 12)]
 
 
+def both_losses(loss):
+    """The losses of a network without an n-gram expert."""
+    return evaluation.Losses(loss, loss)
+
+
 def test_best_checkpoint_is_that_of_the_lowest_val_loss(tmp_path, monkeypatch):
-    losses = iter([3.0, 2.0, 2.5, 2.0, 1.5, 9.0])
-    monkeypatch.setattr(evaluation, "val_loss", lambda *_, **__: next(losses))
+    losses = map(both_losses, [3.0, 2.0, 2.5, 2.0, 1.5, 9.0])
+    monkeypatch.setattr(evaluation, "val_losses", lambda *_, **__: next(losses))
     _, records = train(tmp_path, small_config(max_iters=6, eval_interval=1))
     evals = records_of(EvalRecord, records)
     assert [e.is_best for e in evals] == [True, True, False, False, True, False]
@@ -102,8 +107,8 @@ def test_numbered_checkpoints_are_kept(tmp_path):
     ],
 )
 def test_a_run_stops_for_each_reason(tmp_path, monkeypatch, options, losses, reason, steps):
-    given = iter(losses)
-    monkeypatch.setattr(evaluation, "val_loss", lambda *_, **__: next(given))
+    given = map(both_losses, losses)
+    monkeypatch.setattr(evaluation, "val_losses", lambda *_, **__: next(given))
     _, records = train(tmp_path, small_config(eval_interval=1, **options))
     assert (records[-1].reason, records[-1].step) == (reason, steps)
     assert vars(record_from_json(records[-1].to_json()))["reason"] is StopReason(reason)
@@ -208,8 +213,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
 def test_a_val_loss_that_is_not_finite_stops_without_a_checkpoint(tmp_path, monkeypatch, broken):
-    losses = iter([3.0, broken])
-    monkeypatch.setattr(evaluation, "val_loss", lambda *_, **__: next(losses))
+    losses = map(both_losses, [3.0, broken])
+    monkeypatch.setattr(evaluation, "val_losses", lambda *_, **__: next(losses))
     with pytest.raises(ExternalError, match="not finite by step 10"):
         train(tmp_path)
     assert read_checkpoint(tmp_path / "last.safetensors").metadata.step == 5
