@@ -6,9 +6,10 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nanogpt_lite.checkpoint import SUFFIX, checkpoint_file
 from nanogpt_lite.checkpoint.restore import load_weights
@@ -22,6 +23,7 @@ from nanogpt_lite.diagnosis.verdict import Evaluated, give_verdict
 from nanogpt_lite.runs.run_folder import Run
 from nanogpt_lite.tracking.records import ResultRecord
 from nanogpt_lite.trainer import evaluation
+from nanogpt_lite.trainer.evaluation import Losses
 from nanogpt_lite.trainer.state import TrainState
 
 MIN_MINUTES = 1  # of a longer run that is proposed
@@ -32,6 +34,7 @@ class Comparison:
     """A val loss in several units, and the losses of n-gram models of the same tokens."""
 
     val_loss: float  # nats per token
+    network_loss: float  # of the network alone; without an n-gram expert the same
     measures: TextMeasures
     baselines: NgramLosses
 
@@ -40,19 +43,10 @@ class Comparison:
     ) -> str:
         """One sentence about a run; empty if its metrics hold no evaluation. `val_tokens`: those of `val_loss`."""
         evaluations = [record for record in run.metrics if record["kind"] == "eval"]
-        curve = [
-            Evaluated(
-                record["step"],
-                record["train_loss"],
-                record["val_loss"],
-                record["val_loss"] if record["network_val_loss"] is None else record["network_val_loss"],
-            )
-            for record in evaluations
-        ]
+        curve = [_evaluated_in_training(record) for record in evaluations]
         if not curve:
             return ""
         last_step = curve[-1].step
-        best_network_loss = min(curve, key=lambda point: point.val_loss).network_val_loss
         steps, most_steps = recipe.steps_for_text(
             device, train_tokens=train_tokens, vocab_size=vocab_size, tokens_per_step=config.tokens_per_step
         )
@@ -61,7 +55,7 @@ class Comparison:
             self.val_loss,
             curve,
             self.baselines,
-            network_loss=best_network_loss if config.ngram_expert else self.val_loss,
+            network_loss=self.network_loss,
             vocab_size=vocab_size,
             val_tokens=val_tokens,
             could_learn_more=last_step < most_steps,
@@ -69,12 +63,12 @@ class Comparison:
         )
 
 
-def compare(val_loss: float, data: Dataset, train: Tokens, val: Tokens) -> Comparison:
-    """What a loss in nats per token means for the val split of a dataset. `train`, `val`: the tokens of its splits."""
+def compare(losses: Losses, data: Dataset, train: Tokens, val: Tokens) -> Comparison:
+    """What losses mean for the val split of a dataset. `train`, `val`: the tokens of its splits."""
     n_chars, n_bytes = val_text_size(data)
     return Comparison(
-        val_loss,
-        measure_text(val_loss, n_tokens=len(val), n_chars=n_chars, n_bytes=n_bytes),
+        *losses,
+        measure_text(losses.loss, n_tokens=len(val), n_chars=n_chars, n_bytes=n_bytes),
         baseline_losses(train, val, data.tokenizer.vocab_size),
     )
 
@@ -97,21 +91,21 @@ def make_result(
     of a long val split, if a limit of time is over (`in_hurry`) or the best checkpoint is not there. `note` shows the
     user what takes long.
     """
-    val_loss, max_tokens = state.best_val_loss, state.config.eval_tokens
+    losses, max_tokens = _losses_in_training(state, out_dir), state.config.eval_tokens
     best = out_dir / f"best{SUFFIX}"
     has_best = state.best_step == state.step or best.is_file()  # not so if only `last` was copied from another folder
     more_tokens = _tokens_of_result(state, val)
     if not (in_hurry or more_tokens is None) and not any(state.group.all_reduce_max(not has_best)):
         max_tokens = more_tokens
         note(f"evaluating the best checkpoint on {_evaluated(val, max_tokens):,} val tokens …")
-        val_loss = _evaluate_best(state, val, best, max_tokens=max_tokens, stop=stop)
-        if val_loss is None:
+        evaluated = _evaluate_best(state, val, best, max_tokens=max_tokens, stop=stop)
+        if evaluated is None:
             return None
-    assert val_loss is not None
+        losses = evaluated
     content = ""
     if state.group.is_main_process:
         try:
-            record = _make_record(state, data, train, val, out_dir, val_loss, _evaluated(val, max_tokens))
+            record = _make_record(state, data, train, val, out_dir, losses, _evaluated(val, max_tokens))
             content = json.dumps(dataclasses.asdict(record))
         except MemoryError:  # the other ranks wait for the broadcast
             note("warning: there is no result, because the n-gram models of the text need more memory than is free")
@@ -132,10 +126,10 @@ def _tokens_of_result(state: TrainState, val: Tokens) -> int | None:
 
 
 def _make_record(
-    state: TrainState, data: Dataset, train: Tokens, val: Tokens, out_dir: Path, val_loss: float, val_tokens: int
+    state: TrainState, data: Dataset, train: Tokens, val: Tokens, out_dir: Path, losses: Losses, val_tokens: int
 ) -> ResultRecord:
-    """The result, with a loss of `val_tokens` tokens. `MemoryError` if the n-gram models need too much."""
-    comparison = compare(val_loss, data, train, val)
+    """The result, with losses of `val_tokens` tokens. `MemoryError` if the n-gram models need too much."""
+    comparison = compare(losses, data, train, val)
     verdict = comparison.verdict(
         Run(out_dir),
         config=state.config,
@@ -147,7 +141,7 @@ def _make_record(
     return ResultRecord(
         step=state.step,
         best_step=state.best_step,
-        val_loss=val_loss,
+        val_loss=losses.loss,
         val_tokens=val_tokens,
         split_tokens=len(val),
         **dataclasses.asdict(comparison.measures),
@@ -163,15 +157,30 @@ def _evaluated(val: Tokens, max_tokens: int) -> int:
 
 def _evaluate_best(
     state: TrainState, val: Tokens, best: Path, *, max_tokens: int, stop: Callable[[], bool]
-) -> float | None:
-    """The loss of the best checkpoint, whose weights replace those of `state`, on `max_tokens` tokens of a long split.
+) -> Losses | None:
+    """The losses of the best checkpoint on `max_tokens` tokens of a long split. Its weights replace those of `state`.
 
     None if `stop()` became true meanwhile.
     """
     if state.best_step != state.step:
         load_weights(state.model, checkpoint_file.read_checkpoint(best, prefix="model."))
     windows = evaluation.split_windows(val, state.model, max_tokens=max_tokens)
-    losses = evaluation.mean_losses(
-        state.model, windows, state.device, state.config.dtype, stop=stop, group=state.group
-    )
-    return losses and losses.loss
+    return evaluation.mean_losses(state.model, windows, state.device, state.config.dtype, stop=stop, group=state.group)
+
+
+def _losses_in_training(state: TrainState, out_dir: Path) -> Losses:
+    """The losses of the best evaluation in training; that of the network is known to the main process only."""
+    assert state.best_val_loss is not None
+    network_loss = state.best_val_loss
+    if state.group.is_main_process:
+        for record in Run(out_dir).metrics:
+            if record["kind"] == "eval" and record["step"] == state.best_step:
+                network_loss = _evaluated_in_training(record).network_val_loss
+    return Losses(state.best_val_loss, network_loss)
+
+
+def _evaluated_in_training(record: Mapping[str, Any]) -> Evaluated:
+    """The losses in a record of an evaluation, as JSON; versions before 0.3 say nothing about the network alone."""
+    network_loss = record.get("network_val_loss")
+    val_loss = record["val_loss"]
+    return Evaluated(record["step"], record["train_loss"], val_loss, val_loss if network_loss is None else network_loss)

@@ -149,7 +149,7 @@ def _split_losses(model: GPT, open_data: Callable[[], Dataset], dtype: str) -> _
     with verification.open_verified(data) as (train, val):
         train_loss, val_losses = _losses_of_split(network, train, dtype).loss, _losses_of_split(model, val, dtype)
         network_val_loss = None if model is network else val_losses.network_loss
-        comparison = compare(val_losses.loss, data, train, val)
+        comparison = compare(val_losses, data, train, val)
         losses, sizes = [train_loss, val_losses.loss], [len(train), len(val)]
         return _SplitLosses(losses, sizes, network_val_loss, comparison, data.sha256)
 

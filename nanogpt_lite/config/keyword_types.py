@@ -105,8 +105,8 @@ class NetworkOptions(TypedDict, total=False):
     """
 
     ngram_expert_weight: float
-    """weight of the counted n-grams in the mixture; 0: chosen on a fiftieth of the train split, which is not trained
-    on (default: 0.0)
+    """weight of the counted n-grams in the mixture; 0: chosen on at most a fiftieth of the train split, which is not
+    trained on (default: 0.0)
     """
 
 

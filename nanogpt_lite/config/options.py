@@ -144,8 +144,8 @@ class NetworkConfig(Options):
     )
     ngram_expert_weight: float = network_option(
         0.0,
-        "weight of the counted n-grams in the mixture; 0: chosen on a fiftieth of the train split, which is not "
-        "trained on",
+        "weight of the counted n-grams in the mixture; 0: chosen on at most a fiftieth of the train split, which is "
+        "not trained on",
         bounds(ge=0, lt=1),
         absent=0.0,
         part_of="ngram_expert",

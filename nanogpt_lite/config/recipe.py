@@ -15,11 +15,8 @@ from nanogpt_lite.config.schema import Value
 
 MIN_STEPS = 20  # fewer would hardly change the weights
 EVALUATIONS = 8  # during the steps of the recipe; a longer run is evaluated as often, so that its best step is seen
-# of a text that is not seen as often as it could be: it is not learned by heart, and its best step is the last one
-EVALUATIONS_OF_LONG_TEXT = 4
 PATIENCE = 5  # evaluations without a new best val loss
 PATIENCE_SHARE = 1 / 12  # of a run that is given more steps: patience is that many of them at least, not a moment
-DOUBLE_COST_VOCAB = 16384  # tokens with which a step takes about twice the time that it takes with few
 LARGE_VOCAB = 512  # above it few n-grams occur often enough, and a network learns the rare ones by heart
 
 Points = tuple[tuple[float, float], ...]
@@ -31,10 +28,13 @@ class Recipe:
     """How long to train on a text, and how to regularise a network that sees it for a number of epochs."""
 
     epochs: float  # passes over the train split, if they need no more than `max_steps`
-    max_steps: int  # with a small vocabulary; fewer in the same time with a large one
+    max_steps: int  # with a small vocabulary
     by_epochs: Mapping[str, Points]  # regularisation: the value of an option at a number of epochs
     ngram: int = 1  # the longest n-grams of a small vocabulary, and of one above `LARGE_VOCAB`
     ngram_of_large_vocab: int = 1
+    # of a text that takes `max_steps`: it is not learned by heart, so its best step is the last one
+    evaluations_of_long_text: int = EVALUATIONS
+    double_cost_vocab: float = math.inf  # `max_steps` is halved with this vocabulary: a step takes twice the time
 
 
 RECIPES: dict[str, Recipe] = {
@@ -48,6 +48,8 @@ RECIPES: dict[str, Recipe] = {
         },
         ngram=4,
         ngram_of_large_vocab=2,
+        evaluations_of_long_text=4,
+        double_cost_vocab=16384,
     ),
     # not measured on a GPU: for one million characters these are the numbers of `shakespeare_char`, for fewer steps
     "modern": Recipe(
@@ -76,7 +78,7 @@ def fit_options(
     most_steps, max_steps = _most_steps(recipe, steps_per_epoch), _max_steps(recipe, vocab_size)
     steps = min(most_steps, max_steps)
     max_iters = max_iters or steps
-    evaluations = EVALUATIONS if most_steps <= max_steps else EVALUATIONS_OF_LONG_TEXT
+    evaluations = EVALUATIONS if most_steps <= max_steps else recipe.evaluations_of_long_text
     eval_interval = math.ceil(min(max_iters, steps) / evaluations)
     return {
         "max_iters": max_iters,
@@ -123,4 +125,4 @@ def _most_steps(recipe: Recipe, steps_per_epoch: float) -> int:
 
 def _max_steps(recipe: Recipe, vocab_size: int) -> int:
     """The steps that the time of the recipe is enough for."""
-    return math.ceil(recipe.max_steps / (1 + vocab_size / DOUBLE_COST_VOCAB))
+    return math.ceil(recipe.max_steps / (1 + vocab_size / recipe.double_cost_vocab))

@@ -1,6 +1,6 @@
-"""Batches of token ids: random ones for training, and all windows of a split for evaluation.
+"""Batches of token ids: random or spread ones for training, and all windows of a split for evaluation.
 
-The batch of step i is a pure function of (seed, i): its random numbers come from a counter-based generator (Philox;
+The batch of step i is a pure function of (seed, i): random numbers come from a counter-based generator (Philox;
 Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). So there is no state to save in a checkpoint.
 
 Shapes: B rows, T = `block_size` tokens.
@@ -48,13 +48,13 @@ class WithoutParts:
 
     def __getitem__(self, part: slice, /) -> Ids:
         first, last, _ = part.indices(len(self))
-        pieces = [self._tokens[0:0]]
+        pieces = []
         for number, (start, stop) in enumerate(self._kept):
             left_out = number * self._left_out  # before this piece
             low, high = max(first + left_out, start), min(last + left_out, stop)
             if low < high:
                 pieces.append(self._tokens[low:high])
-        return np.concatenate(pieces)
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [self._tokens[0:0]])
 
 
 def random_batch(

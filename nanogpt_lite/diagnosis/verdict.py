@@ -72,7 +72,8 @@ def _falls(curve: Sequence[Evaluated]) -> bool:
     Or it was evaluated too rarely to know.
     """
     losses, last = [point.network_val_loss for point in curve], curve[-1]
-    before = [point.network_val_loss for point in curve if point.step <= last.step * 3 / 4]
+    rounding = len(curve)  # of the interval, which is rounded up to whole steps
+    before = [point.network_val_loss for point in curve[:-1] if point.step <= last.step * 3 / 4 + rounding]
     return losses[-1] == min(losses) and (not before or losses[-1] < before[-1] * (1 - FALL))
 
 
@@ -90,7 +91,7 @@ def _explain_rise(curve: Sequence[Evaluated], compared: str) -> str:
         f"{last.val_loss - best.val_loss:.2f} worse"
     )
     later = fmean(point.train_loss for point in curve if point.step > best.step)
-    if later < max(best.train_loss, last.val_loss):
+    if later < max(best.train_loss, last.network_val_loss):
         return f"overfitting {facts}. Give more text, fewer `max_iters`, or more `dropout`"
     return f"training did not get on {facts}, while the train loss did not fall. Give a lower `learning_rate`"
 

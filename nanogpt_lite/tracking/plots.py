@@ -40,6 +40,9 @@ def loss_figure(records: Sequence[dict[str, Any]], title: str = "") -> "Figure":
     figure = NotebookFigure(figsize=(8, 6), layout="constrained")
     losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     losses.plot(*_series(steps, "loss"), color="tab:blue", alpha=0.4, linewidth=1, label="train")
+    alone = [record for record in evals if record.get("network_val_loss") is not None]
+    if alone:
+        losses.plot(*_series(alone, "network_val_loss"), color="tab:green", marker=".", label="val, network alone")
     losses.plot(*_series(evals, "val_loss"), color="tab:orange", marker="o", markersize=4, label="val")
     if evals:
         best = min(evals, key=lambda record: record["val_loss"])

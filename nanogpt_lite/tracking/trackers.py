@@ -105,6 +105,7 @@ class WeightsAndBiases:
 
 def scalars(record: Record) -> dict[str, float]:
     """The values of a record that trackers plot, by tag; empty for records without any."""
+    values: dict[str, float | None] = {}
     match record:
         case StepRecord():
             values = {
@@ -114,10 +115,13 @@ def scalars(record: Record) -> dict[str, float]:
                 "train/tokens_per_second": record.tokens_per_second,
                 "train/mfu": record.mfu,
             }
-            return {name: value for name, value in values.items() if value is not None}
         case EvalRecord():
-            return {"val/loss": record.val_loss, "val/best_loss": record.best_val_loss}
-    return {}
+            values = {
+                "val/loss": record.val_loss,
+                "val/best_loss": record.best_val_loss,
+                "val/network_loss": record.network_val_loss,
+            }
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _wandb_id(out_dir: Path) -> str:

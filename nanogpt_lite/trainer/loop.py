@@ -16,7 +16,6 @@ from nanogpt_lite.data import batching
 from nanogpt_lite.data.batching import Batch, Tokens
 from nanogpt_lite.device import profiling
 from nanogpt_lite.device.distributed import Forward
-from nanogpt_lite.tokenizers.base import Ids
 from nanogpt_lite.tracking.records import DoneRecord, EvalRecord, MicroBatchRecord, Record, StopReason
 from nanogpt_lite.trainer import evaluation, ngram_fitting, training_records
 from nanogpt_lite.trainer.checkpoint_writer import CheckpointWriter
@@ -40,7 +39,8 @@ def train_loop(
     """Train until there is a reason to stop (see `StopReason`), and yield a record of each event when it has happened.
 
     `train_tokens` and `val_tokens` are the splits, shape (tokens,). `train_batches` replaces the batches of the
-    train split: from step `state.step` on, each with `batch_size * gradient_accumulation_steps` rows. With
+    train split: from step `state.step` on, each with `batch_size * gradient_accumulation_steps` rows; then no weight
+    of an n-gram expert is chosen, because they may have the tokens that are held out for it. With
     `chars_per_token`, of the val split, evaluations also give the loss per character. `stop()` is called before each
     step and during evaluations. The caller sets the number of threads and the precision (`devices.compute_settings`).
 
@@ -53,6 +53,7 @@ def train_loop(
     config = state.config
     batching.require_length(train_tokens, val_tokens, block_size=config.block_size, sampled_val=config.eval_iters > 0)
     trained_tokens, held_out = ngram_fitting.split_held_out(config, train_tokens)
+    fit_weight = partial(ngram_fitting.fit_weight, state, held_out if train_batches is None else [])
     train_batches = train_batches or batching.train_batches(
         trained_tokens,
         rows=config.rows_per_step,
@@ -70,9 +71,11 @@ def train_loop(
         if state.micro_batch < micro_batch:
             yield MicroBatchRecord(step=state.step, rows=state.micro_batch)
         with CheckpointWriter(state, out_dir) as writer:
-            evaluate = partial(_evaluate_and_save, state, val_tokens, held_out, writer, chars_per_token, stop)
+            evaluate = partial(_evaluate_and_save, state, val_tokens, writer, chars_per_token, stop)
             try:
-                for record in _run_steps(state, forward, train_batches, evaluate, writer, stop, profiler_step):
+                for record in _run_steps(
+                    state, forward, train_batches, evaluate, fit_weight, writer, stop, profiler_step
+                ):
                     if isinstance(record, EvalRecord | DoneRecord):
                         yield from writer.records()  # those of earlier steps come first
                     yield record
@@ -103,6 +106,7 @@ def _run_steps(
     forward: Forward,
     train_batches: Iterator[Batch],
     evaluate: Callable[[], Iterator[Record]],
+    fit_weight: Callable[[], None],
     writer: CheckpointWriter,
     stop: Callable[[], bool],
     profiler_step: Callable[[], None],
@@ -114,6 +118,7 @@ def _run_steps(
         reason = _agree_on_stop_reason(state, stop(), time.monotonic() - started)
         if _is_eval_due(state, reason):
             timer.stop()
+            fit_weight()
             yield from evaluate()
             continue  # the evaluation may be a reason to stop, or it was cut short by a request to stop
         if reason:
@@ -131,9 +136,10 @@ def _run_steps(
         if state.micro_batch < micro_batch:
             micro_batch = state.micro_batch
             yield MicroBatchRecord(step=state.step, rows=micro_batch)
-        yield from _log_and_keep(state, timer, writer)
+        yield from _log_and_keep(state, timer, fit_weight, writer)
     timer.stop()
     if state.step == 0 or state.step not in (first_step, state.last_eval_step):  # else `last` is of this step already
+        fit_weight()
         yield from writer.save("last")
     yield training_records.done_record(state, reason)
 
@@ -154,13 +160,11 @@ def _is_eval_due(state: TrainState, reason: StopReason | None) -> bool:
 def _evaluate_and_save(
     state: TrainState,
     val_tokens: Tokens,
-    held_out: list[Ids],
     writer: CheckpointWriter,
     chars_per_token: float | None,
     stop: Callable[[], bool],
 ) -> Iterator[Record]:
     """An evaluation and the checkpoints after it; nothing if `stop()` became true meanwhile."""
-    ngram_fitting.fit_weight(state, held_out)
     losses = evaluation.val_losses(state, val_tokens, stop=stop)
     if losses is None:
         return
@@ -169,7 +173,9 @@ def _evaluate_and_save(
     yield from writer.save(*(("best", "last") if record.is_best else ("last",)))
 
 
-def _log_and_keep(state: TrainState, timer: StepTimer, writer: CheckpointWriter) -> Iterator[Record]:
+def _log_and_keep(
+    state: TrainState, timer: StepTimer, fit_weight: Callable[[], None], writer: CheckpointWriter
+) -> Iterator[Record]:
     """What is due after a step: a record of the last steps, and a numbered checkpoint."""
     config = state.config
     if is_due(config.log_interval, state.step) or is_due(config.sample_interval, state.step):
@@ -177,13 +183,14 @@ def _log_and_keep(state: TrainState, timer: StepTimer, writer: CheckpointWriter)
         yield training_records.step_record(state, timer)
     if is_due(config.keep_every, state.step):
         timer.stop()
+        fit_weight()
         yield from writer.save(f"step_{state.step:06d}")
 
 
 def _record_eval(state: TrainState, losses: Losses, chars_per_token: float | None) -> EvalRecord:
     """Update the state with the result of an evaluation. `ExternalError` if it is not finite."""
     val_loss = losses.loss
-    require_finite(state, torch.tensor(val_loss))
+    require_finite(state, torch.tensor(losses.network_loss))  # the mixture may be finite if that is not
     is_best = state.best_val_loss is None or val_loss < state.best_val_loss
     if is_best:
         state.best_val_loss, state.best_step = val_loss, state.step

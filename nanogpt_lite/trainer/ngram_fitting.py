@@ -1,4 +1,4 @@
-"""Fits the n-gram expert of a new run to its train split: the counts, and the weight of the mixture.
+"""Fits the n-gram expert of a run to its train split: the counts, and the weight of the mixture.
 
 The counts are those of the tokens that the network is trained on. Neither of them knows how well it does on other text,
 so the weight is chosen on tokens of the train split that both are kept from.
@@ -11,20 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanogpt_lite.config.options import MAX_LOGITS, NetworkConfig
+from nanogpt_lite.config.options import NetworkConfig
 from nanogpt_lite.data import batching
 from nanogpt_lite.data.batching import Tokens, WithoutParts
-from nanogpt_lite.device import devices
+from nanogpt_lite.device import devices, memory
 from nanogpt_lite.diagnosis.ngram_baseline import read_counted
 from nanogpt_lite.model.ngram_counts import count_ngrams
 from nanogpt_lite.model.ngram_expert import UNFITTED_WEIGHT, NgramExpert
 from nanogpt_lite.tokenizers.base import Ids
-from nanogpt_lite.trainer.evaluation import EVAL_TOKENS
 from nanogpt_lite.trainer.state import TrainState
 
 HELD_OUT_SHARE, MAX_HELD_OUT = 50, 8192  # a fiftieth of the train split; more tokens hardly change the weight
 HELD_OUT_PARTS = 8  # evenly spread: one alone may be unlike the rest
-MIN_PART = 2  # tokens: one with a target
+MIN_PART = 32  # tokens; the contexts of fewer would be much shorter than those that are evaluated
 PRIOR_TOKENS = 100  # that speak for `UNFITTED_WEIGHT`, so that a few held-out tokens do not decide alone
 ITERATIONS = 50
 
@@ -57,14 +56,27 @@ def count_train_split(expert: NgramExpert, config: NetworkConfig, tokens: Tokens
 def fit_weight(state: TrainState, held_out: list[Ids]) -> None:
     """Set the weight of the mixture to the best one for held-out parts, (tokens,) each, with the network as it is.
 
-    All ranks get the weight that the main process finds. It stays as it is if the network gives no numbers.
+    All ranks get the weight that the main process finds. It stays as it is if the network gives no numbers, or if
+    memory is too short.
     """
     expert = state.model.expert
     if expert is not None and held_out:
-        weight = _best_weight(*_probabilities(state, expert, held_out)) if state.group.is_main_process else 0.0
-        (weight,) = state.group.all_reduce_sum(weight)
+        (weight,) = state.group.all_reduce_sum(_find_weight(state, expert, held_out))
         if math.isfinite(weight):
             expert.set_weight(weight)
+
+
+def _find_weight(state: TrainState, expert: NgramExpert, held_out: list[Ids]) -> float:
+    """The weight on the main process, NaN if memory is too short for it; 0 on other ranks."""
+    if not state.group.is_main_process:
+        return 0.0
+    try:
+        return _best_weight(*_probabilities(state, expert, held_out))
+    except (MemoryError, RuntimeError) as error:
+        if not memory.is_out_of_memory(error):
+            raise
+    memory.free_memory(state.device)
+    return math.nan
 
 
 @torch.inference_mode()
@@ -72,8 +84,7 @@ def _probabilities(state: TrainState, expert: NgramExpert, held_out: list[Ids]) 
     """The probabilities of held-out tokens, shape (targets,), by the network alone and by the counts."""
     network = state.model.without_expert().eval()
     of_network, of_counts, block_size = [], [], network.config.block_size
-    rows = max(1, min(EVAL_TOKENS, MAX_LOGITS // network.vocab_size) // block_size)
-    windows = (batching.all_windows(part, rows=rows, block_size=block_size) for part in held_out)
+    windows = (batching.all_windows(part, rows=len(part), block_size=block_size) for part in held_out)
     for x, y in itertools.chain.from_iterable(windows):
         idx, targets = devices.to_device(x, state.device), devices.to_device(y, state.device)[..., None]
         with devices.autocast(state.device, state.config.dtype):
@@ -85,7 +96,7 @@ def _probabilities(state: TrainState, expert: NgramExpert, held_out: list[Ids]) 
 
 def _best_weight(of_network: Tensor, of_counts: Tensor) -> float:
     """The weight of the most likely mixture, with `PRIOR_TOKENS`; by expectation-maximization (Jelinek 1980)."""
-    p, q, weight = of_network.double(), of_counts.double(), UNFITTED_WEIGHT
+    p, q, weight = of_network.cpu().double(), of_counts.cpu().double(), UNFITTED_WEIGHT
     for _ in range(ITERATIONS):
         from_counts = (weight * q / ((1 - weight) * p + weight * q)).sum().item()
         weight = (from_counts + PRIOR_TOKENS * UNFITTED_WEIGHT) / (len(p) + PRIOR_TOKENS)

@@ -1,6 +1,7 @@
 """The sentence about a loss: one for each shape of a curve, beside n-gram models with known losses."""
 
 import re
+from typing import Any
 
 import pytest
 
@@ -137,3 +138,16 @@ def test_an_n_gram_expert_does_not_hide_a_network_that_learns_nothing(network_lo
         minutes=1,
     )
     assert re.search(sentence, said)
+
+
+def test_the_interval_of_the_evaluations_is_rounded_and_the_last_quarter_begins_at_the_one_before():
+    flat_at_the_end = [(78, 2.9), (156, 2.5), (234, 2.1), (309, 2.095)]
+    assert "still falling" not in verdict_on(flat_at_the_end, BASELINES, could_learn_more=True)
+    falling = [*flat_at_the_end[:3], (309, 2.05)]
+    assert "still falling" in verdict_on(falling, BASELINES, could_learn_more=True)
+
+
+def test_overfitting_of_a_network_beside_an_n_gram_expert_is_told_by_its_own_losses():
+    points = [Evaluated(1, 1.9, 1.7, 1.9), Evaluated(2, 1.6, 1.55, 1.7), Evaluated(3, 1.62, 1.58, 1.78)]
+    facts: dict[str, Any] = {"vocab_size": 65, "val_tokens": 10_000, "could_learn_more": False, "minutes": 1}
+    assert give_verdict(1.55, points, BASELINES, network_loss=1.7, **facts).startswith("overfitting since step 2")

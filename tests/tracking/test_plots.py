@@ -48,6 +48,15 @@ def test_curves_hold_the_data_of_the_records():
     assert "nats per token" in losses.get_ylabel()
 
 
+def test_the_loss_of_the_network_beside_an_n_gram_expert_is_a_curve_of_its_own():
+    alone: dict[Any, float] = {4: 2.9, 6: 3.1}
+    records = [{**r, "network_val_loss": alone[r["step"]]} if r["kind"] == "eval" else r for r in RECORDS[2:]]
+    losses, _ = plots.loss_figure(records).axes
+    curves = {line.get_label(): points_of(line) for line in losses.lines}
+    assert curves["val, network alone"] == [(4, 2.9), (6, 3.1)]
+    assert curves["val"] == [(4, 2.4), (6, 2.6)]
+
+
 @pytest.mark.parametrize(("kind", "points"), [("step", [3, 0, 3]), ("eval", [0, 3, 0])])
 def test_one_kind_of_loss_is_enough_for_a_plot(kind, points):
     losses, rates = plots.loss_figure(records_of("start", kind)).axes

@@ -12,7 +12,8 @@ from tiny import TINY_GPT
 
 import nanogpt_lite as ng
 from nanogpt_lite.cli.main import main
-from nanogpt_lite.tracking.records import SampleRecord
+from nanogpt_lite.tracking import trackers
+from nanogpt_lite.tracking.records import EvalRecord, SampleRecord
 from nanogpt_lite.tracking.trackers import BestEffortSink
 
 OPTIONS: dict[str, Any] = {**TINY_GPT, "batch_size": 2, "eval_interval": 4, "log_interval": 2, "out_dir": "runs/a"}
@@ -42,6 +43,12 @@ def test_tensorboard_shows_each_scalar_once_after_a_resume(text_file):
     for tag, (kind, key) in expected.items():
         assert [(event.step, event.value) for event in events.Scalars(tag)] == scalar_series(run, kind, key)
     assert EventAccumulator("runs/a").Reload().Tags()["tensors"] == ["sample/text_summary"]
+
+
+def test_the_loss_of_the_network_beside_an_n_gram_expert_is_tracked():
+    losses = {"train_loss": 2.0, "val_loss": 1.5, "best_val_loss": 1.5}
+    record = EvalRecord(step=3, is_best=True, seconds=0.5, network_val_loss=1.7, **losses)
+    assert trackers.scalars(record) == {"val/loss": 1.5, "val/best_loss": 1.5, "val/network_loss": 1.7}
 
 
 class FakeRun:

@@ -7,7 +7,9 @@ import pytest
 import torch
 from random_gpt import EXPERT, SMALL, VOCAB, random_ids
 
+from nanogpt_lite.checkpoint.checkpoint_file import read_checkpoint
 from nanogpt_lite.config.options import NetworkConfig, TrainConfig
+from nanogpt_lite.data import batching
 from nanogpt_lite.model.ngram_expert import UNFITTED_WEIGHT
 from nanogpt_lite.tokenizers.char import CharTokenizer
 from nanogpt_lite.trainer import loop, ngram_fitting
@@ -31,7 +33,7 @@ CONFIG = TrainConfig.from_dict(
 
 
 @pytest.mark.parametrize(
-    ("length", "held_out"), [(10, 0), (799, 0), (800, 16), (5000, 96), (409_600, 8192), (10_000_000, 8192)]
+    ("length", "held_out"), [(10, 0), (12_799, 0), (12_800, 256), (50_000, 1000), (409_600, 8192), (10_000_000, 8192)]
 )
 def test_a_fiftieth_is_held_out_of_a_text_that_is_not_short_and_at_most_a_fixed_number(length, held_out):
     tokens = np.arange(length)
@@ -43,9 +45,9 @@ def test_a_fiftieth_is_held_out_of_a_text_that_is_not_short_and_at_most_a_fixed_
         assert centers == pytest.approx([(i + 0.5) * length / 8 for i in range(8)], abs=1)
 
 
-@pytest.mark.parametrize("changes", [{"ngram_expert": 0}, {"ngram_expert_weight": 0.2}, {"block_size": 990}])
+@pytest.mark.parametrize("changes", [{"ngram_expert": 0}, {"ngram_expert_weight": 0.2}, {"block_size": 19_700}])
 def test_nothing_is_held_out_without_a_weight_to_choose_or_if_the_rest_were_too_short(changes):
-    tokens = np.arange(1000)
+    tokens = np.arange(20_000)
     assert ngram_fitting.split_held_out(FITTED.replace(changes), tokens) == (tokens, [])
 
 
@@ -88,10 +90,10 @@ class Recorded:
 
 @pytest.mark.parametrize("sampling", ["random", "spread"])
 def test_the_network_does_not_see_the_held_out_tokens(tmp_path, monkeypatch, sampling):
-    tokens = Recorded(random_ids(1, 2000)[0].numpy())
-    held_out = [start + i for start in range(123, 2000, 250) for i in range(5)]
+    tokens = Recorded(random_ids(1, 16_000)[0].numpy())
+    held_out = [start + i for start in range(980, 16_000, 2000) for i in range(40)]
     val = random_ids(1, 100, seed=2)[0].numpy()
-    state = init_state(CONFIG.replace({"batch_sampling": sampling, "batch_size": 64}), TOKENIZER)
+    state = init_state(CONFIG.replace({"batch_sampling": sampling, "batch_size": 256}), TOKENIZER)
     fitted_on = []
     monkeypatch.setattr(ngram_fitting, "fit_weight", lambda _, parts: fitted_on.append(np.concatenate(parts).tolist()))
     records = loop.train_loop(state, tokens, val, out_dir=tmp_path)
@@ -99,21 +101,23 @@ def test_the_network_does_not_see_the_held_out_tokens(tmp_path, monkeypatch, sam
     assert tokens.was_read[held_out].all()
     tokens.was_read[:] = False
     list(records)
-    assert tokens.was_read.sum() > 1500
+    assert tokens.was_read.sum() > 8000
     assert not tokens.was_read[held_out].any()
     assert fitted_on == [tokens.tokens[held_out].tolist()] * 2
 
 
 def test_the_weight_is_fitted_at_each_evaluation_to_the_network_alone_and_the_counts(tmp_path):
-    tokens, val = (random_ids(1, length, seed=length)[0].numpy() for length in (5000, 100))
+    tokens, val = (random_ids(1, length, seed=length)[0].numpy() for length in (20_000, 100))
     state = init_state(CONFIG, TOKENIZER)
-    expert, held_out = expert_of(state), [tokens[start : start + 12] for start in range(306, 5000, 625)]
+    expert, held_out = expert_of(state), [tokens[start : start + 50] for start in range(1225, 20_000, 2500)]
     ngram_fitting.count_train_split(expert, CONFIG, tokens)
     weights = [expert.weight.item()]
     for record in loop.train_loop(state, tokens, val, out_dir=tmp_path):
         if record.kind == "eval":
             weights.append(expert.weight.item())
-            windows = [(torch.from_numpy(part[:-1])[None], torch.from_numpy(part[1:])[None]) for part in held_out]
+            ids = [torch.from_numpy(part)[None] for part in held_out]
+            windows = [(part[:, i : i + 16], part[:, i + 1 : i + 17]) for part in ids for i in (0, 16, 32)]
+            windows += [(part[:, 48:49], part[:, 49:]) for part in ids]
             p = torch.cat([slow_probabilities(state.model, *window) for window in windows])
             q = torch.cat([expert.probabilities(expert.contexts(x), y[..., None]).flatten() for x, y in windows])
             assert weights[-1] == pytest.approx(ngram_fitting._best_weight(p, q), abs=1e-6)
@@ -139,3 +143,36 @@ def expert_of(state):
     """The n-gram expert of a training that has one."""
     assert state.model.expert is not None
     return state.model.expert
+
+
+def test_too_little_memory_leaves_the_weight_as_it_is(monkeypatch):
+    state = init_state(CONFIG, TOKENIZER)
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(ngram_fitting, "_probabilities", fail)
+    ngram_fitting.fit_weight(state, [random_ids(1, 40)[0].numpy()])
+    assert expert_of(state).weight.item() == pytest.approx(UNFITTED_WEIGHT)
+
+
+def test_each_checkpoint_has_the_weight_for_its_own_network(tmp_path):
+    tokens, val = (random_ids(1, length, seed=length)[0].numpy() for length in (20_000, 100))
+    state = init_state(CONFIG.replace({"keep_every": 1, "eval_interval": 4}), TOKENIZER)
+    expert = expert_of(state)
+    ngram_fitting.count_train_split(expert, CONFIG, tokens)
+    _, held_out = ngram_fitting.split_held_out(CONFIG, tokens)
+    for record in loop.train_loop(state, tokens, val, out_dir=tmp_path):
+        if record.kind == "checkpoint":
+            stored = read_checkpoint(tmp_path / f"{record.name}.safetensors").tensors["model.expert.weight"]
+            ngram_fitting.fit_weight(state, held_out)
+            assert stored == expert.weight
+            assert stored.item() != pytest.approx(UNFITTED_WEIGHT)
+
+
+def test_given_batches_may_have_the_held_out_tokens_so_no_weight_is_fitted(tmp_path):
+    tokens, val = (random_ids(1, length, seed=length)[0].numpy() for length in (20_000, 100))
+    state = init_state(CONFIG, TOKENIZER)
+    given = batching.train_batches(tokens, rows=4, block_size=16, seed=1, step=0)
+    list(loop.train_loop(state, tokens, val, out_dir=tmp_path, train_batches=given))
+    assert expert_of(state).weight.item() == pytest.approx(UNFITTED_WEIGHT)
