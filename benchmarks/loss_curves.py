@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 OUT = Path(__file__).resolve().parent / "results" / "loss_curves"
-CHARACTERS, FEW_CHARACTERS = 150_000, 20_000
+CHARACTERS, FEW_CHARACTERS = 130_000, 20_000
 NETWORK: dict[str, Any] = {
     "n_layer": 2,
     "n_embd": 64,

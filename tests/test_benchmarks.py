@@ -335,7 +335,7 @@ def test_loss_curves_from_end_to_end(tmp_path, monkeypatch):
     assert loss_curves.main() == 0
     text = (tmp_path / "table.md").read_text()
     assert re.findall(r"^\| ([a-z][^|]*) \| \d", text, re.MULTILINE) == [case.name for case in loss_curves.CASES]
-    assert "**too few steps** (the first 150,000 characters; `--max_iters 30`)" in text
+    assert "**too few steps** (the first 130,000 characters; `--max_iters 30`)" in text
     assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
     monkeypatch.setattr(loss_curves, "CHARACTERS", 10_000)
     assert loss_curves.main() == 2

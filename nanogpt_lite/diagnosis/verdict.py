@@ -72,8 +72,9 @@ def _falls(curve: Sequence[Evaluated]) -> bool:
     Or it was evaluated too rarely to know.
     """
     losses, last = [point.network_val_loss for point in curve], curve[-1]
-    rounding = len(curve)  # of the interval, which is rounded up to whole steps
-    before = [point.network_val_loss for point in curve[:-1] if point.step <= last.step * 3 / 4 + rounding]
+    interval = curve[0].step  # rounded up to whole steps, so the last one may be shorter
+    end = -(-last.step // interval) * interval
+    before = [point.network_val_loss for point in curve if point.step <= end * 3 / 4]
     return losses[-1] == min(losses) and (not before or losses[-1] < before[-1] * (1 - FALL))
 
 

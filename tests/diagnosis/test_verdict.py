@@ -145,6 +145,8 @@ def test_the_interval_of_the_evaluations_is_rounded_and_the_last_quarter_begins_
     assert "still falling" not in verdict_on(flat_at_the_end, BASELINES, could_learn_more=True)
     falling = [*flat_at_the_end[:3], (309, 2.05)]
     assert "still falling" in verdict_on(falling, BASELINES, could_learn_more=True)
+    short = [(4, 3.2), (8, 2.9), (12, 2.7), (16, 2.5), (20, 2.4), (24, 2.3), (28, 2.255), (30, 2.25)]
+    assert "still falling" in verdict_on(short, BASELINES, could_learn_more=True)
 
 
 def test_overfitting_of_a_network_beside_an_n_gram_expert_is_told_by_its_own_losses():
