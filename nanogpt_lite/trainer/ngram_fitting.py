@@ -22,7 +22,7 @@ from nanogpt_lite.tokenizers.base import Ids
 from nanogpt_lite.trainer.state import TrainState
 
 HELD_OUT_SHARE, MAX_HELD_OUT = 50, 8192  # a fiftieth of the train split; more tokens hardly change the weight
-HELD_OUT_PARTS = 8  # evenly spread: one alone may be unlike the rest
+HELD_OUT_PARTS = 8  # evenly spread: one alone may be unlike the rest; that this lowers the loss was not measured
 MIN_PART = 32  # tokens; the contexts of fewer would be much shorter than those that are evaluated
 PRIOR_TOKENS = 100  # that speak for `UNFITTED_WEIGHT`, so that a few held-out tokens do not decide alone
 ITERATIONS = 50

@@ -97,10 +97,11 @@ def test_a_prepared_dataset_is_stored_by_its_source(text_file):
 def test_float16_steps_skipped_by_the_scaler_are_logged(text_file, monkeypatch):
     scaler = torch.amp.GradScaler
     monkeypatch.setattr(torch.amp, "GradScaler", lambda *args, **options: scaler(*args, init_scale=2.0**24, **options))
-    run = ng.train("bottles.txt", dtype="float16", log_interval=1, **TINY)
+    # with spread windows, a step that overflows happens to be the last one
+    run = ng.train("bottles.txt", dtype="float16", log_interval=1, **{**TINY, "batch_sampling": "random"})
     norms = [record["grad_norm"] for record in run.metrics if record["kind"] == "step"]
     assert norms[0] is None
-    assert any(isinstance(norm, float) for norm in norms[1:])
+    assert isinstance(norms[-1], float)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b"{}", b'{"dataset": 3}', b"\xff"])

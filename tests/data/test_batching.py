@@ -12,6 +12,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from nanogpt_lite.config.options import TrainConfig
 from nanogpt_lite.data.batching import (
     BATCHES,
     TRAIN_STREAM,
@@ -198,6 +199,11 @@ def test_spread_batches_see_each_token_about_equally_often(seed, first_step):
     assert ten.min() >= 8
     at_random = times_seen("random", steps=epoch, **options)
     assert (at_random == 0).mean() == pytest.approx(np.exp(-1), abs=0.03)
+
+
+def test_the_samplings_are_the_values_of_the_option():
+    with pytest.raises(UserError, match=f"one of {', '.join(BATCHES)}"):
+        TrainConfig.from_dict({"batch_sampling": "no"})
 
 
 def test_spread_batches_begin_elsewhere_with_another_seed_and_each_has_windows_from_the_whole_split():
