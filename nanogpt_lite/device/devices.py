@@ -6,8 +6,10 @@ are in `seeding`, several GPUs in `distributed`.
 
 import contextlib
 import os
+import platform
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -83,9 +85,25 @@ def resolve_dtype(name: str, device: torch.device, *, width: int) -> str:
         return name
     if device.type == "cuda":
         return "float16" if emulates_bfloat16(device) else "bfloat16"
-    # the two x86 extensions with which PyTorch multiplies bfloat16 in hardware
-    in_hardware = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bfloat16" if device.type == "cpu" and in_hardware and width >= MIN_BF16_WIDTH else "float32"
+    is_wide = width >= MIN_BF16_WIDTH
+    return "bfloat16" if device.type == "cpu" and is_wide and multiplies_bfloat16_faster() else "float32"
+
+
+def multiplies_bfloat16_faster() -> bool:
+    """Whether matrix products of this processor are faster in bfloat16 than in float32.
+
+    They are with AMX, and with the AVX512-BF16 of AMD. Intel's AVX512-BF16 without AMX has half the throughput of
+    float32: on two cores of an Intel Xeon, torch 2.13, a product takes 1.5 to 1.9 times as long.
+    """
+    return torch.cpu._is_amx_tile_supported() or (torch.cpu._is_avx512_bf16_supported() and _is_amd())
+
+
+def _is_amd() -> bool:
+    try:
+        description = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # no Linux
+        description = platform.processor()
+    return "AuthenticAMD" in description
 
 
 def resolve_stored_dtype(stored: str, stored_device: str, device: torch.device, *, width: int) -> str:

@@ -1,6 +1,8 @@
 """Device, number format and threads, as far as they can be tested without a GPU."""
 
 import os
+import platform
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,11 +105,25 @@ def test_dtype_to_continue_with_is_the_stored_one_if_the_device_has_it(
 
 
 @pytest.mark.parametrize(
-    ("avx512", "amx", "width", "expected"),
-    [(True, False, 128, "bfloat16"), (False, True, 128, "bfloat16"), (False, False, 128, "float32"),
-     (True, True, 64, "float32")],
+    ("vendor", "avx512", "amx", "width", "expected"),
+    [("AuthenticAMD", True, False, 128, "bfloat16"), ("GenuineIntel", True, True, 128, "bfloat16"),
+     ("GenuineIntel", True, False, 128, "float32"), ("AuthenticAMD", False, False, 128, "float32"),
+     ("AuthenticAMD", True, True, 64, "float32")],
 )  # fmt: skip
-def test_auto_dtype_on_cpu_is_bfloat16_for_wide_networks_if_supported(monkeypatch, avx512, amx, width, expected):
+@pytest.mark.parametrize("has_cpuinfo", [True, False])
+def test_auto_dtype_on_cpu_is_bfloat16_for_wide_networks_where_it_is_faster(
+    monkeypatch, has_cpuinfo, vendor, avx512, amx, width, expected
+):
+    def read_text(path, **how):
+        if path != Path("/proc/cpuinfo"):
+            return original(path, **how)
+        if not has_cpuinfo:
+            raise FileNotFoundError(path)
+        return f"processor\t: 0\nvendor_id\t: {vendor}\n"
+
+    original = Path.read_text
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(platform, "processor", lambda: f"Family 25 Model 17, {vendor}")
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     assert devices.resolve_dtype("auto", CPU, width=width) == expected
