@@ -21,16 +21,25 @@ GOALS = {
 }
 COLUMNS = {
     **{"text": "---", "kind": "---", "script": "---", "tokenizer": "---", "characters": "---:", "tokens": "---:"},
-    **{"default": "---:", "s": "---:", "nanoGPT": "---:", "its s": "---:", "time": "---:", "goal 1": "---"},
+    **{
+        "default": "---:",
+        "alone": "---:",
+        "s": "---:",
+        "nanoGPT": "---:",
+        "its s": "---:",
+        "time": "---:",
+        "goal 1": "---",
+    },
     **{"in its time": "---:"},
     **{"best of eight": "---:", "setting": "---", "above it": "---:", "goal 2": "---"},
     **{"5-gram": "---:", "compressor": "---:", "goal 3": "---"},
 }
 NOTES = (
-    "Losses are in nats per character of the val split; that of a training is of its best checkpoint. s: seconds of "
-    "the whole process. time: the default's relative to nanoGPT's. in its time: the default with as many steps as fit "
-    "into nanoGPT's time, if it takes longer. above it: the default's loss less that of the best "
-    "setting, in nats per token. compressor: the better one of lzma and bz2."
+    "Losses are in nats per character of the val split; that of a training is of its best checkpoint. alone: that of "
+    "the default's network without its n-gram expert, by the evaluations in training. s: seconds of the whole process. "
+    "time: the default's relative to nanoGPT's. in its time: the default with as many steps as fit into nanoGPT's "
+    "time, if it takes longer. above it: the default's loss less that of the best setting, in nats per token. "
+    "compressor: the better one of lzma and bz2."
 )
 VERDICTS = {True: "met", False: "missed", None: ""}
 
@@ -155,7 +164,8 @@ def markdown(report: Mapping[str, Any]) -> str:
                 f"In nanoGPT's time, the default is better than nanoGPT on {sum(better)} of {len(better)} texts.",
             ]
         if limits := [row["limited"]["seconds"] / row["nanogpt"]["seconds"] for row in rows if "limited" in row]:
-            lines[-1] += f" The limited ones took {min(limits):.2f} to {max(limits):.2f} of its time."
+            several = f"{min(limits):.2f} to " if len(limits) > 1 else ""
+            lines[-1] += f" What is limited took {several}{max(limits):.2f} of its time."
         if shares := [share for row in rows for share in time_shares(row)]:
             lines += ["", f"A setting took {min(shares):.2f} to {max(shares):.2f} of the default's time."]
         if disturbed := [row["name"] for row in rows if is_disturbed(row)]:
@@ -180,13 +190,23 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     return [
         *(row["name"], row["kind"], row["script"], row["tokenizer"]),
         *(f"{row['characters']:,}", f"{row['train_tokens'] + row['val_tokens']:,}"),
-        *((f"{default['nats_per_character']:.4f}", f"{default['seconds']:.1f}") if default else ("", "")),
+        *(
+            (f"{default['nats_per_character']:.4f}", network_loss(default), f"{default['seconds']:.1f}")
+            if default
+            else [""] * 3
+        ),
         *(losses.get("nanoGPT", ""), f"{nanogpt['seconds']:.1f}" if nanogpt else "", ratio, verdicts[0]),
         f"{row['limited']['nats_per_character']:.4f}" if "limited" in row else "",
         *(losses.get("best of eight", ""), best_setting(row)[0] if "settings" in row else ""),
         *(f"{above_best_setting(row):+.4f}" if has_both else "", verdicts[1]),
         *(losses.get("5-gram", ""), losses.get("compressor", ""), verdicts[2]),
     ]
+
+
+def network_loss(run: Mapping[str, Any]) -> str:
+    """The loss of the network alone, in nats per character; empty if it is not known."""
+    nats = run.get("network_nats_per_token")
+    return f"{nats * run['nats_per_character'] / run['nats_per_token']:.4f}" if nats else ""
 
 
 def special_line(special: Special, measured: Mapping[str, Any]) -> str:

@@ -35,8 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 OUT = Path(__file__).resolve().parent / "results" / "loss_curves"
-# of a longer text, the recipe's steps are fewer than would help: then also the normal run, and the one whose learning
-# rate is too high, are said to be "still falling" (seen with 150,000 characters)
+# of a longer text, the recipe's steps are fewer than would help, so also the normal run is said to be still falling
 CHARACTERS, FEW_CHARACTERS = 130_000, 20_000
 NETWORK: dict[str, Any] = {
     "n_layer": 2,

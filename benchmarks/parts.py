@@ -64,11 +64,14 @@ class PreparedText:
         """
         losses = [(record["step"], record["val_loss"]) for record in evaluations(run)]
         (result,) = (record for record in run.metrics if record["kind"] == "result")
+        (best,) = (record for record in evaluations(run) if record["step"] == result["best_step"])
         return {
             **self.losses(result["val_loss"]),
+            "network_nats_per_token": best["network_val_loss"],
             "last_nats_per_token": losses[-1][1],
             "steps": losses[-1][0],
             "evaluations": losses,
+            "verdict": result["verdict"],
             **costs(process),
         }
 

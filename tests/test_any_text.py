@@ -106,23 +106,29 @@ def test_tables_show_each_part_and_count_the_goals():
     baselines = {"5-gram": result(1.7), "lzma": result(1.9), "bz2": result(1.8)}
     parts = {"nanogpt": result(1.75, seconds=20, load=0.5), "settings": eight(1.6, 1.45), "baselines": baselines}
     slow = row(result(1.5, seconds=30), nanogpt=result(1.55, seconds=20), limited=result(1.6, seconds=19))
-    rows = [row(result(1.5), **parts), {**row(result(2.5)), "name": "small", "bytes": 50_000}, {**slow, "name": "u"}]
+    mixture = {**result(1.5), "network_nats_per_token": 1.6}
+    rows = [row(mixture, **parts), {**row(result(2.5)), "name": "small", "bytes": 50_000}, {**slow, "name": "u"}]
     special = {SPECIAL[0].name: {"commit": "d", "runs": [result(1.6)]}}
     text = markdown({**describe_environment("python x.py"), "rows": rows, "special": special})
-    numbers = (
-        "| 1.5000 | 10.0 | 1.7500 | 20.0 | 0.50 | met |  | 1.4500 | setting 1 | +0.0500 | missed | 1.7000 | 1.8000 |"
-    )
+    numbers = "| 1.5000 | 1.6000 | 10.0 | 1.7500 | 20.0 | 0.50 | met |  | 1.4500 | setting 1 | +0.0500 | missed | 1.7000 | 1.8000 |"
     lines = [line for line in text.splitlines() if line.startswith("| ")]
-    assert lines[1].startswith("| small | prose | Latin | char | 250,000 | 250,000 | 2.5000 | 10.0 |  |")
+    assert lines[1].startswith("| small | prose | Latin | char | 250,000 | 250,000 | 2.5000 |  | 10.0 |  |")
     assert lines[2] == f"| t | prose | Latin | char | 250,000 | 250,000 {numbers} met |"
-    assert "1.5000 | 30.0 | 1.5500 | 20.0 | 1.50 | missed | 1.6000 |" in lines[3]
+    assert "1.5000 |  | 30.0 | 1.5500 | 20.0 | 1.50 | missed | 1.6000 |" in lines[3]
     assert "goal 1, better than nanoGPT, in no more time: 1 of 2 texts" in text
-    assert "In nanoGPT's time, the default is better than nanoGPT on 1 of 2 texts. The limited ones took 0.95" in text
+    assert "In nanoGPT's time, the default is better than nanoGPT on 1 of 2 texts. What is limited took 0.95 of" in text
     assert "the best of eight settings: 0 of 1 texts" in text
     assert "A setting took 1.00 to 1.00 of the default's time." in text
     assert "Other processes ran while these were timed: t." in text
     assert "| 1 | 1.6000 | 1.6000 | 10.0 | best ≤ 1.61, last ≤ best + 0.03, ≤ 30 s | met |" in text
     assert "Commits of nanogpt_lite: c, d." in text
+
+
+def test_the_loss_of_the_network_alone_is_shown_per_character():
+    from any_text_table import network_loss
+
+    assert network_loss({**result(3.0, tokens_per_character=0.5), "network_nats_per_token": 3.2}) == "1.6000"
+    assert network_loss(result(3.0)) == ""
 
 
 def test_settings_are_eight_valid_configs():

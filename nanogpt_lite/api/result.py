@@ -58,6 +58,7 @@ class Comparison:
             network_loss=self.network_loss,
             vocab_size=vocab_size,
             val_tokens=val_tokens,
+            has_recipe_steps=last_step >= steps,
             could_learn_more=last_step < most_steps,
             minutes=max(MIN_MINUTES, math.ceil(2 * seconds / 60)),
         )

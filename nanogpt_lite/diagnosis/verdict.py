@@ -32,6 +32,7 @@ def give_verdict(
     network_loss: float,
     vocab_size: int,
     val_tokens: int,
+    has_recipe_steps: bool,
     could_learn_more: bool,
     minutes: int,
 ) -> str:
@@ -40,30 +41,43 @@ def give_verdict(
     `loss`: of the best checkpoint, in nats per token, and `network_loss` of its network alone, without an n-gram expert
     the same. `curve`: the evaluations, at least one; they may cover less of the val split than `loss`, which is the
     mean over about `val_tokens` tokens.
-    `could_learn_more`: whether the run saw its text less often than the recipe for it would, given the time.
+    `has_recipe_steps`: whether the run took as many steps as the recipe for its text has. `could_learn_more`: whether
+    that recipe would have more, given the time.
     `minutes`: a time for a longer run, which the sentence proposes.
     """
+    is_falling = could_learn_more and _falls(curve)
+    longer = f"train a new run for longer: `minutes={minutes}`"
+    still_falling = f"{_compare(loss, baselines)}, and still falling; {longer}"
     if loss < PREDICTABLE:
         verdict = (
             "there is nothing more to learn: the text repeats itself, and its val split is predicted almost without "
             "error; so this loss says nothing about other text"
         )
-    elif could_learn_more and _falls(curve):
-        verdict = f"{_compare(loss, baselines)}, and still falling; train a new run for longer: `minutes={minutes}`"
+    elif is_falling and not has_recipe_steps:
+        verdict = still_falling
     elif network_loss >= min(baselines.unigram, math.log(vocab_size)):
         verdict = _explain_nothing_learned(baselines)
-    elif rise := _explain_rise(curve, _compare(loss, baselines)):
+    elif not is_falling and (rise := _explain_rise(curve, _compare(loss, baselines))):
         verdict = rise
-    elif network_loss > baselines.five_gram + max(baselines.five_gram * FAR, FAR_NATS):
+    elif _is_far(network_loss, baselines):
         alone = "" if network_loss == loss else "the network alone is "
         verdict = (
             f"something may be wrong: {alone}{_compare(network_loss, baselines)}; likely reasons: a `learning_rate` "
             "that is too high or too low, a network that is too large or too small for the text, or text that is "
             "mostly random"
         )
+        if is_falling:
+            verdict += f". If it is none of these, {longer}"
+    elif is_falling:
+        verdict = still_falling
     else:
         verdict = f"normal: {_compare(loss, baselines)}; more text would help, perhaps also `minutes={minutes}`"
     return f"{verdict}. A loss of only {val_tokens} val tokens is rough" if val_tokens <= FEW_VAL_TOKENS else verdict
+
+
+def _is_far(network_loss: float, baselines: NgramLosses) -> bool:
+    """Whether the loss of a network is farther above the 5-gram model than that of a good training."""
+    return network_loss > baselines.five_gram + max(baselines.five_gram * FAR, FAR_NATS)
 
 
 def _falls(curve: Sequence[Evaluated]) -> bool:

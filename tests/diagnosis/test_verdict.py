@@ -21,9 +21,9 @@ def verdict_on(curve, baselines, *, loss=None, train_losses=None, **facts):
     train_losses = train_losses or [4 - 0.1 * number for number in range(len(curve))]
     points = [Evaluated(step, train, val, val) for (step, val), train in zip(curve, train_losses, strict=True)]
     best = min(point.val_loss for point in points)
-    facts = {"vocab_size": 65, "val_tokens": 10_000, "could_learn_more": False, "minutes": 1, **facts}
+    facts = {"vocab_size": 65, "val_tokens": 10_000, "has_recipe_steps": True, "could_learn_more": False, **facts}
     loss = best if loss is None else loss
-    return give_verdict(loss, points, baselines, **{"network_loss": loss, **facts})
+    return give_verdict(loss, points, baselines, **{"network_loss": loss, "minutes": 1, **facts})
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,6 @@ def verdict_on(curve, baselines, *, loss=None, train_losses=None, **facts):
         (HEALTHY, True, r"^normal: 0\.20 nats below"),  # it no longer falls
         (FALLING, True, r"^0\.10 nats below the 5-gram .*still falling; train a new run for longer: `minutes=7`$"),
         (FALLING, False, r"^normal: 0\.10 nats below"),  # the schedule ended where the recipe ends
-        ([(5, 4.0)], True, r"^2\.00 nats above the 5-gram .*still falling"),  # a single evaluation
         (OVERFITTING, True, r"^overfitting since step 200: .* is 0\.20 nats below .*, and the last one is 0\.50 worse"),
         (FLAT_ABOVE, True, r"^something may be wrong: 0\.50 nats above .*`learning_rate` that is too high or too low"),
         (NOTHING_LEARNED, True, r"^something is wrong: the network is no better .* and n-gram models are; .*`learning"),
@@ -47,6 +46,41 @@ def test_each_shape_of_a_curve_has_its_sentence(curve, could_learn_more, sentenc
     said = verdict_on(curve, BASELINES, could_learn_more=could_learn_more, minutes=7)
     assert "\n" not in said
     assert re.search(sentence, said)
+
+
+@pytest.mark.parametrize(
+    ("curve", "of_short_run", "of_whole_run"),
+    [
+        ([(5, 2.9)], r"^0\.90 nats above .*, and still falling; train", r"^something may be wrong: 0\.90 nats above"),
+        (
+            [
+                (100, 3.1),
+                (200, 2.9),
+                (300, 2.7),
+                (400, 2.5),
+            ],  # as of a learning rate that is too high until it is lowered
+            r"^0\.50 nats above .*, and still falling; train",
+            r"^something may be wrong: 0\.50 nats above .*`learning_rate`.*\. If it is none of these, train a "
+            r"new run for longer: `minutes=1`$",
+        ),
+        (
+            [(5, 4.0)],
+            r"^2\.00 nats above .*, and still falling; train",
+            r"^something is wrong: the network is no better",
+        ),
+        (
+            [(100, 2.9), (200, 2.5), (300, 2.3), (400, 2.19)],  # at most a tenth above the 5-gram model
+            r"^0\.19 nats above .*, and still falling; train",
+            r"^0\.19 nats above .*, and still falling; train",
+        ),
+    ],
+)
+def test_a_falling_loss_far_above_the_5_gram_model_is_wrong_after_the_steps_of_the_recipe(
+    curve, of_short_run, of_whole_run
+):
+    for has_recipe_steps, sentence in ((False, of_short_run), (True, of_whole_run)):
+        said = verdict_on(curve, BASELINES, could_learn_more=True, has_recipe_steps=has_recipe_steps)
+        assert re.search(sentence, said)
 
 
 def test_a_short_text_may_end_slightly_above_the_5_gram_model():
@@ -134,6 +168,7 @@ def test_an_n_gram_expert_does_not_hide_a_network_that_learns_nothing(network_lo
         network_loss=network_losses[-1],
         vocab_size=65,
         val_tokens=10_000,
+        has_recipe_steps=False,
         could_learn_more=could_learn_more,
         minutes=1,
     )
@@ -142,14 +177,15 @@ def test_an_n_gram_expert_does_not_hide_a_network_that_learns_nothing(network_lo
 
 def test_the_interval_of_the_evaluations_is_rounded_and_the_last_quarter_begins_at_the_one_before():
     flat_at_the_end = [(78, 2.9), (156, 2.5), (234, 2.1), (309, 2.095)]
-    assert "still falling" not in verdict_on(flat_at_the_end, BASELINES, could_learn_more=True)
+    assert "still falling" not in verdict_on(flat_at_the_end, BASELINES, could_learn_more=True, has_recipe_steps=False)
     falling = [*flat_at_the_end[:3], (309, 2.05)]
-    assert "still falling" in verdict_on(falling, BASELINES, could_learn_more=True)
+    assert "still falling" in verdict_on(falling, BASELINES, could_learn_more=True, has_recipe_steps=False)
     short = [(4, 3.2), (8, 2.9), (12, 2.7), (16, 2.5), (20, 2.4), (24, 2.3), (28, 2.255), (30, 2.25)]
-    assert "still falling" in verdict_on(short, BASELINES, could_learn_more=True)
+    assert "still falling" in verdict_on(short, BASELINES, could_learn_more=True, has_recipe_steps=False)
 
 
 def test_overfitting_of_a_network_beside_an_n_gram_expert_is_told_by_its_own_losses():
     points = [Evaluated(1, 1.9, 1.7, 1.9), Evaluated(2, 1.6, 1.55, 1.7), Evaluated(3, 1.62, 1.58, 1.78)]
-    facts: dict[str, Any] = {"vocab_size": 65, "val_tokens": 10_000, "could_learn_more": False, "minutes": 1}
+    facts: dict[str, Any] = {"vocab_size": 65, "val_tokens": 10_000, "has_recipe_steps": True, "minutes": 1}
+    facts |= {"could_learn_more": False}
     assert give_verdict(1.55, points, BASELINES, network_loss=1.7, **facts).startswith("overfitting since step 2")
