@@ -13,9 +13,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nanogpt_lite.api.inference import load, pieces, sample, stream, stream_batch
+    from nanogpt_lite.api.inspection import inspect
     from nanogpt_lite.api.pipeline import train, training
     from nanogpt_lite.api.run_evaluation import evaluate
-    from nanogpt_lite.config.keyword_types import LoadOptions, SampleOptions, StreamOptions, TrainOptions
+    from nanogpt_lite.config.keyword_types import (
+        AppOptions,
+        InspectOptions,
+        LoadOptions,
+        SampleOptions,
+        ServeOptions,
+        StreamOptions,
+        TrainOptions,
+    )
     from nanogpt_lite.config.options import SampleConfig, TrainConfig
     from nanogpt_lite.config.presets import PRESETS
     from nanogpt_lite.data.dataset import Dataset
@@ -24,8 +33,10 @@ if TYPE_CHECKING:
     from nanogpt_lite.interop.conversion import export_weights, from_nanogpt, to_huggingface, to_nanogpt
     from nanogpt_lite.model.gpt import GPT
     from nanogpt_lite.model.kv_cache import KVCache
+    from nanogpt_lite.readout.reading import Reading
     from nanogpt_lite.runs.run_folder import Run
     from nanogpt_lite.runs.run_summary import summary
+    from nanogpt_lite.server.serving import app, serve
     from nanogpt_lite.tokenizers.bpe import BPETokenizer
     from nanogpt_lite.tokenizers.byte import ByteTokenizer
     from nanogpt_lite.tokenizers.char import CharTokenizer
@@ -34,9 +45,18 @@ __version__ = "0.2.0"
 
 _EXPORTS = {
     "api.inference": ("load", "pieces", "sample", "stream", "stream_batch"),
+    "api.inspection": ("inspect",),
     "api.pipeline": ("train", "training"),
     "api.run_evaluation": ("evaluate",),
-    "config.keyword_types": ("LoadOptions", "SampleOptions", "StreamOptions", "TrainOptions"),
+    "config.keyword_types": (
+        "AppOptions",
+        "InspectOptions",
+        "LoadOptions",
+        "SampleOptions",
+        "ServeOptions",
+        "StreamOptions",
+        "TrainOptions",
+    ),
     "config.options": ("SampleConfig", "TrainConfig"),
     "config.presets": ("PRESETS",),
     "data.dataset": ("Dataset",),
@@ -45,8 +65,10 @@ _EXPORTS = {
     "interop.conversion": ("export_weights", "from_nanogpt", "to_huggingface", "to_nanogpt"),
     "model.gpt": ("GPT",),
     "model.kv_cache": ("KVCache",),
+    "readout.reading": ("Reading",),
     "runs.run_folder": ("Run",),
     "runs.run_summary": ("summary",),
+    "server.serving": ("app", "serve"),
     "tokenizers.bpe": ("BPETokenizer",),
     "tokenizers.byte": ("ByteTokenizer",),
     "tokenizers.char": ("CharTokenizer",),
@@ -61,6 +83,9 @@ __all__ = [  # noqa: RUF022 (the order of the pipeline; then classes and excepti
     "stream_batch",
     "pieces",  # the name of stream_batch in version 0.1
     "evaluate",
+    "inspect",
+    "serve",
+    "app",
     "load",
     "summary",
     "from_nanogpt",
@@ -69,6 +94,7 @@ __all__ = [  # noqa: RUF022 (the order of the pipeline; then classes and excepti
     "export_weights",
     "Dataset",
     "Run",
+    "Reading",
     "GPT",
     "KVCache",
     "CharTokenizer",
@@ -81,6 +107,9 @@ __all__ = [  # noqa: RUF022 (the order of the pipeline; then classes and excepti
     "LoadOptions",
     "StreamOptions",
     "SampleOptions",
+    "InspectOptions",
+    "ServeOptions",
+    "AppOptions",
     "NanoGPTLiteError",
     "UserError",
     "ExternalError",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import error_recorder
 import hypothesis
+import parallel_workers
 import pytest
 from tiny import TINY
 
@@ -29,11 +30,24 @@ def pytest_configure(config):
     hypothesis.settings.register_profile("deterministic", derandomize=True)
     if not config.getoption("--slow"):  # which tries new cases each time
         hypothesis.settings.load_profile("deterministic")
+    parallel_workers.start()
     error_recorder.start()
 
 
 def pytest_unconfigure():
-    error_recorder.stop()
+    if not parallel_workers.is_worker():
+        error_recorder.stop()
+    parallel_workers.stop()
+
+
+def pytest_runtest_logfinish(nodeid):
+    parallel_workers.note_end(nodeid)
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("whole_suite"):
+        others = [other for other in item.session.items if not other.get_closest_marker("whole_suite")]
+        parallel_workers.wait_for_others(len(others))
 
 
 PLATFORMS = {"linux": ("linux",), "posix": ("linux", "darwin")}  # marker: the values of sys.platform that it allows
@@ -87,6 +101,18 @@ def trained(text_file, capsys):
     return run
 
 
+@pytest.fixture(scope="module")
+def shared_run(tmp_path_factory):
+    """Like `trained`, for all tests of a module; its folder is the current one while they run."""
+    import nanogpt_lite as ng
+
+    folder = tmp_path_factory.mktemp("shared")
+    (folder / "bottles.txt").write_text(TEXT, encoding="utf-8", newline="\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield ng.train("bottles.txt", **TINY)
+
+
 @pytest.fixture
 def fresh_fast_paths():
     """No fast path was checked or given up before, as in a new process. What the test changes of this is undone."""
@@ -116,6 +142,19 @@ CASE_COUNTS = pytest.StashKey[Counter[str]]()
 def case_counts(request) -> Counter[str]:
     """Counts of injected faults and fuzzed inputs, which pytest prints at the end. A test adds to it when it passes."""
     return request.config.stash.setdefault(CASE_COUNTS, Counter())
+
+
+def pytest_sessionfinish(session):
+    if parallel_workers.is_worker():
+        session.config.workeroutput["case_counts"] = dict(session.config.stash.get(CASE_COUNTS, {}))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """Add the counts of a worker of pytest-xdist."""
+    node.config.stash.setdefault(CASE_COUNTS, Counter()).update(
+        getattr(node, "workeroutput", {}).get("case_counts", {})
+    )
 
 
 def pytest_terminal_summary(terminalreporter, config):

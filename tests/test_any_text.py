@@ -110,7 +110,8 @@ def test_tables_show_each_part_and_count_the_goals():
     rows = [row(mixture, **parts), {**row(result(2.5)), "name": "small", "bytes": 50_000}, {**slow, "name": "u"}]
     special = {SPECIAL[0].name: {"commit": "d", "runs": [result(1.6)]}}
     text = markdown({**describe_environment("python x.py"), "rows": rows, "special": special})
-    numbers = "| 1.5000 | 1.6000 | 10.0 | 1.7500 | 20.0 | 0.50 | met |  | 1.4500 | setting 1 | +0.0500 | missed | 1.7000 | 1.8000 |"
+    numbers = "| 1.5000 | 1.6000 | 10.0 | 1.7500 | 20.0 | 0.50 | met |  | 1.4500 | setting 1 | +0.0500 | missed |"
+    numbers += " 1.7000 | 1.8000 |"
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     assert lines[1].startswith("| small | prose | Latin | char | 250,000 | 250,000 | 2.5000 |  | 10.0 |  |")
     assert lines[2] == f"| t | prose | Latin | char | 250,000 | 250,000 {numbers} met |"

@@ -3,7 +3,8 @@
 How a run is trained is in `api.pipeline`, and what its loss is in `api.run_evaluation`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from typing import Unpack
 from weakref import WeakKeyDictionary
 
@@ -18,6 +19,7 @@ from nanogpt_lite.device import devices, fast_paths, generators, seeding
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.generation import cpu_linear, text_stream
 from nanogpt_lite.generation.cuda_graph import Recordings
+from nanogpt_lite.generation.text_stream import Chunk
 from nanogpt_lite.model.gpt import GPT
 from nanogpt_lite.runs.checkpoint_loading import load_checkpoint
 from nanogpt_lite.runs.run_folder import RunLike
@@ -56,22 +58,48 @@ def stream_batch(run: RunLike | Loaded = None, **options: Unpack[SampleOptions])
     or evaluation). On a CPU, a call takes as much memory as the network again, until its end: see `cpu_linear`.
     """
     settings = SampleConfig.from_dict(options)
+    if isinstance(run, tuple):
+        loaded, copies = run, True
+    else:
+        loaded, copies = load_model(run, settings)[:2], False
+    prompt = read_prompt(settings.start) if "start" in options else default_prompt(loaded[1])
+    steps = continue_text(loaded, prompt, settings, copies=copies)
+    yield [prompt] * settings.num_samples
+    with closing(steps):
+        for chunks in steps:
+            yield [chunk.text for chunk in chunks]
+
+
+def continue_text(
+    loaded: Loaded,
+    prompt: str,
+    settings: SampleConfig,
+    *,
+    stops: Sequence[str] | None = None,
+    with_logits: bool = False,
+    copies: bool = True,
+) -> Generator[list[Chunk], None, None]:
+    """What each step adds to `num_samples` texts that follow a prompt; `settings.start` is not read.
+
+    `stops`: stop texts in place of `settings.stop`. `with_logits`: also the logits of each token. `copies`: leave the
+    network as it is. `UserError`, at once, if the prompt cannot be encoded.
+    """
+    model, tokenizer = loaded
+    ids = tokenizer.encode(prompt, what="prompt")
     size = (settings.num_samples, settings.max_new_tokens)
     recordings = None
-    if isinstance(run, tuple):
-        model, tokenizer = run
-        if isinstance(model, GPT):  # else it is compiled or wrapped, and its modules belong to the wrapper
-            recordings = _recordings.setdefault(model, Recordings())
-            model = cpu_linear.copy_for_generation(model, *size)
-    else:
-        model, tokenizer, _ = load_model(run, settings)
+    if not copies:
         cpu_linear.optimize_linears(model, *size)
-    prompt = read_prompt(settings.start) if "start" in options else default_prompt(tokenizer)
-    ids = tokenizer.encode(prompt, what="prompt")
+    elif isinstance(model, GPT):  # else it is compiled or wrapped, and its modules belong to the wrapper
+        recordings = _recordings.setdefault(model, Recordings())
+        model = cpu_linear.copy_for_generation(model, *size)
+    if stops is None:
+        stops = [settings.stop] if settings.stop else []
+    steps = text_stream.stream_chunks(
+        model, tokenizer, ids, settings, stops, with_logits=with_logits, recordings=recordings
+    )
     threads = devices.resolve_threads(settings.threads)
-    yield [prompt] * settings.num_samples
-    texts = text_stream.stream_texts(model, tokenizer, ids, settings, recordings=recordings)
-    yield from generators.context_per_item(texts, lambda: devices.compute_settings(threads, tf32=settings.tf32))
+    return generators.context_per_item(steps, lambda: devices.compute_settings(threads, tf32=settings.tf32))
 
 
 pieces = stream_batch  # its name in version 0.1

@@ -17,10 +17,13 @@ from typing import Any
 
 from nanogpt_lite.config.options import (
     DataConfig,
+    FilterConfig,
+    InspectConfig,
     LoadConfig,
     NetworkConfig,
     RuntimeConfig,
     SampleConfig,
+    ServeConfig,
     TrainConfig,
 )
 from nanogpt_lite.config.presets import PRESETS
@@ -39,6 +42,9 @@ GROUPS = {
     "train": TrainConfig,
     "load": LoadConfig,
     "sample": SampleConfig,
+    "filter": FilterConfig,
+    "inspect": InspectConfig,
+    "serve": ServeConfig,
     "runtime": RuntimeConfig,
 }
 

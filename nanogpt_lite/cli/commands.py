@@ -6,12 +6,21 @@ A command calls the public functions and prints their results to standard output
 
 import contextlib
 import json
+import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from nanogpt_lite.cli.arguments import Command, GivenOptions
 from nanogpt_lite.config import presets
-from nanogpt_lite.config.options import DataConfig, LoadConfig, RunConfig, SampleConfig, TrainConfig
+from nanogpt_lite.config.options import (
+    DataConfig,
+    InspectConfig,
+    LoadConfig,
+    RunConfig,
+    SampleConfig,
+    ServeConfig,
+    TrainConfig,
+)
 from nanogpt_lite.config.schema import require_known
 from nanogpt_lite.config.spelling import for_command_line
 from nanogpt_lite.errors import UserError
@@ -58,6 +67,35 @@ def _sample(given: GivenOptions) -> None:
     from nanogpt_lite.generation.text_stream import print_samples
 
     print_samples(inference.stream_batch(_pick_run(given), **given))
+
+
+def _inspect(given: GivenOptions) -> None:
+    from nanogpt_lite.api import inspection
+    from nanogpt_lite.readout import coloured_text
+
+    if "text" not in given:
+        raise UserError("what to read? give a text: --text 'To be', or a file: --text FILE:letter.txt")
+    as_json, as_table = given.pop("json"), given.pop("table") or not _shows_colours(sys.stdout)
+    reading = inspection.inspect(_pick_run(given), **given)
+    if as_json:
+        print(json.dumps(reading.to_dict()))
+    elif as_table:
+        print(coloured_text.as_table(reading.tokens, reading.surprise, reading.expected_instead()))
+    else:
+        print(coloured_text.as_ansi(reading.tokens, reading.surprise))
+        print(coloured_text.ansi_legend())
+    print(reading, file=sys.stderr)
+
+
+def _serve(given: GivenOptions) -> None:
+    from nanogpt_lite.server import serving
+
+    serving.serve(_pick_run(given), **given)
+
+
+def _shows_colours(stream: TextIO) -> bool:
+    """Whether a stream is a terminal, and NO_COLOR (no-color.org) is not set."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def _eval(given: GivenOptions) -> None:
@@ -183,6 +221,21 @@ COMMANDS = {
         LoadConfig,
         _OUT_DIR | {"dataset": "another dataset than the one used for training"},
         _JSON | _VERIFY | _COPIES,
+    ),
+    "inspect": Command(
+        "show how much each token of a text surprises a network, and what it expected",
+        _inspect,
+        "nanogpt_lite.api.inspection",
+        InspectConfig,
+        _OUT_DIR | {"text": "the text to read; FILE:letter.txt reads it from a file"},
+        _JSON | {"table": "print a table, also where the terminal has colours"},
+    ),
+    "serve": Command(
+        "answer requests for text by HTTP, in the form of OpenAI's API",
+        _serve,
+        "nanogpt_lite.server.serving",
+        ServeConfig,
+        _OUT_DIR,
     ),
     "plot": Command("plot the loss curves of a run to loss.png", _plot, "nanogpt_lite.runs.run_folder", texts=_OUT_DIR),
     "info": Command(

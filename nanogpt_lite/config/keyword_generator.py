@@ -11,7 +11,17 @@ import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
-from nanogpt_lite.config.options import LoadConfig, NetworkConfig, RunConfig, RuntimeConfig, SampleConfig, TrainConfig
+from nanogpt_lite.config.options import (
+    FilterConfig,
+    InspectConfig,
+    LoadConfig,
+    NetworkConfig,
+    RunConfig,
+    RuntimeConfig,
+    SampleConfig,
+    ServeConfig,
+    TrainConfig,
+)
 from nanogpt_lite.config.presets import PRESETS
 from nanogpt_lite.config.schema import Options, type_of
 
@@ -42,7 +52,15 @@ CLASSES = (
     ),
     TypedDictSource("LoadOptions", ("RuntimeOptions",), LoadConfig, "Keyword arguments of `load` and `evaluate`."),
     TypedDictSource(
-        "StreamOptions", ("LoadOptions",), SampleConfig, "Keyword arguments of `stream`.", without=("num_samples",)
+        "FilterOptions", ("LoadOptions",), FilterConfig, "Which tokens may be drawn, and how likely they are."
+    ),
+    TypedDictSource("InspectOptions", ("FilterOptions",), InspectConfig, "Keyword arguments of `inspect`."),
+    TypedDictSource(
+        "AppOptions", ("LoadOptions",), ServeConfig, "Keyword arguments of `app`.", without=("host", "port")
+    ),
+    TypedDictSource("ServeOptions", ("AppOptions",), ServeConfig, "Keyword arguments of `serve`."),
+    TypedDictSource(
+        "StreamOptions", ("FilterOptions",), SampleConfig, "Keyword arguments of `stream`.", without=("num_samples",)
     ),
     TypedDictSource(
         "SampleOptions", ("StreamOptions",), SampleConfig, "Keyword arguments of `sample` and `stream_batch`."

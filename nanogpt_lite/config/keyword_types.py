@@ -244,14 +244,8 @@ class LoadOptions(RuntimeOptions, total=False):
     """weight matrices of the blocks in 8 bits: faster sampling on a CPU, almost the same network (default: False)"""
 
 
-class StreamOptions(LoadOptions, total=False):
-    """Keyword arguments of `stream`."""
-
-    start: str
-    """the prompt; FILE:prompt.txt reads it from a file (default: '\\n')"""
-
-    max_new_tokens: int
-    """length of a sample (default: 500 tokens)"""
+class FilterOptions(LoadOptions, total=False):
+    """Which tokens may be drawn, and how likely they are."""
 
     temperature: float
     """below 1: less random; above 1: more random; 0: always the most likely token (default: 0.8)"""
@@ -264,6 +258,48 @@ class StreamOptions(LoadOptions, total=False):
 
     min_p: float
     """leave out tokens less likely than this fraction of the most likely one; 0: none (default: 0.0)"""
+
+
+class InspectOptions(FilterOptions, total=False):
+    """Keyword arguments of `inspect`."""
+
+    top: int
+    """how many of the likeliest next tokens to give (default: 10 tokens)"""
+
+
+class AppOptions(LoadOptions, total=False):
+    """Keyword arguments of `app`."""
+
+    token: str
+    """secret that each request must bring; FILE:token.txt reads it from a file (default: '')"""
+
+    chat_template: str
+    """how one message of a chat is written, such as {role}: {content}\\n with \\n for a line break; empty: no chat
+    (default: '')
+    """
+
+    max_waiting: int
+    """requests that may wait for the one that is computed; further ones are refused (default: 100)"""
+
+
+class ServeOptions(AppOptions, total=False):
+    """Keyword arguments of `serve`."""
+
+    host: str
+    """address to listen on; another one than this machine's own needs a token (default: '127.0.0.1')"""
+
+    port: int
+    """port to listen on; 0: any free one (default: 8000)"""
+
+
+class StreamOptions(FilterOptions, total=False):
+    """Keyword arguments of `stream`."""
+
+    start: str
+    """the prompt; FILE:prompt.txt reads it from a file (default: '\\n')"""
+
+    max_new_tokens: int
+    """length of a sample (default: 500 tokens)"""
 
     stop: str
     """end a sample before this text; empty: never (default: '')"""

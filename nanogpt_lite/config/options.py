@@ -314,12 +314,9 @@ class LoadConfig(RuntimeConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig(LoadConfig):
-    """How to generate text with a trained network."""
+class FilterConfig(LoadConfig):
+    """How the probabilities of a network are changed before a token is drawn from them."""
 
-    start: str = call_option("\n", "the prompt; FILE:prompt.txt reads it from a file", NOT_EMPTY)
-    num_samples: int = call_option(1, "number of samples", count(ge=1), unit="samples")
-    max_new_tokens: int = call_option(500, "length of a sample", count(ge=1), unit="tokens")
     temperature: float = call_option(
         0.8, "below 1: less random; above 1: more random; 0: always the most likely token", bounds(ge=0)
     )
@@ -330,7 +327,42 @@ class SampleConfig(LoadConfig):
     min_p: float = call_option(
         0.0, "leave out tokens less likely than this fraction of the most likely one; 0: none", bounds(ge=0, le=1)
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(FilterConfig):
+    """How to generate text with a trained network."""
+
+    start: str = call_option("\n", "the prompt; FILE:prompt.txt reads it from a file", NOT_EMPTY)
+    num_samples: int = call_option(1, "number of samples", count(ge=1), unit="samples")
+    max_new_tokens: int = call_option(500, "length of a sample", count(ge=1), unit="tokens")
     stop: str = call_option("", "end a sample before this text; empty: never")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig(FilterConfig):
+    """What to show of a network that reads a text."""
+
+    top: int = call_option(10, "how many of the likeliest next tokens to give", bounds(ge=1, le=1000), unit="tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig(LoadConfig):
+    """How to answer requests for text by HTTP."""
+
+    host: str = call_option(
+        "127.0.0.1", "address to listen on; another one than this machine's own needs a token", NOT_EMPTY
+    )
+    port: int = call_option(8000, "port to listen on; 0: any free one", bounds(ge=0, le=65535))
+    token: str = call_option("", "secret that each request must bring; FILE:token.txt reads it from a file")
+    chat_template: str = call_option(
+        "",
+        "how one message of a chat is written, such as {role}: {content}\\n with \\n for a line break; empty: no chat",
+        Rule(lambda text: not text or "{content}" in text, "empty, or a text with {content} in it"),
+    )
+    max_waiting: int = call_option(
+        100, "requests that may wait for the one that is computed; further ones are refused", bounds(ge=1, le=10_000)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,7 +371,7 @@ class RunConfig(TrainConfig, SampleConfig):
 
 
 def read_prompt(start: str) -> str:
-    """The prompt that the option `start` gives, or the text of the file that it names.
+    """A prompt, or the text of the file that it names: what the option `start` gives.
 
     `UserError` if the file cannot be read or is empty.
     """

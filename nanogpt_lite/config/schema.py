@@ -7,6 +7,7 @@ themselves are in `options`.
 import dataclasses
 import difflib
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -199,8 +200,17 @@ def _check_value(field: "dataclasses.Field[Any]", value: object) -> None:
     kind = type_of(field)
     accepted = (float, int) if kind is float else kind
     has_type = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
-    if not has_type or not field.metadata["rule"].is_valid(value) or value in (float("inf"), float("-inf")):
+    is_finite = not (kind is float and has_type) or _is_finite(value)
+    if not (has_type and is_finite and field.metadata["rule"].is_valid(value)):
         raise _invalid_value(field, value)
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a number is finite, also as a float."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that is too large
+        return False
 
 
 def _invalid_value(field: "dataclasses.Field[Any]", value: object) -> UserError:

@@ -32,6 +32,7 @@ class PlainDecoder:
     def __init__(self, model: GPT, config: SampleConfig, batch_size: int, cache: KVCache | None) -> None:
         self.model, self.config, self.cache = model, config, cache
         self.uniforms = UniformStream(config.seed, batch_size, model.lm_head.weight.device)
+        self.logits = torch.empty(0)  # (B, V): those from which the last token was chosen
 
     def prefill(self, context: Tensor, step: int) -> Tensor:
         """See `Decoder`."""
@@ -43,6 +44,7 @@ class PlainDecoder:
         return self._choose(decode_one_token(self.model, token.to(self.uniforms.device), self.cache), step)
 
     def _choose(self, logits: Tensor, step: int) -> Tensor:
+        self.logits = logits
         return sample_token(logits, self.uniforms.at(step), self.config).cpu()
 
 

@@ -32,18 +32,45 @@ def generate(
     On a CUDA device, decoding is recorded as a graph, which `recordings` keeps for the next call.
     """
     model.eval()
-    block_size, batch_size = model.config.block_size, prompt.size(0)
+    room = _room(model, prompt, config)
+    with _open_decoder(model, config, len(prompt), room, use_cache=use_cache, recordings=recordings) as decoder:
+        yield from _decode(decoder, model, prompt, config, use_cache=use_cache)
+
+
+@torch.inference_mode()
+def generate_with_logits(
+    model: GPT, prompt: Tensor, config: SampleConfig
+) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """Like `generate`, with the logits (B, V) from which each token was chosen, on the model's device.
+
+    They are those before the temperature and the filters. Nothing is recorded: on a CUDA device it is slower.
+    """
+    model.eval()
+    cache = KVCache(model, len(prompt), _room(model, prompt, config))
+    decoder = PlainDecoder(model, config, len(prompt), cache)
+    for token in _decode(decoder, model, prompt, config, use_cache=True):
+        yield token, decoder.logits
+
+
+def _decode(
+    decoder: Decoder, model: GPT, prompt: Tensor, config: SampleConfig, *, use_cache: bool
+) -> Generator[Tensor, None, None]:
+    """The tokens that a decoder chooses: see `generate`."""
+    block_size = model.config.block_size
     context = prompt[:, -block_size:].cpu()  # (B, T)
-    room = min(context.size(1) + config.max_new_tokens, block_size)
     needs_prefill = True
-    with _open_decoder(model, config, batch_size, room, use_cache=use_cache, recordings=recordings) as decoder:
-        for step in range(config.max_new_tokens):
-            if context.size(1) > block_size:
-                context, needs_prefill = context[:, -max(block_size // 2, 1) :], True
-            token = decoder.prefill(context, step) if needs_prefill else decoder.decode(context[:, -1:], step)
-            needs_prefill = not use_cache
-            yield token
-            context = torch.cat([context, token[:, None]], dim=1)
+    for step in range(config.max_new_tokens):
+        if context.size(1) > block_size:
+            context, needs_prefill = context[:, -max(block_size // 2, 1) :], True
+        token = decoder.prefill(context, step) if needs_prefill else decoder.decode(context[:, -1:], step)
+        needs_prefill = not use_cache
+        yield token
+        context = torch.cat([context, token[:, None]], dim=1)
+
+
+def _room(model: GPT, prompt: Tensor, config: SampleConfig) -> int:
+    """The length of the longest context in which a token will be chosen."""
+    return min(prompt.size(1) + config.max_new_tokens, model.config.block_size)
 
 
 @contextlib.contextmanager

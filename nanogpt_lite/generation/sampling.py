@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanogpt_lite.config.options import SampleConfig
+from nanogpt_lite.config.options import FilterConfig
 
 SMALLEST_TEMPERATURE = 1e-30  # below it, a quotient of float32 may be infinite; the likeliest token is certain there
 RNG_CHUNK = 256  # random numbers generated at a time for each row; a multiple of 4, see `make_uniforms`
 
 
-def sample_token(logits: Tensor, uniforms: Tensor, config: SampleConfig) -> Tensor:
+def sample_token(logits: Tensor, uniforms: Tensor, config: FilterConfig) -> Tensor:
     """Return one token id (B,) for each row of `logits` (B, V), sampled with the row's number in `uniforms` (B,).
 
     With `temperature` 0 it is the likeliest token (greedy decoding), and `uniforms` is not used.
@@ -30,7 +30,7 @@ def sample_token(logits: Tensor, uniforms: Tensor, config: SampleConfig) -> Tens
     return (cumulative > thresholds).to(torch.uint8).argmax(dim=-1)  # the first of the largest
 
 
-def filter_logits(logits: Tensor, config: SampleConfig) -> Tensor:
+def filter_logits(logits: Tensor, config: FilterConfig) -> Tensor:
     """Return logits (B, V) in which tokens excluded by `top_k`, `top_p` or `min_p`, in this order, are -inf.
 
     Each filter sees the probabilities that the one before it leaves. The likeliest token always stays.

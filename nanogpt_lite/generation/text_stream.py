@@ -1,15 +1,27 @@
 """Decode generated tokens to text as they come, and end a text before the `stop` text."""
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nanogpt_lite.config.options import SampleConfig
 from nanogpt_lite.generation.cuda_graph import Recordings
-from nanogpt_lite.generation.generate import generate
+from nanogpt_lite.generation.generate import generate, generate_with_logits
 from nanogpt_lite.model.gpt import GPT
 from nanogpt_lite.tokenizers.base import Ids, Tokenizer
+
+
+class Chunk(NamedTuple):
+    """What one step adds to one text."""
+
+    text: str  # often empty
+    token: int | None = None  # that was chosen; None if the text has ended before
+    logits: Tensor | None = None  # (V,), from which it was chosen, if they were asked for
+    is_stopped: bool = False  # whether the text has ended before a stop text
 
 
 def stream_texts(
@@ -20,12 +32,38 @@ def stream_texts(
     `prompt` is the token ids of the prompt, shape (T,); it is not repeated in the texts. A text ends before `stop`;
     the iterator ends when all texts have ended. For `recordings` see `generate`.
     """
-    ids = torch.from_numpy(prompt.astype(np.int64))
-    streams = [_TextStream(tokenizer, config.stop) for _ in range(config.num_samples)]
-    for tokens in generate(model, ids.expand(config.num_samples, -1), config, recordings=recordings):
-        yield [stream.feed(token) for stream, token in zip(streams, tokens.tolist(), strict=True)]
-        if all(stream.is_done for stream in streams):
-            return
+    stops = [config.stop] if config.stop else []
+    with closing(stream_chunks(model, tokenizer, prompt, config, stops, recordings=recordings)) as steps:
+        for chunks in steps:
+            yield [chunk.text for chunk in chunks]
+
+
+def stream_chunks(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: Ids,
+    config: SampleConfig,
+    stops: Sequence[str],
+    *,
+    with_logits: bool = False,
+    recordings: Recordings | None = None,
+) -> Generator[list[Chunk], None, None]:
+    """Like `stream_texts`, with all that a step adds, and with any number of stop texts in place of `config.stop`.
+
+    `with_logits`: also the logits of each token, for which nothing is recorded. The last step has no tokens.
+    """
+    ids = torch.from_numpy(prompt.astype(np.int64)).expand(config.num_samples, -1)
+    streams = [_TextStream(tokenizer, stops) for _ in range(config.num_samples)]
+    if with_logits:
+        steps: Generator[tuple[Tensor, Tensor | None], None, None] = generate_with_logits(model, ids, config)
+    else:
+        steps = ((tokens, None) for tokens in generate(model, ids, config, recordings=recordings))
+    with closing(steps):
+        for tokens, logits in steps:
+            rows = [None] * len(streams) if logits is None else list(logits)
+            yield [stream.feed(*step) for stream, *step in zip(streams, tokens.tolist(), rows, strict=True)]
+            if all(stream.is_stopped for stream in streams):
+                return
     yield [stream.flush() for stream in streams]
 
 
@@ -41,33 +79,33 @@ def join_texts(chunks: Iterable[list[str]]) -> list[str]:
 class _TextStream:
     """Tokens of one text in, chunks of text out.
 
-    Characters whose bytes are incomplete, and a text that may be the beginning of `stop`, are held back until the next
-    tokens decide.
+    Characters whose bytes are incomplete, and a text that may be the beginning of a stop text, are held back until the
+    next tokens decide.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
         self._decoder = tokenizer.decoder()
-        self._stop = stop
+        self._stops = stops
         self._buffer = ""  # decoded, but held back
-        self.is_done = False
+        self.is_stopped = False
 
-    def feed(self, token: int) -> str:
-        """Add a token and return the text that is now certain."""
-        if self.is_done:
-            return ""
+    def feed(self, token: int, logits: Tensor | None) -> Chunk:
+        """Add a token; the text that is now certain."""
+        if self.is_stopped:
+            return Chunk("", is_stopped=True)
         self._buffer += self._decoder.decode([token])
-        if self._stop and self._stop in self._buffer:
-            self.is_done = True
-            text, self._buffer = self._buffer.split(self._stop)[0], ""
-            return text
-        return self._release(hold_back=_partial_stop_length(self._buffer, self._stop))
+        if ends := [self._buffer.index(stop) for stop in self._stops if stop in self._buffer]:
+            self.is_stopped = True
+            return Chunk(self._buffer[: min(ends)], token, logits, is_stopped=True)
+        hold_back = max((_partial_stop_length(self._buffer, stop) for stop in self._stops), default=0)
+        return Chunk(self._release(hold_back=hold_back), token, logits)
 
-    def flush(self) -> str:
-        """Return the text that was held back; no more tokens will come."""
-        if self.is_done:
-            return ""
+    def flush(self) -> Chunk:
+        """The text that was held back; no more tokens will come."""
+        if self.is_stopped:
+            return Chunk("", is_stopped=True)
         self._buffer += self._decoder.decode([], final=True)
-        return self._release(hold_back=0)
+        return Chunk(self._release(hold_back=0))
 
     def _release(self, *, hold_back: int) -> str:
         end = len(self._buffer) - hold_back

@@ -17,27 +17,14 @@ DPI = 120
 def loss_figure(records: Sequence[dict[str, Any]], title: str = "") -> "Figure":
     """A matplotlib Figure: train and val loss (nats per token) over steps, and below them the learning rate.
 
-    `records` are JSON objects as `read_metrics` returns them. A notebook shows the figure as the value of a cell.
-    `UserError` if matplotlib is not installed, or if the records hold no loss.
+    `records` are JSON objects as `read_metrics` returns them. `UserError` if matplotlib is not installed, or if the
+    records hold no loss.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("plots need matplotlib; install it: pip install 'nanogpt-lite[plot]'") from None
-
-    class NotebookFigure(Figure):
-        """A figure that IPython shows without pyplot, which would keep every figure in memory."""
-
-        def _repr_png_(self) -> bytes:
-            content = io.BytesIO()
-            self.savefig(content, dpi=DPI, format="png")
-            return content.getvalue()
-
+    figure = notebook_figure((8, 6))
     steps = [record for record in records if record["kind"] == "step"]
     evals = [record for record in records if record["kind"] == "eval"]
     if not steps and not evals:
         raise UserError("the metrics hold no losses yet; train for at least one `log_interval` first")
-    figure = NotebookFigure(figsize=(8, 6), layout="constrained")
     losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     losses.plot(*_series(steps, "loss"), color="tab:blue", alpha=0.4, linewidth=1, label="train")
     alone = [record for record in evals if record.get("network_val_loss") is not None]
@@ -64,6 +51,27 @@ def loss_figure(records: Sequence[dict[str, Any]], title: str = "") -> "Figure":
     rates.ticklabel_format(axis="y", scilimits=(-3, 3))
     rates.grid(alpha=0.3)
     return figure
+
+
+def notebook_figure(size: tuple[float, float]) -> "Figure":
+    """An empty matplotlib Figure, which a notebook shows as the value of a cell.
+
+    `size`: its width and height in inches. `UserError` if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("plots need matplotlib; install it: pip install 'nanogpt-lite[plot]'") from None
+
+    class NotebookFigure(Figure):
+        """A figure that IPython shows without pyplot, which would keep every figure in memory."""
+
+        def _repr_png_(self) -> bytes:
+            content = io.BytesIO()
+            self.savefig(content, dpi=DPI, format="png")
+            return content.getvalue()
+
+    return NotebookFigure(figsize=size, layout="constrained")
 
 
 def save_figure(figure: "Figure", path: Path) -> None:

@@ -21,8 +21,12 @@ from nanogpt_lite.config.options import (
 from nanogpt_lite.config.schema import ANY, Options, Role, parse_values
 from nanogpt_lite.errors import UserError
 
-KINDS = [kind for kind in vars(options).values() if isinstance(kind, type) and issubclass(kind, Options)]
+KINDS: list[type[Options]] = [
+    kind for kind in vars(options).values() if isinstance(kind, type) and issubclass(kind, Options)
+]
 FIELDS = {field.name: field for kind in KINDS for field in dataclasses.fields(kind)}
+KIND_OF: dict[str, type[Options]] = {name: kind for kind in KINDS for name in kind.names()}
+KIND_OF |= dict.fromkeys(RunConfig.names(), RunConfig)
 UNCONSTRAINED = {"min_lr": 0, "n_head": 1}  # with these, no rule about two options applies
 WRONG_TYPES: dict[type, list[object]] = {
     int: [True, 1.0, "1", None, math.nan],
@@ -31,6 +35,11 @@ WRONG_TYPES: dict[type, list[object]] = {
     str: [1, True, None, b"cpu", ["cpu"]],
 }
 BOUNDARIES: dict[str, tuple[list[Any], list[Any]]] = {  # name: (last valid values, first invalid values)
+    "top": ([1, 1000], [0, 1001]),
+    "host": (["a"], [""]),
+    "port": ([0, 65535], [-1, 65536]),
+    "max_waiting": ([1, 10_000], [0, 10_001]),
+    "chat_template": (["", "{content}"], ["{role}: "]),
     "seed": ([0, 2**63 - 1], [-1, 2**63]),
     "threads": ([0], [-1]),
     "block_size": ([1], [0]),
@@ -92,8 +101,12 @@ BOUNDARIES: dict[str, tuple[list[Any], list[Any]]] = {  # name: (last valid valu
 
 def refusal(name: str, value: object) -> str:
     with pytest.raises(UserError) as caught:
-        RunConfig.from_dict({**UNCONSTRAINED, name: value})
+        KIND_OF[name].from_dict({**_unconstrained(name), name: value})
     return str(caught.value)
+
+
+def _unconstrained(name: str) -> dict[str, Any]:
+    return UNCONSTRAINED if KIND_OF[name] is RunConfig else {}
 
 
 @pytest.mark.parametrize("field", FIELDS.values(), ids=FIELDS)
@@ -136,12 +149,12 @@ def test_every_rule_has_boundary_cases():
 def test_rules_at_their_boundaries(name):
     valid, invalid = BOUNDARIES[name]
     for value in valid:
-        assert getattr(RunConfig.from_dict({**UNCONSTRAINED, name: value}), name) == value
-        assert parse_values(RunConfig, {name: str(value)}) == {name: value}
+        assert getattr(KIND_OF[name].from_dict({**_unconstrained(name), name: value}), name) == value
+        assert parse_values(KIND_OF[name], {name: str(value)}) == {name: value}
     for value in invalid:
         assert f"`{name}={value!r}` is an invalid value" in refusal(name, value)
         with pytest.raises(UserError, match=f"^`{name}="):
-            parse_values(RunConfig, {name: str(value)})
+            parse_values(KIND_OF[name], {name: str(value)})
 
 
 @pytest.mark.parametrize("value", [1, 1.0])

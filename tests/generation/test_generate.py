@@ -9,7 +9,7 @@ from random_gpt import random_gpt, random_ids
 
 from nanogpt_lite.config.options import NetworkConfig, SampleConfig
 from nanogpt_lite.generation import decoding
-from nanogpt_lite.generation.generate import generate
+from nanogpt_lite.generation.generate import generate, generate_with_logits
 
 VOCAB = 11
 
@@ -99,3 +99,19 @@ def test_generation_uses_no_dropout_and_leaves_the_global_random_state_unchanged
 def test_tokens_are_yielded_as_they_are_generated():
     tokens = generate(make_model(), make_prompts(1, 3), SampleConfig(max_new_tokens=10**9))
     assert len(list(itertools.islice(tokens, 600))) == 600
+
+
+def test_logits_are_those_that_each_token_was_chosen_from():
+    """Also after a cut of the context, computed without a cache; they are before temperature and filters."""
+    model, prompt = make_model(), make_prompts(2, 3)
+    config = SampleConfig(max_new_tokens=30, seed=3, temperature=0.5, top_k=3)
+    expected = torch.stack(list(generate(model, prompt, config)), dim=1)
+    tokens, logits = zip(*generate_with_logits(model, prompt, config), strict=True)
+    assert torch.equal(torch.stack(tokens, dim=1), expected)
+    context = prompt
+    for step in range(30):
+        if context.size(1) > 12:
+            context = context[:, -6:]
+        with torch.inference_mode():
+            torch.testing.assert_close(logits[step], model(context)[0][:, -1], atol=1e-5, rtol=1e-4)
+        context = torch.cat([context, expected[:, step : step + 1]], dim=1)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from documentation import (
     CHANGELOG,
     CONTRIBUTING,
@@ -26,11 +27,12 @@ from documentation import (
     shell_commands,
     slug,
 )
+from served_app import server_process
 from tiny import TINY, to_arguments
 
 import nanogpt_lite as ng
 from nanogpt_lite.cli import commands, main
-from nanogpt_lite.config.options import RunConfig
+from nanogpt_lite.config.options import InspectConfig, RunConfig, ServeConfig
 from nanogpt_lite.data import download, sources
 from nanogpt_lite.interop import conversion
 from nanogpt_lite.tokenizers import hub
@@ -57,13 +59,18 @@ PUBLISHING = [  # tests/system/test_packaging.py builds, checks and runs the whe
 TORCHRUN = ["torchrun", "--nproc_per_node=2", "-m", "nanogpt_lite"]  # tests/device/test_distributed.py runs torchrun
 PROGRAM = (".venv/bin/nanogpt-lite", "nanogpt-lite", TORCHRUN[-1])
 GPT2 = {*hub.GPT2_REPOS}  # needs the Hugging Face hub: tests/interop/test_huggingface.py trains from it
-MODAL_PAGE = ROOT / "docs/modal.md"  # whose Python is run by tests/cloud/test_modal_app.py
-LETTER = "Dear reader, all is well.\n" * 60
+MODAL_PAGE = ROOT / "docs/modal.md"
+SERVE_PAGE, INSPECT_PAGE = ROOT / "docs/serve.md", ROOT / "docs/inspect.md"
+# whose Python is run elsewhere: by tests/cloud/test_modal_app.py, tests/server/ and tests/api/test_inspection.py
+OTHER_PYTHON = (MODAL_PAGE, SERVE_PAGE, INSPECT_PAGE)
+LETTER = "Dear reader, all is well.\nTo be, or not to be?\n" * 60
 TEXTS = ("my.txt", "notes/a.md", "letters.txt", "prompt.txt")  # that the pages name as the reader's own
 EARLIER_RUNS = {  # runs that a page takes from another page, or from Modal
     "sampling.md": ["runs/notes"],
     "evaluation.md": ["runs/notes"],
     "is-my-loss-normal.md": ["runs/notes"],
+    "serve.md": ["runs/notes"],
+    "inspect.md": ["runs/notes"],
     "modal.md": ["runs/modal-my-1"],
 }
 CLI_ONLY = {
@@ -80,6 +87,8 @@ CLI_ONLY = {
         "path",
         "weights",
         "dataset",
+        "text",
+        "table",
         "help",
     )
 }
@@ -134,7 +143,7 @@ def make_named_files(page: Path) -> None:
 def test_the_first_two_commands_set_up_and_run():
     first, second = [block.strip() for block in code_blocks(README, "sh")[:2]]
     assert first.endswith("&& .venv/bin/nanogpt-lite run")
-    assert second.endswith("&& .venv/bin/pytest")
+    assert second.endswith("&& .venv/bin/pytest -n auto")
     assert program_commands(README)[0] == ["run"]
 
 
@@ -179,6 +188,11 @@ def test_the_commands_of_a_page_run_in_their_order(page, shakespeare, capsys, mo
     make_named_files(page)
     for words in program_commands(page):
         if GPT2 & {*words}:
+            continue
+        if words[0] == "serve":
+            assert words[1] == "--out_dir"
+            with server_process(Path(words[2]), *words[3:]) as (address, _):
+                assert requests.get(f"{address}/health", timeout=60).ok
             continue
         short = ARGUMENTS if words[0] in ("run", "train") and "--init_from" not in words else []
         if "--minutes" in words:
@@ -225,7 +239,9 @@ def test_every_other_command_is_one_that_exists():
                 case "ruff" | "mypy" | "lint-imports":
                     assert program in ci
                 case "pytest":
-                    assert arguments in ([], ["--cov"])
+                    assert arguments in ([], ["-n", "auto"], ["--cov"])
+                case "curl":
+                    assert page == SERVE_PAGE, "tests/server/test_serving.py runs it"
                 case "pre-commit":
                     assert arguments == ["install"]
                 case "modal":
@@ -246,7 +262,7 @@ def test_the_steps_to_publish_are_complete_and_name_the_version():
 
 
 def test_every_option_that_the_text_names_exists():
-    known = {*RunConfig.names(), *CLI_ONLY, *MODAL_ONLY, *OTHER_PROGRAMS}
+    known = {*RunConfig.names(), *InspectConfig.names(), *ServeConfig.names(), *CLI_ONLY, *MODAL_ONLY, *OTHER_PROGRAMS}
     for page in set(PAGES) - {CHANGELOG}:  # which also names options of earlier versions
         for code in inline_code(page):
             for name in re.findall(r"(?<!\S)--([a-z0-9][a-z0-9_-]*)", code):
@@ -254,7 +270,7 @@ def test_every_option_that_the_text_names_exists():
 
 
 @pytest.mark.parametrize(
-    "page", by_name([page for page in PAGES if code_blocks(page, "python") and page != MODAL_PAGE])
+    "page", by_name([page for page in PAGES if code_blocks(page, "python") and page not in OTHER_PYTHON])
 )
 def test_the_python_of_a_page_runs(page, shakespeare, capsys):
     names: dict[str, object] = {}

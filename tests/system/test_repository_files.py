@@ -53,10 +53,10 @@ def test_other_systems_run_the_command_of_the_readme(workflow):
     assert (SETUP[:3], INSTALL[:2], TEST) == (
         ["python3", "-m", "venv"],
         [".venv/bin/pip", "install"],
-        [".venv/bin/pytest"],
+        [".venv/bin/pytest", "-n", "auto"],
     )
     commands = [shlex.split(command) for command in commands_of(workflow["jobs"]["macos-windows"])]
-    assert commands == [["python", "-m", "pip", *INSTALL[1:]], ["python", "-m", "pytest"]]
+    assert commands == [["python", "-m", "pip", *INSTALL[1:]], ["python", "-m", "pytest", "-n", "auto"]]
 
 
 def test_workflow_covers_the_systems_and_pythons_of_the_classifiers(workflow):
@@ -110,7 +110,7 @@ def test_ci_run_passes_its_arguments_to_pytest(tmp_path):
         "ruff format --check .",
         "mypy",
         "lint-imports",
-        "pytest --slow -k two words",
+        "pytest -n auto --slow -k two words",
     ]
 
 

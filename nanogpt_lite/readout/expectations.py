@@ -1,0 +1,110 @@
+"""What a network expects after each token of a text, and how well it had expected the one that follows.
+
+A text may be longer than the context. Then it is read as `generation.generate` continues it: when the context is full,
+its last half is kept, and reading goes on. So a text that was generated is read in the contexts that it was written in.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanogpt_lite.config.options import FilterConfig
+from nanogpt_lite.generation.sampling import SMALLEST_TEMPERATURE, filter_logits
+from nanogpt_lite.model.gpt import GPT
+from nanogpt_lite.readout.plain_forward import ForwardPass, TopTokens, forward_pass, logit_lens, top_tokens
+
+FILTERS = {"temperature": (), "top_k": ("top_k",), "top_p": ("top_k", "top_p"), "min_p": ("top_k", "top_p", "min_p")}
+"""For each stage of sampling, in their order, the filters that have been applied after it."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens that were computed together, as one context."""
+
+    start: int  # the position in the text of its first token
+    first_read: int  # the first position of the text whose prediction of the next token is from this window
+    forward: ForwardPass
+    lens: TopTokens  # (L + 1, T, K)
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What a network expects after each of T tokens.
+
+    Tensors are float32 unless they are ids (int64).
+    """
+
+    top: TopTokens  # (T, K): the likeliest tokens, before any filter
+    filtered: dict[str, Tensor]  # (T, K): the probabilities of the same tokens after each of `FILTERS`
+    network: Tensor  # (T, K): their probabilities by the network alone, without an n-gram expert
+    surprise: Tensor  # (T,): -ln of the probability of the token that follows, in nats; NaN after the last token
+    rank: Tensor  # (T,) int64: how many tokens are likelier than the one that follows; -1 after the last token
+    expert_share: Tensor | None  # (T,): of the probability of the token that follows, the part of the n-gram expert
+
+
+def read_windows(model: GPT, idx: Tensor, config: FilterConfig, top: int) -> Iterator[tuple[Window, Expectation]]:
+    """Read tokens (T,): each window, and what the network expects after its tokens from `first_read` on.
+
+    The windows together have one expectation for each token of the text. `config`: the filters. `top`: K, how many of
+    the likeliest tokens are given.
+    """
+    for start, end, first_read in windows(len(idx), model.config.block_size):
+        tokens = idx[start:end]
+        forward = forward_pass(model, tokens)
+        window = Window(start, first_read, forward, logit_lens(model, forward.residuals, top))
+        yield window, _expect(model, tokens, idx[start + 1 : end + 1], forward, first_read - start, config, top)
+
+
+def windows(length: int, block_size: int) -> Iterator[tuple[int, int, int]]:
+    """The contexts in which a text of `length` tokens is read: start, end, and the first position that is new in it."""
+    kept = max(block_size // 2, 1)
+    start = first_read = 0
+    while first_read < length:
+        end = min(start + block_size, length)
+        yield start, end, first_read
+        start, first_read = end + 1 - kept, end  # the token after a full context, and those before it that are kept
+
+
+@torch.no_grad()
+def _expect(
+    model: GPT, tokens: Tensor, following: Tensor, forward: ForwardPass, first: int, config: FilterConfig, top: int
+) -> Expectation:
+    """What is expected after `tokens` (T,) from `first` on. `following`: the tokens after them; the last may miss."""
+    logits, contexts = forward.logits[first:], None
+    network = logits.log_softmax(-1)  # (N, V)
+    log_probabilities = network
+    if model.expert is not None:
+        contexts = model.expert.contexts(tokens[None])[:, first:]  # (1, N, K)
+        log_probabilities = logits = model.expert.mix(logits[None], contexts)[0]
+    best = top_tokens(log_probabilities.exp(), top)
+    targets = following[first:, None]  # (N, 1), or (N - 1, 1) at the end of the text
+    known = len(targets)
+    chosen = log_probabilities[:known].gather(1, targets)
+    surprise, rank = logits.new_full((len(logits),), math.nan), targets.new_full((len(logits),), -1)
+    surprise[:known] = -chosen[:, 0]
+    rank[:known] = (log_probabilities[:known] > chosen).sum(1)
+    share = None
+    if model.expert is not None and contexts is not None:
+        share = torch.full_like(surprise, math.nan)
+        by_expert = model.expert.probabilities(contexts[:, :known], targets[None])[0, :, 0]
+        share[:known] = model.expert.weight * by_expert / chosen[:, 0].exp()
+    filtered = {name: p.gather(1, best.ids) for name, p in filter_stages(logits, config)}
+    return Expectation(best, filtered, network.exp().gather(1, best.ids), surprise, rank, share)
+
+
+def filter_stages(logits: Tensor, config: FilterConfig) -> Iterator[tuple[str, Tensor]]:
+    """The probabilities (N, V) after the temperature, and after each filter; the last ones are those sampled from."""
+    if config.temperature == 0:  # the likeliest token, whatever the filters are
+        certain = torch.zeros_like(logits).scatter(1, logits.argmax(1, keepdim=True), 1.0)
+        yield from dict.fromkeys(FILTERS, certain).items()
+        return
+    scaled = logits / max(config.temperature, SMALLEST_TEMPERATURE)
+    off: dict[str, Any] = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    for name, applied in FILTERS.items():
+        others_off = {option: value for option, value in off.items() if option not in applied}
+        yield name, filter_logits(scaled, dataclasses.replace(config, **others_off)).softmax(-1)

@@ -1,0 +1,222 @@
+"""The ASGI application: which path does what. `serving` runs it."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Collection, Generator
+from functools import partial
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from nanogpt_lite.api import inference, inspection
+from nanogpt_lite.api.inference import Loaded
+from nanogpt_lite.config.options import ServeConfig
+from nanogpt_lite.errors import UserError
+from nanogpt_lite.runs.run_folder import RunLike
+from nanogpt_lite.server import answers, completion_request, inspection_request, run_list
+from nanogpt_lite.server.access import AccessControl
+from nanogpt_lite.server.answers import AnswerForm, Piece, PieceMaker
+from nanogpt_lite.server.completion_request import MAX_TOKENS_WITH_LOGPROBS, TextRequest
+from nanogpt_lite.server.error_answers import HANDLERS
+from nanogpt_lite.server.event_stream import Counts, EventStream, Step, first_item, stopped_with_client
+from nanogpt_lite.server.fields import FieldError
+from nanogpt_lite.server.generation_queue import GenerationQueue
+from nanogpt_lite.server.inspection_request import InspectionRequest
+from nanogpt_lite.server.run_catalog import Entry, RunCatalog
+from nanogpt_lite.server.start_page import start_page
+
+MAX_BODY = 2**20  # bytes
+BODY_SECONDS = 10.0  # for all of a body to arrive
+
+
+def make_application(
+    run: RunLike | Loaded, settings: ServeConfig, jobs: GenerationQueue, *, allowed_hosts: Collection[str]
+) -> ASGIApp:
+    """An application for a run, or for what `load` returned. `UserError` if the run has no checkpoint."""
+    server = Server(RunCatalog(run, settings), jobs, settings)
+    routes = [
+        Route("/", server.start_page),
+        Route("/health", server.health),
+        Route("/v1/models", server.models),
+        Route("/v1/models/{name:path}", server.model),
+        Route("/v1/completions", server.completions, methods=["POST"]),
+        Route("/v1/chat/completions", server.chat, methods=["POST"]),
+        Route("/api/runs", server.runs),
+        Route("/api/inspect", server.inspect, methods=["POST"]),
+    ]
+    application = Starlette(routes=routes, exception_handlers=HANDLERS, lifespan=server.lifespan)
+    # around all of it: Starlette answers to a failure outside of its own middleware
+    return AccessControl(application, allowed_hosts=allowed_hosts, token=settings.token)
+
+
+class Server:
+    """The endpoints, and what they share: the networks, and the thread that computes."""
+
+    def __init__(self, catalog: RunCatalog, jobs: GenerationQueue, settings: ServeConfig) -> None:
+        self.catalog, self.jobs, self.settings = catalog, jobs, settings
+        self.num_tokens = 0  # that were generated since the start
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        """The time in which the application runs."""
+        yield
+        self.jobs.close()
+        await asyncio.to_thread(self.jobs.join)
+
+    async def start_page(self, request: Request) -> Response:
+        """What this is, and how to ask it."""
+        entries = await run_in_threadpool(self.catalog.entries)
+        return HTMLResponse(start_page(entries, str(request.base_url).rstrip("/")))
+
+    async def health(self, _: Request) -> Response:
+        """Whether the server answers, and what it does."""
+        state = {"is_generating": self.jobs.is_running, "waiting": self.jobs.num_waiting, "tokens": self.num_tokens}
+        return JSONResponse({"status": "ok", **state})
+
+    async def models(self, _: Request) -> Response:
+        """The networks that can be asked for."""
+        entries = await run_in_threadpool(self.catalog.entries)
+        return JSONResponse({"object": "list", "data": [_describe(entry) for entry in entries]})
+
+    async def model(self, request: Request) -> Response:
+        """One of them."""
+        return JSONResponse(_describe(await run_in_threadpool(self.catalog.find, request.path_params["name"])))
+
+    async def runs(self, _: Request) -> Response:
+        """All runs, and how far they are."""
+        return JSONResponse({"runs": await run_in_threadpool(lambda: run_list.describe_runs(self.catalog.entries()))})
+
+    async def completions(self, request: Request) -> Response:
+        """Texts that follow a prompt."""
+        asked = completion_request.read_completion(await _read_body(request), self.settings)
+        return await self._answer(request, asked, is_chat=False)
+
+    async def chat(self, request: Request) -> Response:
+        """The next message of a chat."""
+        if not self.settings.chat_template:
+            raise UserError(
+                "this server has no chat template, and a network that was trained on a text knows no chats; use "
+                "/v1/completions, or start the server with `chat_template`"
+            )
+        template = self.settings.chat_template.replace("\\n", "\n")  # as a shell passes it
+        asked = completion_request.read_chat(await _read_body(request), self.settings, template)
+        return await self._answer(request, asked, is_chat=True)
+
+    async def inspect(self, request: Request) -> Response:
+        """What a network makes of a text."""
+        asked = inspection_request.read_inspection(await _read_body(request), self.settings)
+        entry = await run_in_threadpool(self.catalog.find, asked.model)
+        job = self.jobs.submit(partial(_inspect, self.catalog, entry, asked))
+        async with stopped_with_client(request, job):
+            async for content in job:
+                return Response(content, media_type="application/json")
+        raise self._stopped()
+
+    async def _answer(self, request: Request, asked: TextRequest, *, is_chat: bool) -> Response:
+        entry = await run_in_threadpool(self.catalog.find, asked.model)
+        form = AnswerForm(entry.name, is_chat=is_chat)
+        job = self.jobs.submit(partial(self._generate, entry, asked))
+        if asked.streams:
+            first = await first_item(request, job)
+            if first is None:
+                raise self._stopped()
+            return EventStream(job, first, form, with_usage=asked.with_usage)
+        pieces: list[Piece] = []
+        counts: Counts = (0, 0)
+        async with stopped_with_client(request, job):
+            async for step in job:
+                pieces += step[0]
+                counts = step[1]
+        if job.is_cancelled:
+            raise self._stopped()
+        return JSONResponse(form.whole(pieces, *counts))
+
+    def _stopped(self) -> Exception:
+        """The error of a request whose job was stopped."""
+        return HTTPException(503, "the server has stopped") if self.jobs.is_closed else ClientDisconnect()
+
+    def _generate(self, entry: Entry, asked: TextRequest) -> Generator[Step, None, None]:
+        """The texts that a request asks for, in the thread that computes.
+
+        The first item comes before the first token.
+        """
+        loaded = self.catalog.load(entry)
+        _, tokenizer = loaded
+        prompt = asked.prompt if asked.prompt is not None else inference.default_prompt(tokenizer)
+        with_logits = asked.logprobs is not None
+        steps = inference.continue_text(loaded, prompt, asked.settings, stops=asked.stops, with_logits=with_logits)
+        prompt_tokens = len(tokenizer.encode(prompt))
+        maker = PieceMaker(
+            tokenizer, asked.settings.num_samples, asked.logprobs, offset=len(prompt) if asked.echo else 0
+        )
+        with contextlib.closing(steps):
+            yield _echo(loaded, prompt, prompt_tokens, asked) if asked.echo else [], (prompt_tokens, 0)
+            for step, chunks in enumerate(steps):
+                before = maker.num_tokens
+                pieces = list(maker.add(chunks, is_last=step == asked.settings.max_new_tokens))
+                self.num_tokens += maker.num_tokens - before
+                yield pieces, (prompt_tokens, maker.num_tokens)
+
+
+def _echo(loaded: Loaded, prompt: str, prompt_tokens: int, asked: TextRequest) -> list[Piece]:
+    """The prompt, as the beginning of each text."""
+    logprobs = None
+    if asked.logprobs is not None:
+        if prompt_tokens > MAX_TOKENS_WITH_LOGPROBS:
+            raise FieldError(
+                "prompt",
+                f"the prompt has {prompt_tokens} tokens, which is too much for their log-probabilities; give at most "
+                f"{MAX_TOKENS_WITH_LOGPROBS}, or leave out `echo` or `logprobs`",
+            )
+        reading = inspection.read_with(loaded, prompt, asked.settings, top=max(asked.logprobs, 1), keeps_windows=False)
+        logprobs = answers.prompt_logprobs(reading, asked.logprobs)
+    return [Piece(index, prompt, logprobs) for index in range(asked.settings.num_samples)]
+
+
+def _inspect(catalog: RunCatalog, entry: Entry, asked: InspectionRequest) -> Generator[bytes, None, None]:
+    """The JSON of a reading, in the thread that computes."""
+    loaded = catalog.load(entry)
+    model, tokenizer = loaded
+    inspection_request.require_readable(asked, len(tokenizer.encode(asked.text, what="text")), model.config)
+    keeps_windows = asked.attention or asked.lens
+    reading = inspection.read_with(
+        loaded, asked.text, asked.settings, top=asked.settings.top, keeps_windows=keeps_windows
+    )
+    yield inspection_request.encode_reading(reading, tokenizer, asked, entry.name)
+
+
+async def _read_body(request: Request) -> dict[str, Any]:
+    """The JSON object in a body. `HTTPException` if it is none, too large, or too slow."""
+    content = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                content += chunk
+                if len(content) > MAX_BODY:
+                    raise HTTPException(413, f"the body is too large; send at most {MAX_BODY:,} bytes", _CLOSE)
+    except TimeoutError:
+        message = f"the body did not arrive within {BODY_SECONDS:g} s; send the request again"
+        raise HTTPException(408, message, _CLOSE) from None
+    try:
+        body = json.loads(content)
+        json.dumps(body, ensure_ascii=False).encode()  # not possible of a half of a surrogate pair
+    except (ValueError, RecursionError):  # ValueError: also if it is not UTF-8
+        raise HTTPException(400, f"the body is no JSON in UTF-8; {_EXAMPLE}") from None
+    if not isinstance(body, dict):
+        raise HTTPException(400, f"the body is no JSON object; {_EXAMPLE}")
+    return body
+
+
+_CLOSE = {"Connection": "close"}
+_EXAMPLE = 'send one such as {"prompt": "ROMEO:"}'
+
+
+def _describe(entry: Entry) -> dict[str, Any]:
+    return {"id": entry.name, "object": "model", "created": entry.created, "owned_by": "nanogpt_lite"}

@@ -1,0 +1,107 @@
+"""The runs and checkpoints that can be asked for, by name, and their networks.
+
+A name is looked up among those that exist. It never becomes part of a path.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanogpt_lite.api.inference import Loaded, load_model
+from nanogpt_lite.config.options import LoadConfig
+from nanogpt_lite.errors import UserError
+from nanogpt_lite.runs import run_folder
+from nanogpt_lite.runs.run_folder import RunLike
+
+MAX_LOADED = 2  # networks in memory
+GIVEN_NAME = "network"  # of a network that was loaded before, and has no run
+
+
+class UnknownModelError(UserError):
+    """A request names a model that does not exist."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A network that can be asked for."""
+
+    name: str  # NAME for the checkpoint of a run that `sample` would take; NAME/last, NAME/step_001000 for the others
+    path: Path | None  # of the checkpoint; None for the network that was given
+    created: int  # seconds since 1970
+
+
+class RunCatalog:
+    """The named run, or a network that was loaded before; then every run under runs/."""
+
+    def __init__(self, run: RunLike | Loaded, settings: LoadConfig) -> None:
+        """`UserError` if the run has no checkpoint."""
+        self._settings = settings
+        self._given = run if isinstance(run, tuple) else None
+        self._run: Path | None = None  # the folder of the named run, or the file of a checkpoint
+        if not isinstance(run, tuple):
+            checkpoint = run_folder.find_checkpoint(run, settings.checkpoint)
+            is_file = isinstance(run, str | Path) and Path(run).is_file()
+            self._run = checkpoint if is_file else checkpoint.parent
+        self._loaded: OrderedDict[tuple[Path, int, int], Loaded] = OrderedDict()
+
+    def entries(self) -> list[Entry]:
+        """The networks that can be asked for now; the first one is the default."""
+        entries = {} if self._given is None else {GIVEN_NAME: Entry(GIVEN_NAME, None, 0)}
+        folders: dict[str, Path] = {}  # of two with the same name, the first one is meant
+        if self._run is not None:
+            entries |= self._entries_of(self._run, self._settings.checkpoint)
+            folder = self._run.parent if self._run.is_file() else self._run
+            folders[folder.resolve().name] = folder
+        for folder in sorted(run_folder.RUNS_DIR.glob("*")):
+            if folder.resolve().name not in folders:
+                folders[folder.resolve().name] = folder
+                entries |= self._entries_of(folder, "best")
+        return list(entries.values())
+
+    def find(self, name: str | None) -> Entry:
+        """The entry of a name; the default for None. `UnknownModelError` if there is none (any more)."""
+        for entry in self.entries():
+            if name in (None, entry.name):
+                return entry
+        raise UnknownModelError(f"there is no model {name!r}; /v1/models lists those that exist")
+
+    def load(self, entry: Entry) -> Loaded:
+        """The network of an entry, in memory until `MAX_LOADED` others were asked for, or until its file changes.
+
+        `UserError` if it is damaged. Only the thread that computes calls it.
+        """
+        if entry.path is None:
+            assert self._given is not None
+            return self._given
+        status = entry.path.stat()
+        key = (entry.path, status.st_mtime_ns, status.st_size)
+        if key not in self._loaded:
+            model, tokenizer, _ = load_model(entry.path, self._settings)
+            self._loaded[key] = model, tokenizer
+        self._loaded.move_to_end(key)
+        while len(self._loaded) > MAX_LOADED:
+            self._loaded.popitem(last=False)
+        return self._loaded[key]
+
+    def _entries_of(self, run: Path, checkpoint: str) -> dict[str, Entry]:
+        """Those of a run: first the checkpoint that `sample` would take, then the others."""
+        folder = run.parent if run.is_file() else run
+        run_name = folder.resolve().name
+        try:
+            first = run_folder.find_checkpoint(run, checkpoint)
+        except UserError:  # there is none (yet)
+            return {}
+        others = {path: f"{run_name}/{path.stem}" for path in _checkpoints(folder) if path != first}
+        entries = {}
+        for path, name in {first: run_name, **others}.items():
+            with suppress(FileNotFoundError):  # it was removed meanwhile
+                entries[name] = Entry(name, path, int(path.stat().st_mtime))
+        return entries
+
+
+def _checkpoints(folder: Path) -> Iterator[Path]:
+    """The checkpoints of a run: best, last, then the numbered ones in their order."""
+    order = {"best": 0, "last": 1}
+    yield from sorted(run_folder.checkpoints_in(folder), key=lambda path: (order.get(path.stem, 2), path.stem))

@@ -1,0 +1,169 @@
+"""`ng.serve` and `ng.app`: the application run by uvicorn, or for any other ASGI server."""
+
+import asyncio
+import ipaddress
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
+
+from nanogpt_lite.config.options import ServeConfig
+from nanogpt_lite.config.signatures import with_options
+from nanogpt_lite.errors import UserError
+
+if TYPE_CHECKING:  # which need an extra, or take long to import
+    from starlette.types import ASGIApp
+
+    from nanogpt_lite.api.inference import Loaded
+    from nanogpt_lite.config.keyword_types import AppOptions, ServeOptions
+    from nanogpt_lite.runs.run_folder import RunLike
+    from nanogpt_lite.server.generation_queue import GenerationQueue
+
+LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
+SHUTDOWN_SECONDS = 2  # for requests that are being answered
+MORE_CONNECTIONS = 100  # than requests may wait; further ones are refused at once
+BACKLOG = 2048  # connections that the system accepts before the server does
+
+
+@with_options(ServeConfig, without=("host", "port"))
+def app(
+    run: "RunLike | Loaded" = None, *, allowed_hosts: Sequence[str] = LOOPBACK_NAMES, **options: "Unpack[AppOptions]"
+) -> "ASGIApp":
+    """An ASGI application that answers requests for text from a run, for any ASGI server.
+
+    `run` may be what `load` returned. `allowed_hosts`: the names under which the server may be asked; with "*" it is
+    any name, and pages of other sites may read from it (DNS rebinding) unless there is a token. `UserError` if there is
+    no checkpoint, or without the extra `serve`.
+    """
+    settings = ServeConfig.from_dict({**options})
+    if isinstance(allowed_hosts, str):
+        raise UserError(f"`allowed_hosts={allowed_hosts!r}` is one text; give a list: `[{allowed_hosts!r}]`")
+    return _make(run, settings, allowed_hosts)[0]
+
+
+@with_options(ServeConfig)
+def serve(run: "RunLike | Loaded" = None, **options: "Unpack[ServeOptions]") -> None:
+    """Answer requests for text from a run by HTTP, until the process is interrupted (`KeyboardInterrupt`).
+
+    `run` may be what `load` returned. `UserError` if there is no checkpoint, if the port is taken, without the extra
+    `serve`, in a notebook, or for an address beyond this machine without a `token`.
+    """
+    settings = ServeConfig.from_dict({**options})
+    _require_no_event_loop()
+    is_loopback = _is_loopback(settings.host)
+    if not is_loopback and not settings.token:
+        raise UserError(
+            f"`host={settings.host!r}` lets other machines ask this server; give a `token` that they have to know, or "
+            "leave `host` out"
+        )
+    # of addresses beyond this machine, the token keeps foreign pages out
+    hosts = (*LOOPBACK_NAMES, _compressed(settings.host)) if is_loopback else ("*",)
+    application, jobs = _make(run, settings, hosts)
+    with _listen(settings.host, settings.port) as listener:
+        address = f"http://{_in_url(settings.host)}:{listener.getsockname()[1]}"
+        print(f"serving at {address}; stop it by Ctrl-C", file=sys.stderr, flush=True)
+        _run(application, jobs, listener, max_connections=settings.max_waiting + MORE_CONNECTIONS)
+
+
+def _make(
+    run: "RunLike | Loaded", settings: ServeConfig, allowed_hosts: Sequence[str]
+) -> "tuple[ASGIApp, GenerationQueue]":
+    """The application, and the queue of its jobs."""
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "a server needs starlette and uvicorn; install them: pip install 'nanogpt-lite[serve]'"
+        ) from None
+    from nanogpt_lite.server.application import make_application
+    from nanogpt_lite.server.generation_queue import GenerationQueue
+
+    settings = settings.replace({"token": _read_token(settings.token)})
+    jobs = GenerationQueue(settings.max_waiting)
+    return make_application(run, settings, jobs, allowed_hosts=allowed_hosts), jobs
+
+
+def _run(application: "ASGIApp", jobs: "GenerationQueue", listener: socket.socket, *, max_connections: int) -> None:
+    """Run an application until the process is interrupted."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        """A server that first ends the texts that are being generated, and then waits for its connections."""
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            jobs.close()
+            await super().shutdown(sockets)
+
+    config = uvicorn.Config(
+        application,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=max_connections,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
+    Server(config).run(sockets=[listener])
+
+
+def _require_no_event_loop() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise UserError("a server cannot run in a notebook, whose event loop is running; start it in a terminal")
+
+
+def _read_token(token: str) -> str:
+    """The token, or what is in the file that it names."""
+    if not token.startswith("FILE:"):
+        return token
+    path = token.removeprefix("FILE:")
+    try:
+        content = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the token file {path!r} cannot be read ({error}); give a file of UTF-8 text") from error
+    if not content:
+        raise UserError(f"the token file {path!r} is empty; write a secret into it")
+    return content
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _compressed(host: str) -> str:
+    """An address in its shortest form, as browsers send it; a name as it is."""
+    try:
+        return ipaddress.ip_address(host).compressed
+    except ValueError:
+        return host
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens. `UserError` if the address is taken, or none of this machine."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family)
+    except OSError as error:
+        raise UserError(f"`host={host!r}` is no address of this machine ({error}); leave it out") from error
+    try:
+        if sys.platform != "win32":  # there it would let two servers have one port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise UserError(f"{host}, port {port}, cannot be listened on ({error}); give another `port`") from error
+    return listener
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
