@@ -30,22 +30,26 @@ def pytest_configure(config):
     hypothesis.settings.register_profile("deterministic", derandomize=True)
     if not config.getoption("--slow"):  # which tries new cases each time
         hypothesis.settings.load_profile("deterministic")
-    parallel_workers.start()
+    parallel_workers.start(config)
     error_recorder.start()
 
 
-def pytest_unconfigure():
-    if not parallel_workers.is_worker():
+def pytest_unconfigure(config):
+    if not parallel_workers.is_worker(config):
         error_recorder.stop()
-    parallel_workers.stop()
+    parallel_workers.stop(config)
 
 
-def pytest_runtest_logfinish(nodeid):
-    parallel_workers.note_end(nodeid)
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    ended = yield
+    if parallel_workers.is_worker(item.config):
+        parallel_workers.note_end(item.nodeid)
+    return ended
 
 
 def pytest_runtest_setup(item):
-    if item.get_closest_marker("whole_suite"):
+    if item.get_closest_marker("whole_suite") and parallel_workers.is_worker(item.config):
         others = [other for other in item.session.items if not other.get_closest_marker("whole_suite")]
         parallel_workers.wait_for_others(len(others))
 
@@ -145,7 +149,7 @@ def case_counts(request) -> Counter[str]:
 
 
 def pytest_sessionfinish(session):
-    if parallel_workers.is_worker():
+    if parallel_workers.is_worker(session.config):
         session.config.workeroutput["case_counts"] = dict(session.config.stash.get(CASE_COUNTS, {}))
 
 

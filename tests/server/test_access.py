@@ -116,6 +116,15 @@ def test_which_addresses_only_this_machine_reaches(host, expected):
     assert serving._is_loopback(host) is expected
 
 
+def test_a_name_that_means_no_address_is_an_error_of_the_user(trained, monkeypatch):
+    def fail(*_, **__):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("socket.getaddrinfo", fail)
+    with pytest.raises(ng.UserError, match="`host='nobody.invalid'` is no address of this machine"):
+        ng.serve(trained, host="nobody.invalid", token="s3cret")
+
+
 def test_a_token_may_be_in_a_file(trained, tmp_path, capsys):
     (tmp_path / "token.txt").write_text("s3cret\n")
     with client_of(trained, token="FILE:token.txt") as client:
