@@ -130,9 +130,10 @@ def above_best_setting(row: Mapping[str, Any]) -> float:
 
 
 def time_shares(row: Mapping[str, Any]) -> list[float]:
-    """The time of each setting, relative to the default's."""
+    """The time of each setting, relative to the default's, if no other process ran meanwhile."""
     results = row["settings"]["results"].values() if "settings" in row else []
-    return [result["seconds"] / row["default"]["seconds"] for result in results]
+    undisturbed = [result for result in results if result["other_load"] <= MAX_OTHER_LOAD]
+    return [result["seconds"] / row["default"]["seconds"] for result in undisturbed]
 
 
 def compared_losses(row: Mapping[str, Any]) -> dict[str, float]:
@@ -167,7 +168,11 @@ def markdown(report: Mapping[str, Any]) -> str:
             several = f"{min(limits):.2f} to " if len(limits) > 1 else ""
             lines[-1] += f" What is limited took {several}{max(limits):.2f} of its time."
         if shares := [share for row in rows for share in time_shares(row)]:
-            lines += ["", f"A setting took {min(shares):.2f} to {max(shares):.2f} of the default's time."]
+            undisturbed = "where no other process ran meanwhile"
+            lines += [
+                "",
+                f"A setting took {min(shares):.2f} to {max(shares):.2f} of the default's time, {undisturbed}.",
+            ]
         if disturbed := [row["name"] for row in rows if is_disturbed(row)]:
             lines += ["", f"Other processes ran while these were timed: {', '.join(disturbed)}."]
         lines.append("")

@@ -26,6 +26,7 @@ def server_process(out_dir: Path, *arguments: str) -> Iterator[tuple[str, subpro
     command = [sys.executable, "-m", "nanogpt_lite", "serve", "--out_dir", str(out_dir), "--port", "0"]
     command += ["--device", "cpu", "--threads", "1", *arguments]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        log = ""
         try:
             assert process.stderr is not None
             line = process.stderr.readline()
@@ -34,3 +35,6 @@ def server_process(out_dir: Path, *arguments: str) -> Iterator[tuple[str, subpro
             yield address[0], process
         finally:
             process.kill()
+            if process.stderr is not None and not process.stderr.closed:
+                log = process.stderr.read()
+    assert "Traceback" not in log, log

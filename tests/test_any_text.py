@@ -119,7 +119,7 @@ def test_tables_show_each_part_and_count_the_goals():
     assert "goal 1, better than nanoGPT, in no more time: 1 of 2 texts" in text
     assert "In nanoGPT's time, the default is better than nanoGPT on 1 of 2 texts. What is limited took 0.95 of" in text
     assert "the best of eight settings: 0 of 1 texts" in text
-    assert "A setting took 1.00 to 1.00 of the default's time." in text
+    assert "A setting took 1.00 to 1.00 of the default's time, where no other process ran meanwhile." in text
     assert "Other processes ran while these were timed: t." in text
     assert "| 1 | 1.6000 | 1.6000 | 10.0 | best ≤ 1.61, last ≤ best + 0.03, ≤ 30 s | met |" in text
     assert "Commits of nanogpt_lite: c, d." in text

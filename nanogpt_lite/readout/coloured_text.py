@@ -2,7 +2,8 @@
 
 import html
 import math
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
@@ -11,13 +12,12 @@ LEVELS = {0.5: "", 1.0: "48;5;230", 2.0: "48;5;222", 4.0: "48;5;209", math.inf: 
 
 _BLACK = "38;5;16"
 _RESET = "\x1b[0m"
-MOST_OPAQUE = 6.0  # nats: more surprise has the same colour in HTML
+MAX_COLOURED = 6.0  # nats: more surprise has the same colour in HTML
 
 
 def as_ansi(tokens: Sequence[str], surprise: Tensor) -> str:
-    """The text with ANSI escape codes. Escape characters in the text itself are replaced by a sign for them."""
-    parts = (_paint(token, _code(value)) for token, value in zip(tokens, surprise.tolist(), strict=True))
-    return "".join(parts)
+    """The text with ANSI escape codes. Control characters in the text itself are replaced by signs for them."""
+    return "".join(_paint(text, _code(value)) for text, value in _characters(tokens, surprise))
 
 
 def ansi_legend() -> str:
@@ -33,8 +33,8 @@ def ansi_legend() -> str:
 def as_html(tokens: Sequence[str], surprise: Tensor) -> str:
     """The text as an HTML element; the surprise of a token is the title of its span."""
     spans = []
-    for token, value in zip(tokens, surprise.tolist(), strict=True):
-        opacity = 0.0 if math.isnan(value) else min(value / MOST_OPAQUE, 1.0)
+    for token, value in _characters(tokens, surprise):
+        opacity = 0.0 if math.isnan(value) else min(value / MAX_COLOURED, 1.0)
         title = "" if math.isnan(value) else f' title="{value:.2f} nats"'
         spans.append(f'<span style="background: rgba(230, 70, 30, {opacity:.2f})"{title}>{html.escape(token)}</span>')
     return f'<pre style="white-space: pre-wrap">{"".join(spans)}</pre>'
@@ -52,6 +52,24 @@ def as_table(
     return "\n".join(lines)
 
 
+def _characters(tokens: Sequence[str], surprise: Tensor) -> Iterator[tuple[str, float]]:
+    """Texts and their surprise: that of a character of several tokens is the sum of theirs. NaN if it is not known."""
+    total = math.nan
+    for token, value in zip(tokens, surprise.tolist(), strict=True):
+        known = [number for number in (total, value) if not math.isnan(number)]
+        total = sum(known) if known else math.nan
+        if token:
+            yield token, total
+            total = math.nan
+
+
+def _visible(character: str) -> str:
+    """A character that a terminal may print: a control character as the picture of it, but line breaks and tabs."""
+    if unicodedata.category(character) != "Cc" or character in "\n\t":
+        return character
+    return chr(0x2400 + ord(character)) if ord(character) < 0x20 else "␡" if character == "\x7f" else "\ufffd"
+
+
 def _code(value: float) -> str:
     return (
         "" if math.isnan(value) else next(code for level, code in LEVELS.items() if value < level or math.isinf(level))
@@ -60,7 +78,7 @@ def _code(value: float) -> str:
 
 def _paint(text: str, code: str) -> str:
     """A text on a background, which ends before each line break: terminals would fill the rest of the line with it."""
-    text = text.replace("\x1b", "␛")
+    text = "".join(_visible(character) for character in text)
     if not code or not text:
         return text
     return "\n".join(f"\x1b[{_BLACK};{code}m{line}{_RESET}" if line else "" for line in text.split("\n"))

@@ -1,7 +1,8 @@
 """What a network expects after each token of a text, and how well it had expected the one that follows.
 
 A text may be longer than the context. Then it is read as `generation.generate` continues it: when the context is full,
-its last half is kept, and reading goes on. So a text that was generated is read in the contexts that it was written in.
+its last half is kept, and reading goes on. So a text that was generated is read in the contexts that it was written in,
+if its prompt fits into one context.
 """
 
 import dataclasses
@@ -24,12 +25,12 @@ FILTERS = {"temperature": (), "top_k": ("top_k",), "top_p": ("top_k", "top_p"), 
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens that were computed together, as one context."""
+    """Tokens that were computed together, as one context of T tokens."""
 
     start: int  # the position in the text of its first token
     first_read: int  # the first position of the text whose prediction of the next token is from this window
-    forward: ForwardPass
-    lens: TopTokens  # (L + 1, T, K)
+    attention: Tensor | None  # (L, H, T, T), if it was asked for
+    lens: TopTokens | None  # (L + 1, T, K), if it was asked for
 
 
 @dataclass(frozen=True)
@@ -45,18 +46,26 @@ class Expectation:
     surprise: Tensor  # (T,): -ln of the probability of the token that follows, in nats; NaN after the last token
     rank: Tensor  # (T,) int64: how many tokens are likelier than the one that follows; -1 after the last token
     expert_share: Tensor | None  # (T,): of the probability of the token that follows, the part of the n-gram expert
+    ngram_share: Tensor | None  # (T,): of what enters the first block, the part of the n-gram embeddings
 
 
-def read_windows(model: GPT, idx: Tensor, config: FilterConfig, top: int) -> Iterator[tuple[Window, Expectation]]:
+def read_windows(
+    model: GPT, idx: Tensor, config: FilterConfig, top: int, *, attention: bool, lens: bool
+) -> Iterator[tuple[Window, Expectation]]:
     """Read tokens (T,): each window, and what the network expects after its tokens from `first_read` on.
 
     The windows together have one expectation for each token of the text. `config`: the filters. `top`: K, how many of
-    the likeliest tokens are given.
+    the likeliest tokens are given. `attention`, `lens`: whether the windows have them.
     """
     for start, end, first_read in windows(len(idx), model.config.block_size):
         tokens = idx[start:end]
         forward = forward_pass(model, tokens)
-        window = Window(start, first_read, forward, logit_lens(model, forward.residuals, top))
+        window = Window(
+            start,
+            first_read,
+            forward.attention if attention else None,
+            logit_lens(model, forward.residuals, top) if lens else None,
+        )
         yield window, _expect(model, tokens, idx[start + 1 : end + 1], forward, first_read - start, config, top)
 
 
@@ -94,7 +103,8 @@ def _expect(
         by_expert = model.expert.probabilities(contexts[:, :known], targets[None])[0, :, 0]
         share[:known] = model.expert.weight * by_expert / chosen[:, 0].exp()
     filtered = {name: p.gather(1, best.ids) for name, p in filter_stages(logits, config)}
-    return Expectation(best, filtered, network.exp().gather(1, best.ids), surprise, rank, share)
+    ngram_share = forward.ngram_share[first:] if forward.ngram_share is not None else None
+    return Expectation(best, filtered, network.exp().gather(1, best.ids), surprise, rank, share, ngram_share)
 
 
 def filter_stages(logits: Tensor, config: FilterConfig) -> Iterator[tuple[str, Tensor]]:

@@ -11,7 +11,7 @@ from nanogpt_lite.tracking.plots import notebook_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # an optional dependency
 
-MOST_LABELS = 80  # of tokens on an axis; more would overlap
+MAX_LABELS = 80  # of tokens on an axis; more would overlap
 HEADS_PER_ROW = 4
 
 
@@ -21,7 +21,7 @@ def surprise_figure(tokens: Sequence[str], surprise: Tensor) -> "Figure":
     axes = figure.subplots()
     axes.bar(range(len(tokens)), surprise.nan_to_num().tolist(), color="tab:red", alpha=0.7)
     axes.set(ylabel="surprise (nats)", xlim=(-0.5, len(tokens) - 0.5))
-    if len(tokens) <= MOST_LABELS:
+    if len(tokens) <= MAX_LABELS:
         axes.set_xticks(range(len(tokens)), labels(tokens), family="monospace")
     return figure
 
@@ -39,7 +39,7 @@ def attention_figure(tokens: Sequence[str], weights: Tensor, title: str) -> "Fig
             continue
         axes.imshow(weights[head].numpy(), cmap="viridis", vmin=0, vmax=1)
         axes.set_title(f"head {head}", fontsize="small")
-        if len(tokens) <= MOST_LABELS // 2:
+        if len(tokens) <= MAX_LABELS // 2:
             for set_ticks in (axes.set_xticks, axes.set_yticks):
                 set_ticks(range(len(tokens)), labels(tokens), family="monospace", fontsize="x-small")
     return figure

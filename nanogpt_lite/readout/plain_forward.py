@@ -26,7 +26,7 @@ class ForwardPass:
     """What a network computes for tokens (T,), all in float32."""
 
     logits: Tensor  # (T, V) of the network alone, for the token after each
-    attention: Tensor  # (L, H, T, T): how much of its attention a token (third axis) gives to another one (last axis)
+    attention: Tensor  # (L, H, T, T): how much of its attention a token (third axis) gives to each token (last axis)
     residuals: Tensor  # (L + 1, T, C): what enters the first block, and what leaves each
     ngram_share: Tensor | None  # (T,): of the input, the part of the n-gram embeddings; None without them
 
@@ -116,6 +116,6 @@ def lens_probabilities(model: GPT, residuals: Tensor) -> Iterator[Tensor]:
 
 
 def top_tokens(probabilities: Tensor, top: int) -> TopTokens:
-    """The `top` likeliest tokens of probabilities (…, V), or all if there are fewer. Equal ones come in their order."""
-    values, ids = probabilities.sort(dim=-1, descending=True, stable=True)
-    return TopTokens(ids[..., :top], values[..., :top])
+    """The `top` likeliest tokens of probabilities (…, V), or all if there are fewer."""
+    values, ids = probabilities.topk(min(top, probabilities.size(-1)))
+    return TopTokens(ids, values)

@@ -3,8 +3,8 @@
 What is computed is in `expectations` and `plain_forward`. For the shape letters see `plain_forward`.
 """
 
-import dataclasses
 import math
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +14,14 @@ from torch import Tensor
 from nanogpt_lite.config.options import FilterConfig
 from nanogpt_lite.model.gpt import GPT
 from nanogpt_lite.readout import coloured_text, figures
-from nanogpt_lite.readout.expectations import Window, read_windows
-from nanogpt_lite.readout.plain_forward import ForwardPass, TopTokens
+from nanogpt_lite.readout.expectations import FILTERS, Expectation, Window, read_windows
+from nanogpt_lite.readout.plain_forward import TopTokens
 from nanogpt_lite.tokenizers.base import Ids, Tokenizer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # an optional dependency
 
-STAGES = ("network", "model", "temperature", "top_k", "top_p", "min_p")
+STAGES = ("network", "model", *FILTERS)
 """The probabilities that are given for a next token: of the network alone, of what is sampled from (with the n-gram
 expert, if there is one), and after the temperature and each filter."""
 
@@ -64,11 +64,13 @@ class Reading:
 
         Each row sums to 1. It grows with the square of the text: for a long one, take that of one of the `windows`.
         """
-        T, (L, H) = len(self.ids), self.windows[0].forward.attention.shape[:2]
+        parts = [(window, window.attention) for window in self.windows if window.attention is not None]
+        assert parts, "the text was read without attention"
+        T, (L, H) = len(self.ids), parts[0][1].shape[:2]
         attention = torch.zeros(L, H, T, T)
-        for window in self.windows:
-            rows = window.forward.attention[:, :, window.first_read - window.start :]
-            end = window.start + rows.size(-1)
+        for window, weights in parts:
+            end = window.start + weights.size(-1)
+            rows = weights[:, :, window.first_read - window.start :]
             attention[:, :, window.first_read : end, window.start : end] = rows
         return attention
 
@@ -78,7 +80,12 @@ class Reading:
 
         Layer 0 is what enters the first block. The last layer is the output of the network, without an n-gram expert.
         """
-        parts = [[tensor[:, w.first_read - w.start :] for tensor in w.lens] for w in self.windows]
+        parts = [
+            [tensor[:, window.first_read - window.start :] for tensor in window.lens]
+            for window in self.windows
+            if window.lens is not None
+        ]
+        assert parts, "the text was read without the lens"
         return TopTokens(*(torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True)))
 
     def to_dict(self) -> dict[str, Any]:
@@ -121,8 +128,9 @@ class Reading:
 
         Of a text that is longer than the context, its first context.
         """
-        window = self.windows[0]
-        weights = window.forward.attention[layer]
+        weights = self.windows[0].attention
+        assert weights is not None, "the text was read without attention"
+        weights = weights[layer]
         return figures.attention_figure(self.tokens[: weights.size(-1)], weights, title=f"layer {layer}")
 
     def __repr__(self) -> str:
@@ -132,27 +140,38 @@ class Reading:
         return coloured_text.as_html(self.tokens, self.surprise)
 
 
-def read_text(
-    model: GPT, tokenizer: Tokenizer, ids: Ids, config: FilterConfig, top: int, *, keeps_windows: bool = True
-) -> Reading:
-    """Read the tokens (T,) of a text. `config`: the filters. `top`: K, how many of the likeliest tokens are given.
+def read_steps(
+    model: GPT,
+    tokenizer: Tokenizer,
+    ids: Ids,
+    config: FilterConfig,
+    top: int,
+    *,
+    attention: bool = True,
+    lens: bool = True,
+) -> Generator[Reading | None, None, None]:
+    """Read the tokens (T,) of a text. Yields None after each of its contexts, and at the end the reading.
 
-    Without `keeps_windows`, the result has no `windows`, and so no attention and lens. These need much more memory than
-    the rest.
+    `config`: the filters. `top`: K, how many of the likeliest tokens are given. Without `attention` or `lens`, the
+    result does not have it: for a long text, they need much more memory than the rest.
     """
     idx = torch.from_numpy(ids.astype("int64")).to(model.lm_head.weight.device)
-    windows, expected, shares = [], [], []
-    for window, expectation in read_windows(model, idx, config, top):
+    windows, expected = [], []
+    for window, expectation in read_windows(model, idx, config, top, attention=attention, lens=lens):
+        windows.append(_on_cpu(window))
         expected.append(expectation)
-        if window.forward.ngram_share is not None:
-            shares.append(window.forward.ngram_share[window.first_read - window.start :])
-        if keeps_windows:
-            windows.append(_on_cpu(window))
+        yield None
+    yield _reading(tokenizer, ids, idx, windows, expected)
+
+
+def _reading(
+    tokenizer: Tokenizer, ids: Ids, idx: Tensor, windows: list[Window], expected: Sequence[Expectation]
+) -> Reading:
     next_ids = torch.cat([e.top.ids for e in expected]).cpu()
     next_probabilities = {"network": [e.network for e in expected], "model": [e.top.probabilities for e in expected]}
-    for name in STAGES[2:]:
-        next_probabilities[name] = [e.filtered[name] for e in expected]
+    next_probabilities |= {name: [e.filtered[name] for e in expected] for name in FILTERS}
     expert_shares = [e.expert_share for e in expected if e.expert_share is not None]
+    ngram_shares = [e.ngram_share for e in expected if e.ngram_share is not None]
     decoder = tokenizer.decoder()
     tokens = [decoder.decode([number]) for number in ids.tolist()]
     tokens[-1] += decoder.decode([], final=True)
@@ -162,7 +181,7 @@ def read_text(
         surprise=_of_tokens([e.surprise for e in expected], math.nan),
         rank=_of_tokens([e.rank for e in expected], -1),
         expert_share=_of_tokens(expert_shares, math.nan) if expert_shares else None,
-        ngram_share=torch.cat(shares).cpu() if shares else None,
+        ngram_share=torch.cat(ngram_shares).cpu() if ngram_shares else None,
         next_tokens=[[tokenizer.decode([number]) for number in row] for row in next_ids.tolist()],
         next_ids=next_ids,
         next_probabilities={name: torch.cat(parts).cpu() for name, parts in next_probabilities.items()},
@@ -172,14 +191,9 @@ def read_text(
 
 def _on_cpu(window: Window) -> Window:
     """A window whose tensors are on the CPU."""
-    share = window.forward.ngram_share
-    forward = ForwardPass(
-        logits=window.forward.logits.cpu(),
-        attention=window.forward.attention.cpu(),
-        residuals=window.forward.residuals.cpu(),
-        ngram_share=share.cpu() if share is not None else None,
-    )
-    return dataclasses.replace(window, forward=forward, lens=TopTokens(*(tensor.cpu() for tensor in window.lens)))
+    attention = window.attention.cpu() if window.attention is not None else None
+    lens = TopTokens(*(tensor.cpu() for tensor in window.lens)) if window.lens is not None else None
+    return Window(window.start, window.first_read, attention, lens)
 
 
 def _of_tokens(of_following: list[Tensor], unknown: float) -> Tensor:

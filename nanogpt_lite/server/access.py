@@ -60,7 +60,7 @@ class AccessControl:
             if _site(origin) != hosts[0].lower():
                 return _refusal(403, "the request comes from a page of another site, which may not ask this server")
         if self.token and path not in OPEN_PATHS:
-            given = headers.get("authorization", "").encode()
+            given = headers.get("authorization", "").encode("latin-1")  # the bytes that were sent
             if not hmac.compare_digest(given, f"Bearer {self.token}".encode()):
                 refusal = _refusal(401, "the request needs the server's token: Authorization: Bearer TOKEN")
                 refusal.headers["WWW-Authenticate"] = "Bearer"

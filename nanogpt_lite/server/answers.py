@@ -80,10 +80,9 @@ class PieceMaker:
             self._released[index] += len(chunk.text)
             logprobs = None
             if self._logprobs is not None:
-                everything = is_last and not chunk.is_stopped
-                logprobs = self._held_back[index].take_until(
-                    self._decoded[index] + 1 if everything else self._released[index]
-                )
+                if is_last and not chunk.is_stopped:
+                    self._end(index)
+                logprobs = self._held_back[index].take_until(self._released[index])
             self._is_finished[index] = is_last or chunk.is_stopped
             reason = ("stop" if chunk.is_stopped else "length") if self._is_finished[index] else None
             if chunk.text or logprobs or reason:
@@ -93,14 +92,22 @@ class PieceMaker:
         assert self._logprobs is not None
         log_probabilities = logits.float().log_softmax(-1).clamp(min=IMPOSSIBLE)
         top = top_tokens(log_probabilities, self._logprobs)
+        text = self._decoders[index].decode([token])  # empty, if a character is not complete yet
         added = Logprobs(
-            [self._tokenizer.decode([token])],
+            [text],
             [log_probabilities[token].item()],
             [self._by_text(top.ids.tolist(), top.probabilities.tolist())],
             [self._decoded[index]],
         )
         self._held_back[index].extend(added)
-        self._decoded[index] += len(self._decoders[index].decode([token]))
+        self._decoded[index] += len(text)
+
+    def _end(self, index: int) -> None:
+        """The last token of a text that ends in the middle of a character has the replacement for it."""
+        rest = self._decoders[index].decode([], final=True)
+        tokens = self._held_back[index].tokens
+        if rest and tokens:
+            tokens[-1] += rest
 
     def _by_text(self, ids: Sequence[int], values: Sequence[float]) -> dict[str, float]:
         """Values of tokens by their texts. Several may have the text of an incomplete character: the likeliest wins."""

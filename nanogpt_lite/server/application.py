@@ -33,6 +33,7 @@ from nanogpt_lite.server.run_catalog import Entry, RunCatalog
 from nanogpt_lite.server.start_page import start_page
 
 MAX_BODY = 2**20  # bytes
+MAX_DEPTH = 10  # of lists and objects in a body
 BODY_SECONDS = 10.0  # for all of a body to arrive
 
 
@@ -52,6 +53,7 @@ def make_application(
         Route("/api/inspect", server.inspect, methods=["POST"]),
     ]
     application = Starlette(routes=routes, exception_handlers=HANDLERS, lifespan=server.lifespan)
+    application.router.redirect_slashes = False
     # around all of it: Starlette answers to a failure outside of its own middleware
     return AccessControl(application, allowed_hosts=allowed_hosts, token=settings.token)
 
@@ -66,6 +68,7 @@ class Server:
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
         """The time in which the application runs."""
+        self.jobs.open()
         yield
         self.jobs.close()
         await asyncio.to_thread(self.jobs.join)
@@ -116,7 +119,8 @@ class Server:
         job = self.jobs.submit(partial(_inspect, self.catalog, entry, asked))
         async with stopped_with_client(request, job):
             async for content in job:
-                return Response(content, media_type="application/json")
+                if content:
+                    return Response(content, media_type="application/json")
         raise self._stopped()
 
     async def _answer(self, request: Request, asked: TextRequest, *, is_chat: bool) -> Response:
@@ -157,7 +161,8 @@ class Server:
             tokenizer, asked.settings.num_samples, asked.logprobs, offset=len(prompt) if asked.echo else 0
         )
         with contextlib.closing(steps):
-            yield _echo(loaded, prompt, prompt_tokens, asked) if asked.echo else [], (prompt_tokens, 0)
+            for pieces in _echo(loaded, prompt, prompt_tokens, asked) if asked.echo else [[]]:
+                yield pieces, (prompt_tokens, 0)
             for step, chunks in enumerate(steps):
                 before = maker.num_tokens
                 pieces = list(maker.add(chunks, is_last=step == asked.settings.max_new_tokens))
@@ -165,8 +170,8 @@ class Server:
                 yield pieces, (prompt_tokens, maker.num_tokens)
 
 
-def _echo(loaded: Loaded, prompt: str, prompt_tokens: int, asked: TextRequest) -> list[Piece]:
-    """The prompt, as the beginning of each text."""
+def _echo(loaded: Loaded, prompt: str, prompt_tokens: int, asked: TextRequest) -> Generator[list[Piece], None, None]:
+    """The prompt, as the beginning of each text; before it nothing, as often as a part of it has been read."""
     logprobs = None
     if asked.logprobs is not None:
         if prompt_tokens > MAX_TOKENS_WITH_LOGPROBS:
@@ -175,21 +180,33 @@ def _echo(loaded: Loaded, prompt: str, prompt_tokens: int, asked: TextRequest) -
                 f"the prompt has {prompt_tokens} tokens, which is too much for their log-probabilities; give at most "
                 f"{MAX_TOKENS_WITH_LOGPROBS}, or leave out `echo` or `logprobs`",
             )
-        reading = inspection.read_with(loaded, prompt, asked.settings, top=max(asked.logprobs, 1), keeps_windows=False)
-        logprobs = answers.prompt_logprobs(reading, asked.logprobs)
-    return [Piece(index, prompt, logprobs) for index in range(asked.settings.num_samples)]
+        top = max(asked.logprobs, 1)
+        with contextlib.closing(
+            inspection.read_with(loaded, prompt, asked.settings, top=top, attention=False, lens=False)
+        ) as steps:
+            for reading in steps:
+                if reading is None:
+                    yield []
+                else:
+                    logprobs = answers.prompt_logprobs(reading, asked.logprobs)
+    yield [Piece(index, prompt, logprobs) for index in range(asked.settings.num_samples)]
 
 
 def _inspect(catalog: RunCatalog, entry: Entry, asked: InspectionRequest) -> Generator[bytes, None, None]:
-    """The JSON of a reading, in the thread that computes."""
+    """The JSON of a reading, in the thread that computes; before it nothing, for each part of the text that is read."""
     loaded = catalog.load(entry)
     model, tokenizer = loaded
     inspection_request.require_readable(asked, len(tokenizer.encode(asked.text, what="text")), model.config)
-    keeps_windows = asked.attention or asked.lens
-    reading = inspection.read_with(
-        loaded, asked.text, asked.settings, top=asked.settings.top, keeps_windows=keeps_windows
-    )
-    yield inspection_request.encode_reading(reading, tokenizer, asked, entry.name)
+    with contextlib.closing(
+        inspection.read_with(
+            loaded, asked.text, asked.settings, top=asked.settings.top, attention=asked.attention, lens=asked.lens
+        )
+    ) as steps:
+        for reading in steps:
+            if reading is None:
+                yield b""
+            else:
+                yield inspection_request.encode_reading(reading, tokenizer, asked, entry.name)
 
 
 async def _read_body(request: Request) -> dict[str, Any]:
@@ -207,11 +224,19 @@ async def _read_body(request: Request) -> dict[str, Any]:
     try:
         body = json.loads(content)
         json.dumps(body, ensure_ascii=False).encode()  # not possible of a half of a surrogate pair
+        if not _is_shallow(body, MAX_DEPTH):
+            raise ValueError
     except (ValueError, RecursionError):  # ValueError: also if it is not UTF-8
         raise HTTPException(400, f"the body is no JSON in UTF-8; {_EXAMPLE}") from None
     if not isinstance(body, dict):
         raise HTTPException(400, f"the body is no JSON object; {_EXAMPLE}")
     return body
+
+
+def _is_shallow(value: object, depth: int) -> bool:
+    """Whether lists and objects are nested at most `depth` times."""
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return depth >= 0 and all(_is_shallow(child, depth - 1) for child in children)
 
 
 _CLOSE = {"Connection": "close"}

@@ -127,7 +127,7 @@ def _read(
     """The request with the fields that both kinds of bodies have."""
     if prompt is not None and not 0 < len(prompt) <= MAX_PROMPT:
         raise FieldError("prompt", f"the prompt must have 1 to {MAX_PROMPT:,} characters; this one has {len(prompt):,}")
-    settings: SampleConfig = read_options(SampleConfig, given, OPTIONS, load)
+    settings = read_options(SampleConfig, given, OPTIONS, load)
     _require_bounded(settings, logprobs)
     return TextRequest(
         model=read_model(given),

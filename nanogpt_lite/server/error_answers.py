@@ -11,7 +11,7 @@ from nanogpt_lite.device.memory import is_out_of_memory
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.server.answers import error_body
 from nanogpt_lite.server.fields import FieldError
-from nanogpt_lite.server.generation_queue import QueueFullError
+from nanogpt_lite.server.generation_queue import QueueClosedError, QueueFullError
 from nanogpt_lite.server.run_catalog import UnknownModelError
 
 RETRY_AFTER = 2  # seconds, for a client that was refused
@@ -41,6 +41,10 @@ async def _queue_full(_: Request, __: Exception) -> Response:
     return JSONResponse(body, 429, {"Retry-After": str(RETRY_AFTER)})
 
 
+async def _queue_closed(_: Request, __: Exception) -> Response:
+    return JSONResponse(error_body("the server has stopped", "server_error"), 503)
+
+
 async def _client_gone(_: Request, __: Exception) -> Response:
     return Response(status_code=499)  # nobody reads it; nginx's number for it
 
@@ -48,6 +52,7 @@ async def _client_gone(_: Request, __: Exception) -> Response:
 HANDLERS: dict[Any, Callable[[Request, Exception], Any]] = {
     UserError: _error,
     QueueFullError: _queue_full,
+    QueueClosedError: _queue_closed,
     HTTPException: _error,
     ClientDisconnect: _client_gone,
     MemoryError: _error,

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from nanogpt_lite.config.options import LoadConfig
-from nanogpt_lite.config.schema import Options, require_known
+from nanogpt_lite.config.schema import AnyOptions, require_known
 from nanogpt_lite.errors import UserError, shorten
 
 
@@ -26,7 +26,9 @@ def given_fields(body: Mapping[str, Any], known: Collection[str]) -> dict[str, A
     return {name: value for name, value in body.items() if value is not None}
 
 
-def read_options(kind: type[Options], given: Mapping[str, Any], options: Mapping[str, str], load: LoadConfig) -> Any:
+def read_options(
+    kind: type[AnyOptions], given: Mapping[str, Any], options: Mapping[str, str], load: LoadConfig
+) -> AnyOptions:
     """A config of class `kind`: the fields that are in `options`, which gives their names in the config; then `load`.
 
     `FieldError` for an invalid value.

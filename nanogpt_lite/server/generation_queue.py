@@ -19,6 +19,10 @@ class QueueFullError(Exception):
     """Too many jobs wait already."""
 
 
+class QueueClosedError(Exception):
+    """No more jobs are taken."""
+
+
 class Job(Generic[T]):
     """A generator that runs in the thread of a `GenerationQueue`. Its items are read with `async for`.
 
@@ -48,7 +52,7 @@ class Job(Generic[T]):
         while not self._items.empty():
             item = self._items.get_nowait()
             if item is None or isinstance(item, Exception):
-                self._items.put_nowait(item)  # nothing comes after it
+                self._items.put_nowait(item)
                 break
             ready.append(item)
         return ready
@@ -93,17 +97,30 @@ class GenerationQueue:
         return self._running is not None
 
     def submit(self, work: Callable[[], Generator[T, None, None]]) -> Job[T]:
-        """Let a generator run when its turn comes. `QueueFullError` if too many wait, or after `close`."""
-        if self.is_closed or self.num_waiting >= self.max_waiting:
+        """Let a generator run when its turn comes.
+
+        `QueueFullError` if too many wait, `QueueClosedError` after `close`.
+        """
+        if self.is_closed:
+            raise QueueClosedError
+        if self.num_waiting >= self.max_waiting:
             raise QueueFullError
         job = Job(work)
         with self._changed:
+            # without those that were cancelled, which would keep what they are made of until their turn comes
+            self._waiting = deque(waiting for waiting in self._waiting if not waiting.is_cancelled)
             self._waiting.append(job)
             self._changed.notify()
         if self._thread is None:  # not before: an application may be made in one process and run in another
             self._thread = threading.Thread(target=self._run_jobs, name="generation", daemon=True)
             self._thread.start()
         return job
+
+    def open(self) -> None:
+        """Take jobs again, after `close` and `join`."""
+        self.is_closed = False
+        if self._thread is not None and not self._thread.is_alive():
+            self._thread = None
 
     def close(self) -> None:
         """Take no more jobs, and leave all: the one that runs after its present item."""

@@ -34,7 +34,7 @@ def read_inspection(body: Mapping[str, Any], load: LoadConfig) -> InspectionRequ
     text = given.get("text")
     if not isinstance(text, str) or not text:
         raise FieldError("text", "`text` must be a text of at least one character")
-    settings: InspectConfig = read_options(InspectConfig, given, OPTIONS, load)
+    settings = read_options(InspectConfig, given, OPTIONS, load)
     if settings.top > MAX_TOP:
         raise FieldError("top", f"`top={settings.top}` is too much for this server; give at most {MAX_TOP}")
     attention, lens = read_flag(given, "attention"), read_flag(given, "lens")

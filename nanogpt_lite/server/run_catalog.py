@@ -54,7 +54,7 @@ class RunCatalog:
             entries |= self._entries_of(self._run, self._settings.checkpoint)
             folder = self._run.parent if self._run.is_file() else self._run
             folders[folder.resolve().name] = folder
-        for folder in sorted(run_folder.RUNS_DIR.glob("*")):
+        for folder in sorted(path for path in run_folder.RUNS_DIR.glob("*") if path.is_dir()):
             if folder.resolve().name not in folders:
                 folders[folder.resolve().name] = folder
                 entries |= self._entries_of(folder, "best")
@@ -75,11 +75,16 @@ class RunCatalog:
         if entry.path is None:
             assert self._given is not None
             return self._given
-        status = entry.path.stat()
-        key = (entry.path, status.st_mtime_ns, status.st_size)
-        if key not in self._loaded:
-            model, tokenizer, _ = load_model(entry.path, self._settings)
-            self._loaded[key] = model, tokenizer
+        try:
+            status = entry.path.stat()
+            key = (entry.path, status.st_mtime_ns, status.st_size)
+            if key not in self._loaded:
+                model, tokenizer, _ = load_model(entry.path, self._settings)
+                self._loaded[key] = model, tokenizer
+        except FileNotFoundError:
+            raise UnknownModelError(
+                f"the model {entry.name!r} was removed; /v1/models lists those that exist"
+            ) from None
         self._loaded.move_to_end(key)
         while len(self._loaded) > MAX_LOADED:
             self._loaded.popitem(last=False)
@@ -90,8 +95,9 @@ class RunCatalog:
         folder = run.parent if run.is_file() else run
         run_name = folder.resolve().name
         try:
+            run_name.encode()
             first = run_folder.find_checkpoint(run, checkpoint)
-        except UserError:  # there is none (yet)
+        except (UserError, FileNotFoundError, UnicodeEncodeError):  # none (yet), or a name that cannot be sent
             return {}
         others = {path: f"{run_name}/{path.stem}" for path in _checkpoints(folder) if path != first}
         entries = {}

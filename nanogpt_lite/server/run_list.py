@@ -1,6 +1,7 @@
 """The runs that can be asked for, and how far their trainings are, by their metrics."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from nanogpt_lite.runs.run_folder import Run
@@ -9,7 +10,7 @@ from nanogpt_lite.server.run_catalog import Entry
 
 def describe_runs(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """For each run of the entries: its checkpoints, the last step, and the losses of the evaluations."""
-    by_folder: dict[Any, list[Entry]] = {}
+    by_folder: dict[Path, list[Entry]] = {}
     for entry in entries:
         if entry.path is not None:
             by_folder.setdefault(entry.path.parent, []).append(entry)

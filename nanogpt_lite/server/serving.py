@@ -13,7 +13,7 @@ from nanogpt_lite.config.signatures import with_options
 from nanogpt_lite.errors import UserError
 
 if TYPE_CHECKING:  # which need an extra, or take long to import
-    from starlette.types import ASGIApp
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from nanogpt_lite.api.inference import Loaded
     from nanogpt_lite.config.keyword_types import AppOptions, ServeOptions
@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # which need an extra, or take long to import
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 SHUTDOWN_SECONDS = 2  # for requests that are being answered
 MORE_CONNECTIONS = 100  # than requests may wait; further ones are refused at once
+CLIENT_MILLISECONDS = 120_000  # for a client to confirm what was sent to it
 BACKLOG = 2048  # connections that the system accepts before the server does
 
 
@@ -96,8 +97,15 @@ def _run(application: "ASGIApp", jobs: "GenerationQueue", listener: socket.socke
             jobs.close()
             await super().shutdown(sockets)
 
+    async def ending_quietly(scope: "Scope", receive: "Receive", send: "Send") -> None:
+        try:
+            await application(scope, receive, send)
+        except asyncio.CancelledError:  # after `timeout_graceful_shutdown`; else it would be logged as a failure
+            if not jobs.is_closed:
+                raise
+
     config = uvicorn.Config(
-        application,
+        ending_quietly,
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -157,6 +165,9 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         if sys.platform != "win32":  # there it would let two servers have one port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        user_timeout: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux has it
+        if user_timeout is not None:  # else a client that takes nothing would keep its connection for ever
+            listener.setsockopt(socket.IPPROTO_TCP, user_timeout, CLIENT_MILLISECONDS)
         listener.bind(address)
         listener.listen(BACKLOG)
     except OSError as error:

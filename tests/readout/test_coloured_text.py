@@ -53,3 +53,17 @@ def test_a_table_has_a_line_for_each_token():
         "          'T'",
         "    2.31  '\\n'          'h' 0.50, '\\t' 0.25",
     ]
+
+
+def test_the_surprise_of_a_character_of_several_tokens_is_the_sum_of_theirs():
+    tokens, surprise = ["", "", "界", "", "é", "a"], torch.tensor([NAN, 1.0, 1.25, 3.0, 0.5, 0.75])
+    titles = re.findall(r'title="([0-9.]+) nats">(.)', as_html(tokens, surprise))
+    assert titles == [("2.25", "界"), ("3.50", "é"), ("0.75", "a")]
+    assert re.findall(r"48;5;(\d+)m", as_ansi(tokens, surprise)) == re.findall(
+        r"48;5;(\d+)m", as_ansi(["界", "é", "a"], torch.tensor([2.25, 3.5, 0.75]))
+    )
+
+
+def test_control_characters_do_not_reach_the_terminal():
+    shown = as_ansi(["a\r", "\b", "\x9b31m", "\x7f\n\tb"], torch.tensor([0.0, 0.0, 0.0, 0.0]))
+    assert shown == "a\u240d\u2408\ufffd31m␡\n\tb"

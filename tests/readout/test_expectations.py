@@ -17,7 +17,7 @@ FILTERED = InspectConfig(temperature=0.7, top_k=9, top_p=0.8, min_p=0.05)
 
 
 def expectations(model, idx, config=FILTERED, top=5):
-    return [expected for _, expected in read_windows(model, idx, config, top)]
+    return [expected for _, expected in read_windows(model, idx, config, top, attention=False, lens=False)]
 
 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)

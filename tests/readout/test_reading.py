@@ -10,7 +10,7 @@ from random_gpt import EXPERT, MODERN, SMALL, random_gpt
 
 from nanogpt_lite.config.options import InspectConfig
 from nanogpt_lite.readout.plain_forward import forward_pass, logit_lens
-from nanogpt_lite.readout.reading import STAGES, read_text
+from nanogpt_lite.readout.reading import STAGES, Reading, read_steps
 from nanogpt_lite.tokenizers.byte import ByteTokenizer
 from nanogpt_lite.tokenizers.char import CharTokenizer
 
@@ -20,7 +20,13 @@ TEXT = "a bad <b> & a cab\nbag $5".replace("5", "h")
 
 def reading_of(text=TEXT, options=EXPERT, tokenizer=CHARS, top=4, **filters):
     model = random_gpt(SMALL.replace(options), tokenizer.vocab_size)
-    return model, read_text(model, tokenizer, tokenizer.encode(text), InspectConfig(**filters), top)
+    return model, read(model, tokenizer, tokenizer.encode(text), InspectConfig(**filters), top)
+
+
+def read(*arguments, **options) -> Reading:
+    *_, reading = read_steps(*arguments, **options)
+    assert reading is not None
+    return reading
 
 
 def test_each_token_has_its_own_surprise_and_what_is_expected_after_it():
@@ -61,8 +67,24 @@ def test_attention_and_lens_of_a_long_text_are_those_of_its_contexts():
 def test_a_short_text_is_one_context():
     model, reading = reading_of("abc", MODERN)
     (window,) = reading.windows
-    assert torch.equal(reading.attention, window.forward.attention)
-    assert torch.equal(window.forward.attention, forward_pass(model, reading.ids).attention)
+    assert window.attention is not None
+    assert torch.equal(reading.attention, window.attention)
+    assert torch.equal(window.attention, forward_pass(model, reading.ids).attention)
+
+
+def test_attention_and_lens_are_not_kept_unless_they_are_asked_for():
+    model, ids = random_gpt(SMALL, CHARS.vocab_size), CHARS.encode(TEXT * 3)
+    whole, part = (read(model, CHARS, ids, InspectConfig(), 3, attention=keeps, lens=keeps) for keeps in (True, False))
+    assert all(window.attention is None and window.lens is None for window in part.windows)
+    assert part.to_dict() == whole.to_dict()
+
+
+def test_a_reading_can_be_left_after_each_context():
+    model, ids = random_gpt(SMALL, CHARS.vocab_size), CHARS.encode(TEXT * 3)
+    *steps, last = read_steps(model, CHARS, ids, InspectConfig(), 3)
+    assert last is not None
+    assert steps == [None] * len(last.windows)
+    assert len(last.windows) > 4
 
 
 def test_a_single_character_has_no_surprise_but_expectations():
@@ -78,7 +100,7 @@ def test_characters_of_several_tokens_appear_with_the_last_of_them():
     assert reading.tokens == ["", "é", "", "", "€", "!"]
     _, cut = reading_of("aé", {}, ByteTokenizer())
     model = random_gpt(SMALL, 256)
-    half = read_text(model, ByteTokenizer(), ByteTokenizer().encode("aé")[:2], InspectConfig(), 3)
+    half = read(model, ByteTokenizer(), ByteTokenizer().encode("aé")[:2], InspectConfig(), 3)
     assert cut.text == "aé"
     assert half.text == "a\ufffd"
 
@@ -116,6 +138,6 @@ def test_figures_show_each_token_and_each_head():
     attention = reading.plot_attention(layer=1)
     shown = [axes.images[0].get_array() for axes in attention.axes if axes.images]
     assert len(shown) == 2
-    assert torch.equal(torch.as_tensor(shown[1].copy()), reading.windows[0].forward.attention[1, 1])
+    assert torch.equal(torch.as_tensor(shown[1].copy()), reading.windows[0].attention[1, 1])
     for figure in (surprise, attention):
         assert figure._repr_png_().startswith(b"\x89PNG")

@@ -85,6 +85,11 @@ def test_the_token_is_needed_for_everything_but_health(trained):
         assert client.get("/v1/models", headers={"Authorization": "Bearer é".encode()}).status_code == 401
 
 
+def test_a_token_may_have_any_characters(trained):
+    with client_of(trained, token="geheimä") as client:
+        assert client.get("/v1/models", headers={"Authorization": "Bearer geheimä".encode()}).status_code == 200
+
+
 def test_allowed_hosts_are_a_list_of_names_in_any_case(trained):
     with pytest.raises(ng.UserError, match="is one text; give a list"):
         ng.app(trained, allowed_hosts="notes.example")

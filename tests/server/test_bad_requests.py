@@ -8,7 +8,7 @@ import pytest
 from served_app import client_of
 
 import nanogpt_lite as ng
-from nanogpt_lite.server import completion_request, inspection_request
+from nanogpt_lite.server import completion_request, generation_queue, inspection_request
 
 application = pytest.importorskip("nanogpt_lite.server.application", reason="needs starlette (the extra serve)")
 pytest.importorskip("httpx", reason="needs httpx, which openai brings")
@@ -118,6 +118,7 @@ def test_a_chat_is_written_by_the_template_and_content_is_no_template():
         b"[1]",
         b'"text"',
         rb'{"prompt": "\ud800"}',
+        b'{"prompt": ' + b"[" * 20 + b"]" * 20 + b"}",
         rb'{"\udfff": 1}',
         b"null",
         b"\xff\xfe",
@@ -187,7 +188,7 @@ def test_a_model_that_does_not_exist_is_not_found_and_no_path(client, name):
 @pytest.mark.parametrize(
     "path",
     ["/v1/models/nobody", "/v1/models/..%2f..%2fetc%2fpasswd", "/v1/models/%2e%2e/%2e%2e/data", "/static/../../x",
-     "/runs/bottles-1/config.json", "/..%2fREADME.md", "/v1"],
+     "/runs/bottles-1/config.json", "/..%2fREADME.md", "/v1", "/v1/completions/"],
 )  # fmt: skip
 def test_no_path_leads_to_a_file(client, path):
     response = client.get(path)
@@ -202,6 +203,35 @@ def test_another_method_is_refused(client, method, path):
     response = client.request(method, path)
     assert response.status_code == 405
     assert set(response.json()) == {"error"}
+
+
+def test_a_checkpoint_that_was_removed_is_not_found(shared_run, client, monkeypatch):
+    gone = shared_run.out_dir.parent / "gone"
+    gone.mkdir()
+    (gone / "best.safetensors").write_bytes((shared_run.out_dir / "best.safetensors").read_bytes())
+    submit = generation_queue.GenerationQueue.submit
+
+    def remove_and_submit(jobs, work):
+        (gone / "best.safetensors").unlink()
+        return submit(jobs, work)
+
+    monkeypatch.setattr(generation_queue.GenerationQueue, "submit", remove_and_submit)
+    response = client.post(COMPLETIONS, json={"model": "gone"})
+    assert response.status_code == 404
+    assert "was removed" in response.json()["error"]["message"]
+
+
+def test_a_full_queue_says_when_to_come_back_and_a_stopped_one_that_it_is(client, monkeypatch):
+    full, closed = generation_queue.QueueFullError, generation_queue.QueueClosedError
+    for error, status, wait in ((full, 429, "2"), (closed, 503, None)):
+
+        def refuse(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(generation_queue.GenerationQueue, "submit", refuse)
+        response = client.post(COMPLETIONS, json={})
+        assert (response.status_code, response.headers.get("retry-after")) == (status, wait)
+        assert set(response.json()) == {"error"}
 
 
 def test_a_damaged_checkpoint_is_an_error_of_one_request(shared_run, client):

@@ -20,6 +20,7 @@ REQUESTS: list[dict[str, Any]] = [
     {"prompt": "9 green"},
     {"prompt": "9 green", **GREEDY},
     {"prompt": "9 green", "seed": 5},
+    {"prompt": "9 green bottles hanging on the wall, and", "seed": 6, "max_tokens": 60},  # longer than the context
     {"prompt": "9 green", "seed": 5, "n": 3, "max_tokens": 40},
     {"prompt": "wall", "temperature": 1.2, "top_k": 5, "top_p": 0.7, "min_p": 0.02, "max_tokens": 40},
     {"prompt": "wall", "stop": "\n", "seed": 2, "n": 2},
@@ -149,6 +150,9 @@ def test_characters_of_several_bytes_are_whole_in_each_event(text_file):
         received = events(client, **request)
         assert streamed_texts(received, 1) == expected == [whole(client, **request)["choices"][0]["text"]]
         assert any(ord(character) > 127 for character in expected[0])
+        choice = whole(client, **request, logprobs=1, echo=True)["choices"][0]
+        assert "".join(choice["logprobs"]["tokens"]) == choice["text"] == f"ß{expected[0]}"
+        assert choice["logprobs"]["tokens"][:2] == ["", "ß"]
 
 
 def test_a_chat_needs_a_template_of_the_user(trained, client):
@@ -170,6 +174,8 @@ def test_a_chat_needs_a_template_of_the_user(trained, client):
 
 def test_models_are_the_named_run_first_then_the_others_and_their_checkpoints(trained, client):
     other = ng.train("bottles.txt", **{**TINY, "max_iters": 4, "keep_every": 2}, out_dir="runs/a")
+    (trained.out_dir.parent / "notes.csv").write_text("no run")
+    (trained.out_dir.parent / "empty").mkdir()
     models = [model["id"] for model in client.get("/v1/models").json()["data"]]
     assert models == ["bottles-1", "bottles-1/last", "a", "a/last", "a/step_000002", "a/step_000004"]
     assert client.get("/v1/models/a/last").json()["id"] == "a/last"

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from nanogpt_lite.server.generation_queue import GenerationQueue, QueueFullError
+from nanogpt_lite.server.generation_queue import GenerationQueue, QueueClosedError, QueueFullError
 
 
 def run(test):
@@ -143,6 +143,7 @@ def test_jobs_that_were_cancelled_do_not_fill_the_queue():
             jobs.submit(lambda: iter_once(1)).cancel()
         assert jobs.num_waiting == 0
         waiting = jobs.submit(lambda: iter_once(2))
+        assert len(jobs._waiting) == 1, "what they are made of is not kept"
         assert (jobs.num_waiting, jobs.is_running) == (1, True)
         steps.permits.release(3)
         jobs.close()
@@ -163,8 +164,10 @@ def test_closing_leaves_the_running_job_after_its_present_item_and_ends_all_read
         steps.permits.release()
         jobs.join()
         assert steps.closed.is_set()
-        with pytest.raises(QueueFullError):
+        with pytest.raises(QueueClosedError):
             jobs.submit(lambda: iter_once(1))
+        jobs.open()
+        assert await items_of(jobs.submit(lambda: iter_once(1))) == [1]
 
     run(test)
 
