@@ -3,7 +3,7 @@
     python benchmarks/texts.py --out texts
     git clone https://github.com/karpathy/nanoGPT
     python benchmarks/any_text.py --folder texts --nanogpt nanoGPT
-    python benchmarks/any_text.py --special     # Shakespeare, and its first 60,000 characters
+    python benchmarks/any_text.py --folder texts --nanogpt nanoGPT --special    # Shakespeare, Python as characters
 
 Each text is measured in parts:
 
@@ -14,8 +14,9 @@ Each text is measured in parts:
 - baselines: what trains no network (see `baselines`).
 
 A loss of a training is that of its best checkpoint, and a time that of the whole process; the text is prepared before.
-The parts that OUT.json has already are not measured again, unless the text or the options of the default have changed.
-So a benchmark that was stopped goes on; `--again` measures all. Run nothing else on the machine meanwhile.
+The parts that OUT.json has already are not measured again, unless the text or the options of the default have changed;
+nanoGPT is also measured again after the default, so that their times are of the same hour. So a benchmark that was
+stopped goes on; `--again` measures all. Run nothing else on the machine meanwhile.
 """
 
 import argparse
@@ -80,11 +81,9 @@ def parse_arguments() -> argparse.Namespace:
     args.only = [part for part in PARTS if part in args.only]
     if args.threads < 0:
         raise ng.UserError(f"--threads is {args.threads}; it must be 0 or more")
-    if args.special:
-        return args
     if args.nanogpt:
         require_clone(args.nanogpt)
-    elif "nanogpt" in args.only:
+    elif "nanogpt" in args.only and not args.special:
         raise ng.UserError("--nanogpt is missing; give a clone of nanoGPT, or leave nanogpt out of --only")
     return args
 
@@ -93,9 +92,8 @@ def measure(args: argparse.Namespace) -> None:
     """Measure the selected texts, or the rows about Shakespeare; save and print the tables."""
     report = open_report(args)
     if args.special:
-        shakespeare = "".join(sources.find_source("shakespeare_char").read_chunks())
         for special in SPECIAL:
-            measure_special(report, special, shakespeare[: special.characters], args)
+            measure_special(report, special, read_special(special, args.folder)[: special.characters], args)
     else:
         for facts in select_texts(args):
             measure_text(report, facts, args)
@@ -142,8 +140,10 @@ def measure_text(report: dict[str, Any], facts: dict[str, Any], args: argparse.N
         text = prepare_text(content.decode(), facts["tokenizer"], Path(folder), devices.resolve_threads(args.threads))
         row = find_row(report, {**{name: facts[name] for name in FACTS}, **text.sizes})
         config = start_default(text)
+        measured_now = set()
         for part in args.only:
-            if not args.again and is_current(row, part, read_recipe(config)):
+            is_paired = part == "nanogpt" and "default" in measured_now
+            if not args.again and not is_paired and is_current(row, part, read_recipe(config)):
                 print(f"{facts['name']}, {part}: measured before", file=sys.stderr)
                 continue
             if part == "limited" and not takes_longer(row):
@@ -151,6 +151,7 @@ def measure_text(report: dict[str, Any], facts: dict[str, Any], args: argparse.N
                 continue
             print(f"{facts['name']}, {part}", file=sys.stderr)
             row[part] = measure_part(text, part, row, config, args)
+            measured_now.add(part)
             save_report(report, args)
 
 
@@ -190,21 +191,34 @@ def find_row(report: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
+def read_special(special: Special, folder: Path) -> str:
+    """The text of a row with goals of its own. `UserError` if it is not in the folder."""
+    if special.text == "shakespeare":
+        return "".join(sources.find_source("shakespeare_char").read_chunks())
+    path = folder / f"{special.text}.txt"
+    if not path.is_file():
+        raise ng.UserError(f"there is no {path}; run python benchmarks/texts.py --out {folder}")
+    return path.read_text(encoding="utf-8")
+
+
 def measure_special(report: dict[str, Any], special: Special, content: str, args: argparse.Namespace) -> None:
-    """Train on Shakespeare, or its beginning, by the default recipe with each seed."""
+    """Train on a text by the default recipe with each seed, and nanoGPT, if its time is the limit."""
     with tempfile.TemporaryDirectory(prefix="any_text_") as folder:
         text = prepare_text(content, "char", Path(folder), devices.resolve_threads(args.threads))
         recipe = read_recipe(start_default(text))
         measured = report["special"].get(special.name, {})
-        if not args.again and measured.get("recipe") == recipe and len(measured["runs"]) == special.seeds:
+        is_compared = "nanogpt" in measured or not special.in_nanogpt_time or not args.nanogpt
+        has_runs = measured.get("recipe") == recipe and len(measured["runs"]) == special.seeds
+        if not args.again and has_runs and is_compared:
             print(f"{special.name}: measured before", file=sys.stderr)
             return
         print(special.name, file=sys.stderr)
         first = ng.TrainConfig.seed
         runs = [measure_default(text, seed=seed) for seed in range(first, first + special.seeds)]
+        nanogpt = {"nanogpt": measure_nanogpt(text, args.nanogpt)} if special.in_nanogpt_time and args.nanogpt else {}
     for run in runs:
         del run["recipe"]  # they differ in the seed only
-    report["special"][special.name] = {"commit": commit_of(ROOT), "recipe": recipe, "runs": runs}
+    report["special"][special.name] = {"commit": commit_of(ROOT), "recipe": recipe, "runs": runs, **nanogpt}
     save_report(report, args)
 
 
@@ -224,7 +238,9 @@ def command_of(report: dict[str, Any], args: argparse.Namespace) -> str:
         only = ["--only", ",".join(parts)] if parts != list(PARTS) else []
         commands.append([*program, "--folder", "texts", *clone, *texts_option(rows), *only, *threads])
     if report["special"]:
-        commands.append([*program, "--special", *threads])
+        is_compared = any("nanogpt" in measured for measured in report["special"].values())
+        compared = ["--folder", "texts", "--nanogpt", "nanoGPT"] if is_compared else []
+        commands.append([*program, *compared, "--special", *threads])
     return " && ".join(map(shlex.join, commands))
 
 

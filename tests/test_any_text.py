@@ -90,6 +90,30 @@ def test_goals_of_the_beginning_of_shakespeare(losses, last, seconds, met):
     assert SPECIAL[0].met(runs) is met
 
 
+@pytest.mark.parametrize(
+    ("nanogpt_seconds", "met"), [(None, None), (30, True), (29, False)], ids=["not measured", "as long", "longer"]
+)
+def test_a_row_that_may_take_no_longer_than_nanogpt_needs_its_time(nanogpt_seconds, met):
+    from any_text_table import SPECIAL
+
+    nanogpt = nanogpt_seconds and result(1.9, seconds=nanogpt_seconds)
+    runs = [{**result(1.4, seconds=seconds), "last_nats_per_token": 1.4} for seconds in (20, 30)]
+    assert SPECIAL[1].met(runs, nanogpt) is met
+
+
+def test_the_network_alone_is_counted_against_nanogpt_and_the_5_gram_model():
+    from any_text_table import alone_lines
+
+    def measured(alone):
+        default = {**result(1.4), "network_nats_per_token": alone}
+        return row(default, nanogpt=result(1.6), baselines={"5-gram": result(1.5), "lzma": result(1.9)})
+
+    assert alone_lines([measured(1.45), measured(1.55), measured(1.65), row(result(1.4))]) == [
+        "- the default's network alone is better than nanoGPT: 2 of 3 texts",
+        "- the default's network alone is better than the 5-gram model: 1 of 3 texts",
+    ]
+
+
 @pytest.mark.parametrize(("loss", "seconds", "better"), [(1.5, 20, True), (1.5, 21, False), (1.6, 19, False)])
 def test_a_limited_training_is_better_only_if_it_took_no_longer(loss, seconds, better):
     from any_text_table import is_better_in_nanogpt_time
@@ -121,7 +145,7 @@ def test_tables_show_each_part_and_count_the_goals():
     assert "the best of eight settings: 0 of 1 texts" in text
     assert "A setting took 1.00 to 1.00 of the default's time, where no other process ran meanwhile." in text
     assert "Other processes ran while these were timed: t." in text
-    assert "| 1 | 1.6000 | 1.6000 | 10.0 | best ≤ 1.61, last ≤ best + 0.03, ≤ 30 s | met |" in text
+    assert "| 1 | 1.6000 | 1.6000 | 10.0 |  |  | best ≤ 1.61, last ≤ best + 0.03, ≤ 30 s | met |" in text
     assert "Commits of nanogpt_lite: c, d." in text
 
 
@@ -400,7 +424,7 @@ def test_shakespeare_is_measured_once_with_each_seed(tmp_path, monkeypatch, caps
     resource = download.Resource("http://127.0.0.1:1/input.txt", "shakespeare.txt")
     monkeypatch.setitem(sources.RESOURCES, "shakespeare_char", resource)
     monkeypatch.setattr(parts, "DEFAULT", {**TINY, "max_iters": 2})
-    special = Special("the beginning", 1000, 2, best=10.0)
+    special = Special("the beginning", "shakespeare", 1000, 2, best=10.0)
     for module in ("any_text", "any_text_table"):
         monkeypatch.setattr(sys.modules[module], "SPECIAL", (special,))
     out = tmp_path / "any_text"

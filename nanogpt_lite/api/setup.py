@@ -63,6 +63,11 @@ def _start(request: TrainRequest, group: ProcessGroup, stack: ExitStack, console
     """A new run, from scratch or from the weights of another network."""
     preset = _choose_preset(request, group)
     config = presets.config_with_preset(preset, request.options)
+    if console and not preset and "max_iters" not in request.options:
+        console.note(
+            f"warning: the config file has no `max_iters`, and no preset is given, so there are {config.max_iters} "
+            "steps whatever the text is; give `preset='modern-cpu'` or `preset='modern'` for the recipe of the text"
+        )
     tokenizer: str | Tokenizer = config.tokenizer
     initial = None
     if request.init_from != "scratch":
@@ -90,7 +95,7 @@ def _start(request: TrainRequest, group: ProcessGroup, stack: ExitStack, console
     if request.overwrite:
         run_files.delete_run_files(out_dir)
     if console and preset in recipe.RECIPES:
-        console.note(text_recipe.describe_recipe(config, data))
+        console.note(text_recipe.describe_recipe(config, preset, data))
     return RunContext(state, data, out_dir)
 
 

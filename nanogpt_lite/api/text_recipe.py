@@ -91,8 +91,8 @@ def steps_in_time(
     return max_iters, math.ceil(max_iters / evaluations)
 
 
-def describe_recipe(config: TrainConfig, data: Dataset) -> str:
-    """The options that follow from the text, in one line."""
+def describe_recipe(config: TrainConfig, preset: str, data: Dataset) -> str:
+    """The options of a preset that follow from the text, in one line."""
     unit = "characters" if data.tokenizer.to_json()["type"] == "char" else "tokens"
     options = [
         f"{name} {getattr(config, name):g}"
@@ -102,5 +102,5 @@ def describe_recipe(config: TrainConfig, data: Dataset) -> str:
     every = f"{config.eval_interval} steps" if config.eval_interval > 1 else "step"
     return (
         f"recipe for {len(data.train):,} train {unit}: {config.max_iters} steps, {', '.join(options)}, an evaluation "
-        f"every {every}"
+        f"every {every}{'' if preset == 'modern-cpu' else '; not measured on a GPU yet'}"
     )

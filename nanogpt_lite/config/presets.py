@@ -73,7 +73,7 @@ PRESETS: dict[str, dict[str, Value]] = {
         "weight_decay": 0.2,
         "max_iters": 309,
         "eval_interval": 78,
-        "patience": 5,
+        "patience": 2,
     },
     # network size and batch size of shakespeare_char; not run on a GPU yet; see `recipe` for other texts
     "modern": {

@@ -15,7 +15,8 @@ from nanogpt_lite.config.schema import Value
 
 MIN_STEPS = 20  # fewer would hardly change the weights
 EVALUATIONS = 8  # during the steps of the recipe; a longer run is evaluated as often, so that its best step is seen
-PATIENCE = 5  # evaluations without a new best val loss
+PATIENCE = 5  # evaluations without a new best val loss; fewer, if there are fewer than `EVALUATIONS`
+UNSEEN_EPOCHS = 3.5  # a network that sees its text no more often does not learn it by heart
 PATIENCE_SHARE = 1 / 12  # of a run that is given more steps: patience is that many of them at least, not a moment
 LARGE_VOCAB = 512  # above it few n-grams occur often enough, and a network learns the rare ones by heart
 
@@ -28,11 +29,12 @@ class Recipe:
     """How long to train on a text, and how to regularise a network that sees it for a number of epochs."""
 
     epochs: float  # passes over the train split, if they need no more than `max_steps`
-    max_steps: int  # with a small vocabulary
+    max_steps: int  # with a small vocabulary and steps of `tokens_per_step`
+    tokens_per_step: int  # of the preset
     by_epochs: Mapping[str, Points]  # regularisation: the value of an option at a number of epochs
     ngram: int = 1  # the longest n-grams of a small vocabulary, and of one above `LARGE_VOCAB`
     ngram_of_large_vocab: int = 1
-    # of a text that takes `max_steps`: it is not learned by heart, so its best step is the last one
+    # of a text that is seen at most `UNSEEN_EPOCHS` times, so that its best step is usually the last one
     evaluations_of_long_text: int = EVALUATIONS
     double_cost_vocab: float = math.inf  # `max_steps` is halved with this vocabulary: a step takes twice the time
 
@@ -41,10 +43,11 @@ RECIPES: dict[str, Recipe] = {
     "modern-cpu": Recipe(
         epochs=10,
         max_steps=310,
+        tokens_per_step=4096,
         by_epochs={
-            "dropout": ((3.5, 0.0), (10, 0.2), (20, 0.3)),
-            "ngram_dropout": ((3.5, 0.4), (10, 0.6), (20, 0.7)),
-            "weight_decay": ((3.5, 0.2), (10, 0.5), (20, 0.8)),
+            "dropout": ((UNSEEN_EPOCHS, 0.0), (10, 0.2), (20, 0.3)),
+            "ngram_dropout": ((UNSEEN_EPOCHS, 0.4), (10, 0.6), (20, 0.7)),
+            "weight_decay": ((UNSEEN_EPOCHS, 0.2), (10, 0.5), (20, 0.8)),
         },
         ngram=4,
         ngram_of_large_vocab=2,
@@ -55,6 +58,7 @@ RECIPES: dict[str, Recipe] = {
     "modern": Recipe(
         epochs=33,
         max_steps=5000,
+        tokens_per_step=16384,
         by_epochs={"dropout": ((2, 0.0), (10, 0.2))},
     ),
 }
@@ -75,15 +79,16 @@ def fit_options(
     if preset not in RECIPES:
         return {}
     recipe, steps_per_epoch = RECIPES[preset], train_tokens / tokens_per_step
-    most_steps, max_steps = _most_steps(recipe, steps_per_epoch), _max_steps(recipe, vocab_size)
-    steps = min(most_steps, max_steps)
+    steps = min(_most_steps(recipe, steps_per_epoch), _max_steps(recipe, vocab_size, tokens_per_step))
     max_iters = max_iters or steps
-    evaluations = EVALUATIONS if most_steps <= max_steps else recipe.evaluations_of_long_text
+    is_unseen = steps <= UNSEEN_EPOCHS * steps_per_epoch
+    evaluations = recipe.evaluations_of_long_text if is_unseen else EVALUATIONS
+    patience = min(PATIENCE, evaluations - 2)  # so that a training that only gets worse can end before its last step
     eval_interval = math.ceil(min(max_iters, steps) / evaluations)
     return {
         "max_iters": max_iters,
         "eval_interval": eval_interval,
-        "patience": max(PATIENCE, math.ceil(PATIENCE_SHARE * max_iters / eval_interval)),
+        "patience": max(patience, math.ceil(PATIENCE_SHARE * max_iters / eval_interval)),
         **{
             name: round(interpolate(points, max_iters / steps_per_epoch), 2)
             for name, points in recipe.by_epochs.items()
@@ -96,7 +101,7 @@ def steps_for_text(device: str, *, train_tokens: int, vocab_size: int, tokens_pe
     """The steps of the recipe for a kind of device ("cpu", "cuda", …), and those that help if time does not matter."""
     recipe = RECIPES[default_preset(device)]
     most_steps = _most_steps(recipe, train_tokens / tokens_per_step)
-    return min(most_steps, _max_steps(recipe, vocab_size)), most_steps
+    return min(most_steps, _max_steps(recipe, vocab_size, tokens_per_step)), most_steps
 
 
 def default_preset(device: str) -> str:
@@ -123,6 +128,7 @@ def _most_steps(recipe: Recipe, steps_per_epoch: float) -> int:
     return max(math.ceil(recipe.epochs * steps_per_epoch), MIN_STEPS)
 
 
-def _max_steps(recipe: Recipe, vocab_size: int) -> int:
+def _max_steps(recipe: Recipe, vocab_size: int, tokens_per_step: int) -> int:
     """The steps that the time of the recipe is enough for."""
-    return math.ceil(recipe.max_steps / (1 + vocab_size / recipe.double_cost_vocab))
+    steps = recipe.max_steps * recipe.tokens_per_step / tokens_per_step
+    return max(math.ceil(steps / (1 + vocab_size / recipe.double_cost_vocab)), MIN_STEPS)

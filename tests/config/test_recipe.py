@@ -40,8 +40,33 @@ def test_values_are_valid_options_with_bounded_steps_and_fewer_evaluations_on_a_
     config = TrainConfig.from_dict({**PRESETS[preset], **fitted})
     assert recipe.MIN_STEPS <= config.max_iters <= recipe.RECIPES[preset].max_steps
     epochs = config.max_iters * TOKENS_PER_STEP[preset] / train_tokens
-    few = preset == "modern-cpu" and epochs < recipe.RECIPES[preset].epochs
+    few = preset == "modern-cpu" and epochs <= 3.5
     assert (3 if few else 6) <= config.max_iters / config.eval_interval <= (4 if few else 8)
+
+
+@pytest.mark.parametrize("preset", recipe.RECIPES)
+@pytest.mark.parametrize("train_tokens", [*SIZES, 130_000, 140_000, 250_000, 360_000, 370_000])
+@pytest.mark.parametrize("max_iters", [0, 50, 309, 2000])
+def test_a_training_that_only_gets_worse_ends_before_its_last_step(preset, train_tokens, max_iters):
+    fitted = fit(preset, train_tokens, max_iters=max_iters)
+    evaluations = -(-fitted["max_iters"] // fitted["eval_interval"])
+    assert fitted["patience"] <= evaluations - 2 or fitted["max_iters"] < 10
+
+
+def test_a_text_that_is_seen_often_is_evaluated_often():
+    """At 10 of its epochs a text of 127,000 tokens has all steps; what is longer is seen less often."""
+    evaluations = [309 / fit("modern-cpu", size)["eval_interval"] for size in (127_000, 150_000, 350_000, 400_000)]
+    assert [round(number) for number in evaluations] == [8, 8, 8, 4]
+
+
+@pytest.mark.parametrize("preset", recipe.RECIPES)
+def test_smaller_steps_are_more_and_larger_ones_fewer(preset):
+    usual = TOKENS_PER_STEP[preset]
+    assert recipe.RECIPES[preset].tokens_per_step == usual
+    steps = [fit(preset, 10**9, tokens_per_step=tokens)["max_iters"] for tokens in (usual // 4, usual, usual * 4)]
+    assert steps[0] == pytest.approx(4 * steps[1], rel=0.02)
+    assert steps[2] == pytest.approx(steps[1] / 4, rel=0.02)
+    assert fit(preset, 10**9, tokens_per_step=usual * 10_000)["max_iters"] == recipe.MIN_STEPS
 
 
 def test_a_longer_training_on_the_same_text_is_regularised_more_and_evaluated_as_often():
