@@ -39,7 +39,15 @@ class Comparison:
     baselines: NgramLosses
 
     def verdict(
-        self, run: Run, *, config: TrainConfig, device: str, train_tokens: int, val_tokens: int, vocab_size: int
+        self,
+        run: Run,
+        *,
+        config: TrainConfig,
+        device: str,
+        train_tokens: int,
+        val_tokens: int,
+        vocab_size: int,
+        world_size: int,
     ) -> str:
         """One sentence about a run; empty if its metrics hold no evaluation. `val_tokens`: those of `val_loss`."""
         evaluations = [record for record in run.metrics if record["kind"] == "eval"]
@@ -60,7 +68,10 @@ class Comparison:
             val_tokens=val_tokens,
             has_recipe_steps=last_step >= steps,
             could_learn_more=last_step < most_steps,
-            minutes=max(MIN_MINUTES, math.ceil(2 * seconds / 60)),
+            # `minutes` times the steps of a single process
+            more_time=f"`minutes={max(MIN_MINUTES, math.ceil(2 * seconds / 60))}`"
+            if world_size == 1
+            else f"`max_iters={2 * max(steps, last_step)}`",
         )
 
 
@@ -138,6 +149,7 @@ def _make_record(
         train_tokens=len(train),
         val_tokens=val_tokens,
         vocab_size=state.tokenizer.vocab_size,
+        world_size=state.group.world_size,
     )
     return ResultRecord(
         step=state.step,

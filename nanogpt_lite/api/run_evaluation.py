@@ -117,6 +117,7 @@ def evaluate(
             train_tokens=sizes[0],
             val_tokens=sizes[1],
             vocab_size=tokenizer.vocab_size,
+            world_size=saved.metadata.ranks,
         )
     return {
         "step": saved.metadata.step,

@@ -34,7 +34,7 @@ def give_verdict(
     val_tokens: int,
     has_recipe_steps: bool,
     could_learn_more: bool,
-    minutes: int,
+    more_time: str,
 ) -> str:
     """One sentence about a run. Options in it are spelled as `name=value`.
 
@@ -43,10 +43,10 @@ def give_verdict(
     mean over about `val_tokens` tokens.
     `has_recipe_steps`: whether the run took as many steps as the recipe for its text has. `could_learn_more`: whether
     that recipe would have more, given the time.
-    `minutes`: a time for a longer run, which the sentence proposes.
+    `more_time`: the option of a longer run, which the sentence proposes, such as "`minutes=2`".
     """
     is_falling = could_learn_more and _falls(curve)
-    longer = f"train a new run for longer: `minutes={minutes}`"
+    longer = f"train a new run for longer: {more_time}"
     still_falling = f"{_compare(loss, baselines)}, and still falling; {longer}"
     if loss < PREDICTABLE:
         verdict = (
@@ -71,7 +71,7 @@ def give_verdict(
     elif is_falling:
         verdict = still_falling
     else:
-        verdict = f"normal: {_compare(loss, baselines)}; more text would help, perhaps also `minutes={minutes}`"
+        verdict = f"normal: {_compare(loss, baselines)}; more text would help, perhaps also {more_time}"
     return f"{verdict}. A loss of only {val_tokens} val tokens is rough" if val_tokens <= FEW_VAL_TOKENS else verdict
 
 

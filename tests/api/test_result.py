@@ -12,11 +12,14 @@ import pytest
 from tiny import TINY, TINY_GPT
 
 import nanogpt_lite as ng
+from nanogpt_lite.api.result import compare
 from nanogpt_lite.cli.main import main
+from nanogpt_lite.config.options import TrainConfig
 from nanogpt_lite.diagnosis.ngram_baseline import kneser_ney_losses
 from nanogpt_lite.runs import run_summary
 from nanogpt_lite.tracking.console import Console
 from nanogpt_lite.tracking.records import ResultRecord
+from nanogpt_lite.trainer.evaluation import Losses
 
 OPTIONS = {**TINY, "dtype": "float32"}
 # words in a random order, of which more than the words can only be learned by heart
@@ -190,3 +193,21 @@ def test_a_val_split_shorter_than_a_block_is_evaluated_whole(text_file):
         ng.training("short.txt", **{**TINY_GPT, "block_size": 128, "eval_tokens": 10, "max_iters": 2})
     )
     assert records[-2].val_tokens == records[-2].split_tokens == 96
+
+
+@pytest.mark.parametrize(("world_size", "proposed"), [(1, "`minutes=1`"), (2, "`max_iters=")])
+def test_a_longer_run_is_proposed_by_an_option_that_its_ranks_may_use(text_file, world_size, proposed):
+    run = ng.train("bottles.txt", **OPTIONS)
+    data = ng.prepare("bottles.txt")
+    assert run.best_val_loss is not None
+    losses = Losses(run.best_val_loss, run.best_val_loss)
+    verdict = compare(losses, data, data.train, data.val).verdict(
+        run,
+        config=TrainConfig.from_dict(OPTIONS),
+        device="cpu",
+        train_tokens=len(data.train),
+        val_tokens=len(data.val),
+        vocab_size=data.tokenizer.vocab_size,
+        world_size=world_size,
+    )
+    assert f"train a new run for longer: {proposed}" in verdict

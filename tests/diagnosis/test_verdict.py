@@ -23,7 +23,7 @@ def verdict_on(curve, baselines, *, loss=None, train_losses=None, **facts):
     best = min(point.val_loss for point in points)
     facts = {"vocab_size": 65, "val_tokens": 10_000, "has_recipe_steps": True, "could_learn_more": False, **facts}
     loss = best if loss is None else loss
-    return give_verdict(loss, points, baselines, **{"network_loss": loss, "minutes": 1, **facts})
+    return give_verdict(loss, points, baselines, **{"network_loss": loss, "more_time": "`minutes=1`", **facts})
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def verdict_on(curve, baselines, *, loss=None, train_losses=None, **facts):
     ],
 )
 def test_each_shape_of_a_curve_has_its_sentence(curve, could_learn_more, sentence):
-    said = verdict_on(curve, BASELINES, could_learn_more=could_learn_more, minutes=7)
+    said = verdict_on(curve, BASELINES, could_learn_more=could_learn_more, more_time="`minutes=7`")
     assert "\n" not in said
     assert re.search(sentence, said)
 
@@ -170,7 +170,7 @@ def test_an_n_gram_expert_does_not_hide_a_network_that_learns_nothing(network_lo
         val_tokens=10_000,
         has_recipe_steps=False,
         could_learn_more=could_learn_more,
-        minutes=1,
+        more_time="`minutes=1`",
     )
     assert re.search(sentence, said)
 
@@ -186,6 +186,6 @@ def test_the_interval_of_the_evaluations_is_rounded_and_the_last_quarter_begins_
 
 def test_overfitting_of_a_network_beside_an_n_gram_expert_is_told_by_its_own_losses():
     points = [Evaluated(1, 1.9, 1.7, 1.9), Evaluated(2, 1.6, 1.55, 1.7), Evaluated(3, 1.62, 1.58, 1.78)]
-    facts: dict[str, Any] = {"vocab_size": 65, "val_tokens": 10_000, "has_recipe_steps": True, "minutes": 1}
-    facts |= {"could_learn_more": False}
+    facts: dict[str, Any] = {"vocab_size": 65, "val_tokens": 10_000, "has_recipe_steps": True}
+    facts |= {"could_learn_more": False, "more_time": "`minutes=1`"}
     assert give_verdict(1.55, points, BASELINES, network_loss=1.7, **facts).startswith("overfitting since step 2")

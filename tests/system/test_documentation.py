@@ -96,6 +96,7 @@ MODAL_ONLY = {"gpu", "timeout", "max_dollars", "sweep_iters", "detach"}
 OTHER_PROGRAMS = {"slow", "max_restarts", "parity"}  # of pytest, torchrun, benchmarks/vs_nanogpt.py
 OTHER_PROGRAMS |= {"special", "split", "texts", "only"}  # of benchmarks/any_text.py
 OTHER_PROGRAMS |= {"seconds", "short"}  # of benchmarks/on_gpu.py
+OTHER_PROGRAMS |= {"timeout_graceful_shutdown"}  # of uvicorn
 
 
 def program_commands(page: Path) -> list[list[str]]:
