@@ -80,6 +80,12 @@ def test_a_text_ends_before_the_first_of_several_stop_texts():
     assert [step[0].token for step in steps] == rows[0][:4]
 
 
+def test_of_two_stop_texts_that_end_together_the_longer_one_counts():
+    tokenizer = CharTokenizer("abc")
+    steps = chunks_of(tokenizer, [tokenizer.encode("aabca").tolist()], ["c", "abc"])
+    assert "".join(step[0].text for step in steps) == "a"
+
+
 def test_the_last_step_has_what_was_held_back_and_no_token():
     tokenizer = CharTokenizer("ab")
     (*_, last) = chunks_of(tokenizer, [tokenizer.encode("aab").tolist()], ["ba"])

@@ -67,13 +67,14 @@ def test_the_last_stage_has_the_probabilities_that_are_sampled_from():
 
 
 def test_each_stage_applies_one_filter_more():
+    """Each sees what the one before it leaves: of all five tokens, top_p alone would keep three."""
     logits = torch.tensor([[0.4, 0.3, 0.15, 0.1, 0.05]]).log()
-    stages = dict(filter_stages(logits, InspectConfig(temperature=1.0, top_k=4, top_p=0.8, min_p=0.5)))
+    stages = dict(filter_stages(logits, InspectConfig(temperature=1.0, top_k=3, top_p=0.8, min_p=0.8)))
     assert list(stages) == list(FILTERS) == ["temperature", "top_k", "top_p", "min_p"]
     torch.testing.assert_close(stages["temperature"], logits.exp())
-    torch.testing.assert_close(stages["top_k"], torch.tensor([[0.4, 0.3, 0.15, 0.1, 0.0]]) / 0.95)
-    torch.testing.assert_close(stages["top_p"], torch.tensor([[0.4, 0.3, 0.15, 0.0, 0.0]]) / 0.85)
-    torch.testing.assert_close(stages["min_p"], torch.tensor([[0.4, 0.3, 0.0, 0.0, 0.0]]) / 0.7)
+    torch.testing.assert_close(stages["top_k"], torch.tensor([[0.4, 0.3, 0.15, 0.0, 0.0]]) / 0.85)
+    torch.testing.assert_close(stages["top_p"], torch.tensor([[0.4, 0.3, 0.0, 0.0, 0.0]]) / 0.7)
+    torch.testing.assert_close(stages["min_p"], torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0]]))
 
 
 def test_at_temperature_0_the_likeliest_token_is_certain():
