@@ -98,6 +98,13 @@ def test_allowed_hosts_are_a_list_of_names_in_any_case(trained):
         assert client.get("/health", headers={"Host": "otes.example"}).status_code == 421
 
 
+@pytest.mark.parametrize("host", ["evil@localhost", "a/b", "a:b"])
+def test_a_host_that_is_no_name_is_refused_also_where_any_is_allowed(trained, host):
+    with client_of(trained, allowed_hosts=["*"]) as client:
+        assert client.get("/health", headers={"Host": "any.example"}).status_code == 200
+        assert client.get("/health", headers={"Host": host}).status_code == 421
+
+
 def test_an_address_beyond_this_machine_needs_a_token(trained, capsys):
     for host in ("0.0.0.0", "::", "10.1.2.3", "my.name"):
         assert main(["serve", "--host", host]) == 2

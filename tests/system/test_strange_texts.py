@@ -47,13 +47,10 @@ def test_a_strange_text_is_trained_on_with_a_sensible_verdict_or_refused_in_a_li
     run = ng.Run(Path("runs/strange-1"))
     (result,) = (record for record in run.metrics if record["kind"] == "result")
     assert result["val_loss"] < result["unigram"] + 0.05, "no worse than the frequencies of characters"
-    expected = {
-        "one line repeated": "there is nothing more to learn",
-        "only newlines": "there is nothing more to learn",
-        "base64": "something",
-        "two languages": "something",
-    }
-    assert result["verdict"].startswith(expected.get(name, ""))
+    verdicts = {"only newlines": "there is nothing more to learn", "base64": "something"}
+    assert result["verdict"].startswith(verdicts.get(name, ""))
+    if name == "one line repeated":
+        assert result["val_loss"] < 0.1, "by a network of one layer"
     assert out.strip("\n ") or name in ("only newlines", "99 % spaces")
 
 
