@@ -4,7 +4,6 @@ How a run is trained is in `api.pipeline`, and what its loss is in `api.run_eval
 """
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
 from typing import Unpack
 from weakref import WeakKeyDictionary
 
@@ -65,9 +64,7 @@ def stream_batch(run: RunLike | Loaded = None, **options: Unpack[SampleOptions])
     prompt = read_prompt(settings.start) if "start" in options else default_prompt(loaded[1])
     steps = continue_text(loaded, prompt, settings, copies=copies)
     yield [prompt] * settings.num_samples
-    with closing(steps):
-        for chunks in steps:
-            yield [chunk.text for chunk in chunks]
+    yield from text_stream.texts_of(steps)
 
 
 def continue_text(
@@ -93,8 +90,6 @@ def continue_text(
     elif isinstance(model, GPT):  # else it is compiled or wrapped, and its modules belong to the wrapper
         recordings = _recordings.setdefault(model, Recordings())
         model = cpu_linear.copy_for_generation(model, *size)
-    if stops is None:
-        stops = [settings.stop] if settings.stop else []
     steps = text_stream.stream_chunks(
         model, tokenizer, ids, settings, stops, with_logits=with_logits, recordings=recordings
     )

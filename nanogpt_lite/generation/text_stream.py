@@ -32,8 +32,12 @@ def stream_texts(
     `prompt` is the token ids of the prompt, shape (T,); it is not repeated in the texts. A text ends before `stop`;
     the iterator ends when all texts have ended. For `recordings` see `generate`.
     """
-    stops = [config.stop] if config.stop else []
-    with closing(stream_chunks(model, tokenizer, prompt, config, stops, recordings=recordings)) as steps:
+    return texts_of(stream_chunks(model, tokenizer, prompt, config, recordings=recordings))
+
+
+def texts_of(steps: Generator[list[Chunk], None, None]) -> Generator[list[str], None, None]:
+    """The texts of chunks, step by step."""
+    with closing(steps):
         for chunks in steps:
             yield [chunk.text for chunk in chunks]
 
@@ -43,16 +47,19 @@ def stream_chunks(
     tokenizer: Tokenizer,
     prompt: Ids,
     config: SampleConfig,
-    stops: Sequence[str],
+    stops: Sequence[str] | None = None,
     *,
     with_logits: bool = False,
     recordings: Recordings | None = None,
 ) -> Generator[list[Chunk], None, None]:
-    """Like `stream_texts`, with all that a step adds, and with any number of stop texts in place of `config.stop`.
+    """Like `stream_texts`, with all that a step adds.
 
-    `with_logits`: also the logits of each token, for which nothing is recorded. The last step has no tokens.
+    `stops`: any number of stop texts in place of `config.stop`. `with_logits`: also the logits of each token, for which
+    nothing is recorded. The last step has no tokens.
     """
     ids = torch.from_numpy(prompt.astype(np.int64)).expand(config.num_samples, -1)
+    if stops is None:
+        stops = [config.stop] if config.stop else []
     streams = [_TextStream(tokenizer, stops) for _ in range(config.num_samples)]
     if with_logits:
         steps: Generator[tuple[Tensor, Tensor | None], None, None] = generate_with_logits(model, ids, config)

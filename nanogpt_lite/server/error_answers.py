@@ -1,4 +1,4 @@
-"""What a client is told when something fails, in the form of OpenAI's API."""
+"""The answers when something fails, in the form of OpenAI's API."""
 
 from collections.abc import Callable
 from typing import Any

@@ -23,6 +23,13 @@ def run(test):
     asyncio.run(whole())
 
 
+async def begin(jobs, steps):
+    """Submit a job, and wait until it is the one that runs."""
+    job = jobs.submit(steps)
+    assert await asyncio.to_thread(steps.started.wait, 30)
+    return job
+
+
 async def items_of(job):
     return [item async for item in job]
 
@@ -121,8 +128,7 @@ def test_too_many_jobs_are_refused_until_one_has_ended():
     steps = Steps()
 
     async def test(jobs):
-        job = jobs.submit(steps)
-        assert await asyncio.to_thread(steps.started.wait, 30)
+        job = await begin(jobs, steps)
         waiting = [jobs.submit(lambda: iter_once(1)) for _ in range(3)]
         with pytest.raises(QueueFullError):
             jobs.submit(lambda: iter_once(1))
@@ -139,8 +145,7 @@ def test_jobs_that_were_cancelled_do_not_fill_the_queue():
     steps = Steps()
 
     async def test(jobs):
-        jobs.submit(steps)
-        assert await asyncio.to_thread(steps.started.wait, 30)
+        await begin(jobs, steps)
         for _ in range(5):
             jobs.submit(lambda: iter_once(1)).cancel()
         assert jobs.num_waiting == 0
@@ -158,8 +163,7 @@ def test_closing_leaves_the_running_job_after_its_present_item_and_ends_all_read
     steps = Steps()
 
     async def test(jobs):
-        running = jobs.submit(steps)
-        assert await asyncio.to_thread(steps.started.wait, 30)
+        running = await begin(jobs, steps)
         waiting = jobs.submit(lambda: iter_once(1))
         jobs.close()
         assert (await items_of(running), await items_of(waiting)) == ([], [])
@@ -190,8 +194,7 @@ def test_an_event_loop_that_is_gone_does_not_end_the_thread():
     jobs, steps = GenerationQueue(max_waiting=3), Steps()
 
     async def leave():
-        jobs.submit(steps)
-        assert await asyncio.to_thread(steps.started.wait, 30)
+        await begin(jobs, steps)
 
     async def come_again():
         job = jobs.submit(lambda: iter_once("again"))
