@@ -25,7 +25,6 @@ from nanogpt_lite.cloud.client.dataset_texts import upload_texts
 from nanogpt_lite.cloud.client.local_secrets import secrets_to_send
 from nanogpt_lite.cloud.client.stored_files import StoredFiles
 from nanogpt_lite.cloud.messages import errors_as_results, exit_on_error, modal_spelling, result_or_error
-from nanogpt_lite.config import presets
 from nanogpt_lite.config.options import DataConfig, LoadConfig, RunConfig, SampleConfig, TrainConfig
 from nanogpt_lite.errors import UserError
 
@@ -128,18 +127,20 @@ def evaluate_on_gpu(out_dir: str = "", **options: Any) -> dict[str, Any]:
 )  # fmt: skip
 @errors_as_results
 def sweep_on_cpu(
-    out_dir: str = "sweep", gpu: str = "", time_limit: float = 2 * HOURS, preset: str = presets.TUTORIAL_PRESET,
-    sweep_iters: int = 200, **grid: Any,
+    out_dir: str = "sweep", gpu: str = "", time_limit: float = 2 * HOURS, preset: str = "",
+    sweep_iters: int | None = None, **grid: Any,
 ) -> str:  # fmt: skip
     """Train each combination of options, such as learning_rate="1e-4,1e-3", some steps; then the best to its end."""
-    from nanogpt_lite.cloud import calls, container
+    from nanogpt_lite.cloud import calls, container, prepare_job
 
+    storage = container.open_storage(volume)
+    text_size = functools.partial(prepare_job.prepared_size, storage)
     name = f"{out_dir}-{(modal.current_function_call_id() or 'here')[-8:].lower()}"
-    trials = sweeps.make_trials(grid, name=name, preset=preset, sweep_iters=sweep_iters)
+    trials = sweeps.make_trials(grid, name=name, preset=preset, sweep_iters=sweep_iters, text_size=text_size)
     trainer = train_on_gpu.with_options(**rental.training_options(gpu, time_limit))
     start = functools.partial(trainer.spawn, time_limit=time_limit)
     get, trained_by = modal.FunctionCall.from_id, functools.partial(calls.reserved_by, shared)
-    return sweeps.run_sweep(name, trials, container.open_storage(volume), start=start, get=get, trained_by=trained_by)
+    return sweeps.run_sweep(name, trials, storage, start=start, get=get, trained_by=trained_by)
 
 
 # A Cls is a class whose objects live in containers: `enter` runs once when a container starts, and each method call

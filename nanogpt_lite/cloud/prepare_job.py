@@ -23,6 +23,12 @@ def prepare_and_push(
     return prepared
 
 
+def prepared_size(storage: Storage, dataset: str, tokenizer: str) -> tuple[int, int] | None:
+    """The number of train tokens and the vocabulary size of a text that is stored with a tokenizer; else None."""
+    prepared = pull_prepared(storage, dataset, tokenizer)
+    return (len(prepared.train), prepared.tokenizer.vocab_size) if prepared else None
+
+
 def pull_prepared(storage: Storage, dataset: str, tokenizer: str | Tokenizer) -> Dataset | None:
     """Pull the folders that may hold a text with a tokenizer, until one does; the dataset in it.
 

@@ -1,7 +1,8 @@
 """The grid of a sweep: its trials, how they are run once each, and the table of their results.
 
 A trial trains one combination of options for the first steps of a whole training; the best one is resumed to its end.
-How a training is started on Modal is in `modal_app.py`. Nothing here needs PyTorch, or another package.
+What follows from the text is that of the whole training too. How a training is started on Modal is in `modal_app.py`.
+Nothing here needs PyTorch, or another package.
 """
 
 import itertools
@@ -11,14 +12,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from nanogpt_lite.cloud.client import checks
 from nanogpt_lite.cloud.messages import result_or_error
-from nanogpt_lite.config import presets
+from nanogpt_lite.config import presets, recipe
 from nanogpt_lite.config.options import TrainConfig
 from nanogpt_lite.config.schema import Role, Value, parse_values
 from nanogpt_lite.errors import UserError
 
+SWEEP_ITERS = 200  # steps of a trial, unless the whole training has fewer
+
 Result = float | str
 """The val loss of a trial, or why there is none: in nats per token; per byte, if the tokenizers differ."""
+
+TextSize = Callable[[str, str], tuple[int, int] | None]
+"""The number of train tokens and the vocabulary size of a dataset with a tokenizer; None if it is not known."""
 
 
 @dataclass(frozen=True)
@@ -34,20 +41,32 @@ class Trial:
         """The name of the run."""
         return str(self.first_options["out_dir"])
 
+    @property
+    def has_steps_left(self) -> bool:
+        """Whether the whole training has more steps than the trial."""
+        return self.resume_options["max_iters"] != self.first_options["max_iters"]
+
 
 def make_trials(
-    grid: Mapping[str, str], *, preset: str = presets.TUTORIAL_PRESET, sweep_iters: int = 200, name: str
+    grid: Mapping[str, str],
+    *,
+    preset: str = "",
+    sweep_iters: int | None = None,
+    name: str,
+    text_size: TextSize = lambda dataset, tokenizer: None,
 ) -> list[Trial]:
     """Every combination of options of `TrainConfig`; each text of the grid is a value, or several with commas.
 
-    Trial N is the run NAME-N. It trains the first `sweep_iters` steps with the learning rate schedule of the whole
-    training, so that it can be resumed to the end. `UserError` on an unknown option, a bad value, a value given twice,
+    Trial N is the run NAME-N. It trains the first `sweep_iters` steps, by default `SWEEP_ITERS` or all of a shorter
+    training, with the learning rate schedule of the whole training, so that it can be resumed to the end. Without
+    `preset`, it is the one that a training of the same text has. If that follows from the text, so do the options of
+    each trial, where `text_size` knows the text. `UserError` on an unknown option, a bad value, a value given twice,
     values that contradict each other, a single combination, or `minutes`.
     """
     if "minutes" in grid:
         raise UserError("a sweep takes no `minutes`: each trial has the steps of --sweep-iters; leave `minutes` out")
     trials = [
-        _make_trial(options, preset, sweep_iters, run=f"{name}-{number}")
+        _make_trial(options, preset or checks.preset_of_new_run(options), sweep_iters, text_size, f"{name}-{number}")
         for number, options in enumerate(_grid_combinations(grid), start=1)
     ]
     if len(trials) == 1:
@@ -55,14 +74,21 @@ def make_trials(
     return trials
 
 
-def _make_trial(options: dict[str, Value], preset: str, steps: int, *, run: str) -> Trial:
+def _make_trial(
+    options: dict[str, Value], preset: str, sweep_iters: int | None, text_size: TextSize, run: str
+) -> Trial:
     config = presets.config_with_preset(preset, options)
-    if not steps >= 1:
-        raise UserError(f"--sweep-iters {steps} trains nothing; give 1 or more")
-    if steps > config.max_iters:
-        raise UserError(f"--sweep-iters {steps} is more than --max-iters {config.max_iters}; give fewer")
+    fitted = _options_for_text(config, preset, options, text_size)
+    config = config.replace(fitted)
+    if sweep_iters is not None and sweep_iters < 1:
+        raise UserError(f"--sweep-iters {sweep_iters} trains nothing; give 1 or more")
+    has_own_steps = "max_iters" in options or preset not in recipe.RECIPES
+    if sweep_iters is not None and sweep_iters > config.max_iters and has_own_steps:
+        raise UserError(f"--sweep-iters {sweep_iters} is more than --max-iters {config.max_iters}; give fewer")
+    steps = min(sweep_iters or SWEEP_ITERS, config.max_iters)
     first_options: dict[str, Value] = {
         "preset": preset,
+        **fitted,
         **options,
         "lr_decay_iters": config.lr_decay_iters or config.max_iters,
         "out_dir": run,
@@ -78,6 +104,35 @@ def _make_trial(options: dict[str, Value], preset: str, steps: int, *, run: str)
         "eval_interval": config.eval_interval,
     }
     return Trial(options, first_options, resume_options)
+
+
+def _options_for_text(
+    config: TrainConfig, preset: str, given: Mapping[str, Value], text_size: TextSize
+) -> dict[str, Value]:
+    """The options of the whole training that follow from its text: none of those that are given.
+
+    They are not left to the trial, which has fewer steps and would need less regularisation.
+    """
+    if preset not in recipe.RECIPES:
+        return {}
+    if config.init_from != "scratch":  # its tokenizer is known in the training
+        if "max_iters" not in given:
+            raise UserError(
+                f"a sweep from the weights of {config.init_from!r} needs a number of steps; give --max-iters, or a "
+                "--preset that has one"
+            )
+        return {}
+    size = text_size(config.dataset, config.tokenizer)
+    if size is None:
+        return {}
+    fitted = recipe.fit_options(
+        preset,
+        train_tokens=size[0],
+        vocab_size=size[1],
+        tokens_per_step=config.tokens_per_step,
+        max_iters=int(given.get("max_iters", 0)),
+    )
+    return {name: value for name, value in fitted.items() if name not in given}
 
 
 class FunctionCall(Protocol):
@@ -110,7 +165,7 @@ def run_sweep(
     get: Callable[[str], FunctionCall],
     trained_by: Callable[[str], str],
 ) -> str:
-    """Train all trials at the same time, then the best one to its end; the table of the results.
+    """Train all trials at the same time, then the best one to its end, if it is not there; the table of the results.
 
     `start` starts a training with the options as keywords, `get` returns a call that was started, by its id. Each id is
     stored as soon as the training has started: a second attempt of the same sweep starts none of them again. If it
@@ -139,6 +194,8 @@ def run_sweep(
     print(table)
     storage.write_text(f"sweeps/{name}.md", table)
     best = best_trial(trials, results)
+    if not best.has_steps_left:
+        return table
     start_once("best", best.resume_options)
     result = wait("best", best.run)
     if isinstance(result, str):

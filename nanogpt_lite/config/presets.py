@@ -93,7 +93,7 @@ GPT2_NETWORKS: dict[str, dict[str, Value]] = {
     "gpt2-xl": {**_GPT2, "n_layer": 48, "n_head": 25, "n_embd": 1600},
 }
 GPT2_VOCAB_SIZE = 50257
-TUTORIAL_PRESET = "tutorial"  # on Modal, the default for the text of the tutorial, and for a sweep
+TUTORIAL_PRESET = "tutorial"  # on Modal, the default for the text of the tutorial
 
 
 def get_preset(name: str) -> dict[str, Value]:

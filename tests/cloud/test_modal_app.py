@@ -343,6 +343,25 @@ def test_sweep_trains_the_grid_and_resumes_the_best_trial(prepared):
 
 
 @pytest.mark.slow
+def test_sweep_of_ones_own_text_has_the_recipe_of_a_training(prepared):
+    small = ["--device=cpu", "--n-layer=1", "--n-embd=16", "--block-size=64", "--batch-size=64", "--ngram=1"]
+    modal_run(prepared, f"{APP}::train", "--dataset=bottles", *small, "--out-dir=alone")
+    grid = ["--seed=1,2", "--sweep-iters=30", "--out-dir=grid"]
+    modal_run(prepared, f"{APP}::sweep", "--dataset=bottles", *small, *grid)
+    folder = prepared.volume(VOLUME_NAME) / "runs"
+    configs = {
+        name: json.loads((folder / name / "config.json").read_text(encoding="utf-8"))["config"]
+        for name in stored_runs(prepared)
+    }
+    alone = configs.pop("alone")
+    steps = {config["max_iters"] for config in configs.values()}
+    assert (len(configs), steps) == (2, {30, alone["max_iters"]})
+    for config in configs.values():
+        for option in ("dropout", "weight_decay", "patience", "lr_decay_iters"):
+            assert config[option] == alone[option], option
+
+
+@pytest.mark.slow
 def test_sweep_over_tokenizers_stores_the_text_with_each_and_compares_losses_per_byte(prepared, tmp_path):
     (prepared.volume(VOLUME_NAME) / "texts").mkdir()
     shutil.copy(tmp_path / "bottles.txt", prepared.volume(VOLUME_NAME) / "texts")

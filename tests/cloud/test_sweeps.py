@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import pytest
 
 from nanogpt_lite.cloud import sweeps
+from nanogpt_lite.config import recipe
 from nanogpt_lite.config.options import TrainConfig
 from nanogpt_lite.errors import UserError
 
 
-def make_trials(sweep_iters=100, **grid):
-    return sweeps.make_trials(grid, preset="tutorial", sweep_iters=sweep_iters, name="s")
+def make_trials(sweep_iters: int | None = 100, preset="tutorial", text_size=lambda dataset, tokenizer: None, **grid):
+    return sweeps.make_trials(grid, preset=preset, sweep_iters=sweep_iters, text_size=text_size, name="s")
 
 
 def test_minutes_are_refused():
@@ -184,6 +185,61 @@ def test_trial_has_the_first_steps_of_the_whole_schedule():
     assert trial.resume_options == resume_options
 
 
+def own_text(dataset, tokenizer):
+    """2,000,000 train tokens of my.txt, but as bytes 6,000,000; nothing is known of another text."""
+    sizes = {("my.txt", "auto"): (2_000_000, 80), ("my.txt", "byte"): (6_000_000, 256)}
+    return sizes.get((dataset, tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("grid", "preset", "max_iters"),
+    [
+        ({"dataset": "shakespeare_char"}, "tutorial", 1000),
+        ({"dataset": "my.txt"}, "modern", 4029),  # 33 epochs of 2,000,000 / 16,384 steps
+        ({"dataset": "my.txt", "tokenizer": "byte"}, "modern", 5000),
+        ({"dataset": "my.txt", "device": "cpu"}, "modern-cpu", 309),
+        ({"dataset": "my.txt", "max_iters": "700"}, "modern", 700),
+        ({"dataset": "other.txt"}, "modern", 2000),
+        ({"init_from": "gpt2"}, "finetune", 20),
+    ],
+)
+def test_sweep_trains_as_a_training_of_the_same_text(grid, preset, max_iters):
+    trial, _ = make_trials(None, "", own_text, seed="3,4", **grid)
+    steps = min(200, max_iters)
+    first = trial.first_options
+    assert (first["preset"], first["max_iters"], first["lr_decay_iters"]) == (preset, steps, max_iters)
+    assert trial.resume_options["max_iters"] == max_iters
+    assert trial.has_steps_left == (max_iters > 200)
+
+
+def short_text(dataset, tokenizer):
+    return 100_000, 80
+
+
+def test_regularisation_of_a_trial_is_that_of_its_whole_training():
+    trial, _ = make_trials(50, "", short_text, dataset="my.txt", seed="3,4", dropout="0.3")
+    whole = recipe.fit_options("modern", train_tokens=100_000, vocab_size=80, tokens_per_step=16_384)
+    first = trial.first_options
+    assert (whole["max_iters"], whole["dropout"]) == (202, 0.2)
+    assert trial.resume_options["max_iters"] == 202
+    assert (first["dropout"], first["patience"]) == (0.3, whole["patience"]), "what is given wins"
+    shorter, _ = make_trials(50, "", own_text, dataset="my.txt", seed="3,4", max_iters="100")
+    longer, _ = make_trials(50, "", own_text, dataset="my.txt", seed="3,4", max_iters="1000")
+    assert (shorter.first_options["dropout"], longer.first_options["dropout"]) == (0.0, 0.15)
+
+
+def test_best_trial_of_all_steps_is_not_resumed():
+    trials = make_trials(None, learning_rate="1e-4,1e-3", max_iters="100")
+    trainings = Trainings(Texts(), RESULTS)
+    trainings.run(trials)
+    assert trainings.started == [trial.first_options for trial in trials]
+
+
+def test_more_steps_than_a_short_text_needs_are_all_of_them():
+    trial, _ = make_trials(500, "", short_text, dataset="my.txt", seed="3,4")
+    assert trial.first_options["max_iters"] == 202
+
+
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
@@ -213,6 +269,13 @@ def test_table_shows_the_options_that_differ_and_the_best_trial_first():
     assert sweeps.best_trial(trials, results) is trials[1]
     with pytest.raises(UserError, match="no trial"):
         sweeps.best_trial(trials, ["a", "b", "c"])
+
+
+def test_sweep_from_other_weights_needs_a_number_of_steps():
+    with pytest.raises(UserError, match="a sweep from the weights of 'mine' needs a number of steps; give --max-iters"):
+        make_trials(None, "", own_text, dataset="my.txt", init_from="mine", seed="3,4")
+    trial, _ = make_trials(None, "", own_text, dataset="my.txt", init_from="mine", seed="3,4", max_iters="300")
+    assert "dropout" not in trial.first_options
 
 
 @pytest.mark.parametrize(("steps", "message"), [(0, "trains nothing; give 1"), (5001, "more than .* give fewer")])

@@ -12,7 +12,7 @@ from nanogpt_lite.cloud.client.local_secrets import local_secrets
 from nanogpt_lite.cloud.client.rental import MINUTE, Rental, format_seconds
 from nanogpt_lite.cloud.client.stored_files import StoredFiles
 from nanogpt_lite.cloud.client.volume_names import run_exists_error, run_name, run_reserved_error
-from nanogpt_lite.config import presets
+from nanogpt_lite.config import presets, recipe
 from nanogpt_lite.config.options import DataConfig, LoadConfig, SampleConfig, TrainConfig, read_prompt
 from nanogpt_lite.config.schema import Role
 from nanogpt_lite.data import sources
@@ -37,6 +37,13 @@ def default_preset(dataset: str, init_from: str) -> str:
     if init_from in hub.GPT2_REPOS:
         return "finetune"
     return presets.TUTORIAL_PRESET if sources.dataset_name(dataset) == DataConfig.dataset else ""
+
+
+def preset_of_new_run(options: Mapping[str, Any]) -> str:
+    """The preset of a new run on a rented GPU with these explicit options, none of which is `preset`."""
+    dataset, init_from = options.get("dataset", DataConfig.dataset), options.get("init_from", "scratch")
+    device = "cpu" if options.get("device") == "cpu" else "cuda"
+    return default_preset(dataset, init_from) or recipe.default_preset(device)
 
 
 def require_minutes_usable(config: TrainConfig, given: Collection[str], rental: Rental) -> None:

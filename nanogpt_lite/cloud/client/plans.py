@@ -25,7 +25,7 @@ from nanogpt_lite.cloud.client.rental import (
 )
 from nanogpt_lite.cloud.client.stored_files import StoredFiles
 from nanogpt_lite.cloud.client.volume_names import require_safe_name, run_name
-from nanogpt_lite.config import presets, recipe
+from nanogpt_lite.config import presets
 from nanogpt_lite.config.options import DataConfig, LoadConfig, SampleConfig, TrainConfig
 from nanogpt_lite.config.schema import require_known
 from nanogpt_lite.errors import UserError
@@ -206,9 +206,7 @@ def _plan_new_run(stored: StoredFiles, options: dict[str, Any], rental: Rental, 
 
 def _config_of_new_run(options: dict[str, Any]) -> TrainConfig:
     """The config of a new run, as far as it does not follow from the text or from initial weights."""
-    dataset, init_from = options.get("dataset", DataConfig.dataset), options.get("init_from", "scratch")
-    preset = options.get("preset") or checks.default_preset(dataset, init_from)
-    preset = preset or recipe.default_preset("cpu" if options.get("device") == "cpu" else "cuda")
+    preset = options.get("preset") or checks.preset_of_new_run(options)
     return presets.config_with_preset(preset, _without(options, "preset", "overwrite", "verify"))
 
 

@@ -110,7 +110,7 @@ def test_run_that_is_resumed_or_that_gives_its_weights_has_its_network_and_vocab
 
 def test_sweep_warns_once(volume):
     grid = {name: str(value) for name, value in LARGE.items()}
-    sweep = plans.plan_sweep(StoredFiles(volume), {**grid, "learning_rate": "1e-3,1e-4"}, gpu="L4")
+    sweep = plans.plan_sweep(StoredFiles(volume), {**grid, "learning_rate": "1e-3,1e-2"}, gpu="L4")
     assert len(sweep.notes) == 1
     assert sweep.notes[0].startswith("warning: by an estimate")
 

@@ -324,7 +324,7 @@ def test_preparation_rents_a_cpu(volume):
 
 
 def test_sweep_is_checked_as_each_of_its_trainings(volume):
-    grid = {"learning_rate": "1e-3,1e-4", "n_layer": "2,4", "dataset": "mine.txt"}
+    grid = {"learning_rate": "1e-3,1e-2", "n_layer": "2,4", "dataset": "mine.txt"}
     sweep = plan(volume, "sweep", **grid, sweep_iters=50)
     assert sweep.options == {
         **grid,
