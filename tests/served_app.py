@@ -15,16 +15,22 @@ def client_of(run, **options) -> Iterator:
     """A client of an application in this process; the application has started, and ends after it."""
     from starlette.testclient import TestClient
 
-    app = ng.app(run, device="cpu", threads=1, **options)
+    if "remote" not in options:
+        options = {"device": "cpu", "threads": 1, **options}
+    app = ng.app(run, **options)
     with TestClient(app, base_url="http://localhost:8000", raise_server_exceptions=False) as client:
         yield client
 
 
 @contextlib.contextmanager
-def server_process(out_dir: Path, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """The address of a server that answers on a free port, and its process, which is killed at the end."""
-    command = [sys.executable, "-m", "nanogpt_lite", "serve", "--out_dir", str(out_dir), "--port", "0"]
-    command += ["--device", "cpu", "--threads", "1", *arguments]
+def server_process(out_dir: Path | None, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The address of a server that answers on a free port, and its process, which is killed at the end.
+
+    `out_dir` is None with `--remote`.
+    """
+    command = [sys.executable, "-m", "nanogpt_lite", "serve", "--port", "0", *arguments]
+    if out_dir is not None:
+        command += ["--out_dir", str(out_dir), "--device", "cpu", "--threads", "1"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         log = ""
         try:

@@ -90,7 +90,8 @@ def _inspect(given: GivenOptions) -> None:
 def _serve(given: GivenOptions) -> None:
     from nanogpt_lite.server import serving
 
-    serving.serve(_pick_run(given), **given)
+    run = given.pop("out_dir", None) if given.get("remote") else _pick_run(given)
+    serving.serve(run, **given)
 
 
 def _shows_colours(stream: TextIO) -> bool:

@@ -270,6 +270,11 @@ class InspectOptions(FilterOptions, total=False):
 class AppOptions(LoadOptions, total=False):
     """Keyword arguments of `app`."""
 
+    remote: str
+    """address of another such server, to which all requests are passed on; such as https://NAME.modal.run (default:
+    '')
+    """
+
     token: str
     """secret that each request must bring; FILE:token.txt reads it from a file (default: '')"""
 
@@ -280,6 +285,9 @@ class AppOptions(LoadOptions, total=False):
 
     max_waiting: int
     """requests that may wait for the one that is computed; further ones are refused (default: 100)"""
+
+    answer_seconds: float
+    """longest time of an answer, from its request on; its texts end then; 0: no limit (default: 0.0 seconds)"""
 
 
 class ServeOptions(AppOptions, total=False):

@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from nanogpt_lite.config.schema import (
     NOT_EMPTY,
@@ -22,6 +23,8 @@ from nanogpt_lite.config.schema import (
 )
 from nanogpt_lite.errors import UserError
 
+LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")  # of this machine, which no other one can reach by them
+
 MAX_CONTEXT_ELEMENTS = 2**27  # block_size * n_embd: for example 32,768 tokens with 4,096 channels
 # Logits in one part of the loss with `checkpoint_activations`: few, but enough for fast matrix products. That is 1335
 # tokens of GPT-2's vocabulary; with the log-softmax and its gradient, 0.8 GB.
@@ -33,6 +36,17 @@ OPTIMIZERS = ("adamw", "muon")
 def is_tokenizer_name(name: str) -> bool:
     """Whether this is the name of a tokenizer: one of `TOKENIZERS`, or bpe-SIZE."""
     return name in TOKENIZERS or is_bpe_name(name)
+
+
+def is_remote_address(address: str) -> bool:
+    """Whether a text is empty or the address of a server, to which a key is sent only encrypted or on this machine."""
+    try:
+        parts = urlsplit(address)
+        is_plain = not (parts.query or parts.fragment or "@" in parts.netloc) and address.isprintable()
+        is_safe = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK_NAMES)
+        return not address or bool(parts.hostname and parts.port != 0 and is_plain and is_safe)
+    except ValueError:  # of a port that is no number
+        return False
 
 
 def is_bpe_name(tokenizer: str) -> bool:
@@ -350,6 +364,11 @@ class InspectConfig(FilterConfig):
 class ServeConfig(LoadConfig):
     """How to answer requests for text by HTTP."""
 
+    remote: str = call_option(
+        "",
+        "address of another such server, to which all requests are passed on; such as https://NAME.modal.run",
+        Rule(is_remote_address, "an address that begins with https://, or with http:// and a name of this machine"),
+    )
     host: str = call_option(
         "127.0.0.1", "address to listen on; another one than this machine's own needs a token", NOT_EMPTY
     )
@@ -362,6 +381,12 @@ class ServeConfig(LoadConfig):
     )
     max_waiting: int = call_option(
         100, "requests that may wait for the one that is computed; further ones are refused", bounds(ge=1, le=10_000)
+    )
+    answer_seconds: float = call_option(
+        0.0,
+        "longest time of an answer, from its request on; its texts end then; 0: no limit",
+        bounds(ge=0),
+        unit="seconds",
     )
 
 

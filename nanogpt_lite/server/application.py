@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator, Collection, Generator
 from functools import partial
 from typing import Any
@@ -24,17 +23,15 @@ from nanogpt_lite.server import answers, completion_request, inspection_request,
 from nanogpt_lite.server.access import AccessControl
 from nanogpt_lite.server.answers import AnswerForm, Piece, PieceMaker
 from nanogpt_lite.server.completion_request import MAX_TOKENS_WITH_LOGPROBS, TextRequest
+from nanogpt_lite.server.deadline import Deadline
 from nanogpt_lite.server.error_answers import HANDLERS
 from nanogpt_lite.server.event_stream import Counts, EventStream, Step, first_item, stopped_with_client
 from nanogpt_lite.server.fields import FieldError
 from nanogpt_lite.server.generation_queue import GenerationQueue
 from nanogpt_lite.server.inspection_request import InspectionRequest
+from nanogpt_lite.server.request_body import read_object
 from nanogpt_lite.server.run_catalog import Entry, RunCatalog
 from nanogpt_lite.server.start_page import start_page
-
-MAX_BODY = 2**20  # bytes
-MAX_DEPTH = 10  # of lists and objects in a body
-BODY_SECONDS = 10.0  # for all of a body to arrive
 
 
 def make_application(
@@ -76,7 +73,7 @@ class Server:
     async def start_page(self, request: Request) -> Response:
         """What this is, and how to ask it."""
         entries = await run_in_threadpool(self.catalog.entries)
-        return HTMLResponse(start_page(entries, str(request.base_url).rstrip("/")))
+        return HTMLResponse(start_page([entry.name for entry in entries], str(request.base_url).rstrip("/")))
 
     async def health(self, _: Request) -> Response:
         """Whether the server answers, and what it does."""
@@ -98,7 +95,7 @@ class Server:
 
     async def completions(self, request: Request) -> Response:
         """Texts that follow a prompt."""
-        asked = completion_request.read_completion(await _read_body(request), self.settings)
+        asked = completion_request.read_completion(await read_object(request), self.settings)
         return await self._answer(request, asked, is_chat=False)
 
     async def chat(self, request: Request) -> Response:
@@ -109,14 +106,14 @@ class Server:
                 "/v1/completions, or start the server with `chat_template`"
             )
         template = self.settings.chat_template.replace("\\n", "\n")  # as a shell passes it
-        asked = completion_request.read_chat(await _read_body(request), self.settings, template)
+        asked = completion_request.read_chat(await read_object(request), self.settings, template)
         return await self._answer(request, asked, is_chat=True)
 
     async def inspect(self, request: Request) -> Response:
         """What a network makes of a text."""
-        asked = inspection_request.read_inspection(await _read_body(request), self.settings)
+        asked = inspection_request.read_inspection(await read_object(request), self.settings)
         entry = await run_in_threadpool(self.catalog.find, asked.model)
-        job = self.jobs.submit(partial(_inspect, self.catalog, entry, asked))
+        job = self.jobs.submit(partial(_inspect, self.catalog, entry, asked, self._deadline()))
         async with stopped_with_client(request, job):
             async for content in job:
                 if content:
@@ -126,7 +123,7 @@ class Server:
     async def _answer(self, request: Request, asked: TextRequest, *, is_chat: bool) -> Response:
         entry = await run_in_threadpool(self.catalog.find, asked.model)
         form = AnswerForm(entry.name, is_chat=is_chat)
-        job = self.jobs.submit(partial(self._generate, entry, asked))
+        job = self.jobs.submit(partial(self._generate, entry, asked, self._deadline()))
         if asked.streams:
             first = await first_item(request, job)
             if first is None:
@@ -142,15 +139,19 @@ class Server:
             raise self._stopped()
         return JSONResponse(form.whole(pieces, *counts))
 
+    def _deadline(self) -> Deadline:
+        return Deadline(self.settings.answer_seconds)
+
     def _stopped(self) -> Exception:
         """The error of a request whose job was stopped."""
         return HTTPException(503, "the server has stopped") if self.jobs.is_closed else ClientDisconnect()
 
-    def _generate(self, entry: Entry, asked: TextRequest) -> Generator[Step, None, None]:
-        """The texts that a request asks for, in the thread that computes.
+    def _generate(self, entry: Entry, asked: TextRequest, deadline: Deadline) -> Generator[Step, None, None]:
+        """The texts that a request asks for, in the thread that computes. After the deadline, they end.
 
         The first item comes before the first token.
         """
+        deadline.require_time_left()
         loaded = self.catalog.load(entry)
         _, tokenizer = loaded
         prompt = asked.prompt if asked.prompt is not None else inference.default_prompt(tokenizer)
@@ -162,12 +163,15 @@ class Server:
         )
         with contextlib.closing(steps):
             for pieces in _echo(loaded, prompt, prompt_tokens, asked) if asked.echo else [[]]:
+                deadline.require_time_left()
                 yield pieces, (prompt_tokens, 0)
             for step, chunks in enumerate(steps):
-                before = maker.num_tokens
-                pieces = list(maker.add(chunks, is_last=step == asked.settings.max_new_tokens))
+                before, is_late = maker.num_tokens, deadline.is_over
+                pieces = list(maker.add(chunks, is_last=is_late or step == asked.settings.max_new_tokens))
                 self.num_tokens += maker.num_tokens - before
                 yield pieces, (prompt_tokens, maker.num_tokens)
+                if is_late:
+                    return
 
 
 def _echo(loaded: Loaded, prompt: str, prompt_tokens: int, asked: TextRequest) -> Generator[list[Piece], None, None]:
@@ -192,8 +196,11 @@ def _echo(loaded: Loaded, prompt: str, prompt_tokens: int, asked: TextRequest) -
     yield [Piece(index, prompt, logprobs) for index in range(asked.settings.num_samples)]
 
 
-def _inspect(catalog: RunCatalog, entry: Entry, asked: InspectionRequest) -> Generator[bytes, None, None]:
+def _inspect(
+    catalog: RunCatalog, entry: Entry, asked: InspectionRequest, deadline: Deadline
+) -> Generator[bytes, None, None]:
     """The JSON of a reading, in the thread that computes; before it nothing, for each part of the text that is read."""
+    deadline.require_time_left()
     loaded = catalog.load(entry)
     model, tokenizer = loaded
     inspection_request.require_readable(asked, len(tokenizer.encode(asked.text, what="text")), model.config)
@@ -204,43 +211,10 @@ def _inspect(catalog: RunCatalog, entry: Entry, asked: InspectionRequest) -> Gen
     ) as steps:
         for reading in steps:
             if reading is None:
+                deadline.require_time_left()
                 yield b""
             else:
                 yield inspection_request.encode_reading(reading, tokenizer, asked, entry.name)
-
-
-async def _read_body(request: Request) -> dict[str, Any]:
-    """The JSON object in a body. `HTTPException` if it is none, too large, or too slow."""
-    content = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in request.stream():
-                content += chunk
-                if len(content) > MAX_BODY:
-                    raise HTTPException(413, f"the body is too large; send at most {MAX_BODY:,} bytes", _CLOSE)
-    except TimeoutError:
-        message = f"the body did not arrive within {BODY_SECONDS:g} s; send the request again"
-        raise HTTPException(408, message, _CLOSE) from None
-    try:
-        body = json.loads(content)
-        json.dumps(body, ensure_ascii=False).encode()  # not possible of a half of a surrogate pair
-        if not _is_shallow(body, MAX_DEPTH):
-            raise ValueError
-    except (ValueError, RecursionError):  # ValueError: also if it is not UTF-8
-        raise HTTPException(400, f"the body is no JSON in UTF-8; {_EXAMPLE}") from None
-    if not isinstance(body, dict):
-        raise HTTPException(400, f"the body is no JSON object; {_EXAMPLE}")
-    return body
-
-
-def _is_shallow(value: object, depth: int) -> bool:
-    """Whether lists and objects are nested at most `depth` times."""
-    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
-    return depth >= 0 and all(_is_shallow(child, depth - 1) for child in children)
-
-
-_CLOSE = {"Connection": "close"}
-_EXAMPLE = 'send one such as {"prompt": "ROMEO:"}'
 
 
 def _describe(entry: Entry) -> dict[str, Any]:

@@ -24,7 +24,8 @@ def describe_error(error: Exception) -> tuple[int, dict[str, Any]]:
     if isinstance(error, UserError):
         return 400, error_body(str(error), param=error.field if isinstance(error, FieldError) else None)
     if isinstance(error, HTTPException):
-        return error.status_code, error_body(error.detail)
+        kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
+        return error.status_code, error_body(error.detail, kind)
     if is_out_of_memory(error):
         return 503, error_body("out of memory; ask for fewer texts, or for a smaller network", "server_error")
     return 500, error_body("the server failed; its log says why", "server_error")

@@ -37,10 +37,10 @@ class EventStream(Response):
         try:
             async with stopped_with_client(Request(scope, receive), self.job):
                 start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-                await _send(send, start)
+                await send_in_time(send, start)
                 async for event in self._events():
-                    await _send(send, {"type": "http.response.body", "body": event, "more_body": True})
-                await _send(send, {"type": "http.response.body", "body": b"", "more_body": False})
+                    await send_in_time(send, {"type": "http.response.body", "body": event, "more_body": True})
+                await send_in_time(send, {"type": "http.response.body", "body": b"", "more_body": False})
         except TimeoutError:
             pass  # the client takes nothing; the connection is closed without the end of the stream
         finally:
@@ -75,7 +75,8 @@ class EventStream(Response):
         return [self.form.event(piece) for piece in merge_pieces(pieces)]
 
 
-async def _send(send: Send, message: Message) -> None:
+async def send_in_time(send: Send, message: Message) -> None:
+    """Send a part of an answer. `TimeoutError` if the client takes nothing for `SEND_SECONDS`."""
     async with asyncio.timeout(SEND_SECONDS):
         await send(message)
 

@@ -1,14 +1,15 @@
 """`ng.serve` and `ng.app`: the application run by uvicorn, or for any other ASGI server."""
 
 import asyncio
+import importlib
 import ipaddress
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from nanogpt_lite.config.options import ServeConfig
+from nanogpt_lite.config.options import LOOPBACK_NAMES, ServeConfig
 from nanogpt_lite.config.signatures import with_options
 from nanogpt_lite.errors import UserError
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:  # which need an extra, or take long to import
     from nanogpt_lite.runs.run_folder import RunLike
     from nanogpt_lite.server.generation_queue import GenerationQueue
 
-LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
+OPTIONS_WITH_REMOTE = ("remote", "host", "port", "token", "max_waiting")
 SHUTDOWN_SECONDS = 2  # for requests that are being answered
 MORE_CONNECTIONS = 100  # than requests may wait; further ones are refused at once
 CLIENT_MILLISECONDS = 120_000  # for a client to confirm what was sent to it
@@ -35,11 +36,13 @@ def app(
 
     `run` may be what `load` returned. `allowed_hosts`: the names under which the server may be asked; with "*" it is
     any name, and pages of other sites may read from it (DNS rebinding) unless there is a token. `UserError` if there is
-    no checkpoint, or without the extra `serve`.
+    no checkpoint, or without the extra `serve`. With `remote`, the requests are passed on to another server, which has
+    the runs: no `run` is given then.
     """
     settings = ServeConfig.from_dict({**options})
     if isinstance(allowed_hosts, str):
         raise UserError(f"`allowed_hosts={allowed_hosts!r}` is one text; give a list: `[{allowed_hosts!r}]`")
+    _require_no_other_options(run, options)
     return _make(run, settings, allowed_hosts)[0]
 
 
@@ -48,9 +51,11 @@ def serve(run: "RunLike | Loaded" = None, **options: "Unpack[ServeOptions]") -> 
     """Answer requests for text from a run by HTTP, until the process is interrupted (`KeyboardInterrupt`).
 
     `run` may be what `load` returned. `UserError` if there is no checkpoint, if the port is taken, without the extra
-    `serve`, in a notebook, or for an address beyond this machine without a `token`.
+    `serve`, in a notebook, or for an address beyond this machine without a `token`. `remote`: see `app`.
     """
     settings = ServeConfig.from_dict({**options})
+    _require_no_other_options(run, options)
+    _require_package("uvicorn")
     _require_no_event_loop()
     is_loopback = _is_loopback(settings.host)
     if not is_loopback and not settings.token:
@@ -71,18 +76,17 @@ def _make(
     run: "RunLike | Loaded", settings: ServeConfig, allowed_hosts: Sequence[str]
 ) -> "tuple[ASGIApp, GenerationQueue]":
     """The application, and the queue of its jobs."""
-    try:
-        import starlette  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError:
-        raise UserError(
-            "a server needs starlette and uvicorn; install them: pip install 'nanogpt-lite[serve]'"
-        ) from None
+    _require_package("starlette")
     from nanogpt_lite.server.application import make_application
     from nanogpt_lite.server.generation_queue import GenerationQueue
 
     settings = settings.replace({"token": _read_token(settings.token)})
     jobs = GenerationQueue(settings.max_waiting)
+    if settings.remote:
+        _require_package("httpx")
+        from nanogpt_lite.server.remote import make_remote_application
+
+        return make_remote_application(settings, allowed_hosts=allowed_hosts), jobs
     return make_application(run, settings, jobs, allowed_hosts=allowed_hosts), jobs
 
 
@@ -113,6 +117,23 @@ def _run(application: "ASGIApp", jobs: "GenerationQueue", listener: socket.socke
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
     Server(config).run(sockets=[listener])
+
+
+def _require_no_other_options(run: "RunLike | Loaded", options: Mapping[str, object]) -> None:
+    """`UserError` if `remote` is given beside what only the other server can decide."""
+    if not options.get("remote"):
+        return
+    if run is not None:
+        raise UserError("`remote` is a server that has runs of its own; leave the run out (`out_dir`)")
+    if others := [name for name in options if name not in OPTIONS_WITH_REMOTE]:
+        raise UserError(f"`{others[0]}` is for the `remote` server to decide; leave it out, or give it there")
+
+
+def _require_package(name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        raise UserError(f"a server needs {name}; install it: pip install 'nanogpt-lite[serve]'") from None
 
 
 def _require_no_event_loop() -> None:

@@ -3,8 +3,6 @@
 import html
 from collections.abc import Sequence
 
-from nanogpt_lite.server.run_catalog import Entry
-
 PAGE = """<!doctype html>
 <html lang="en">
 <head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>nanogpt_lite</title></head>
@@ -30,7 +28,7 @@ PAGE = """<!doctype html>
 """
 
 
-def start_page(entries: Sequence[Entry], url: str) -> str:
-    """The page. `url`: under which the server was asked."""
-    models = "\n".join(f"<li>{html.escape(entry.name)}</li>" for entry in entries)
-    return PAGE.format(models=models, url=html.escape(url))
+def start_page(models: Sequence[str], url: str) -> str:
+    """The page. `models`: their names; `url`: under which the server was asked."""
+    items = "\n".join(f"<li>{html.escape(name)}</li>" for name in models)
+    return PAGE.format(models=items, url=html.escape(url))

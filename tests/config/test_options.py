@@ -38,6 +38,8 @@ BOUNDARIES: dict[str, tuple[list[Any], list[Any]]] = {  # name: (last valid valu
     "top": ([1, 1000], [0, 1001]),
     "host": (["a"], [""]),
     "port": ([0, 65535], [-1, 65536]),
+    "answer_seconds": ([0], [-1e-9]),
+    "remote": (["", "https://a.org"], ["http://a.org", "a.org"]),
     "max_waiting": ([1, 10_000], [0, 10_001]),
     "chat_template": (["", "{content}"], ["{role}: "]),
     "seed": ([0, 2**63 - 1], [-1, 2**63]),

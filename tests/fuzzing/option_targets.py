@@ -21,6 +21,7 @@ from nanogpt_lite.config.schema import Options, parse_values, type_of
 from nanogpt_lite.config.spelling import for_command_line, for_modal
 from nanogpt_lite.data import download
 from nanogpt_lite.errors import shorten
+from nanogpt_lite.server import serving
 
 NUMBERS = ["3", "0", "-1", "1", "7", "64", "1e9", "0.5", "1e-9", "nan", "inf", "-inf", "1_000", "٣", " 3", "+3", "0x10"]
 NUMBERS += ["9" * 30, "9" * 5000, "1e400", "-0.0", "2147483648", "9223372036854775808", "1e-400"]
@@ -123,6 +124,7 @@ class CommandLine(Target[list[str]]):
         with (
             patch.object(pipeline, "train", _validate_only(TrainConfig)),
             patch.object(main_job, "run", _validate_only(RunConfig)),
+            patch.object(serving, "_run", lambda *arguments, **options: None),
             patch.object(download, "fetch", _offline),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(error),

@@ -11,7 +11,7 @@ from nanogpt_lite.cli.main import main
 from nanogpt_lite.server import serving
 
 pytest.importorskip("starlette", reason="needs starlette (the extra serve)")
-pytest.importorskip("httpx", reason="needs httpx, which openai brings")
+pytest.importorskip("httpx", reason="needs httpx (the extra serve)")
 
 PATHS = ["/", "/health", "/v1/models", "/api/runs", "/nothing"]
 
@@ -155,9 +155,11 @@ def test_a_server_in_a_notebook_is_refused(trained):
         asyncio.run(cell())
 
 
-def test_a_missing_extra_is_one_line(trained, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert main(["serve"]) == 2
+@pytest.mark.parametrize("package", ["starlette", "uvicorn", "httpx"])
+def test_a_missing_extra_is_one_line(package, trained, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    arguments = ["--remote", "https://example.org"] if package == "httpx" else []
+    assert main(["serve", *arguments]) == 2
     assert capsys.readouterr().err.endswith(
-        "error: a server needs starlette and uvicorn; install them: pip install 'nanogpt-lite[serve]'\n"
+        f"error: a server needs {package}; install it: pip install 'nanogpt-lite[serve]'\n"
     )

@@ -11,7 +11,8 @@ import nanogpt_lite as ng
 from nanogpt_lite.server import completion_request, generation_queue, inspection_request
 
 application = pytest.importorskip("nanogpt_lite.server.application", reason="needs starlette (the extra serve)")
-pytest.importorskip("httpx", reason="needs httpx, which openai brings")
+request_body = pytest.importorskip("nanogpt_lite.server.request_body", reason="needs starlette (the extra serve)")
+pytest.importorskip("httpx", reason="needs httpx (the extra serve)")
 
 COMPLETIONS, CHAT, INSPECT = "/v1/completions", "/v1/chat/completions", "/api/inspect"
 
@@ -138,15 +139,15 @@ def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch):
     async def receive():
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(application, "BODY_SECONDS", 0.01)
+    monkeypatch.setattr(request_body, "BODY_SECONDS", 0.01)
     request = application.Request({"type": "http", "method": "POST", "headers": []}, receive)
     with pytest.raises(application.HTTPException, match="did not arrive within") as caught:
-        asyncio.run(application._read_body(request))
+        asyncio.run(request_body.read_object(request))
     assert caught.value.status_code == 408
 
 
 def test_a_body_that_is_too_large_is_refused(client):
-    response = client.post(COMPLETIONS, content=b'{"prompt": "' + b"9" * application.MAX_BODY + b'"}')
+    response = client.post(COMPLETIONS, content=b'{"prompt": "' + b"9" * request_body.MAX_BODY + b'"}')
     assert response.status_code == 413
 
 

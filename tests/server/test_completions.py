@@ -12,7 +12,7 @@ from tiny import TINY
 import nanogpt_lite as ng
 
 pytest.importorskip("starlette", reason="needs starlette (the extra serve)")
-pytest.importorskip("httpx", reason="needs httpx, which openai brings")
+pytest.importorskip("httpx", reason="needs httpx (the extra serve)")
 
 GREEDY = {"temperature": 0}
 REQUESTS: list[dict[str, Any]] = [
