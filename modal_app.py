@@ -4,6 +4,7 @@
     modal run modal_app.py --dataset my.txt --gpu H100      your own text, another GPU
     modal run modal_app.py::train --max-iters=2000          one step of the pipeline, with any option of the library
     modal run modal_app.py::sample --start "ROMEO:"
+    modal deploy modal_app.py::web_app                      an API in the form of OpenAI's, for a run
     modal run modal_app.py::benchmark                       how fast it is on a GPU, beside nanoGPT
 
 First what containers are made of, then the Functions that run in them, then the commands, which run on your machine:
@@ -269,6 +270,42 @@ def bring(out_dir: str = "", to: str = "", overwrite: bool = False) -> str:
 def delete(out_dir: str) -> str:
     """Delete a run from the Volume."""
     return housekeeping.report(f"deleted {housekeeping.delete_run(stored_files(), volume, shared, out_dir)}")
+
+
+# A web endpoint is an ASGI application with a URL, for which Modal starts a container when a request comes. Here it is
+# the server of `nanogpt-lite serve`, for one run, in an App of its own: `modal run` needs no URL. Modal's proxy lets
+# those in who send a key of the workspace. A memory snapshot keeps what was imported before it, for later containers.
+WEB_GPU, WEB_RUN = os.environ.get("NANOGPT_WEB_GPU", ""), os.environ.get("NANOGPT_WEB_RUN", "")  # a CPU, the newest
+web_app = modal.App("nanogpt-lite-web")
+web_image = (
+    gpu_packages.uv_pip_install("starlette==1.10.0")
+    .env({"NANOGPT_WEB_GPU": WEB_GPU, "NANOGPT_WEB_RUN": WEB_RUN})
+    .add_local_python_source("nanogpt_lite")
+)
+entry_points.show_when_deployed("web_app", lambda: rental.describe_web(WEB_GPU))
+
+
+# `modal.concurrent`: one container takes several requests at once, which wait there for their turn.
+@web_app.cls(
+    image=web_image, volumes={"/data": volume.with_mount_options(read_only=True)}, gpu=WEB_GPU or None,
+    cpu=rental.WEB_CORES, memory=rental.WEB_MEMORY_MIB, scaledown_window=rental.WEB_IDLE_SECONDS, max_containers=1,
+    enable_memory_snapshot=True, startup_timeout=600,
+)  # fmt: skip
+@modal.concurrent(max_inputs=100)
+class Web:
+    """A run that answers by HTTP. docs/modal.md shows how programs ask it."""
+
+    @modal.enter(snap=True)
+    def import_packages(self) -> None:
+        """Import PyTorch and the rest, which takes longer than loading a run."""
+        from nanogpt_lite.cloud import web_job  # noqa: F401
+
+    @modal.asgi_app(requires_proxy_auth=True)
+    def api(self) -> Any:
+        """The application, made when a container starts."""
+        from nanogpt_lite.cloud import container, web_job
+
+        return web_job.make_application(container.open_storage(volume), WEB_RUN, device="cuda" if WEB_GPU else "cpu")
 
 
 # The benchmark is an App of its own: `modal run` builds the Images of one App, and no training needs this one. Commands

@@ -57,6 +57,7 @@ class Function:
     app: App
     definition: api_pb2.Function
     params: bytes = b""
+    web_urls: dict[str, str] = field(default_factory=dict)  # by method
     queue: deque["Input"] = field(default_factory=deque)
     containers: list[Container] = field(default_factory=list)  # running ones
 
@@ -69,6 +70,7 @@ class Call:
     inputs: list["Input"] = field(default_factory=list)
     outputs: list[api_pb2.FunctionGetOutputsItem] = field(default_factory=list)
     chunks: list[api_pb2.DataChunk] = field(default_factory=list)  # yielded by a generator
+    data_in: list[api_pb2.DataChunk] = field(default_factory=list)  # what the client of a web endpoint sends
 
     @property
     def client_retries(self) -> bool:

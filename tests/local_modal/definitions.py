@@ -50,6 +50,7 @@ def handle_metadata(function: Function) -> api_pb2.FunctionHandleMetadata:
                 supported_input_formats=method.supported_input_formats,
                 supported_output_formats=method.supported_output_formats,
                 app_id=function.app.app_id,
+                web_url=function.web_urls.get(name, ""),
             )
             for name, method in definition.method_definitions.items()
         },

@@ -12,6 +12,7 @@ from .app_rpcs import AppRpcs
 from .calls import MAX_WAIT, App, Call, Changes, Dispatcher, Function, Input
 from .definitions import function_data, handle_metadata, with_options
 from .rpcs import Caller, Request
+from .web import WebEndpoint
 
 IDLE_SECONDS = 60  # Modal's scaledown_window, where the app sets none
 
@@ -26,6 +27,7 @@ class FunctionRpcs:
         self._calls: dict[str, Call] = {}
         self._variants: dict[bytes, Function] = {}
         self._numbers = count(1)
+        self.web_endpoints: dict[tuple[str, str], WebEndpoint] = {}  # by function id and method
 
     async def function_precreate(self, request: Request, caller: Caller) -> api_pb2.FunctionPrecreateResponse:
         function = self._new_function(
@@ -48,6 +50,15 @@ class FunctionRpcs:
         ranked = request.function_data.ranked_functions  # set for a list of GPUs, the preferred one first
         definition = ranked[0].function if ranked else request.function
         function = self._new_function(self._apps.app(request.app_id), definition, request.existing_function_id)
+        for name, method in definition.method_definitions.items():
+            if method.webhook_config.type == api_pb2.WEBHOOK_TYPE_ASGI_APP:
+                if old := self.web_endpoints.get((function.function_id, name)):
+                    await old.close()
+                endpoint = WebEndpoint(
+                    function, name, method.webhook_config, self._dispatcher, self._changes, self._calls
+                )
+                self.web_endpoints[function.function_id, name] = endpoint
+                function.web_urls[name] = endpoint.url
         return api_pb2.FunctionCreateResponse(
             function_id=function.function_id,
             function=definition,
@@ -163,6 +174,19 @@ class FunctionRpcs:
                 sent += 1
                 if chunk.index > request.last_index:
                     yield chunk
+
+    async def function_call_get_data_in(self, request: Request, caller: Caller) -> AsyncIterator[api_pb2.DataChunk]:
+        """What the client of a web endpoint sends."""
+        chunks = self._call(request.function_call_id).data_in
+        sent = request.last_index
+
+        def has_more() -> bool:
+            return sent < len(chunks)
+
+        while await self._changes.wait_for(has_more, MAX_WAIT):
+            for chunk in chunks[sent:]:
+                sent += 1
+                yield chunk
 
     async def container_hello(self, request: Request, caller: Caller) -> Empty:
         assert caller is not None

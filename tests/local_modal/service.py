@@ -143,6 +143,11 @@ class LocalModal:
         """The layers of images, each with its `dockerfile_commands`, in the order of their creation."""
         return list(self._objects.images.values())
 
+    @property
+    def web_urls(self) -> list[str]:
+        """The URLs of all web endpoints, in the order of their creation."""
+        return [endpoint.url for endpoint in self._functions.web_endpoints.values()]
+
     def image_of(self, container: Container) -> str:
         """The Dockerfile commands of the container's image, one a line, after those of the images it is based on. They
         name the packages that the app installs by name, not those in a file that the build copies."""
@@ -211,6 +216,8 @@ class LocalModal:
         for container in self.containers:
             await container.exited.wait()
         await self._blocks.close()
+        for endpoint in self._functions.web_endpoints.values():
+            await endpoint.close()
         if self._server is not None:
             self._server.close()
             with suppress(TimeoutError):

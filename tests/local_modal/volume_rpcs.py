@@ -118,7 +118,10 @@ class VolumeRpcs:
         return Empty()
 
     async def volume_commit(self, request: Request, caller: Caller) -> api_pb2.VolumeCommitResponse:
-        self._working_copy(request.volume_id, caller).commit()
+        copy = self._working_copy(request.volume_id, caller)
+        if copy.read_only:
+            raise GRPCError(Status.FAILED_PRECONDITION, "the Volume is mounted read-only")
+        copy.commit()
         return api_pb2.VolumeCommitResponse(skip_reload=False)  # the client reloads next
 
     async def volume_reload(self, request: Request, caller: Caller) -> Empty:
@@ -132,7 +135,8 @@ class VolumeRpcs:
         return Empty()
 
     def mount(self, mount: api_pb2.VolumeMount, root: Path) -> WorkingCopy:
-        return WorkingCopy(self.find(mount.volume_id), root / mount.mount_path.strip("/"))
+        folder = root / mount.mount_path.strip("/")
+        return WorkingCopy(self.find(mount.volume_id), folder, read_only=mount.read_only)
 
     def all_metadata(self) -> dict[str, api_pb2.VolumeMetadata]:
         return {volume_id: self.metadata(volume) for volume_id, volume in self._volumes.items()}

@@ -92,9 +92,10 @@ class Volume:
 class WorkingCopy:
     """The copy of a Volume that one container works on, in a folder of its own."""
 
-    def __init__(self, volume: Volume, folder: Path) -> None:
+    def __init__(self, volume: Volume, folder: Path, *, read_only: bool = False) -> None:
         self.volume = volume
         self.folder = folder
+        self.read_only = read_only
         self._known: dict[str, str] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self.refresh()

@@ -191,6 +191,8 @@ def test_the_commands_of_a_page_run_in_their_order(page, shakespeare, capsys, mo
         if GPT2 & {*words}:
             continue
         if words[0] == "serve":
+            if words[1] == "--remote":  # test_modal_web.py runs it
+                continue
             assert words[1] == "--out_dir"
             with server_process(Path(words[2]), *words[3:]) as (address, _):
                 assert requests.get(f"{address}/health", timeout=60).ok
@@ -242,15 +244,15 @@ def test_every_other_command_is_one_that_exists():
                 case "pytest":
                     assert arguments in ([], ["-n", "auto"], ["--cov"])
                 case "curl":
-                    assert page == SERVE_PAGE, "tests/server/test_serving.py runs it"
+                    assert page in (SERVE_PAGE, MODAL_PAGE), "test_serving.py and test_modal_web.py run it"
                 case "pre-commit":
                     assert arguments == ["install"]
                 case "modal":
                     assert page in (README, MODAL_PAGE), "tests/cloud/test_modal_app.py reads these two"
                 case _:
                     is_setting = (
-                        program.startswith(("NANOGPT_GPU=", "NANOGPT_SECRET="))
-                        and words[1] == "modal"
+                        program.startswith(("NANOGPT_GPU=", "NANOGPT_SECRET=", "NANOGPT_WEB_RUN="))
+                        and "modal" in words[1:3]
                         and page == MODAL_PAGE
                     )
                     assert program in ("nanogpt-lite", "torchrun") or is_setting, words
@@ -289,7 +291,7 @@ def test_the_python_of_a_page_runs(page, shakespeare, capsys):
 def test_blocks_are_of_a_language_that_is_tested():
     for page in PAGES:
         fences = re.findall(r"^```(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
-        assert set(fences[::2]) <= {"sh", "python", "text"}, page.name
+        assert set(fences[::2]) <= {"sh", "python", "text"} | ({"yaml"} if page == MODAL_PAGE else set()), page.name
         assert set(fences[1::2]) <= {""}, page.name
     assert not [page.name for page in [*DOCS, CONTRIBUTING] if code_blocks(page, "text")]  # README: a sample
     assert len(code_blocks(README, "text")) == 1

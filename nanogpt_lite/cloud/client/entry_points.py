@@ -65,6 +65,16 @@ def command_of(function: "Function[..., Any, Any]") -> Callable[[Any], Command]:
     return decorate
 
 
+@exit_on_error()
+def show_when_deployed(app: str, line: Callable[[], str], arguments: Sequence[str] = tuple(sys.argv)) -> None:
+    """Print a line if `modal serve` or `modal deploy` names an App of the file, as FILE::APP.
+
+    Neither command calls a local entry point, which could print it.
+    """
+    if {"serve", "deploy"} & {*arguments} and any(argument.endswith(f"::{app}") for argument in arguments):
+        print(line())
+
+
 def names_for_modal_run(
     names: Mapping[str, object], file: str, arguments: Sequence[str] = tuple(sys.argv)
 ) -> list[str]:
