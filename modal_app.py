@@ -135,7 +135,7 @@ def sweep_on_cpu(
     from nanogpt_lite.cloud import calls, container, prepare_job
 
     storage = container.open_storage(volume)
-    text_size = functools.partial(prepare_job.prepared_size, storage)
+    text_size = functools.cache(functools.partial(prepare_job.text_size, storage))
     name = f"{out_dir}-{(modal.current_function_call_id() or 'here')[-8:].lower()}"
     trials = sweeps.make_trials(grid, name=name, preset=preset, sweep_iters=sweep_iters, text_size=text_size)
     trainer = train_on_gpu.with_options(**rental.training_options(gpu, time_limit))
@@ -282,16 +282,16 @@ web_image = (
     .env({"NANOGPT_WEB_GPU": WEB_GPU, "NANOGPT_WEB_RUN": WEB_RUN})
     .add_local_python_source("nanogpt_lite")
 )
-entry_points.show_when_deployed("web_app", lambda: rental.describe_web(WEB_GPU))
+entry_points.show_when_deployed("web_app", lambda: plans.describe_web(stored_files(), WEB_RUN, gpu=WEB_GPU))
 
 
-# `modal.concurrent`: one container takes several requests at once, which wait there for their turn.
+# `modal.concurrent`: one container takes several requests at once. They wait there for their turn, or are refused.
 @web_app.cls(
     image=web_image, volumes={"/data": volume.with_mount_options(read_only=True)}, gpu=WEB_GPU or None,
-    cpu=rental.WEB_CORES, memory=rental.WEB_MEMORY_MIB, scaledown_window=rental.WEB_IDLE_SECONDS, max_containers=1,
-    enable_memory_snapshot=True, startup_timeout=600,
+    cpu=(rental.WEB_CORES, rental.WEB_CORES), memory=rental.WEB_MEMORY_MIB, max_containers=1,
+    scaledown_window=rental.WEB_IDLE_SECONDS, enable_memory_snapshot=True, startup_timeout=600,
 )  # fmt: skip
-@modal.concurrent(max_inputs=100)
+@modal.concurrent(max_inputs=rental.WEB_REQUESTS)
 class Web:
     """A run that answers by HTTP. docs/modal.md shows how programs ask it."""
 
@@ -305,7 +305,8 @@ class Web:
         """The application, made when a container starts."""
         from nanogpt_lite.cloud import container, web_job
 
-        return web_job.make_application(container.open_storage(volume), WEB_RUN, device="cuda" if WEB_GPU else "cpu")
+        device, threads = ("cuda", 0) if WEB_GPU else ("cpu", rental.WEB_CORES)
+        return web_job.RunApplication(container.open_storage(volume), WEB_RUN, device=device, threads=threads)
 
 
 # The benchmark is an App of its own: `modal run` builds the Images of one App, and no training needs this one. Commands

@@ -3,7 +3,7 @@
 How a run is trained is in `api.pipeline`, and what its loss is in `api.run_evaluation`.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Unpack
 from weakref import WeakKeyDictionary
 
@@ -75,11 +75,13 @@ def continue_text(
     stops: Sequence[str] | None = None,
     with_logits: bool = False,
     copies: bool = True,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> Generator[list[Chunk], None, None]:
     """What each step adds to `num_samples` texts that follow a prompt; `settings.start` is not read.
 
     `stops`: stop texts in place of `settings.stop`. `with_logits`: also the logits of each token. `copies`: leave the
-    network as it is. `UserError`, at once, if the prompt cannot be encoded.
+    network as it is. When `is_over` is true, no more tokens are generated. `UserError`, at once, if the prompt cannot
+    be encoded.
     """
     model, tokenizer = loaded
     ids = tokenizer.encode(prompt, what="prompt")
@@ -91,7 +93,7 @@ def continue_text(
         recordings = _recordings.setdefault(model, Recordings())
         model = cpu_linear.copy_for_generation(model, *size)
     steps = text_stream.stream_chunks(
-        model, tokenizer, ids, settings, stops, with_logits=with_logits, recordings=recordings
+        model, tokenizer, ids, settings, stops, with_logits=with_logits, recordings=recordings, is_over=is_over
     )
     threads = devices.resolve_threads(settings.threads)
     return generators.context_per_item(steps, lambda: devices.compute_settings(threads, tf32=settings.tf32))

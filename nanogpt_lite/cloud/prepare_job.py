@@ -23,10 +23,10 @@ def prepare_and_push(
     return prepared
 
 
-def prepared_size(storage: Storage, dataset: str, tokenizer: str) -> tuple[int, int] | None:
-    """The number of train tokens and the vocabulary size of a text that is stored with a tokenizer; else None."""
-    prepared = pull_prepared(storage, dataset, tokenizer)
-    return (len(prepared.train), prepared.tokenizer.vocab_size) if prepared else None
+def text_size(storage: Storage, dataset: str, tokenizer: str) -> tuple[int, int]:
+    """The number of train tokens and the vocabulary size of a text with a tokenizer, which is prepared if needed."""
+    prepared = prepare_and_push(storage, dataset, tokenizer=tokenizer)
+    return len(prepared.train), prepared.tokenizer.vocab_size
 
 
 def pull_prepared(storage: Storage, dataset: str, tokenizer: str | Tokenizer) -> Dataset | None:

@@ -18,6 +18,7 @@ from nanogpt_lite.config import presets, recipe
 from nanogpt_lite.config.options import TrainConfig
 from nanogpt_lite.config.schema import Role, Value, parse_values
 from nanogpt_lite.errors import UserError
+from nanogpt_lite.tracking.records import StopReason
 
 SWEEP_ITERS = 200  # steps of a trial, unless the whole training has fewer
 
@@ -25,7 +26,7 @@ Result = float | str
 """The val loss of a trial, or why there is none: in nats per token; per byte, if the tokenizers differ."""
 
 TextSize = Callable[[str, str], tuple[int, int] | None]
-"""The number of train tokens and the vocabulary size of a dataset with a tokenizer; None if it is not known."""
+"""The number of train tokens and the vocabulary size of a dataset with a tokenizer; None if they are not known."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,6 @@ class Trial:
     def run(self) -> str:
         """The name of the run."""
         return str(self.first_options["out_dir"])
-
-    @property
-    def has_steps_left(self) -> bool:
-        """Whether the whole training has more steps than the trial."""
-        return self.resume_options["max_iters"] != self.first_options["max_iters"]
 
 
 def make_trials(
@@ -182,19 +178,20 @@ def run_sweep(
             ids[key] = start(**options).object_id
             storage.write_text(path, json.dumps(ids))
 
-    def wait(key: str, run: str) -> Result:
+    def wait(key: str, run: str) -> Mapping[str, Any] | str:
         result = _wait(get(ids[key]), loss)
         trainer = trained_by(run)
         return _wait(get(trainer), loss) if isinstance(result, str) and trainer not in ("", ids[key]) else result
 
     for trial in trials:
         start_once(trial.run, trial.first_options)
-    results = [wait(trial.run, trial.run) for trial in trials]
+    trained = {trial.run: wait(trial.run, trial.run) for trial in trials}
+    results = [result if isinstance(result, str) else result[loss] for result in trained.values()]
     table = format_table(trials, results)
     print(table)
     storage.write_text(f"sweeps/{name}.md", table)
     best = best_trial(trials, results)
-    if not best.has_steps_left:
+    if not _can_continue(best, trained[best.run]):
         return table
     start_once("best", best.resume_options)
     result = wait("best", best.run)
@@ -230,10 +227,19 @@ def _tokenizers_differ(trials: Sequence[Trial]) -> bool:
     return len({(trial.options.get("tokenizer"), trial.options.get("init_from")) for trial in trials}) > 1
 
 
-def _wait(call: FunctionCall, loss: str) -> Result:
-    """The best val loss of a training, as the result calls it, or the error that ended it."""
+def _can_continue(trial: Trial, result: Mapping[str, Any] | str) -> bool:
+    """Whether a training that ended with this result has steps left, and no other reason to end than its steps."""
+    if isinstance(result, str):
+        return False
+    ended_for_good = result.get("reason") in (StopReason.PATIENCE, StopReason.TARGET_LOSS)
+    return not ended_for_good and result["step"] < trial.resume_options["max_iters"]
+
+
+def _wait(call: FunctionCall, loss: str) -> Mapping[str, Any] | str:
+    """The result of a training, with its best val loss, as the result calls it; or the error that ended it."""
     try:
-        return float(result_or_error(call.get())[loss])
+        result: Mapping[str, Any] = result_or_error(call.get())
+        return {**result, loss: float(result[loss])}
     except Exception as error:  # of any kind: a failed trial must not end the sweep
         return f"{type(error).__name__}: {error}"
 

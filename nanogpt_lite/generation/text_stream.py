@@ -1,6 +1,6 @@
 """Decode generated tokens to text as they come, and end a text before the `stop` text."""
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from typing import NamedTuple
 
@@ -51,11 +51,13 @@ def stream_chunks(
     *,
     with_logits: bool = False,
     recordings: Recordings | None = None,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> Generator[list[Chunk], None, None]:
     """Like `stream_texts`, with all that a step adds.
 
     `stops`: any number of stop texts in place of `config.stop`. `with_logits`: also the logits of each token, for which
-    nothing is recorded. The last step has no tokens.
+    nothing is recorded. `is_over` is asked after each token: when it is true, no more are generated. The last step has
+    no tokens, if not all texts have ended before a stop text.
     """
     ids = torch.from_numpy(prompt.astype(np.int64)).expand(config.num_samples, -1)
     if stops is None:
@@ -71,6 +73,8 @@ def stream_chunks(
             yield [stream.feed(*step) for stream, *step in zip(streams, tokens.tolist(), rows, strict=True)]
             if all(stream.is_stopped for stream in streams):
                 return
+            if is_over():
+                break
     yield [stream.flush() for stream in streams]
 
 

@@ -12,9 +12,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nanogpt_lite.server.answers import error_body
+from nanogpt_lite.http_api.answers import error_body
 
-OPEN_PATHS = ("/health",)  # without the token
+OPEN_PATHS = ("/health",)
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -28,10 +28,15 @@ SECURITY_HEADERS = {
 
 
 class AccessControl:
-    """ASGI middleware. `allowed_hosts`: names that `Host` may have, `*` for any. `token`: empty for none."""
+    """ASGI middleware. `allowed_hosts`: names that `Host` may have, `*` for any. `token`: empty for none.
 
-    def __init__(self, app: ASGIApp, *, allowed_hosts: Collection[str], token: str) -> None:
-        self.app, self.token = app, token
+    `open_paths` need no token.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, allowed_hosts: Collection[str], token: str, open_paths: Collection[str] = OPEN_PATHS
+    ) -> None:
+        self.app, self.token, self.open_paths = app, token, open_paths
         self.allowed_hosts = {host.lower() for host in allowed_hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,7 +64,7 @@ class AccessControl:
         for origin in headers.getlist("origin"):
             if _site(origin) != hosts[0].lower():
                 return _refusal(403, "the request comes from a page of another site, which may not ask this server")
-        if self.token and path not in OPEN_PATHS:
+        if self.token and path not in self.open_paths:
             given = headers.get("authorization", "").encode("latin-1")  # the bytes that were sent
             if not hmac.compare_digest(given, f"Bearer {self.token}".encode()):
                 refusal = _refusal(401, "the request needs the server's token: Authorization: Bearer TOKEN")

@@ -18,19 +18,19 @@ from nanogpt_lite.api import inference, inspection
 from nanogpt_lite.api.inference import Loaded
 from nanogpt_lite.config.options import ServeConfig
 from nanogpt_lite.errors import UserError
+from nanogpt_lite.http_api import answers, completion_request, inspection_request
+from nanogpt_lite.http_api.answers import AnswerForm, Piece, PieceMaker
+from nanogpt_lite.http_api.completion_request import MAX_TOKENS_WITH_LOGPROBS, TextRequest
+from nanogpt_lite.http_api.fields import FieldError
+from nanogpt_lite.http_api.inspection_request import InspectionRequest
+from nanogpt_lite.http_api.request_body import read_object
 from nanogpt_lite.runs.run_folder import RunLike
-from nanogpt_lite.server import answers, completion_request, inspection_request, run_list
 from nanogpt_lite.server.access import AccessControl
-from nanogpt_lite.server.answers import AnswerForm, Piece, PieceMaker
-from nanogpt_lite.server.completion_request import MAX_TOKENS_WITH_LOGPROBS, TextRequest
 from nanogpt_lite.server.deadline import Deadline
 from nanogpt_lite.server.error_answers import HANDLERS
 from nanogpt_lite.server.event_stream import Counts, EventStream, Step, first_item, stopped_with_client
-from nanogpt_lite.server.fields import FieldError
 from nanogpt_lite.server.generation_queue import GenerationQueue
-from nanogpt_lite.server.inspection_request import InspectionRequest
-from nanogpt_lite.server.request_body import read_object
-from nanogpt_lite.server.run_catalog import Entry, RunCatalog
+from nanogpt_lite.server.run_catalog import Entry, RunCatalog, describe_runs
 from nanogpt_lite.server.start_page import start_page
 
 
@@ -91,7 +91,7 @@ class Server:
 
     async def runs(self, _: Request) -> Response:
         """All runs, and how far they are."""
-        return JSONResponse({"runs": await run_in_threadpool(lambda: run_list.describe_runs(self.catalog.entries()))})
+        return JSONResponse({"runs": await run_in_threadpool(lambda: describe_runs(self.catalog.entries()))})
 
     async def completions(self, request: Request) -> Response:
         """Texts that follow a prompt."""
@@ -156,7 +156,9 @@ class Server:
         _, tokenizer = loaded
         prompt = asked.prompt if asked.prompt is not None else inference.default_prompt(tokenizer)
         with_logits = asked.logprobs is not None
-        steps = inference.continue_text(loaded, prompt, asked.settings, stops=asked.stops, with_logits=with_logits)
+        steps = inference.continue_text(
+            loaded, prompt, asked.settings, stops=asked.stops, with_logits=with_logits, is_over=deadline.is_over
+        )
         prompt_tokens = len(tokenizer.encode(prompt))
         maker = PieceMaker(
             tokenizer, asked.settings.num_samples, asked.logprobs, offset=len(prompt) if asked.echo else 0
@@ -165,13 +167,11 @@ class Server:
             for pieces in _echo(loaded, prompt, prompt_tokens, asked) if asked.echo else [[]]:
                 deadline.require_time_left()
                 yield pieces, (prompt_tokens, 0)
-            for step, chunks in enumerate(steps):
-                before, is_late = maker.num_tokens, deadline.is_over
-                pieces = list(maker.add(chunks, is_last=is_late or step == asked.settings.max_new_tokens))
+            for chunks in steps:
+                before = maker.num_tokens
+                pieces = list(maker.add(chunks))
                 self.num_tokens += maker.num_tokens - before
                 yield pieces, (prompt_tokens, maker.num_tokens)
-                if is_late:
-                    return
 
 
 def _echo(loaded: Loaded, prompt: str, prompt_tokens: int, asked: TextRequest) -> Generator[list[Piece], None, None]:

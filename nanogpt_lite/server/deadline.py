@@ -5,7 +5,7 @@ import time
 
 from starlette.exceptions import HTTPException
 
-RETRY_AFTER = 10  # seconds, for a client whose request had to wait for too long
+from nanogpt_lite.server.error_answers import RETRY_AFTER
 
 
 class Deadline:
@@ -15,13 +15,12 @@ class Deadline:
         self._seconds = seconds
         self._end = time.monotonic() + seconds if seconds else math.inf
 
-    @property
     def is_over(self) -> bool:
         """Whether it has passed."""
         return time.monotonic() >= self._end
 
     def require_time_left(self) -> None:
         """`HTTPException` 503 if it has passed."""
-        if self.is_over:
+        if self.is_over():
             message = f"no answer was possible within {self._seconds:g} s; ask for less, or again when fewer ask"
             raise HTTPException(503, message, {"Retry-After": str(RETRY_AFTER)})

@@ -9,8 +9,8 @@ from starlette.responses import JSONResponse, Response
 
 from nanogpt_lite.device.memory import is_out_of_memory
 from nanogpt_lite.errors import UserError
-from nanogpt_lite.server.answers import error_body
-from nanogpt_lite.server.fields import FieldError
+from nanogpt_lite.http_api.answers import error_body
+from nanogpt_lite.http_api.fields import FieldError
 from nanogpt_lite.server.generation_queue import QueueClosedError, QueueFullError
 from nanogpt_lite.server.run_catalog import UnknownModelError
 

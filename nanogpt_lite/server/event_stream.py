@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from nanogpt_lite.server.answers import END_OF_STREAM, AnswerForm, Piece, encode_event, error_body, merge_pieces
+from nanogpt_lite.http_api.answers import END_OF_STREAM, AnswerForm, Piece, encode_event, error_body, merge_pieces
 from nanogpt_lite.server.error_answers import describe_error
 from nanogpt_lite.server.generation_queue import Job
 

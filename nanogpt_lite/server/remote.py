@@ -6,8 +6,9 @@ A browser cannot send the headers that Modal's proxy demands of each request; th
 import asyncio
 import contextlib
 import os
+import re
 from collections.abc import AsyncIterator, Collection, Mapping
-from urllib.parse import quote
+from urllib.parse import unquote
 
 import httpx
 from starlette.applications import Starlette
@@ -19,99 +20,128 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanogpt_lite.config.options import ServeConfig
 from nanogpt_lite.errors import UserError, first_line
+from nanogpt_lite.http_api.answers import encode_event, error_body
+from nanogpt_lite.http_api.request_body import read_bytes
 from nanogpt_lite.server.access import AccessControl
-from nanogpt_lite.server.answers import encode_event, error_body
 from nanogpt_lite.server.error_answers import HANDLERS
 from nanogpt_lite.server.event_stream import send_in_time
-from nanogpt_lite.server.request_body import read_bytes
 from nanogpt_lite.server.start_page import start_page
 
 ID_VARIABLE, SECRET_VARIABLE = "MODAL_PROXY_TOKEN_ID", "MODAL_PROXY_TOKEN_SECRET"
 CONNECT_SECONDS = 10.0
-ANSWER_SECONDS = 180.0  # until an answer begins, and between two parts of it; Modal cuts after 150
-MAX_CONNECTIONS = 200
-REQUEST_HEADERS, ANSWER_HEADERS = ("content-type", "accept", "authorization"), ("content-type", "retry-after")
+KEEP_SECONDS = 2.0  # a connection that is not used: less than the other server keeps it
+REQUEST_HEADERS, ANSWER_HEADERS = (b"content-type", b"accept", b"authorization"), ("content-type", "retry-after")
 
 
-def make_remote_application(settings: ServeConfig, *, allowed_hosts: Collection[str]) -> ASGIApp:
-    """An application that asks the server at `settings.remote`. `UserError` if there is half of a key."""
+def make_remote_application(settings: ServeConfig, *, allowed_hosts: Collection[str]) -> "tuple[ASGIApp, RemoteServer]":
+    """An application that asks the server at `settings.remote`, and that server.
+
+    `UserError` if the address cannot be used, or the key of Modal's proxy in the environment.
+    """
     # of a request to this server, a token is for this one
-    names = [name for name in REQUEST_HEADERS if not (settings.token and name == "authorization")]
-    remote = RemoteServer(settings.remote.rstrip("/"), proxy_headers(os.environ), passed_headers=names)
-    routes = [
-        Route("/", remote.start_page),
-        Route("/{path:path}", Forwarding(remote)),
-    ]
+    names = [name for name in REQUEST_HEADERS if not (settings.token and name == b"authorization")]
+    remote = RemoteServer(settings.remote, proxy_headers(os.environ), passed_headers=names)
+    forward = Forwarding(remote)
+    routes = [Route("/", remote.start_page)]  # other paths would start a container for nothing
+    routes += [Route(path, forward) for path in ("/v1/{path:path}", "/api/{path:path}", "/health")]
     application = Starlette(routes=routes, exception_handlers=HANDLERS, lifespan=remote.lifespan)
-    return AccessControl(application, allowed_hosts=allowed_hosts, token=settings.token)
+    # not even /health is open: each request to the other server may cost something
+    return AccessControl(application, allowed_hosts=allowed_hosts, token=settings.token, open_paths=()), remote
 
 
 def proxy_headers(environment: Mapping[str, str]) -> dict[str, str]:
-    """The headers that Modal's proxy demands; none without a key. `UserError` if only one half of it is given."""
-    token_id, secret = (environment.get(name, "") for name in (ID_VARIABLE, SECRET_VARIABLE))
-    if bool(token_id) != bool(secret):
-        missing = SECRET_VARIABLE if token_id else ID_VARIABLE
-        raise UserError(f"{missing} is not set; a key of Modal's proxy is both {ID_VARIABLE} and {SECRET_VARIABLE}")
+    """The headers that Modal's proxy demands; none without a key. `UserError` if it is incomplete or no valid one."""
+    token_id, secret = (environment.get(name, "").strip() for name in (ID_VARIABLE, SECRET_VARIABLE))
+    for name, value in ((ID_VARIABLE, token_id), (SECRET_VARIABLE, secret)):
+        if not value and (token_id or secret):
+            raise UserError(f"{name} is not set; a key of Modal's proxy is both {ID_VARIABLE} and {SECRET_VARIABLE}")
+        if not re.fullmatch(r"[!-~]*", value):
+            raise UserError(f"{name} has a character that no key has; copy it again from Modal's settings")
     return {"Modal-Key": token_id, "Modal-Secret": secret} if secret else {}
 
 
 class RemoteServer:
     """The server that is asked."""
 
-    def __init__(self, url: str, headers: Mapping[str, str], *, passed_headers: Collection[str]) -> None:
+    def __init__(self, address: str, headers: Mapping[str, str], *, passed_headers: Collection[bytes]) -> None:
         """`headers` are added to each request, which also keeps those of its own that `passed_headers` names."""
-        self.url, self._headers, self._passed_headers = url, headers, passed_headers
-        self._client: httpx.AsyncClient | None = None
+        self.address, self._headers, self._passed_headers = address.rstrip("/"), headers, passed_headers
+        self.is_closed = False
+        self.answering: set[asyncio.Task[None]] = set()
+        try:
+            self._url = httpx.URL(self.address)
+            self._client = self._make_client()
+        except (httpx.InvalidURL, ValueError, ImportError) as error:
+            raise UserError(
+                f"{address} cannot be asked ({first_line(error)}); give another `remote`, and see HTTPS_PROXY and "
+                "ALL_PROXY in the environment"
+            ) from None
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
         """The time in which the application runs."""
-        timeout = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
-        limits = httpx.Limits(max_connections=MAX_CONNECTIONS)
-        async with httpx.AsyncClient(headers=self._headers, timeout=timeout, limits=limits) as self._client:
+        if self._client.is_closed:
+            self._client = self._make_client()
+        self.is_closed = False
+        async with self._client:
             yield
+
+    def close(self) -> None:
+        """End the answers that are being passed on."""
+        self.is_closed = True
+        for task in self.answering:
+            task.cancel()
 
     async def start_page(self, request: Request) -> Response:
         """What this is, and how to ask it."""
-        async with self.answer(request, "/v1/models", b"") as response:
+        async with self.answer(request, b"/v1/models", method="GET") as response:
             content = await response.aread()
+        if not response.is_success:
+            return Response(content, response.status_code, media_type="application/json")
         try:
-            names = [str(model["id"]) for model in httpx.Response(200, content=content).json()["data"]]
+            names = [str(model["id"]) for model in response.json()["data"]]
         except (ValueError, KeyError, TypeError):
-            raise HTTPException(502, f"{self.url} is no server of nanogpt_lite; give its address") from None
+            raise HTTPException(502, f"{self.address} is no server of nanogpt_lite; give the address of one") from None
         return HTMLResponse(start_page(names, str(request.base_url).rstrip("/")))
 
     @contextlib.asynccontextmanager
-    async def answer(self, request: Request, path: str, content: bytes) -> AsyncIterator[httpx.Response]:
-        """Ask for a path with the method and headers of a request.
+    async def answer(
+        self, request: Request, target: bytes, *, method: str, content: bytes = b""
+    ) -> AsyncIterator[httpx.Response]:
+        """Ask for a target (a path and a query) with the headers of a request.
 
         `HTTPException` if there is no answer, or one of something between here and the server.
         """
-        assert self._client is not None, "the application has not started"
-        headers = {name: request.headers[name] for name in self._passed_headers if name in request.headers}
+        headers = [(name, value) for name, value in request.headers.raw if name in self._passed_headers]
+        url = self._url.copy_with(raw_path=self._url.raw_path.rstrip(b"/") + target)
         asked = self._client.stream(
-            request.method,
-            f"{self.url}{quote(path)}",  # quoted, it begins with a slash and cannot become a part of the host
-            params=request.query_params,
-            content=content,
-            headers={**headers, "accept-encoding": "identity"},
+            method, url, content=content, headers=[*headers, (b"accept-encoding", b"identity")], follow_redirects=False
         )
         try:
             async with asked as response:
                 if refusal := await self._refusal(response):
                     raise refusal
                 yield response
-        except httpx.TimeoutException as error:
-            message = f"{self.url} does not answer in time ({type(error).__name__}); try again"
-            raise HTTPException(504, message) from None
-        except httpx.HTTPError as error:
-            message = f"{self.url} cannot be asked ({first_line(error)}); is it running, and is this its address?"
+        except httpx.HTTPError as error:  # its text may have a part of the request, with the key
+            reason = first_line(error) if isinstance(error, httpx.ConnectError) else type(error).__name__
+            message = f"{self.address} cannot be asked ({reason}); is it running, and is this its address?"
             raise HTTPException(502, message) from None
+
+    def _make_client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            headers=self._headers,
+            timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),  # an answer may take long; its client may leave
+            limits=httpx.Limits(max_connections=None, keepalive_expiry=KEEP_SECONDS),
+            trust_env=self._url.scheme == "https",  # else what is not encrypted would go to a proxy of the environment
+        )
 
     async def _refusal(self, response: httpx.Response) -> HTTPException | None:
         """The error of an answer that is not from the server itself; None for one that is."""
+        if response.status_code == 303:  # docs/modal.md
+            return HTTPException(504, f"{self.address} took longer than a request to Modal may; ask again, or for less")
         if response.is_redirect:
-            return HTTPException(504, f"{self.url} took longer than a request to Modal may; ask for less")
+            to = response.headers.get("location", "")
+            return HTTPException(502, f"{self.address} sends requests on to {to}; give that address, if it is right")
         if response.is_success or response.headers.get("content-type", "").startswith("application/json"):
             return None
         said = first_line((await response.aread()).decode(errors="replace") or f"status {response.status_code}")
@@ -119,7 +149,7 @@ class RemoteServer:
             remedy = f"set {ID_VARIABLE} and {SECRET_VARIABLE} to a proxy auth token of the workspace"
         else:
             remedy = "is it deployed, and is this its address?"
-        return HTTPException(response.status_code, f"{self.url} refuses the request ({said}); {remedy}")
+        return HTTPException(response.status_code, f"{self.address} refuses the request ({said}); {remedy}")
 
 
 class Forwarding:
@@ -130,22 +160,24 @@ class Forwarding:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        content = await read_bytes(request)
-        answering = asyncio.create_task(self._answer(request, content, send))
+        target, content = _target(scope), await read_bytes(request)
+        answering = asyncio.create_task(self._answer(request, target, content, send))
         leaving = asyncio.create_task(_wait_until_gone(request))
+        self.remote.answering.add(answering)
         try:
             await asyncio.wait([answering, leaving], return_when=asyncio.FIRST_COMPLETED)
-            if answering.done():
+            if answering.done() and not answering.cancelled():
                 answering.result()
         finally:
             for task in (answering, leaving):
                 task.cancel()
             await asyncio.gather(answering, leaving, return_exceptions=True)
+            self.remote.answering.discard(answering)
 
-    async def _answer(self, request: Request, content: bytes, send: Send) -> None:
+    async def _answer(self, request: Request, target: bytes, content: bytes, send: Send) -> None:
         is_stream = has_begun = False
         try:
-            async with self.remote.answer(request, request.scope["path"], content) as response:
+            async with self.remote.answer(request, target, method=request.method, content=content) as response:
                 is_stream = response.headers.get("content-type", "").startswith("text/event-stream")
                 names = [name for name in ANSWER_HEADERS if name in response.headers]
                 headers = [(name.encode(), response.headers[name].encode()) for name in names]
@@ -157,8 +189,29 @@ class Forwarding:
         except HTTPException as error:
             if not has_begun:
                 raise
-            if is_stream:  # its status is sent already: the stream says it, and has no [DONE]
-                await send(_body(encode_event(error_body(error.detail, "server_error")), more=False))
+            if is_stream:
+                await send(_body(_last_event(error.detail), more=False))
+        except asyncio.CancelledError:
+            if self.remote.is_closed and is_stream:
+                await send(_body(_last_event("the server has stopped"), more=False))
+            elif self.remote.is_closed and not has_begun:
+                raise HTTPException(503, "the server has stopped") from None
+            raise
+        except TimeoutError:
+            pass  # the client takes nothing; the connection is closed without the end of the stream
+
+
+def _last_event(message: str) -> bytes:
+    """The end of a stream whose status is sent already, and which perhaps broke off in the middle of an event."""
+    return b"\n\n" + encode_event(error_body(message, "server_error"))
+
+
+def _target(scope: Scope) -> bytes:
+    """Path and query of a request as they came. `HTTPException` if they may mean a path above the server's."""
+    path: bytes = scope.get("raw_path") or b""
+    if not path.startswith(b"/") or {".", ".."} & {*re.split(r"[/\\]", unquote(path.decode("latin-1")))}:
+        raise HTTPException(400, "the path of the request has a part . or .., or no slash before it; leave it out")
+    return path + (b"?" + scope["query_string"] if scope["query_string"] else b"")
 
 
 def _body(content: bytes, *, more: bool) -> Message:

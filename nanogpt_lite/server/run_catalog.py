@@ -1,19 +1,20 @@
-"""The runs and checkpoints that can be asked for, by name, and their networks.
+"""The runs and checkpoints that can be asked for, by name, their networks, and how far their trainings are.
 
 A name is looked up among those that exist. It never becomes part of a path.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nanogpt_lite.api.inference import Loaded, load_model
 from nanogpt_lite.config.options import LoadConfig
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.runs import run_folder
-from nanogpt_lite.runs.run_folder import RunLike
+from nanogpt_lite.runs.run_folder import Run, RunLike
 
 MAX_LOADED = 2  # networks in memory
 GIVEN_NAME = "network"  # of a network that was loaded before, and has no run
@@ -105,6 +106,31 @@ class RunCatalog:
             with suppress(FileNotFoundError):  # it was removed meanwhile
                 entries[name] = Entry(name, path, int(path.stat().st_mtime))
         return entries
+
+
+def describe_runs(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """For each run of the entries: its checkpoints, the last step, and the losses of the evaluations."""
+    by_folder: dict[Path, list[Entry]] = {}
+    for entry in entries:
+        if entry.path is not None:
+            by_folder.setdefault(entry.path.parent, []).append(entry)
+    return [_describe_run(Run(folder), own) for folder, own in by_folder.items()]
+
+
+def _describe_run(run: Run, entries: Sequence[Entry]) -> dict[str, Any]:
+    records = run.metrics
+    steps = [record["step"] for record in records if "step" in record]
+    evaluations = [record for record in records if record["kind"] == "eval"]
+    results = [record for record in records if record["kind"] == "result"]
+    return {
+        "name": run.out_dir.resolve().name,
+        "models": [entry.name for entry in entries],
+        "step": max(steps, default=None),
+        "is_finished": bool(records) and records[-1]["kind"] == "done",
+        "best_val_loss": min((record["val_loss"] for record in evaluations), default=None),
+        "evaluations": [[record["step"], record["val_loss"]] for record in evaluations],
+        "verdict": results[-1]["verdict"] if results else None,
+    }
 
 
 def _checkpoints(folder: Path) -> Iterator[Path]:

@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Protocol, Unpack
 
 from nanogpt_lite.config.options import LOOPBACK_NAMES, ServeConfig
 from nanogpt_lite.config.signatures import with_options
@@ -19,13 +19,21 @@ if TYPE_CHECKING:  # which need an extra, or take long to import
     from nanogpt_lite.api.inference import Loaded
     from nanogpt_lite.config.keyword_types import AppOptions, ServeOptions
     from nanogpt_lite.runs.run_folder import RunLike
-    from nanogpt_lite.server.generation_queue import GenerationQueue
 
 OPTIONS_WITH_REMOTE = ("remote", "host", "port", "token", "max_waiting")
 SHUTDOWN_SECONDS = 2  # for requests that are being answered
 MORE_CONNECTIONS = 100  # than requests may wait; further ones are refused at once
 CLIENT_MILLISECONDS = 120_000  # for a client to confirm what was sent to it
 BACKLOG = 2048  # connections that the system accepts before the server does
+
+
+class Work(Protocol):
+    """What an application does for its clients: the jobs of a queue, or answers of another server."""
+
+    is_closed: bool
+
+    def close(self) -> None:
+        """End all of it, and begin nothing more."""
 
 
 @with_options(ServeConfig, without=("host", "port"))
@@ -65,32 +73,30 @@ def serve(run: "RunLike | Loaded" = None, **options: "Unpack[ServeOptions]") -> 
         )
     # of addresses beyond this machine, the token keeps foreign pages out
     hosts = (*LOOPBACK_NAMES, _compressed(settings.host)) if is_loopback else ("*",)
-    application, jobs = _make(run, settings, hosts)
+    application, work = _make(run, settings, hosts)
     with _listen(settings.host, settings.port) as listener:
         address = f"http://{_in_url(settings.host)}:{listener.getsockname()[1]}"
         print(f"serving at {address}; stop it by Ctrl-C", file=sys.stderr, flush=True)
-        _run(application, jobs, listener, max_connections=settings.max_waiting + MORE_CONNECTIONS)
+        _run(application, work, listener, max_connections=settings.max_waiting + MORE_CONNECTIONS)
 
 
-def _make(
-    run: "RunLike | Loaded", settings: ServeConfig, allowed_hosts: Sequence[str]
-) -> "tuple[ASGIApp, GenerationQueue]":
-    """The application, and the queue of its jobs."""
+def _make(run: "RunLike | Loaded", settings: ServeConfig, allowed_hosts: Sequence[str]) -> "tuple[ASGIApp, Work]":
+    """The application, and what it does for its clients."""
     _require_package("starlette")
-    from nanogpt_lite.server.application import make_application
-    from nanogpt_lite.server.generation_queue import GenerationQueue
-
     settings = settings.replace({"token": _read_token(settings.token)})
-    jobs = GenerationQueue(settings.max_waiting)
     if settings.remote:
         _require_package("httpx")
         from nanogpt_lite.server.remote import make_remote_application
 
-        return make_remote_application(settings, allowed_hosts=allowed_hosts), jobs
+        return make_remote_application(settings, allowed_hosts=allowed_hosts)
+    from nanogpt_lite.server.application import make_application
+    from nanogpt_lite.server.generation_queue import GenerationQueue
+
+    jobs = GenerationQueue(settings.max_waiting)
     return make_application(run, settings, jobs, allowed_hosts=allowed_hosts), jobs
 
 
-def _run(application: "ASGIApp", jobs: "GenerationQueue", listener: socket.socket, *, max_connections: int) -> None:
+def _run(application: "ASGIApp", work: Work, listener: socket.socket, *, max_connections: int) -> None:
     """Run an application until the process is interrupted."""
     import uvicorn
 
@@ -98,14 +104,14 @@ def _run(application: "ASGIApp", jobs: "GenerationQueue", listener: socket.socke
         """A server that first ends the texts that are being generated, and then waits for its connections."""
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            jobs.close()
+            work.close()
             await super().shutdown(sockets)
 
     async def ending_quietly(scope: "Scope", receive: "Receive", send: "Send") -> None:
         try:
             await application(scope, receive, send)
         except asyncio.CancelledError:  # after `timeout_graceful_shutdown`; else it would be logged as a failure
-            if not jobs.is_closed:
+            if not work.is_closed:
                 raise
 
     config = uvicorn.Config(

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from urllib.parse import urlsplit
 
 import pytest
@@ -28,12 +29,15 @@ FIELDS = {"prompt": "green", "seed": 3, "max_tokens": 60}
 
 
 @pytest.fixture
-def deployed(service, tmp_path, monkeypatch, request):
+def deployed(service, runs, request):
     """Deploy the App, with these environment variables if the fixture is used indirectly; its URL."""
     environment = {**environment_with_modal_alone(service.folder / "alone"), **getattr(request, "param", {})}
     done = service.modal("deploy", TARGET, env=environment, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "serving on a CPU: one container at most, $0.13 an hour while it runs; 5 min after the last" in done.stdout
+    which = "old" if "NANOGPT_WEB_RUN" in environment else "the newest run, now new,"
+    device, dollars = ("a T4", "0.72") if "NANOGPT_WEB_GPU" in environment else ("a CPU", "0.13")
+    cost = f"one container at most, ${dollars} an hour"
+    assert f"serving {which} on {device}: {cost} while it runs; 5 min after the last request it stops" in done.stdout
     (endpoint,) = service.web_urls
     return endpoint
 
@@ -46,6 +50,9 @@ def runs(service, tmp_path, monkeypatch):
     folders = [service.volume(VOLUME_NAME) / "runs" / name for name in ("old", "new")]
     for seed, folder in enumerate(folders):
         ng.train("bottles.txt", preset="cpu", out_dir=folder, max_iters=4, seed=seed, **SMALL)
+    long_ago = time.time() - 60  # Modal knows whole seconds
+    for path in folders[0].iterdir():
+        os.utime(path, (long_ago, long_ago))
     return folders
 
 
@@ -77,12 +84,18 @@ def test_deployed_run_answers_with_the_text_of_the_command_line(runs, deployed, 
     response, content = ask(deployed, "/v1/completions", {**FIELDS, "stream": True})
     assert FIELDS["prompt"] + streamed_text(content) == expected
     assert content.endswith("data: [DONE]\n\n")
-    assert [model["id"] for model in json.loads(ask(deployed, "/v1/models")[1])["data"]] == ["new"], "one run"
+    models = [model["id"] for model in json.loads(ask(deployed, "/v1/models")[1])["data"]]
+    assert models == ["new", "new/last"], "one run"
+    (run,) = json.loads(ask(deployed, "/api/runs")[1])["runs"]
+    assert (run["step"], run["is_finished"]) == (4, True)
     assert ask(deployed, "/v1/completions", {"prompt": "é"})[0].status == 400
     (container,) = service.containers
     assert (container.function, container.cpu, container.memory, container.gpu_type) == ("Web.*", 2, 4096, "")
-    assert container.max_inputs == 100
-    assert all(copy.read_only for copy in container.volumes.values())
+    assert container.max_inputs == 150
+    assert [copy.read_only for copy in container.volumes.values()] == [True]
+    (definition,) = [request.function for name, request in service.calls if name == "FunctionCreate"]
+    assert definition.checkpointing_enabled, "it has a memory snapshot"
+    assert definition.autoscaler_settings.max_containers == 1
     assert "starlette==" in service.image_of(container)
     assert service.failures == []
 
@@ -112,8 +125,8 @@ def test_programs_of_the_page_get_the_text_of_the_command_line(runs, deployed, t
 
     environment = {
         **os.environ,
-        "KEY": PROXY_KEY["Modal-Key"],
-        "SECRET": PROXY_KEY["Modal-Secret"],
+        "MODAL_PROXY_TOKEN_ID": PROXY_KEY["Modal-Key"],
+        "MODAL_PROXY_TOKEN_SECRET": PROXY_KEY["Modal-Secret"],
         "LLM_USER_PATH": str(tmp_path),
         "NO_PROXY": "*",
         "no_proxy": "*",
@@ -124,7 +137,7 @@ def test_programs_of_the_page_get_the_text_of_the_command_line(runs, deployed, t
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    (curl,) = [line for block in code_blocks(PAGE, "sh") for line in block.splitlines() if line.startswith("curl")]
+    (curl,) = [block for block in code_blocks(PAGE, "sh") if block.startswith("curl")]
     command = here(curl).replace("To be", "green").replace("}'", ', "temperature": 0}\'')
     (greedy,) = ng.sample(runs[1], device="cpu", start="green", temperature=0.0)
     assert "green" + json.loads(output_of("bash", "-c", command))["choices"][0]["text"] == greedy
@@ -155,16 +168,47 @@ def test_client_that_goes_away_ends_its_generation_in_the_container(runs, deploy
 @pytest.mark.slow
 @pytest.mark.parametrize("deployed", [{"NANOGPT_WEB_RUN": "old"}], indirect=True)
 def test_run_of_the_environment_variable_is_served(runs, deployed):
-    assert [model["id"] for model in json.loads(ask(deployed, "/v1/models")[1])["data"]] == ["old"]
+    assert json.loads(ask(deployed, "/v1/models")[1])["data"][0]["id"] == "old"
 
 
 @pytest.mark.slow
-def test_volume_without_a_run_is_said_in_each_answer(service, deployed):
+def test_run_that_was_deleted_is_said_in_each_answer_until_there_is_one(runs, deployed, service, tmp_path):
+    for folder in runs:
+        folder.rename(tmp_path / folder.name)
     for _ in range(2):
         response, content = ask(deployed, "/v1/completions", FIELDS)
         assert response.status == 503
         assert "train it: modal run modal_app.py::train" in json.loads(content)["error"]["message"]
+    (tmp_path / "old").rename(runs[0])
+    assert ask(deployed, "/v1/completions", FIELDS)[0].status == 200
     assert len(service.containers) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deployed", [{"NANOGPT_WEB_GPU": "T4"}], indirect=True)
+def test_gpu_of_the_environment_variable_is_rented(deployed, service):
+    response, content = ask(deployed, "/v1/completions", FIELDS)
+    assert response.status == 400
+    assert "cuda" in content, "there is none here, and a rented one that does not work must be an error"
+    assert [container.gpu_type for container in service.containers] == ["T4"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"NANOGPT_WEB_RUN": "typo"}, "there is no checkpoint of a run 'typo'; runs with one: old, new"),
+        ({"NANOGPT_WEB_GPU": "T5"}, "'T5'"),
+        ({"NANOGPT_WEB_GPU": "T4:2"}, "T4:2 is more than one GPU"),
+    ],
+)
+def test_mistake_is_one_line_before_anything_is_deployed(runs, service, variables, expected):
+    environment = {**environment_with_modal_alone(service.folder / "alone"), **variables}
+    done = service.modal("deploy", TARGET, env=environment, timeout=120)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert expected in line
+    assert service.web_urls == []
 
 
 @pytest.mark.slow
@@ -176,6 +220,6 @@ def test_modal_serve_answers_until_it_is_interrupted(runs, service):
     assert response.status == 200, content
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
-    assert "serving on a CPU: one container at most" in stdout
+    assert "on a CPU: one container at most" in stdout
     assert "Traceback" not in stderr + stdout
     service.wait_for(lambda: all(container.end_reason for container in service.containers))

@@ -1,7 +1,7 @@
 """The trials of a sweep's grid, how each is trained once, and the table of their results."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -39,6 +39,7 @@ class Trainings:
     def __init__(self, storage, results, *, fail_at=None):
         self.storage, self.results, self.fail_at = storage, results, fail_at
         self.trained_by = {}  # the id of the call that trains a run
+        self.more = {}  # of each result
         self.started = []  # the options of each training
         self.stored = []  # the ids that were stored before each start
 
@@ -51,7 +52,7 @@ class Trainings:
         return self.call(f"id of {name}")
 
     def call(self, training):
-        return Training(training, self.results[training.removeprefix("id of ")])
+        return Training(training, self.results[training.removeprefix("id of ")], self.more)
 
     def run(self, trials):
         def trained_by(run):
@@ -66,11 +67,13 @@ class Training:
 
     object_id: str
     result: sweeps.Result | BaseException
+    more: dict[str, object] = field(default_factory=dict)  # of the result
 
     def get(self):
         match self.result:
             case float():
-                return {"best_val_loss": self.result, "best_val_loss_per_byte": 2 - self.result}
+                losses = {"best_val_loss": self.result, "best_val_loss_per_byte": 2 - self.result}
+                return {**losses, "step": 100, "reason": "max_iters", **self.more}
             case str():
                 kind, _, message = self.result.partition(": ")
                 return {"error": message, "kind": kind}
@@ -209,7 +212,6 @@ def test_sweep_trains_as_a_training_of_the_same_text(grid, preset, max_iters):
     first = trial.first_options
     assert (first["preset"], first["max_iters"], first["lr_decay_iters"]) == (preset, steps, max_iters)
     assert trial.resume_options["max_iters"] == max_iters
-    assert trial.has_steps_left == (max_iters > 200)
 
 
 def short_text(dataset, tokenizer):
@@ -228,11 +230,31 @@ def test_regularisation_of_a_trial_is_that_of_its_whole_training():
     assert (shorter.first_options["dropout"], longer.first_options["dropout"]) == (0.0, 0.15)
 
 
-def test_best_trial_of_all_steps_is_not_resumed():
-    trials = make_trials(None, learning_rate="1e-4,1e-3", max_iters="100")
+@pytest.mark.parametrize(
+    ("max_iters", "result", "is_resumed"),
+    [
+        ("100", {}, False),
+        ("100", {"step": 60, "reason": "max_seconds"}, True),
+        ("1000", {"reason": "patience"}, False),
+        ("1000", {"reason": "target_loss"}, False),
+        ("1000", {"reason": "max_seconds"}, True),
+    ],
+)
+def test_best_trial_is_resumed_if_it_has_steps_left_and_no_reason_to_end(max_iters, result, is_resumed):
+    trials = make_trials(None, learning_rate="1e-4,1e-3", max_iters=max_iters)
     trainings = Trainings(Texts(), RESULTS)
+    trainings.more = result
     trainings.run(trials)
-    assert trainings.started == [trial.first_options for trial in trials]
+    rest = [trials[1].resume_options] if is_resumed else []
+    assert trainings.started == [*(trial.first_options for trial in trials), *rest]
+
+
+def test_trial_without_an_evaluation_has_no_loss():
+    trials = make_trials(learning_rate="1e-4,1e-3")
+    trainings = Trainings(Texts(), RESULTS)
+    trainings.more = {"best_val_loss": None}
+    with pytest.raises(UserError, match="no trial of the sweep has a val loss"):
+        trainings.run(trials)
 
 
 def test_more_steps_than_a_short_text_needs_are_all_of_them():

@@ -1,16 +1,20 @@
 """The forward pass that keeps what it computes, against the network's own, for every option and preset."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from random_gpt import EXPERT, MODERN, SMALL, VARIANTS, VOCAB, random_gpt, random_ids, random_variant
 
+import nanogpt_lite as ng
 from nanogpt_lite.config.options import NetworkConfig, TrainConfig
 from nanogpt_lite.config.presets import PRESETS
 from nanogpt_lite.model.block import Block
 from nanogpt_lite.model.gpt import GPT
 from nanogpt_lite.readout.plain_forward import forward_pass, logit_lens
+from nanogpt_lite.tokenizers.bpe import END_OF_TEXT, BPETokenizer
 
 SMALL_SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 24}  # the other options are the preset's
 OPTIONS = [*VARIANTS, {"n_head": 1}, {"n_layer": 1}, {"n_head": 16, "position": "rotary"}, {"activation": "gelu_tanh"}]
@@ -52,6 +56,35 @@ def test_logits_attention_and_lens_are_those_of_the_network(options, length):
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_network_of_each_preset_is_read_as_it_computes(name):
     require_identities(of_preset(name), random_ids(1, 24)[0])
+
+
+def gpt2_tokenizer(text):
+    """GPT-2's tokenizer, but with few merges."""
+    merges = ng.prepare(text, tokenizer="bpe-300", out_dir="merges").tokenizer.to_json()["merges"]
+    return BPETokenizer("gpt2", merges, [END_OF_TEXT])
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "byte", "bpe-300", "gpt2"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_trained_network_of_each_preset_and_tokenizer_is_read_as_it_computes(
+    preset, tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    text = "9 green bottles, 十 grüne Flaschen 🍾\n"
+    Path("bottles.txt").write_text(100 * text, encoding="utf-8")
+    kind = gpt2_tokenizer("bottles.txt") if tokenizer == "gpt2" else tokenizer
+    data = ng.prepare("bottles.txt", tokenizer=kind, out_dir="prepared")
+    options: dict[str, Any] = {**SMALL_SHAPE, "block_size": 64, "batch_size": 8, "max_iters": 8, "eval_interval": 8}
+    options |= {"device": "cpu", "threads": 1}
+    run = ng.train(data, preset=preset, out_dir="run", **options)
+    model, tokenizer_of_run = ng.load(run, device="cpu", threads=1)
+    ids = torch.from_numpy(tokenizer_of_run.encode(text).astype("int64"))
+    require_identities(model, ids)
+    reading = ng.inspect(run, text, device="cpu", threads=1)
+    assert reading.text == text
+    with torch.inference_mode():
+        loss = model(ids[None, :-1], ids[None, 1:])[1]
+    assert reading.mean_surprise == pytest.approx(loss.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, MODERN], ids=["gpt2", "modern"])

@@ -8,10 +8,11 @@ import pytest
 from served_app import client_of
 
 import nanogpt_lite as ng
-from nanogpt_lite.server import completion_request, generation_queue, inspection_request
+from nanogpt_lite.http_api import completion_request, inspection_request
+from nanogpt_lite.server import generation_queue
 
 application = pytest.importorskip("nanogpt_lite.server.application", reason="needs starlette (the extra serve)")
-request_body = pytest.importorskip("nanogpt_lite.server.request_body", reason="needs starlette (the extra serve)")
+request_body = pytest.importorskip("nanogpt_lite.http_api.request_body", reason="needs starlette (the extra serve)")
 pytest.importorskip("httpx", reason="needs httpx (the extra serve)")
 
 COMPLETIONS, CHAT, INSPECT = "/v1/completions", "/v1/chat/completions", "/api/inspect"

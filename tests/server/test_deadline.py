@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 from served_app import client_of
+from tiny import TINY
 
 import nanogpt_lite as ng
 
@@ -21,6 +22,15 @@ class Clock:
 
     def monotonic(self):
         return next(self.ticks)
+
+
+@pytest.fixture(scope="module")
+def bytes_run(tmp_path_factory):
+    """A run of a text in bytes, whose characters have several."""
+    folder = tmp_path_factory.mktemp("bytes")
+    (folder / "text.txt").write_text("éàü十🍾 bottles hanging " * 200, encoding="utf-8")
+    data = ng.prepare(folder / "text.txt", tokenizer="byte", out_dir=folder / "data")
+    return ng.train(data, out_dir=folder / "run", **TINY)
 
 
 @pytest.fixture
@@ -48,12 +58,26 @@ def test_stream_ends_as_one_that_has_all_tokens(client):
     assert '"finish_reason": "length"' in streamed
 
 
+@pytest.mark.parametrize("more", [{}, {"logprobs": 2}, {"stop": "bottles hanging"}])
+def test_what_was_held_back_is_a_part_of_the_text(bytes_run, monkeypatch, more):
+    """Every character has several bytes, and is perhaps the beginning of the stop text."""
+    fields = {"prompt": "é", "seed": 3, "n": 3, "temperature": 2.0, **more}
+    monkeypatch.setattr(deadline, "time", Clock())
+    with client_of(bytes_run, answer_seconds=20) as client:
+        ended = client.post("/v1/completions", json={**fields, "max_tokens": 60}).json()
+    tokens = ended["usage"]["completion_tokens"] // 3
+    with client_of(bytes_run) as client:
+        expected = client.post("/v1/completions", json={**fields, "max_tokens": tokens}).json()
+    assert 10 < tokens < 20
+    assert ended["choices"] == expected["choices"]
+
+
 @pytest.mark.parametrize(("path", "fields"), [("/v1/completions", FIELDS), ("/api/inspect", {"text": "9 green"})])
 def test_request_whose_time_is_over_before_it_begins_is_refused(shared_run, path, fields):
     with client_of(shared_run, answer_seconds=1e-9) as client:
         response = client.post(path, json=fields)
     assert response.status_code == 503
-    assert response.headers["retry-after"] == "10"
+    assert response.headers["retry-after"] == "2"
     error = response.json()["error"]
     assert error["type"] == "server_error"
     assert error["message"] == "no answer was possible within 1e-09 s; ask for less, or again when fewer ask"

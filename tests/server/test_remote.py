@@ -3,6 +3,7 @@
 import http.client
 import json
 import re
+import signal
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -114,7 +115,8 @@ def test_runs_readings_and_errors_are_those_of_the_server_behind_it(client, run_
     unknown = client.post("/v1/completions", json={"prompt": "é"})
     assert (unknown.status_code, "U+00E9" in message(unknown)) == (400, True)
     assert client.get("/v1/models/other").status_code == 404
-    assert client.get("/no/such/path").status_code == 404
+    assert client.get("/v1/no/such/path").status_code == 404
+    assert client.head("/").status_code == 200
     page = client.get("/")
     assert f"<li>{name}</li>" in page.text
     assert "http://localhost:8000/v1/completions" in page.text
@@ -122,7 +124,8 @@ def test_runs_readings_and_errors_are_those_of_the_server_behind_it(client, run_
 
 def test_access_is_checked_before_anything_is_passed_on():
     with stand_in(says(200, b"{}")) as (address, asked), client_before(address, token="secret") as client:
-        assert client.get("/v1/models").status_code == 401
+        for path in ("/", "/v1/models", "/health"):
+            assert client.get(path).status_code == 401
         assert client.get("/v1/models", headers={"Host": "evil.example"}).status_code == 421
         assert client.get("/v1/models", headers={"Origin": "https://evil.example"}).status_code == 403
         assert asked == []
@@ -135,9 +138,9 @@ def test_key_of_modals_proxy_is_added_and_the_token_of_the_server_behind_is_kept
     monkeypatch.setenv(remote.SECRET_VARIABLE, "ws-2")
     with stand_in(says(200, b"{}")) as (address, asked), client_before(address) as client:
         headers = {"Authorization": "Bearer theirs", "Cookie": "a=b", "Modal-Key": "forged"}
-        assert client.post("/v1/completions?a=%26", json={"prompt": "x"}, headers=headers).json() == {}
+        assert client.post("/v1/completions?a=%26&a=2&b", json={"prompt": "x"}, headers=headers).json() == {}
     (request,) = asked
-    assert (request.command, request.path, request.body) == ("POST", "/v1/completions?a=%26", b'{"prompt":"x"}')
+    assert (request.command, request.path, request.body) == ("POST", "/v1/completions?a=%26&a=2&b", b'{"prompt":"x"}')
     assert request.headers.get_all("Modal-Key") == ["wk-1"]
     assert request.headers.get_all("Modal-Secret") == ["ws-2"]
     assert request.headers["Authorization"] == "Bearer theirs"
@@ -146,18 +149,37 @@ def test_key_of_modals_proxy_is_added_and_the_token_of_the_server_behind_is_kept
     assert "Cookie" not in request.headers
 
 
-@pytest.mark.parametrize(
-    "path", ["/%2F@evil.example/", "//evil.example/", "/@evil.example", "/..%2f..%2fx", "/%3fa%23b"]
-)
-def test_no_path_leads_to_another_server(path):
-    with stand_in(says(200, b"{}")) as (address, asked), server_process(None, "--remote", address) as (local, _):
-        connection = http.client.HTTPConnection(local.removeprefix("http://"), timeout=30)
-        connection.putrequest("GET", path)  # as it is: other clients would change it
-        connection.endheaders()
-        assert connection.getresponse().status == 200
-        connection.close()
-    assert [request.headers["Host"] for request in asked] == [address.removeprefix("http://")]
-    assert asked[0].path.startswith("/")
+def raw_status(local, path):
+    """The status of an answer to a path that is sent as it is: other clients would change it."""
+    connection = http.client.HTTPConnection(local.removeprefix("http://"), timeout=30)
+    connection.putrequest("GET", path)
+    connection.endheaders()
+    response = connection.getresponse()
+    response.read()
+    connection.close()
+    return response.status
+
+
+def test_no_path_leads_to_another_server_or_above_its_address():
+    with (
+        stand_in(says(200, b"{}")) as (address, asked),
+        server_process(None, "--remote", f"{address}/below") as (local, _),
+    ):
+        for path in (
+            "/%2F@evil.example/",
+            "//evil.example/",
+            "/@evil.example",
+            "@evil.example",
+            "/other",
+            "/favicon.ico",
+        ):
+            assert raw_status(local, path) == 404, path
+        for path in ("/v1/../../x", "/v1/..%2f..%2fx", "/v1/%2e%2e/x", "/v1/./x", "/v1/..\\x", "%2Fv1/@evil.example"):
+            assert raw_status(local, path) in (400, 404), path
+        assert asked == []
+        for path in ("/v1/%3fa%23b", "/v1/@evil.example", "/v1//evil.example", "/v1/a%2Fb?x=..", "/api/runs"):
+            assert raw_status(local, path) == 200
+            assert asked.pop().path == f"/below{path}"
 
 
 @pytest.mark.parametrize(
@@ -170,7 +192,8 @@ def test_no_path_leads_to_another_server(path):
         ),
         (says(404, b"modal-http: app not found", "text/plain"), 404, "app not found.*is it deployed"),
         (says(502, b"", "text/html"), 502, "status 502.*is it deployed"),
-        (says(303, b"", Location="https://evil.example/"), 504, "took longer than a request to Modal may"),
+        (says(303, b"", Location="https://evil.example/"), 504, "took longer than a request to Modal may; ask again"),
+        (says(308, b"", Location="https://www.example.org"), 502, "sends requests on to https://www.example.org"),
         (says(429, b'{"error": {"message": "wait"}}', Retry_After="2"), 429, "^wait$"),
         (lambda handler: handler.connection.close(), 502, "cannot be asked .*is it running"),
     ],
@@ -194,6 +217,16 @@ def test_server_that_is_not_there_is_an_error():
             assert address in message(response)
 
 
+@pytest.mark.parametrize("status", [401, 429, 503])
+def test_start_page_passes_on_why_there_is_none(status):
+    with (
+        stand_in(says(status, b'{"error": {"message": "train it"}}')) as (address, _),
+        client_before(address) as client,
+    ):
+        response = client.get("/")
+        assert (response.status_code, message(response)) == (status, "train it")
+
+
 @pytest.mark.parametrize("content", [b"hello", b'{"data": 3}', b'{"data": [{"name": 1}]}'])
 def test_start_page_before_something_else_is_an_error(content):
     with stand_in(says(200, content)) as (address, _), client_before(address) as client:
@@ -207,7 +240,7 @@ def test_stream_that_breaks_off_ends_with_an_error_instead_of_done():
         handler.send_header("Content-Type", "text/event-stream")
         handler.send_header("Content-Length", "1000")
         handler.end_headers()
-        handler.wfile.write(b"data: {}\n\n")
+        handler.wfile.write(b'data: {}\n\ndata: {"half')
 
     with stand_in(answer) as (address, _), client_before(address) as client:
         *_, last, end = client.post("/v1/completions", json={"stream": True}).text.split("\n\n")
@@ -241,6 +274,21 @@ def test_client_that_goes_away_ends_the_generation_behind(address, stream):
         wait_for(lambda: not is_generating())
 
 
+def test_stream_of_a_server_that_is_stopped_ends_with_an_error_instead_of_done(address):
+    fields = {"prompt": PROMPT, "max_tokens": 16_384, "n": 4, "stream": True}
+    with server_process(None, "--remote", address) as (local, process):
+        connection = http.client.HTTPConnection(local.removeprefix("http://"), timeout=30)
+        connection.request("POST", "/v1/completions", json.dumps(fields))
+        response = connection.getresponse()
+        assert response.read(10)
+        process.send_signal(signal.SIGTERM)
+        *_, last, end = response.read().decode().split("\n\n")
+        connection.close()
+        process.wait(timeout=30)
+    assert end == ""
+    assert json.loads(last.removeprefix("data: "))["error"]["message"] == "the server has stopped"
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -263,6 +311,47 @@ def test_half_of_a_key_is_refused(given, missing, monkeypatch):
     monkeypatch.delenv(names[missing], raising=False)
     with pytest.raises(ng.UserError, match=f"{names[missing]} is not set"):
         ng.app(remote="https://example.org")
+
+
+def test_a_key_that_cannot_be_one_is_refused_and_never_shown(monkeypatch):
+    monkeypatch.setenv(remote.ID_VARIABLE, "wk-1")
+    monkeypatch.setenv(remote.SECRET_VARIABLE, "ws-se cret")
+    with pytest.raises(ng.UserError, match=f"{remote.SECRET_VARIABLE} has a character that no key has") as error:
+        ng.app(remote="https://example.org")
+    assert "cret" not in str(error.value)
+
+
+def test_a_line_break_after_a_key_is_no_part_of_it():
+    environment = {remote.ID_VARIABLE: "wk-1\r\n", remote.SECRET_VARIABLE: " ws-2 "}
+    assert remote.proxy_headers(environment) == {"Modal-Key": "wk-1", "Modal-Secret": "ws-2"}
+    assert remote.proxy_headers({}) == {}
+
+
+def test_what_is_not_encrypted_goes_to_no_proxy_of_the_environment(monkeypatch):
+    with stand_in(says(200, b"{}")) as (address, asked), stand_in(says(200, b"{}")) as (proxy, by_proxy):
+        monkeypatch.setenv("HTTP_PROXY", proxy)
+        monkeypatch.setenv("http_proxy", proxy)
+        with client_before(address) as client:
+            assert client.get("/v1/models").status_code == 200
+        assert (len(asked), by_proxy) == (1, [])
+
+
+def test_an_address_or_a_proxy_that_cannot_be_used_is_an_error_at_once(monkeypatch):
+    for variable in ("ALL_PROXY", "HTTPS_PROXY", "all_proxy", "https_proxy"):
+        monkeypatch.setenv(variable, "nonsense://x")
+    with pytest.raises(ng.UserError, match="cannot be asked .*see HTTPS_PROXY"):
+        ng.app(remote="https://example.org")
+
+
+def test_an_application_without_a_lifespan_asks_too():
+    from starlette.applications import Starlette
+    from starlette.routing import Mount
+    from starlette.testclient import TestClient
+
+    with stand_in(says(200, b'{"a": 1}')) as (address, _):
+        app = Starlette(routes=[Mount("/below", ng.app(remote=address))])
+        client = TestClient(app, base_url="http://localhost:8000")
+        assert client.get("/below/health").json() == {"a": 1}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nanogpt_lite.cloud import sweeps
-from nanogpt_lite.cloud.client import checks, memory_check
+from nanogpt_lite.cloud.client import checks, memory_check, rental
 from nanogpt_lite.cloud.client.dataset_texts import Text, find_text
 from nanogpt_lite.cloud.client.rental import (
     BENCHMARK_SECONDS,
@@ -147,6 +147,13 @@ def plan_benchmark(flags: Mapping[str, Any], *, gpu: str) -> Plan:
     options = _without(flags, *RENTAL_FLAGS, "to")
     require_known([options.get("device", "cuda")], ("cuda", "cpu"), "device")
     return Plan({**options, "time_limit": rental.seconds}, rental, rental.function_options)
+
+
+def describe_web(stored: StoredFiles, run: str, *, gpu: str) -> str:
+    """What is served at a URL, and what it costs. `run`: empty for the newest one. `UserError` if there is none."""
+    name = stored.require_run(run_name(run))
+    which = name if run else f"the newest run, now {name},"
+    return f"serving {which} {rental.describe_web(gpu)}"
 
 
 def plan_sweep(stored: StoredFiles, flags: Mapping[str, Any], *, gpu: str) -> Plan:

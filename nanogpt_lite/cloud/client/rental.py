@@ -23,6 +23,7 @@ CORES_PER_GPU, MEMORY_MIB_PER_GPU = 4, 8192
 CORES_WITHOUT_GPU = 2  # of a call without a GPU: a text is prepared
 WEB_CORES, WEB_MEMORY_MIB = 2, 4096  # of the container that serves a run
 WEB_IDLE_SECONDS = 5 * MINUTE  # that it waits for a further request
+WEB_REQUESTS = 150  # at once: more than may wait for their turn, so that the others are refused and not left waiting
 # Modal's prices, as of June 2026: https://modal.com/pricing
 DOLLARS_PER_CORE_SECOND, DOLLARS_PER_GIB_SECOND = 0.0000131, 0.00000222
 
@@ -160,11 +161,11 @@ def single_gpus(gpus: str) -> list[str]:
 
 
 def describe_web(gpu: str) -> str:
-    """What the container that serves a run costs, in one line. `gpu`: its type; empty: a CPU.
+    """What the container that serves a run costs. `gpu`: its type; empty: a CPU.
 
     >>> describe_web("")
-    'serving on a CPU: one container at most, $0.13 an hour while it runs; 5 min after the last request it stops, and \
-then nothing is paid'
+    'on a CPU: one container at most, $0.13 an hour while it runs; 5 min after the last request it stops, and then \
+nothing is paid'
     """
     request = parse_gpu(gpu) if gpu else None
     if request is not None and request.count > 1:
@@ -173,7 +174,7 @@ then nothing is paid'
     dollars = host + ((_MODAL_GPUS[request.type].dollars_per_second or 0.0) if request else 0.0)
     device = f"a {request.type}" if request else "a CPU"
     return (
-        f"serving on {device}: one container at most, ${HOUR * dollars:.2f} an hour while it runs; "
+        f"on {device}: one container at most, ${HOUR * dollars:.2f} an hour while it runs; "
         f"{format_seconds(WEB_IDLE_SECONDS)} after the last request it stops, and then nothing is paid"
     )
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanogpt_lite.config.options import InspectConfig, LoadConfig, NetworkConfig
+from nanogpt_lite.http_api.fields import FieldError, given_fields, read_flag, read_model, read_options
 from nanogpt_lite.readout.reading import Reading
-from nanogpt_lite.server.fields import FieldError, given_fields, read_flag, read_model, read_options
 from nanogpt_lite.tokenizers.base import Tokenizer
 
 MAX_TOKENS = 4096

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanogpt_lite.config.options import LoadConfig, SampleConfig
-from nanogpt_lite.server.fields import FieldError, given_fields, read_count, read_flag, read_model, read_options
+from nanogpt_lite.http_api.fields import FieldError, given_fields, read_count, read_flag, read_model, read_options
 
 MAX_TOKENS = 16_384  # in a text
 MAX_TEXTS = 32  # in a request

@@ -68,8 +68,8 @@ class PieceMaker:
         self._is_finished = [False] * num_texts
         self.num_tokens = 0
 
-    def add(self, chunks: Sequence[Chunk], *, is_last: bool = False) -> Iterator[Piece]:
-        """The pieces of one step. `is_last`: no more will come."""
+    def add(self, chunks: Sequence[Chunk]) -> Iterator[Piece]:
+        """The pieces of one step."""
         for index, chunk in enumerate(chunks):
             if chunk.token is not None:
                 self.num_tokens += 1
@@ -80,10 +80,10 @@ class PieceMaker:
             self._released[index] += len(chunk.text)
             logprobs = None
             if self._logprobs is not None:
-                if is_last and not chunk.is_stopped:
+                if chunk.token is None:
                     self._end(index)
                 logprobs = self._held_back[index].take_until(self._released[index])
-            self._is_finished[index] = is_last or chunk.is_stopped
+            self._is_finished[index] = chunk.token is None or chunk.is_stopped  # no more text will come
             reason = ("stop" if chunk.is_stopped else "length") if self._is_finished[index] else None
             if chunk.text or logprobs or reason:
                 yield Piece(index, chunk.text, logprobs, reason)
