@@ -20,10 +20,10 @@ ANSWER_SECONDS = 90  # Modal cuts a request after 150, and some pass until a con
 
 
 class RunApplication:
-    """The server of the run `name`, or of the newest one if that is empty. Who may ask is decided before, by Modal's proxy.
+    """The server of the run `name`, or of the newest one if that is empty.
 
-    If there is no such run, each answer says so, until there is one: a container that ends with an error would be
-    started again and again.
+    Who may ask is decided before, by Modal's proxy. If there is no such run, each answer says so, until there is one: a
+    container that ends with an error would be started again and again.
     """
 
     def __init__(self, storage: Storage, name: str, *, device: str, threads: int) -> None:

@@ -56,8 +56,11 @@ class KVCache:
         """From now on, take one token at a time, at the position that the tensor `position` (1,) holds.
 
         It is set to `length` and then increases on the device. So each step runs the same kernels on the same
-        memory, whatever the length, which a CUDA graph requires (see `generation.cuda_graph`).
+        memory, whatever the length, which a CUDA graph requires (see `generation.cuda_graph`). What an earlier text
+        left behind the tokens is cleared: the mask excludes it, but 0 times NaN, of float16, would be NaN.
         """
+        for kept in (self.keys, self.values):
+            kept[:, :, :, self.length :].zero_()
         self.device_position = position.fill_(self.length)
 
     def positions(self, num_new: int) -> Tensor:

@@ -100,6 +100,19 @@ def test_a_recording_is_kept_for_texts_of_the_same_shape(log):
     assert len(recordings._kept) == 2, "both temperatures share a cache"
 
 
+def test_numbers_that_an_earlier_text_left_in_the_cache_do_not_count(log):
+    """Such as NaN, if the earlier one was too much for float16."""
+    model, recordings = make_model(), Recordings()
+    text_of(model, make_prompts(3, 4), recordings=recordings)
+    (recording,) = recordings._kept.values()
+    with torch.inference_mode():
+        for kept in (recording.cache.keys, recording.cache.values):
+            kept.fill_(torch.nan)
+    text = text_of(model, make_prompts(3, 4), recordings=recordings)
+    assert torch.equal(text, text_of(model, make_prompts(3, 4), use_cache=False))
+    assert log.counts()["capture"] == 1, "the recording was used again"
+
+
 def test_a_recording_is_kept_if_a_text_is_left_before_its_end(log):
     model, recordings = make_model(), Recordings()
     for _ in range(2):

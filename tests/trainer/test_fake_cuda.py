@@ -141,7 +141,7 @@ def copies(operators, source, target):
 
 @pytest.mark.parametrize("call", CALLS)
 def test_a_step_never_waits_for_the_gpu(call, all_operators):
-    """But with float16, where the loss scaler asks whether gradients are finite, as in nanoGPT."""
+    """But with float16, where the loss scaler asks whether gradients are finite."""
     waits = [operator.name for operator in all_operators[call] if operator.is_wait]
     assert waits == (["_local_scalar_dense"] if call.endswith(" float16") else [])
 
