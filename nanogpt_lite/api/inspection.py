@@ -25,7 +25,7 @@ def inspect(run: RunLike | Loaded, text: str, **options: Unpack[InspectOptions])
     loaded = run if isinstance(run, tuple) else load_model(run, settings)[:2]
     if not text:
         raise UserError("`text` is empty, so there is nothing to read; give at least one character")
-    *_, reading = read_with(loaded, read_prompt(text), settings, top=settings.top)
+    *_, reading = read_with(loaded, read_prompt(text, what="text"), settings, top=settings.top)
     assert reading is not None
     return reading
 

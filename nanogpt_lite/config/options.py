@@ -367,7 +367,7 @@ class ServeConfig(LoadConfig):
     remote: str = call_option(
         "",
         "address of another such server, to which all requests are passed on; such as https://NAME.modal.run",
-        Rule(is_remote_address, "an address that begins with https://, or with http:// and a name of this machine"),
+        Rule(is_remote_address, "an address such as https://a.example, or of this machine http://localhost:8000"),
     )
     host: str = call_option(
         "127.0.0.1", "address to listen on; another one than this machine's own needs a token", NOT_EMPTY
@@ -395,8 +395,10 @@ class RunConfig(TrainConfig, SampleConfig):
     """The options of the whole pipeline: prepare, train, sample."""
 
 
-def read_prompt(start: str) -> str:
+def read_prompt(start: str, *, what: str = "prompt") -> str:
     """A prompt, or the text of the file that it names: what the option `start` gives.
+
+    `what`: its name in an error.
 
     `UserError` if the file cannot be read or is empty.
     """
@@ -406,7 +408,7 @@ def read_prompt(start: str) -> str:
     try:
         prompt = Path(path).read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the prompt file {path!r} cannot be read ({error}); give a file of UTF-8 text") from error
+        raise UserError(f"the {what} file {path!r} cannot be read ({error}); give a file of UTF-8 text") from error
     if not prompt:
-        raise UserError(f"the prompt file {path!r} is empty; write at least one character into it")
+        raise UserError(f"the {what} file {path!r} is empty; write at least one character into it")
     return prompt

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nanogpt_lite.config.options import FilterConfig
+from nanogpt_lite.errors import UserError
 from nanogpt_lite.model.gpt import GPT
 from nanogpt_lite.readout import coloured_text, figures
 from nanogpt_lite.readout.expectations import FILTERS, Expectation, Window, read_windows
@@ -124,16 +125,21 @@ class Reading:
         return figures.surprise_figure(self.tokens, self.surprise)
 
     def plot_attention(self, layer: int) -> "Figure":
-        """A matplotlib Figure: the attention of each head of a layer, from 0. `UserError` without matplotlib.
+        """A matplotlib Figure: the attention of each head of a layer, from 0.
 
-        Of a text that is longer than the context, its first context.
+        Of a text that is longer than the context, its first context. `UserError` without matplotlib, or if there is no
+        such layer.
         """
         weights = self.windows[0].attention
         assert weights is not None, "the text was read without attention"
+        if not 0 <= layer < len(weights):
+            raise UserError(f"there is no layer {layer}; give 0 to {len(weights) - 1}")
         weights = weights[layer]
         return figures.attention_figure(self.tokens[: weights.size(-1)], weights, title=f"layer {layer}")
 
     def __repr__(self) -> str:
+        if len(self.ids) == 1:
+            return "<Reading of 1 token, which has no surprise>"
         return f"<Reading of {len(self.ids)} tokens, {self.mean_surprise:.2f} nats per token>"
 
     def _repr_html_(self) -> str:

@@ -23,6 +23,9 @@ def describe_error(error: Exception) -> tuple[int, dict[str, Any]]:
         return 404, error_body(str(error), param="model")
     if isinstance(error, UserError):
         return 400, error_body(str(error), param=error.field if isinstance(error, FieldError) else None)
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "POST")
+        return 405, error_body(f"this path cannot be asked in this way; send {allowed}")
     if isinstance(error, HTTPException):
         kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
         return error.status_code, error_body(error.detail, kind)

@@ -65,7 +65,8 @@ class RemoteServer:
 
     def __init__(self, address: str, headers: Mapping[str, str], *, passed_headers: Collection[bytes]) -> None:
         """`headers` are added to each request, which also keeps those of its own that `passed_headers` names."""
-        self.address, self._headers, self._passed_headers = address.rstrip("/"), headers, passed_headers
+        self.address = address.rstrip("/").removesuffix("/v1")  # with which OpenAI's clients name a server
+        self._headers, self._passed_headers = headers, passed_headers
         self.is_closed = False
         self.answering: set[asyncio.Task[None]] = set()
         try:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Unpack
+from urllib.parse import urlsplit
 
 from nanogpt_lite.config.options import LOOPBACK_NAMES, ServeConfig
 from nanogpt_lite.config.signatures import with_options
@@ -66,6 +67,9 @@ def serve(run: "RunLike | Loaded" = None, **options: "Unpack[ServeOptions]") -> 
     _require_package("uvicorn")
     _require_no_event_loop()
     is_loopback = _is_loopback(settings.host)
+    other = urlsplit(settings.remote)
+    if is_loopback and other.hostname in LOOPBACK_NAMES and other.port == settings.port:
+        raise UserError(f"`remote={settings.remote!r}` is this server itself; give it another `port`")
     if not is_loopback and not settings.token:
         raise UserError(
             f"`host={settings.host!r}` lets other machines ask this server; give a `token` that they have to know, or "
@@ -127,8 +131,10 @@ def _run(application: "ASGIApp", work: Work, listener: socket.socket, *, max_con
 
 def _require_no_other_options(run: "RunLike | Loaded", options: Mapping[str, object]) -> None:
     """`UserError` if `remote` is given beside what only the other server can decide."""
-    if not options.get("remote"):
+    if "remote" not in options:
         return
+    if not options["remote"]:
+        raise UserError("`remote` is empty; give the address of a server, or leave it out")
     if run is not None:
         raise UserError("`remote` is a server that has runs of its own; leave the run out (`out_dir`)")
     if others := [name for name in options if name not in OPTIONS_WITH_REMOTE]:

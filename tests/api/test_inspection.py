@@ -65,8 +65,16 @@ def test_a_text_that_cannot_be_read_is_an_error_of_the_user(trained, tmp_path):
         ng.inspect(trained, "9 é")
     (tmp_path / "note.txt").write_text("9 green")
     assert ng.inspect(trained, "FILE:note.txt").text == "9 green"
-    with pytest.raises(ng.UserError, match=r"'no\.txt' cannot be read"):
+    with pytest.raises(ng.UserError, match=r"the text file 'no\.txt' cannot be read"):
         ng.inspect(trained, "FILE:no.txt")
+
+
+def test_a_single_token_has_no_surprise_and_a_layer_must_exist(trained):
+    assert repr(ng.inspect(trained, "9")) == "<Reading of 1 token, which has no surprise>"
+    pytest.importorskip("matplotlib", reason="needs matplotlib (the extra plot)")
+    for layer in (1, -1):
+        with pytest.raises(ng.UserError, match=f"there is no layer {layer}; give 0 to 0"):
+            ng.inspect(trained, "9 green").plot_attention(layer)
 
 
 def test_the_command_prints_a_table_where_there_is_no_terminal(trained, capsys):

@@ -204,7 +204,9 @@ def test_no_path_leads_to_a_file(client, path):
 def test_another_method_is_refused(client, method, path):
     response = client.request(method, path)
     assert response.status_code == 405
-    assert set(response.json()) == {"error"}
+    allowed = response.headers["allow"]
+    assert response.json()["error"]["message"] == f"this path cannot be asked in this way; send {allowed}"
+    assert method not in allowed
 
 
 def test_a_checkpoint_that_was_removed_is_not_found(shared_run, client, monkeypatch):

@@ -294,7 +294,8 @@ def test_stream_of_a_server_that_is_stopped_ends_with_an_error_instead_of_done(a
     [
         ({"run": "runs/x"}, "`remote` is a server that has runs of its own; leave the run out"),
         ({"seed": 3}, "`seed` is for the `remote` server to decide"),
-        ({"remote": "http://example.org"}, "an address that begins with https://"),
+        ({"remote": "http://example.org"}, "must be text, an address such as https://a.example"),
+        ({"remote": ""}, "`remote` is empty; give the address of a server, or leave it out"),
     ],
 )
 def test_what_cannot_be_combined_is_refused(options, expected):
@@ -302,6 +303,17 @@ def test_what_cannot_be_combined_is_refused(options, expected):
         ng.app(**{"remote": "https://example.org", **options})
     with pytest.raises(ng.UserError, match=expected):
         ng.serve(**{"remote": "https://example.org", **options})
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost", "[::1]"])
+def test_a_server_does_not_stand_before_itself(name):
+    with pytest.raises(ng.UserError, match="is this server itself; give it another `port`"):
+        ng.serve(remote=f"http://{name}:8000")
+
+
+def test_the_base_url_of_openais_clients_is_an_address_too(address, run_dir):
+    with client_before(f"{address}/v1/") as client:
+        assert client.get("/v1/models").json()["data"][0]["id"] == run_dir.name
 
 
 @pytest.mark.parametrize(("given", "missing"), [(0, 1), (1, 0)])
