@@ -343,9 +343,9 @@ def test_sweep_trains_the_grid_and_resumes_the_best_trial(prepared):
 
 
 @pytest.mark.slow
-def test_sweep_of_ones_own_text_has_the_recipe_of_a_training(prepared):
+def test_sweep_of_ones_own_text_has_the_recipe_of_a_training(prepared, tmp_path):
     small = ["--device=cpu", "--n-layer=1", "--n-embd=16", "--block-size=64", "--batch-size=64", "--ngram=1"]
-    modal_run(prepared, f"{APP}::train", "--dataset=bottles", *small, "--out-dir=alone")
+    modal_run(prepared, f"{APP}::train", "--dataset=bottles", *small, "--out-dir=alone", cwd=tmp_path)
     grid = ["--seed=1,2", "--sweep-iters=30", "--out-dir=grid"]
     modal_run(prepared, f"{APP}::sweep", "--dataset=bottles", *small, *grid)
     folder = prepared.volume(VOLUME_NAME) / "runs"
