@@ -28,7 +28,7 @@ STEP = {
         name="shakespeare_char, compiled",
         unit="tokens/s",
         note="the same with `torch.compile` in both",
-        least_ratio=1.0,  # it is the same network, and has more launches: docs/benchmarks.md
+        least_ratio=1.0,  # it is the same network, and nearly the same kernels: docs/benchmarks.md
     ),
 }
 MODERN_STEP = {

@@ -54,7 +54,10 @@ def proxy_headers(environment: Mapping[str, str]) -> dict[str, str]:
     token_id, secret = (environment.get(name, "").strip() for name in (ID_VARIABLE, SECRET_VARIABLE))
     for name, value in ((ID_VARIABLE, token_id), (SECRET_VARIABLE, secret)):
         if not value and (token_id or secret):
-            raise UserError(f"{name} is not set; a key of Modal's proxy is both {ID_VARIABLE} and {SECRET_VARIABLE}")
+            raise UserError(
+                f"the environment variable {name} is not set; give it too: a key of Modal's proxy is both "
+                f"{ID_VARIABLE} and {SECRET_VARIABLE}"
+            )
         if not re.fullmatch(r"[!-~]*", value):
             raise UserError(f"{name} has a character that no key has; copy it again from Modal's settings")
     return {"Modal-Key": token_id, "Modal-Secret": secret} if secret else {}

@@ -323,6 +323,26 @@ def test_preparation_rents_a_cpu(volume):
         plan(volume, "preparation", dataset="mine.txt", tokenizer="words")
 
 
+def test_run_that_is_to_be_served_exists_and_its_cost_is_said(volume):
+    stored = StoredFiles(volume)
+    cost = (
+        "one container at most, ${} an hour while it runs; 5 min after the last request it stops, and then nothing is"
+    )
+    newest = stored.runs[-1]
+    assert plans.describe_web(stored, "", gpu="").startswith(
+        f"serving the newest run, now {newest}, on a CPU: {cost.format('0.13')}"
+    )
+    on_gpu = plans.describe_web(stored, "plain", gpu="T4")
+    assert on_gpu.startswith(f"serving plain on a T4: {cost.format('0.72')}")
+    for run, gpu, message in (
+        ("typo", "", "there is no checkpoint of a run 'typo'; runs with one"),
+        ("", "T4:2", "T4:2 is more than one GPU, and a run is served by one; give one"),
+        ("", "T5", "T5"),
+    ):
+        with pytest.raises(ng.UserError, match=message):
+            plans.describe_web(stored, run, gpu=gpu)
+
+
 def test_sweep_is_checked_as_each_of_its_trainings(volume):
     grid = {"learning_rate": "1e-3,1e-2", "n_layer": "2,4", "dataset": "mine.txt"}
     sweep = plan(volume, "sweep", **grid, sweep_iters=50)
