@@ -5,7 +5,7 @@ import json
 import re
 import signal
 import threading
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,9 +15,11 @@ from served_app import client_of, server_process
 
 import nanogpt_lite as ng
 from nanogpt_lite.config.options import is_remote_address
+from nanogpt_lite.server import serving
 
 pytest.importorskip("uvicorn", reason="needs uvicorn (the extra serve)")
-remote = pytest.importorskip("nanogpt_lite.server.remote", reason="needs httpx (the extra serve)")
+httpx = pytest.importorskip("httpx", reason="needs httpx (the extra serve)")
+remote = pytest.importorskip("nanogpt_lite.server.remote", reason="needs starlette (the extra serve)")
 
 PROMPT = "9 green"
 
@@ -207,6 +209,18 @@ def test_answer_that_is_not_the_servers_own_says_what_to_do(answer, status, expe
     assert re.search(expected, error), error
 
 
+def test_an_error_that_may_quote_the_request_is_not_shown(client, monkeypatch):
+    @asynccontextmanager
+    async def fail(*_, **__):
+        raise httpx.LocalProtocolError("Illegal header value b'ws-secret'")
+        yield
+
+    monkeypatch.setattr(httpx.AsyncClient, "stream", fail)
+    response = client.get("/v1/models")
+    assert (response.status_code, "LocalProtocolError" in message(response)) == (502, True)
+    assert "ws-secret" not in response.text
+
+
 def test_server_that_is_not_there_is_an_error():
     with stand_in(says(200, b"{}")) as (address, _):
         pass
@@ -306,7 +320,8 @@ def test_what_cannot_be_combined_is_refused(options, expected):
 
 
 @pytest.mark.parametrize("name", ["127.0.0.1", "localhost", "[::1]"])
-def test_a_server_does_not_stand_before_itself(name):
+def test_a_server_does_not_stand_before_itself(name, monkeypatch):
+    monkeypatch.setattr(serving, "_run", lambda *_, **__: pytest.fail("it was started"))
     with pytest.raises(ng.UserError, match="is this server itself; give it another `port`"):
         ng.serve(remote=f"http://{name}:8000")
 
