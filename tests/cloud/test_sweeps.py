@@ -219,12 +219,14 @@ def short_text(dataset, tokenizer):
 
 
 def test_regularisation_of_a_trial_is_that_of_its_whole_training():
-    trial, _ = make_trials(50, "", short_text, dataset="my.txt", seed="3,4", dropout="0.3")
+    given = {"dropout": "0.3", "eval_interval": "7"}
+    trial, _ = make_trials(50, "", short_text, dataset="my.txt", seed="3,4", **given)
     whole = recipe.fit_options("modern", train_tokens=100_000, vocab_size=80, tokens_per_step=16_384)
     first = trial.first_options
     assert (whole["max_iters"], whole["dropout"]) == (202, 0.2)
     assert trial.resume_options["max_iters"] == 202
     assert (first["dropout"], first["patience"]) == (0.3, whole["patience"]), "what is given wins"
+    assert (first["eval_interval"], trial.resume_options["eval_interval"]) == (7, 7)
     shorter, _ = make_trials(50, "", own_text, dataset="my.txt", seed="3,4", max_iters="100")
     longer, _ = make_trials(50, "", own_text, dataset="my.txt", seed="3,4", max_iters="1000")
     assert (shorter.first_options["dropout"], longer.first_options["dropout"]) == (0.0, 0.15)
