@@ -1,11 +1,15 @@
-"""An application for tests, and a server as a process of its own."""
+"""An application for tests, and a server as a process of its own, also as fixtures."""
 
 import contextlib
+import http.client
+import json
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 import nanogpt_lite as ng
 
@@ -44,3 +48,31 @@ def server_process(out_dir: Path | None, *arguments: str) -> Iterator[tuple[str,
             if process.stderr is not None and not process.stderr.closed:
                 log = process.stderr.read()
     assert "Traceback" not in log, log
+
+
+def ask(address, fields, path="/v1/completions", method="POST"):
+    """The status and the JSON of an answer."""
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
+    try:
+        connection.request(method, path, json.dumps(fields) if fields is not None else None)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+    finally:
+        connection.close()
+
+
+def health(address):
+    """What /health says."""
+    return ask(address, None, "/health", "GET")[1]
+
+
+@pytest.fixture(scope="module")
+def run_dir(shared_run) -> Path:
+    return Path.cwd() / shared_run.out_dir
+
+
+@pytest.fixture(scope="module")
+def server(run_dir):
+    """The address of a server that all tests of this module ask."""
+    with server_process(run_dir) as (address, _):
+        yield address

@@ -104,7 +104,12 @@ async def first_item(request: Request, job: Job[Step]) -> Step | None:
     return None
 
 
-async def _cancel_when_gone(request: Request, job: Job[Any]) -> None:
+async def wait_until_gone(request: Request) -> None:
+    """Wait until the client of a request, whose body has been read, goes away."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+async def _cancel_when_gone(request: Request, job: Job[Any]) -> None:
+    await wait_until_gone(request)
     job.cancel()

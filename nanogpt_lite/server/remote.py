@@ -24,7 +24,7 @@ from nanogpt_lite.http_api.answers import encode_event, error_body
 from nanogpt_lite.http_api.request_body import read_bytes
 from nanogpt_lite.server.access import AccessControl
 from nanogpt_lite.server.error_answers import HANDLERS
-from nanogpt_lite.server.event_stream import send_in_time
+from nanogpt_lite.server.event_stream import send_in_time, wait_until_gone
 from nanogpt_lite.server.start_page import start_page
 
 ID_VARIABLE, SECRET_VARIABLE = "MODAL_PROXY_TOKEN_ID", "MODAL_PROXY_TOKEN_SECRET"
@@ -166,7 +166,7 @@ class Forwarding:
         request = Request(scope, receive)
         target, content = _target(scope), await read_bytes(request)
         answering = asyncio.create_task(self._answer(request, target, content, send))
-        leaving = asyncio.create_task(_wait_until_gone(request))
+        leaving = asyncio.create_task(wait_until_gone(request))
         self.remote.answering.add(answering)
         try:
             await asyncio.wait([answering, leaving], return_when=asyncio.FIRST_COMPLETED)
@@ -220,8 +220,3 @@ def _target(scope: Scope) -> bytes:
 
 def _body(content: bytes, *, more: bool) -> Message:
     return {"type": "http.response.body", "body": content, "more_body": more}
-
-
-async def _wait_until_gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

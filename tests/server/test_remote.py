@@ -7,33 +7,22 @@ import signal
 import threading
 from contextlib import asynccontextmanager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 from conftest import wait_for
-from served_app import client_of, server_process
+from served_app import client_of, health, run_dir, server, server_process
 
 import nanogpt_lite as ng
 from nanogpt_lite.config.options import is_remote_address
 from nanogpt_lite.server import serving
+
+__all__ = ["run_dir", "server"]  # fixtures
 
 pytest.importorskip("uvicorn", reason="needs uvicorn (the extra serve)")
 httpx = pytest.importorskip("httpx", reason="needs httpx (the extra serve)")
 remote = pytest.importorskip("nanogpt_lite.server.remote", reason="needs starlette (the extra serve)")
 
 PROMPT = "9 green"
-
-
-@pytest.fixture(scope="module")
-def run_dir(shared_run) -> Path:
-    return Path.cwd() / shared_run.out_dir
-
-
-@pytest.fixture(scope="module")
-def address(run_dir):
-    """The address of the server that has the runs."""
-    with server_process(run_dir) as (address, _):
-        yield address
 
 
 @contextmanager
@@ -44,8 +33,8 @@ def client_before(address, **options):
 
 
 @pytest.fixture
-def client(address):
-    with client_before(address) as client:
+def client(server):
+    with client_before(server) as client:
         yield client
 
 
@@ -269,16 +258,12 @@ def test_too_large_a_body_is_not_passed_on():
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_client_that_goes_away_ends_the_generation_behind(address, stream):
+def test_client_that_goes_away_ends_the_generation_behind(server, stream):
     def is_generating():
-        connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=30)
-        connection.request("GET", "/health")
-        health = json.loads(connection.getresponse().read())
-        connection.close()
-        return health["is_generating"]
+        return health(server)["is_generating"]
 
     fields = {"prompt": PROMPT, "max_tokens": 16_384, "n": 4, "stream": stream}
-    with server_process(None, "--remote", address) as (local, _):
+    with server_process(None, "--remote", server) as (local, _):
         connection = http.client.HTTPConnection(local.removeprefix("http://"), timeout=30)
         connection.request("POST", "/v1/completions", json.dumps(fields))
         if stream:
@@ -288,9 +273,9 @@ def test_client_that_goes_away_ends_the_generation_behind(address, stream):
         wait_for(lambda: not is_generating())
 
 
-def test_stream_of_a_server_that_is_stopped_ends_with_an_error_instead_of_done(address):
+def test_stream_of_a_server_that_is_stopped_ends_with_an_error_instead_of_done(server):
     fields = {"prompt": PROMPT, "max_tokens": 16_384, "n": 4, "stream": True}
-    with server_process(None, "--remote", address) as (local, process):
+    with server_process(None, "--remote", server) as (local, process):
         connection = http.client.HTTPConnection(local.removeprefix("http://"), timeout=30)
         connection.request("POST", "/v1/completions", json.dumps(fields))
         response = connection.getresponse()
@@ -326,8 +311,8 @@ def test_a_server_does_not_stand_before_itself(name, monkeypatch):
         ng.serve(remote=f"http://{name}:8000")
 
 
-def test_the_base_url_of_openais_clients_is_an_address_too(address, run_dir):
-    with client_before(f"{address}/v1/") as client:
+def test_the_base_url_of_openais_clients_is_an_address_too(server, run_dir):
+    with client_before(f"{server}/v1/") as client:
         assert client.get("/v1/models").json()["data"][0]["id"] == run_dir.name
 
 

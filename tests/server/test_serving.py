@@ -17,43 +17,17 @@ from pathlib import Path
 import pytest
 from conftest import wait_for
 from documentation import ROOT, code_blocks, shell_commands
-from served_app import server_process
+from served_app import ask, health, run_dir, server, server_process
 from tiny import TINY
 
 import nanogpt_lite as ng
 from nanogpt_lite.cli.main import main
 
+__all__ = ["run_dir", "server"]  # fixtures
+
 pytest.importorskip("uvicorn", reason="needs uvicorn (the extra serve)")
 
 LONG = {"prompt": "9 green", "max_tokens": 16_384, "n": 4, "stream": True}
-
-
-@pytest.fixture(scope="module")
-def run_dir(shared_run) -> Path:
-    return Path.cwd() / shared_run.out_dir
-
-
-@pytest.fixture(scope="module")
-def server(run_dir):
-    """The address of a server that all tests of this module ask."""
-    with server_process(run_dir) as (address, _):
-        yield address
-
-
-def ask(address, fields, path="/v1/completions", method="POST"):
-    """The status and the JSON of an answer."""
-    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
-    try:
-        connection.request(method, path, json.dumps(fields) if fields is not None else None)
-        response = connection.getresponse()
-        return response.status, json.loads(response.read())
-    finally:
-        connection.close()
-
-
-def health(address):
-    """What /health says."""
-    return ask(address, None, "/health", "GET")[1]
 
 
 def expected_text(run_dir, prompt="9 green", **options):
