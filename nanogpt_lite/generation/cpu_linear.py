@@ -41,19 +41,27 @@ def copy_for_generation(model: GPT, batch_size: int, max_new_tokens: int) -> GPT
 def optimize_linears(model: GPT, batch_size: int, max_new_tokens: int = MIN_TOKENS) -> None:
     """Replace the linear layers of the blocks, in place, by the fastest ones for generating `batch_size` texts.
 
-    Only on a CPU in float32 or bfloat16, and for at least `MIN_TOKENS` tokens; otherwise the model stays as it is.
+    Only on a CPU, in float32 or where oneDNN has it in bfloat16, and for at least `MIN_TOKENS` tokens; otherwise the
+    model stays as it is.
     Logits change by rounding errors only, but the model can no longer be trained or saved.
     """
     if max_new_tokens < MIN_TOKENS:
         return
     weight, has_onednn = model.lm_head.weight, torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     is_bfloat16 = weight.dtype == torch.bfloat16
-    if weight.device.type != "cpu" or not (weight.dtype == torch.float32 or (is_bfloat16 and has_onednn)):
+    is_fast = has_onednn_bfloat16() if is_bfloat16 else weight.dtype == torch.float32
+    if weight.device.type != "cpu" or not is_fast:
         return
     if has_onednn and (batch_size > 1 or is_bfloat16):
         _replace_linears(model, lambda linear: PackedLinear(linear, batch_size))
     else:
         _replace_linears(model, BlockedLinear)
+
+
+def has_onednn_bfloat16() -> bool:
+    """Whether oneDNN has products in bfloat16 on this CPU: not without AVX-512 or AVX-NE-CONVERT, as on older AMD."""
+    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return has_onednn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def quantize_int8(model: GPT) -> None:

@@ -87,7 +87,20 @@ def test_float16_and_bfloat16_without_onednn_keep_linear(monkeypatch):
     assert linear_types(model) == {nn.Linear}
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_bfloat16_keeps_linear_on_a_cpu_for_which_onednn_does_not_have_it(batch_size, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("mkldnn_reorder_linear_weight: bf16 path needs the cpu support avx_ne_convert or avx512bw")
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", refuse)
+    model = make_model(dtype=torch.bfloat16)
+    cpu_linear.optimize_linears(model, batch_size)
+    assert linear_types(model) == {nn.Linear}
+
+
 @needs_onednn
+@pytest.mark.skipif(not cpu_linear.has_onednn_bfloat16(), reason="needs a CPU on which oneDNN has bfloat16: AVX-512")
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_bfloat16_uses_packed_linear_and_its_logits_are_close_to_float32(batch_size):
     model = make_model(96, dtype=torch.bfloat16)
