@@ -280,7 +280,7 @@ web_app = modal.App("nanogpt-lite-web")
 web_image = (
     gpu_packages.uv_pip_install("starlette==1.10.0")
     .env({"NANOGPT_WEB_GPU": WEB_GPU, "NANOGPT_WEB_RUN": WEB_RUN})
-    .add_local_python_source("nanogpt_lite")
+    .add_local_python_source("nanogpt_lite", ignore=["**/__pycache__"])  # also the page, which is no Python
 )
 entry_points.show_when_deployed("web_app", lambda: plans.describe_web(stored_files(), WEB_RUN, gpu=WEB_GPU))
 

@@ -68,7 +68,7 @@ def atomic_write_set(main: Path, *others: Path) -> Iterator[list[Path]]:
 
 
 @contextlib.contextmanager
-def lock(lock_path: Path) -> Iterator[None]:
+def lock(lock_path: Path, timeout: float = LOCK_TIMEOUT) -> Iterator[None]:
     """Hold an exclusive lock during the `with` block. `BlockingIOError` if another process, or another block, holds it.
 
     `lock_path` is a file of its own, which exists while the lock is held. What it stands for is up to the caller. The
@@ -79,7 +79,7 @@ def lock(lock_path: Path) -> Iterator[None]:
 
     # thread_local: a generator that holds the lock may be closed by another thread. fallback_to_soft: a file that is a
     # lock because it exists would outlive a killed process.
-    held = FileLock(lock_path, timeout=LOCK_TIMEOUT, thread_local=False, fallback_to_soft=False)
+    held = FileLock(lock_path, timeout=timeout, thread_local=False, fallback_to_soft=False)
     try:
         held.acquire()
     except Timeout:
@@ -95,6 +95,19 @@ def lock(lock_path: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             lock_path.unlink()
         held.release()
+
+
+def is_locked(lock_path: Path) -> bool:
+    """Whether a process holds the lock now. It is held for a moment to find out; who waits for it gets it then."""
+    if not lock_path.exists():
+        return False
+    try:
+        with lock(lock_path, timeout=0.0):
+            return False
+    except BlockingIOError:
+        return True
+    except OSError:  # such as a folder that may not be written to
+        return False
 
 
 def sync_to_disk(path: Path) -> None:

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import browser_page
 import error_recorder
 import hypothesis
 import parallel_workers
@@ -78,6 +79,8 @@ def pytest_collection_modifyitems(config, items):
         skips.append(("slow", pytest.mark.skip(reason="slow; run with --slow")))
     if not torch.cuda.is_available():
         skips.append(("gpu", pytest.mark.skip(reason="needs a CUDA device, and this machine has none")))
+    if reason := browser_page.missing_reason():
+        skips.append(("browser", pytest.mark.skip(reason=reason)))
     for item in items:
         if reason := reason_to_skip(item, sys.platform):
             item.add_marker(pytest.mark.skip(reason=reason))

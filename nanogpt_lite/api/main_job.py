@@ -19,6 +19,8 @@ from nanogpt_lite.runs.run_folder import Run
 from nanogpt_lite.tracking.console import Console
 from nanogpt_lite.tracking.records import Record, StartRecord
 
+KEPT_EARLY = 100.0  # megabytes of early weights, to see how the network learned
+
 
 def run(
     *,
@@ -44,6 +46,7 @@ def run(
         "config": config,
         "overwrite": overwrite,
         "verify": verify,
+        **({} if config else {"keep_early": KEPT_EARLY}),
         **for_training,
     }
     with closing(console or Console()) as console:

@@ -40,6 +40,7 @@ def _run(given: GivenOptions) -> None:
     run, stream = main_job.run(**given, console=Console(spell=for_command_line))
     print_samples(stream)
     print(f"for more samples: nanogpt-lite sample --out_dir {run.out_dir}", file=sys.stderr)
+    print(f"to look inside: nanogpt-lite serve --open --out_dir {run.out_dir}", file=sys.stderr)
 
 
 def _prepare(given: GivenOptions) -> None:
@@ -90,8 +91,8 @@ def _inspect(given: GivenOptions) -> None:
 def _serve(given: GivenOptions) -> None:
     from nanogpt_lite.server import serving
 
-    run = given.pop("out_dir", None) if given.get("remote") else _pick_run(given)
-    serving.serve(run, **given)
+    open_browser = given.pop("open")
+    serving.serve(given.pop("out_dir", None), open_browser=open_browser, **given)
 
 
 def _shows_colours(stream: TextIO) -> bool:
@@ -232,11 +233,12 @@ COMMANDS = {
         _JSON | {"table": "print a table, also where the terminal has colours"},
     ),
     "serve": Command(
-        "answer requests for text by HTTP, in the form of OpenAI's API",
+        "show runs on a page, and answer requests for text by HTTP, in the form of OpenAI's API",
         _serve,
         "nanogpt_lite.server.serving",
         ServeConfig,
         _OUT_DIR,
+        {"open": "open the page in a browser"},
     ),
     "plot": Command("plot the loss curves of a run to loss.png", _plot, "nanogpt_lite.runs.run_folder", texts=_OUT_DIR),
     "info": Command(

@@ -48,5 +48,10 @@ class RunApplication:
     def _find(self) -> ASGIApp:
         run = jobs.find_run(self.storage, self.name)
         return serving.app(
-            run, allowed_hosts=["*"], device=self.device, threads=self.threads, answer_seconds=ANSWER_SECONDS
+            run,
+            allowed_hosts=["*"],
+            device=self.device,
+            threads=self.threads,
+            answer_seconds=ANSWER_SECONDS,
+            training=False,
         )

@@ -201,6 +201,11 @@ class TrainOptions(NetworkOptions, RuntimeOptions, total=False):
     keep_every: int
     """steps between two numbered checkpoints (step_001000), which are kept; 0: none (default: 0 steps)"""
 
+    keep_early: float
+    """keep the weights of the network after 5, 10, 20, 40, ... steps, as long as they take at most this much
+    together; 0: none (default: 0.0 megabytes)
+    """
+
     patience: int
     """stop after this many evaluations without a new best val loss; 0: never (default: 0 evaluations)"""
 
@@ -285,6 +290,9 @@ class AppOptions(LoadOptions, total=False):
 
     max_waiting: int
     """requests that may wait for the one that is computed; further ones are refused (default: 100)"""
+
+    training: bool
+    """let the page start, stop and continue trainings on this machine (default: True)"""
 
     answer_seconds: float
     """longest time of an answer, from its request on; its texts end then; 0: no limit (default: 0.0 seconds)"""

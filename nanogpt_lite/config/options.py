@@ -261,6 +261,13 @@ class TrainConfig(DataConfig, NetworkConfig, RuntimeConfig):
     keep_every: int = training_option(
         0, "steps between two numbered checkpoints (step_001000), which are kept; 0: none", count(ge=0), unit="steps"
     )
+    keep_early: float = call_option(
+        0.0,
+        "keep the weights of the network after 5, 10, 20, 40, ... steps, as long as they take at most this much "
+        "together; 0: none",
+        bounds(ge=0, le=1e6),
+        unit="megabytes",
+    )
     patience: int = training_option(
         0, "stop after this many evaluations without a new best val loss; 0: never", count(ge=0), unit="evaluations"
     )
@@ -382,6 +389,7 @@ class ServeConfig(LoadConfig):
     max_waiting: int = call_option(
         100, "requests that may wait for the one that is computed; further ones are refused", bounds(ge=1, le=10_000)
     )
+    training: bool = call_option(True, "let the page start, stop and continue trainings on this machine")
     answer_seconds: float = call_option(
         0.0,
         "longest time of an answer, from its request on; its texts end then; 0: no limit",

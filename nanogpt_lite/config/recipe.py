@@ -64,6 +64,10 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+FITTED_OPTIONS = ("max_iters", "eval_interval", "patience", "dropout", "ngram_dropout", "weight_decay", "ngram")
+"""The options that `fit_options` decides, with one of the recipes or all."""
+
+
 def fit_options(
     preset: str, *, train_tokens: int, vocab_size: int, tokens_per_step: int, max_iters: int = 0
 ) -> dict[str, Value]:

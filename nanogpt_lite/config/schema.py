@@ -161,9 +161,16 @@ def parse_values(kind: type[Options], texts: Mapping[str, str]) -> dict[str, Val
     require_known(texts, kind.names(), "option")
     fields = {field.name: field for field in dataclasses.fields(kind)}
     values = {name: _parse_value(fields[name], text) for name, text in texts.items()}
+    check_values(kind, values)
+    return values
+
+
+def check_values(kind: type[Options], values: Mapping[str, object]) -> None:
+    """Check options of `kind`, each for itself. `UserError` on an unknown name or an invalid value."""
+    require_known(values, kind.names(), "option")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
     for name, value in values.items():
         _check_value(fields[name], value)
-    return values
 
 
 def require_known(names: Iterable[str], known: Iterable[str], what: str) -> None:

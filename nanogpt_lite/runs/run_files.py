@@ -106,6 +106,7 @@ def _run_files(folder: Path) -> list[Path]:
         f"best{SUFFIX}",
         f"last{SUFFIX}",
         f"step_*{SUFFIX}",
+        f"early_*{SUFFIX}",
         "metrics.jsonl",
         "config.json",
         "loss.png",

@@ -5,6 +5,7 @@ runs/NAME/metrics.jsonl            one record per line
 runs/NAME/last.safetensors         the newest checkpoint: all that is needed to resume bit for bit
 runs/NAME/best.safetensors         the same, at the lowest val loss
 runs/NAME/step_001000.safetensors  numbered checkpoints, with `keep_every`
+runs/NAME/early_000005.safetensors the weights of the network after 5, 10, 20, … steps, with `keep_early`
 runs/NAME/loss.png                 the loss curves
 runs/NAME/.lock                    while a training uses the folder, and after one was killed
 
@@ -124,6 +125,11 @@ def checkpoints_in(folder: Path) -> list[Path]:
     """All checkpoints in a folder from which its run can be resumed; exported weights are not among them."""
     names = ("best", "last", "step_*")
     return [path for name in names for path in folder.glob(f"{name}{SUFFIX}") if path.is_file()]
+
+
+def early_weights_in(folder: Path) -> list[Path]:
+    """The weights of the network in its first steps that a folder has, in their order; no run can resume from them."""
+    return sorted(path for path in folder.glob(f"early_*{SUFFIX}") if path.is_file())
 
 
 def _missing_checkpoint_remedy(folder: Path) -> str:

@@ -13,8 +13,9 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanogpt_lite.http_api.answers import error_body
+from nanogpt_lite.server.page_files import is_page
 
-OPEN_PATHS = ("/health",)
+OPEN_PATHS = ("/health",)  # and the page, which contains nothing of any run
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -30,7 +31,7 @@ SECURITY_HEADERS = {
 class AccessControl:
     """ASGI middleware. `allowed_hosts`: names that `Host` may have, `*` for any. `token`: empty for none.
 
-    `open_paths` need no token.
+    `open_paths` and the page need no token.
     """
 
     def __init__(
@@ -51,7 +52,8 @@ class AccessControl:
                     headers[name] = value
             await send(message)
 
-        refusal = self._refuse(Headers(scope=scope), scope["path"])
+        path: str = scope["path"]
+        refusal = self._refuse(Headers(scope=scope), path.removeprefix(scope.get("root_path", "")))
         await (refusal or self.app)(scope, receive, send_with_headers)
 
     def _refuse(self, headers: Headers, path: str) -> JSONResponse | None:
@@ -64,7 +66,7 @@ class AccessControl:
         for origin in headers.getlist("origin"):
             if _site(origin) != hosts[0].lower():
                 return _refusal(403, "the request comes from a page of another site, which may not ask this server")
-        if self.token and path not in self.open_paths:
+        if self.token and path not in self.open_paths and not is_page(path):
             given = headers.get("authorization", "").encode("latin-1")  # the bytes that were sent
             if not hmac.compare_digest(given, f"Bearer {self.token}".encode()):
                 refusal = _refusal(401, "the request needs the server's token: Authorization: Bearer TOKEN")

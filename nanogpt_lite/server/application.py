@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Collection, Generator
 from functools import partial
 from typing import Any
@@ -10,28 +11,34 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from nanogpt_lite import __version__
 from nanogpt_lite.api import inference, inspection
 from nanogpt_lite.api.inference import Loaded
-from nanogpt_lite.config.options import ServeConfig
+from nanogpt_lite.config import recipe
+from nanogpt_lite.config.options import LoadConfig, RuntimeConfig, ServeConfig
+from nanogpt_lite.device import devices
 from nanogpt_lite.errors import UserError
-from nanogpt_lite.http_api import answers, completion_request, inspection_request
+from nanogpt_lite.http_api import answers, completion_request, inspection_request, option_fields, training_request
 from nanogpt_lite.http_api.answers import AnswerForm, Piece, PieceMaker
 from nanogpt_lite.http_api.completion_request import MAX_TOKENS_WITH_LOGPROBS, TextRequest
 from nanogpt_lite.http_api.fields import FieldError
 from nanogpt_lite.http_api.inspection_request import InspectionRequest
 from nanogpt_lite.http_api.request_body import read_object
+from nanogpt_lite.runs import run_progress
 from nanogpt_lite.runs.run_folder import RunLike
 from nanogpt_lite.server.access import AccessControl
 from nanogpt_lite.server.deadline import Deadline
 from nanogpt_lite.server.error_answers import HANDLERS
 from nanogpt_lite.server.event_stream import Counts, EventStream, Step, first_item, stopped_with_client
 from nanogpt_lite.server.generation_queue import GenerationQueue
-from nanogpt_lite.server.run_catalog import Entry, RunCatalog, describe_runs
-from nanogpt_lite.server.start_page import start_page
+from nanogpt_lite.server.page_files import PageFiles
+from nanogpt_lite.server.run_catalog import Entry, RunCatalog
+from nanogpt_lite.server.run_list import describe_runs
+from nanogpt_lite.server.trainings import Trainings, dataset_names
 
 
 def make_application(
@@ -40,13 +47,18 @@ def make_application(
     """An application for a run, or for what `load` returned. `UserError` if the run has no checkpoint."""
     server = Server(RunCatalog(run, settings), jobs, settings)
     routes = [
-        Route("/", server.start_page),
+        *PageFiles().routes(),
         Route("/health", server.health),
         Route("/v1/models", server.models),
         Route("/v1/models/{name:path}", server.model),
         Route("/v1/completions", server.completions, methods=["POST"]),
         Route("/v1/chat/completions", server.chat, methods=["POST"]),
+        Route("/api/options", server.options),
         Route("/api/runs", server.runs),
+        Route("/api/runs/{name}/records", server.records),
+        Route("/api/runs/{name}/stop", server.stop_training, methods=["POST"]),
+        Route("/api/runs/{name}/resume", server.resume_training, methods=["POST"]),
+        Route("/api/trainings", server.start_training, methods=["POST"]),
         Route("/api/inspect", server.inspect, methods=["POST"]),
     ]
     application = Starlette(routes=routes, exception_handlers=HANDLERS, lifespan=server.lifespan)
@@ -60,6 +72,7 @@ class Server:
 
     def __init__(self, catalog: RunCatalog, jobs: GenerationQueue, settings: ServeConfig) -> None:
         self.catalog, self.jobs, self.settings = catalog, jobs, settings
+        self.trainings = Trainings(option_fields.changed_options(RuntimeConfig, settings, ("device", "threads")))
         self.num_tokens = 0  # that were generated since the start
 
     @contextlib.asynccontextmanager
@@ -69,11 +82,6 @@ class Server:
         yield
         self.jobs.close()
         await asyncio.to_thread(self.jobs.join)
-
-    async def start_page(self, request: Request) -> Response:
-        """What this is, and how to ask it."""
-        entries = await run_in_threadpool(self.catalog.entries)
-        return HTMLResponse(start_page([entry.name for entry in entries], str(request.base_url).rstrip("/")))
 
     async def health(self, _: Request) -> Response:
         """Whether the server answers, and what it does."""
@@ -91,7 +99,64 @@ class Server:
 
     async def runs(self, _: Request) -> Response:
         """All runs, and how far they are."""
-        return JSONResponse({"runs": await run_in_threadpool(lambda: describe_runs(self.catalog.entries()))})
+        runs = await run_in_threadpool(describe_runs, self.catalog)
+        training = await run_in_threadpool(self.trainings.describe)
+        return await run_in_threadpool(_json_of_files, {**runs, "training": training})
+
+    async def records(self, request: Request) -> Response:
+        """The records of a run's metrics file: those after the place `after`, which an earlier answer named."""
+        run = await run_in_threadpool(self.catalog.find_run, request.path_params["name"])
+        new = await run_in_threadpool(
+            run_progress.read_more, run.out_dir / "metrics.jsonl", request.query_params.get("after", "")
+        )
+        return await run_in_threadpool(_json_of_files, vars(new))
+
+    async def options(self, _: Request) -> Response:
+        """The options that requests may have, with their help, and what can be trained on."""
+        datasets = await run_in_threadpool(dataset_names)
+        device = await run_in_threadpool(devices.resolve_device, self.settings.device)
+        more = {
+            "datasets": datasets,
+            "can_train": self.settings.training,
+            "default_preset": recipe.default_preset(device.type),
+            "version": __version__,
+        }
+        load = option_fields.changed_options(LoadConfig, self.settings, LoadConfig.names())
+        load.pop("checkpoint", None)  # each model has its own
+        return JSONResponse({**option_fields.describe_options(self.settings), "load": load, **more})
+
+    async def start_training(self, request: Request) -> Response:
+        """Train a new run, in a process of its own."""
+        self._require_training_allowed()
+        self.trainings.require_idle()
+        body = await read_object(request, training_request.MAX_TEXT_BYTES)
+        await run_in_threadpool(self.trainings.start, training_request.read_training(body))
+        return JSONResponse({"training": await run_in_threadpool(self.trainings.describe)}, 201)
+
+    async def resume_training(self, request: Request) -> Response:
+        """Continue the training of a run."""
+        self._require_training_allowed()
+        options = training_request.read_resume(await read_object(request))
+        name = request.path_params["name"]
+        run = await run_in_threadpool(self.catalog.find_run, name)
+        await run_in_threadpool(self.trainings.resume, name, run, options)
+        return JSONResponse({"training": await run_in_threadpool(self.trainings.describe)}, 201)
+
+    async def stop_training(self, request: Request) -> Response:
+        """Let a training that was started here save its state and end."""
+        self._require_training_allowed()
+        name = request.path_params["name"]
+        if not await run_in_threadpool(self.trainings.stop, name):
+            await run_in_threadpool(self.catalog.find_run, name)
+            raise FieldError(
+                "name",
+                f"this server trains no run {name}; a training that was started elsewhere is stopped by Ctrl-C there",
+            )
+        return JSONResponse({"training": await run_in_threadpool(self.trainings.describe)})
+
+    def _require_training_allowed(self) -> None:
+        if not self.settings.training:
+            raise HTTPException(403, "this server starts no trainings; use nanogpt-lite train where it runs")
 
     async def completions(self, request: Request) -> Response:
         """Texts that follow a prompt."""
@@ -215,6 +280,11 @@ def _inspect(
                 yield b""
             else:
                 yield inspection_request.encode_reading(reading, tokenizer, asked, entry.name)
+
+
+def _json_of_files(content: dict[str, Any]) -> Response:
+    """JSON of what files say: they may hold a half of a surrogate pair, which is sent as an escape."""
+    return Response(json.dumps(content, allow_nan=False), media_type="application/json")
 
 
 def _describe(entry: Entry) -> dict[str, Any]:

@@ -8,11 +8,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from nanogpt_lite.device.memory import is_out_of_memory
-from nanogpt_lite.errors import UserError
+from nanogpt_lite.errors import ExternalError, UserError
 from nanogpt_lite.http_api.answers import error_body
 from nanogpt_lite.http_api.fields import FieldError
 from nanogpt_lite.server.generation_queue import QueueClosedError, QueueFullError
 from nanogpt_lite.server.run_catalog import UnknownModelError
+from nanogpt_lite.server.trainings import TrainingBusyError
 
 RETRY_AFTER = 2  # seconds, for a client that was refused
 
@@ -23,6 +24,8 @@ def describe_error(error: Exception) -> tuple[int, dict[str, Any]]:
         return 404, error_body(str(error), param="model")
     if isinstance(error, UserError):
         return 400, error_body(str(error), param=error.field if isinstance(error, FieldError) else None)
+    if isinstance(error, ExternalError):
+        return 503, error_body(str(error), "server_error")
     if isinstance(error, HTTPException) and error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "POST")
         return 405, error_body(f"this path cannot be asked in this way; send {allowed}")
@@ -45,6 +48,10 @@ async def _queue_full(_: Request, __: Exception) -> Response:
     return JSONResponse(body, 429, {"Retry-After": str(RETRY_AFTER)})
 
 
+async def _training_busy(_: Request, error: Exception) -> Response:
+    return JSONResponse(error_body(str(error), "conflict_error"), 409)
+
+
 async def _queue_closed(_: Request, __: Exception) -> Response:
     return JSONResponse(error_body("the server has stopped", "server_error"), 503)
 
@@ -55,8 +62,10 @@ async def _client_gone(_: Request, __: Exception) -> Response:
 
 HANDLERS: dict[Any, Callable[[Request, Exception], Any]] = {
     UserError: _error,
+    ExternalError: _error,
     QueueFullError: _queue_full,
     QueueClosedError: _queue_closed,
+    TrainingBusyError: _training_busy,
     HTTPException: _error,
     ClientDisconnect: _client_gone,
     MemoryError: _error,

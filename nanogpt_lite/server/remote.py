@@ -14,23 +14,24 @@ import httpx
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanogpt_lite.config.options import ServeConfig
 from nanogpt_lite.errors import UserError, first_line
 from nanogpt_lite.http_api.answers import encode_event, error_body
-from nanogpt_lite.http_api.request_body import read_bytes
+from nanogpt_lite.http_api.request_body import MAX_BODY, read_bytes
+from nanogpt_lite.http_api.training_request import MAX_TEXT_BYTES
 from nanogpt_lite.server.access import AccessControl
 from nanogpt_lite.server.error_answers import HANDLERS
 from nanogpt_lite.server.event_stream import send_in_time, wait_until_gone
-from nanogpt_lite.server.start_page import start_page
+from nanogpt_lite.server.page_files import PageFiles
 
 ID_VARIABLE, SECRET_VARIABLE = "MODAL_PROXY_TOKEN_ID", "MODAL_PROXY_TOKEN_SECRET"
 CONNECT_SECONDS = 10.0
 KEEP_SECONDS = 2.0  # a connection that is not used: less than the other server keeps it
-REQUEST_HEADERS, ANSWER_HEADERS = (b"content-type", b"accept", b"authorization"), ("content-type", "retry-after")
+REQUEST_HEADERS = (b"content-type", b"accept", b"authorization")
+ANSWER_HEADERS = ("content-type", "retry-after", "www-authenticate")
 
 
 def make_remote_application(settings: ServeConfig, *, allowed_hosts: Collection[str]) -> "tuple[ASGIApp, RemoteServer]":
@@ -42,7 +43,7 @@ def make_remote_application(settings: ServeConfig, *, allowed_hosts: Collection[
     names = [name for name in REQUEST_HEADERS if not (settings.token and name == b"authorization")]
     remote = RemoteServer(settings.remote, proxy_headers(os.environ), passed_headers=names)
     forward = Forwarding(remote)
-    routes = [Route("/", remote.start_page)]  # other paths would start a container for nothing
+    routes = PageFiles().routes()  # without asking the other server; other paths would start a container for nothing
     routes += [Route(path, forward) for path in ("/v1/{path:path}", "/api/{path:path}", "/health")]
     application = Starlette(routes=routes, exception_handlers=HANDLERS, lifespan=remote.lifespan)
     # not even /health is open: each request to the other server may cost something
@@ -95,18 +96,6 @@ class RemoteServer:
         self.is_closed = True
         for task in self.answering:
             task.cancel()
-
-    async def start_page(self, request: Request) -> Response:
-        """What this is, and how to ask it."""
-        async with self.answer(request, b"/v1/models", method="GET") as response:
-            content = await response.aread()
-        if not response.is_success:
-            return Response(content, response.status_code, media_type="application/json")
-        try:
-            names = [str(model["id"]) for model in response.json()["data"]]
-        except (ValueError, KeyError, TypeError):
-            raise HTTPException(502, f"{self.address} is no server of nanogpt_lite; give the address of one") from None
-        return HTMLResponse(start_page(names, str(request.base_url).rstrip("/")))
 
     @contextlib.asynccontextmanager
     async def answer(
@@ -164,7 +153,8 @@ class Forwarding:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        target, content = _target(scope), await read_bytes(request)
+        max_body = MAX_TEXT_BYTES if request.url.path.endswith("/api/trainings") else MAX_BODY
+        target, content = _target(scope), await read_bytes(request, max_body)
         answering = asyncio.create_task(self._answer(request, target, content, send))
         leaving = asyncio.create_task(wait_until_gone(request))
         self.remote.answering.add(answering)

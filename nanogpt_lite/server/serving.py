@@ -5,6 +5,8 @@ import importlib
 import ipaddress
 import socket
 import sys
+import threading
+import webbrowser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Unpack
@@ -21,6 +23,7 @@ if TYPE_CHECKING:  # which need an extra, or take long to import
     from nanogpt_lite.config.keyword_types import AppOptions, ServeOptions
     from nanogpt_lite.runs.run_folder import RunLike
 
+OPENING_SECONDS = 0.3  # until a browser is opened: the server answers by then
 OPTIONS_WITH_REMOTE = ("remote", "host", "port", "token", "max_waiting")
 SHUTDOWN_SECONDS = 2  # for requests that are being answered
 MORE_CONNECTIONS = 100  # than requests may wait; further ones are refused at once
@@ -44,9 +47,10 @@ def app(
     """An ASGI application that answers requests for text from a run, for any ASGI server.
 
     `run` may be what `load` returned. `allowed_hosts`: the names under which the server may be asked; with "*" it is
-    any name, and pages of other sites may read from it (DNS rebinding) unless there is a token. `UserError` if there is
-    no checkpoint, or without the extra `serve`. With `remote`, the requests are passed on to another server, which has
-    the runs: no `run` is given then.
+    any name, and pages of other sites may ask it (DNS rebinding) unless there is a token; so it starts no trainings
+    then. With `remote`, the
+    requests are passed on to another server, which has the runs: no `run` is given then. `UserError` if the run that is
+    named has no checkpoint, or without the extra `serve`.
     """
     settings = ServeConfig.from_dict({**options})
     if isinstance(allowed_hosts, str):
@@ -56,11 +60,12 @@ def app(
 
 
 @with_options(ServeConfig)
-def serve(run: "RunLike | Loaded" = None, **options: "Unpack[ServeOptions]") -> None:
-    """Answer requests for text from a run by HTTP, until the process is interrupted (`KeyboardInterrupt`).
+def serve(run: "RunLike | Loaded" = None, *, open_browser: bool = False, **options: "Unpack[ServeOptions]") -> None:
+    """Show a run on a page and answer requests for text, until the process is interrupted (`KeyboardInterrupt`).
 
-    `run` may be what `load` returned. `UserError` if there is no checkpoint, if the port is taken, without the extra
-    `serve`, in a notebook, or for an address beyond this machine without a `token`. `remote`: see `app`.
+    `open_browser`: open the page. `run` may be what `load` returned. Without one, it is the newest, and there may be
+    none yet. `UserError` if the run that is named has no checkpoint, if the port is taken, without the extra `serve`,
+    in a notebook, or for an address beyond this machine without a `token`. `remote`: see `app`.
     """
     settings = ServeConfig.from_dict({**options})
     _require_no_other_options(run, options)
@@ -80,7 +85,9 @@ def serve(run: "RunLike | Loaded" = None, **options: "Unpack[ServeOptions]") -> 
     application, work = _make(run, settings, hosts)
     with _listen(settings.host, settings.port) as listener:
         address = f"http://{_in_url(settings.host)}:{listener.getsockname()[1]}"
-        print(f"serving at {address}; stop it by Ctrl-C", file=sys.stderr, flush=True)
+        print(f"serving at {address}; open it in a browser, stop it by Ctrl-C", file=sys.stderr, flush=True)
+        if open_browser:
+            threading.Timer(OPENING_SECONDS, webbrowser.open, [address]).start()
         _run(application, work, listener, max_connections=settings.max_waiting + MORE_CONNECTIONS)
 
 
@@ -88,6 +95,8 @@ def _make(run: "RunLike | Loaded", settings: ServeConfig, allowed_hosts: Sequenc
     """The application, and what it does for its clients."""
     _require_package("starlette")
     settings = settings.replace({"token": _read_token(settings.token)})
+    if "*" in allowed_hosts and not settings.token:  # pages of other sites might ask
+        settings = settings.replace({"training": False})
     if settings.remote:
         _require_package("httpx")
         from nanogpt_lite.server.remote import make_remote_application

@@ -72,7 +72,7 @@ class EvalRecord(BaseRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointRecord(BaseRecord):
-    """A checkpoint was written completely. `name` is last, best, or step_N."""
+    """A checkpoint was written completely. `name` is last, best, step_N, or early_N (weights alone)."""
 
     kind: ClassVar[Literal["checkpoint"]] = "checkpoint"
     name: str

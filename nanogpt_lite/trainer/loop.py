@@ -17,7 +17,7 @@ from nanogpt_lite.data.batching import Batch, Tokens
 from nanogpt_lite.device import profiling
 from nanogpt_lite.device.distributed import Forward
 from nanogpt_lite.tracking.records import DoneRecord, EvalRecord, MicroBatchRecord, Record, StopReason
-from nanogpt_lite.trainer import evaluation, ngram_fitting, training_records
+from nanogpt_lite.trainer import early_weights, evaluation, ngram_fitting, training_records
 from nanogpt_lite.trainer.checkpoint_writer import CheckpointWriter
 from nanogpt_lite.trainer.evaluation import Losses
 from nanogpt_lite.trainer.network_setup import prepare_network
@@ -74,7 +74,7 @@ def train_loop(
             evaluate = partial(_evaluate_and_save, state, val_tokens, writer, chars_per_token, stop)
             try:
                 for record in _run_steps(
-                    state, forward, train_batches, evaluate, fit_weight, writer, stop, profiler_step
+                    state, forward, train_batches, evaluate, fit_weight, writer, out_dir, stop, profiler_step
                 ):
                     if isinstance(record, EvalRecord | DoneRecord):
                         yield from writer.records()  # those of earlier steps come first
@@ -108,6 +108,7 @@ def _run_steps(
     evaluate: Callable[[], Iterator[Record]],
     fit_weight: Callable[[], None],
     writer: CheckpointWriter,
+    out_dir: Path,
     stop: Callable[[], bool],
     profiler_step: Callable[[], None],
 ) -> Iterator[Record]:
@@ -136,7 +137,7 @@ def _run_steps(
         if state.micro_batch < micro_batch:
             micro_batch = state.micro_batch
             yield MicroBatchRecord(step=state.step, rows=micro_batch)
-        yield from _log_and_keep(state, timer, fit_weight, writer)
+        yield from _log_and_keep(state, timer, fit_weight, writer, out_dir)
     timer.stop()
     if state.step == 0 or state.step not in (first_step, state.last_eval_step):  # else `last` is of this step already
         fit_weight()
@@ -174,13 +175,16 @@ def _evaluate_and_save(
 
 
 def _log_and_keep(
-    state: TrainState, timer: StepTimer, fit_weight: Callable[[], None], writer: CheckpointWriter
+    state: TrainState, timer: StepTimer, fit_weight: Callable[[], None], writer: CheckpointWriter, out_dir: Path
 ) -> Iterator[Record]:
-    """What is due after a step: a record of the last steps, and a numbered checkpoint."""
+    """What is due after a step: a record of the last steps, early weights, and a numbered checkpoint."""
     config = state.config
     if is_due(config.log_interval, state.step) or is_due(config.sample_interval, state.step):
         timer.stop()
         yield training_records.step_record(state, timer)
+    if early_weights.is_due(state):
+        timer.stop()
+        yield early_weights.save(state, out_dir)
     if is_due(config.keep_every, state.step):
         timer.stop()
         fit_weight()

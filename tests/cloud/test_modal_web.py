@@ -115,7 +115,11 @@ def test_local_server_stands_before_the_deployed_one(runs, deployed, monkeypatch
         )
         _, content = ask(local, "/v1/completions", {**FIELDS, "stream": True}, headers={})
         assert FIELDS["prompt"] + streamed_text(content) == expected
-        assert "<li>new</li>" in ask(local, "/", headers={})[1]
+        assert 'src="/page/main.js"' in ask(local, "/", headers={})[1]
+        runs = json.loads(ask(local, "/api/runs", headers={})[1])
+        assert runs["models"][0] == "new"
+        options = json.loads(ask(local, "/api/options", headers={})[1])
+        assert options["can_train"] is False, "a container has no disk to train to"
 
 
 @pytest.mark.slow

@@ -67,6 +67,7 @@ BOUNDARIES: dict[str, tuple[list[Any], list[Any]]] = {  # name: (last valid valu
     "log_interval": ([1], [0]),
     "sample_interval": ([0], [-1]),
     "keep_every": ([0], [-1]),
+    "keep_early": ([0, 1e6], [-1e-9, 1e6 + 1]),
     "patience": ([0], [-1]),
     "target_loss": ([0], [-0.1]),
     "max_seconds": ([0], [-1]),
@@ -276,6 +277,7 @@ def test_subset_replace_and_stored():
     assert set(TrainConfig.names()) - set(TrainConfig().stored()) == {
         "out_dir",
         "device",
+        "keep_early",
         "max_seconds",
         "minutes",
         "trace",

@@ -72,10 +72,11 @@ def test_each_answer_has_the_headers_that_keep_it_in_its_place(client, host, pat
     assert headers["cache-control"] == "no-store"
 
 
-def test_the_token_is_needed_for_everything_but_health(trained):
+def test_the_token_is_needed_for_everything_but_health_and_the_page(trained):
     with client_of(trained, token="s3cret", allowed_hosts=["*"]) as client:
+        assert client.get("/page/main.js").status_code == 200
         for path in PATHS:
-            open_path = path == "/health"
+            open_path = path in ("/", "/health")
             assert client.get(path).status_code == (200 if open_path else 401)
             wrong = {"Authorization": "Bearer s3cre"}
             assert client.get(path, headers=wrong).status_code == (200 if open_path else 401)

@@ -245,8 +245,7 @@ def test_runs_say_how_far_they_are(trained, client):
     assert run["verdict"] == trained.metrics[-2]["verdict"]
 
 
-def test_the_start_page_names_the_models_and_a_command_that_works(client):
+def test_the_page_is_at_the_root(client):
     page = client.get("/")
-    assert page.status_code == 200
-    assert "<li>bottles-1/last</li>" in page.text
-    assert "curl -N http://localhost:8000/v1/completions" in page.text
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert 'src="/page/main.js"' in page.text

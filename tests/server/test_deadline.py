@@ -7,6 +7,7 @@ from served_app import client_of
 from tiny import TINY
 
 import nanogpt_lite as ng
+from nanogpt_lite.generation import cpu_linear
 
 deadline = pytest.importorskip("nanogpt_lite.server.deadline", reason="needs starlette (the extra serve)")
 pytest.importorskip("httpx", reason="needs httpx (the extra serve)")
@@ -63,12 +64,12 @@ def test_what_was_held_back_is_a_part_of_the_text(bytes_run, monkeypatch, more):
     """Every character has several bytes, and is perhaps the beginning of the stop text."""
     fields = {"prompt": "é", "seed": 3, "n": 3, "temperature": 2.0, **more}
     monkeypatch.setattr(deadline, "time", Clock())
-    with client_of(bytes_run, answer_seconds=20) as client:
+    with client_of(bytes_run, answer_seconds=45) as client:
         ended = client.post("/v1/completions", json={**fields, "max_tokens": 60}).json()
     tokens = ended["usage"]["completion_tokens"] // 3
     with client_of(bytes_run) as client:
         expected = client.post("/v1/completions", json={**fields, "max_tokens": tokens}).json()
-    assert 10 < tokens < 20
+    assert cpu_linear.MIN_TOKENS <= tokens < 45, "else the layers and so the last bits of logprobs would differ"
     assert ended["choices"] == expected["choices"]
 
 

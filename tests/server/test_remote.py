@@ -108,15 +108,14 @@ def test_runs_readings_and_errors_are_those_of_the_server_behind_it(client, run_
     assert client.get("/v1/models/other").status_code == 404
     assert client.get("/v1/no/such/path").status_code == 404
     assert client.head("/").status_code == 200
-    page = client.get("/")
-    assert f"<li>{name}</li>" in page.text
-    assert "http://localhost:8000/v1/completions" in page.text
+    assert 'src="/page/main.js"' in client.get("/").text
 
 
 def test_access_is_checked_before_anything_is_passed_on():
     with stand_in(says(200, b"{}")) as (address, asked), client_before(address, token="secret") as client:
-        for path in ("/", "/v1/models", "/health"):
+        for path in ("/v1/models", "/health", "/api/runs"):
             assert client.get(path).status_code == 401
+        assert client.get("/").status_code == 200  # the page, which asks for the token
         assert client.get("/v1/models", headers={"Host": "evil.example"}).status_code == 421
         assert client.get("/v1/models", headers={"Origin": "https://evil.example"}).status_code == 403
         assert asked == []
@@ -214,27 +213,24 @@ def test_server_that_is_not_there_is_an_error():
     with stand_in(says(200, b"{}")) as (address, _):
         pass
     with client_before(address) as client:
-        for path in ("/", "/v1/models"):
-            response = client.get(path)
-            assert response.status_code == 502
-            assert address in message(response)
+        response = client.get("/v1/models")
+        assert response.status_code == 502
+        assert address in message(response)
+        assert client.get("/").status_code == 200  # the page, which shows the error
 
 
-@pytest.mark.parametrize("status", [401, 429, 503])
-def test_start_page_passes_on_why_there_is_none(status):
-    with (
-        stand_in(says(status, b'{"error": {"message": "train it"}}')) as (address, _),
-        client_before(address) as client,
-    ):
-        response = client.get("/")
-        assert (response.status_code, message(response)) == (status, "train it")
+def test_page_is_there_without_asking_the_other_server():
+    with stand_in(says(503, b"{}")) as (address, asked), client_before(address) as client:
+        for path in ("/", "/page/main.js"):
+            assert client.get(path).status_code == 200
+        assert asked == []
 
 
-@pytest.mark.parametrize("content", [b"hello", b'{"data": 3}', b'{"data": [{"name": 1}]}'])
-def test_start_page_before_something_else_is_an_error(content):
-    with stand_in(says(200, content)) as (address, _), client_before(address) as client:
-        response = client.get("/")
-        assert (response.status_code, "is no server of nanogpt_lite" in message(response)) == (502, True)
+def test_page_learns_that_the_other_server_wants_a_token(run_dir):
+    with server_process(run_dir, "--token", "secret") as (address, _), client_before(address) as client:
+        refused = client.get("/api/runs")
+        assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
+        assert client.get("/api/runs", headers={"Authorization": "Bearer secret"}).status_code == 200
 
 
 def test_stream_that_breaks_off_ends_with_an_error_instead_of_done():

@@ -5,12 +5,15 @@ import http.client
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import webbrowser
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +25,7 @@ from tiny import TINY
 
 import nanogpt_lite as ng
 from nanogpt_lite.cli.main import main
+from nanogpt_lite.server import serving
 
 __all__ = ["run_dir", "server"]  # fixtures
 
@@ -281,3 +285,15 @@ def test_a_load_of_many_clients_is_answered_or_refused_and_memory_stays_flat(run
         assert {status for statuses in answers for status in statuses} == {200, 429}
         wait_for(lambda: ask(address, {"prompt": "9", "max_tokens": 2})[0] == 200)
         assert memory() < before + 50_000  # kB
+
+
+def test_page_is_opened_in_a_browser_when_asked_for(trained, monkeypatch):
+    opened, served = threading.Event(), []
+    addresses: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", lambda address: (addresses.append(address), opened.set()))
+    monkeypatch.setattr(serving, "_run", lambda *_, **__: served.append(opened.wait(60)))
+    assert main(["serve", "--open", "--port", "0", "--out_dir", str(trained.out_dir)]) == 0
+    assert served == [True]
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+", addresses[0])
+    assert main(["serve", "--port", "0", "--out_dir", str(trained.out_dir)]) == 0
+    assert len(addresses) == 1

@@ -76,6 +76,7 @@ EARLIER_RUNS = {  # runs that a page takes from another page, or from Modal
 CLI_ONLY = {
     *(
         "config",
+        "open",
         "preset",
         "overwrite",
         "verify",
@@ -193,8 +194,12 @@ def test_the_commands_of_a_page_run_in_their_order(page, shakespeare, capsys, mo
         if words[0] == "serve":
             if words[1] == "--remote":  # test_modal_web.py runs it
                 continue
-            assert words[1] == "--out_dir"
-            with server_process(Path(words[2]), *words[3:]) as (address, _):
+            if words[1:] == ["--open"]:  # a test opens no browser
+                run, more = None, []
+            else:
+                assert words[1] == "--out_dir"
+                run, more = Path(words[2]), words[3:]
+            with server_process(run, *more) as (address, _):
                 assert requests.get(f"{address}/health", timeout=60).ok
             continue
         short = ARGUMENTS if words[0] in ("run", "train") and "--init_from" not in words else []

@@ -117,7 +117,10 @@ def test_wheel_holds_the_package_and_nothing_else(packages):
     with zipfile.ZipFile(packages[0]) as wheel:
         names = set(wheel.namelist())
     package = ROOT / "nanogpt_lite"
-    sources = {path.relative_to(ROOT).as_posix() for path in package.rglob("*.py")} | {"nanogpt_lite/py.typed"}
+    page = package / "server" / "page"
+    files = [*package.rglob("*.py"), *(path for path in page.rglob("*") if path.is_file())]
+    sources = {path.relative_to(ROOT).as_posix() for path in files} | {"nanogpt_lite/py.typed"}
+    assert {"nanogpt_lite/server/page/index.html", "nanogpt_lite/server/page/vendor/LICENSE"} < sources
     metadata = {name for name in names if name.startswith(f"nanogpt_lite-{ng.__version__}.dist-info/")}
     assert names - metadata == sources
     assert {name.split("/", 1)[1] for name in metadata} == {

@@ -91,6 +91,8 @@ def test_ci_run_passes_its_arguments_to_pytest(tmp_path):
     (tmp_path / ".ci").mkdir()
     shutil.copy(ROOT / ".ci/run", tmp_path / ".ci/run")
     shutil.copy(README, tmp_path)
+    (tmp_path / ".ci/browser").write_text('#!/bin/sh\necho "browser for $(basename "$1")"\n', encoding="utf-8")
+    (tmp_path / ".ci/browser").chmod(0o755)
     echo = '#!/bin/sh\necho "$(basename "$0")" "$@"\n'
     fake = f"#!/bin/sh\nmkdir -p $3/bin\nfor name in pip ruff mypy lint-imports pytest; do\nprintf '%s' '{echo}' > "
     fake += "$3/bin/$name\nchmod +x $3/bin/$name\ndone\n"
@@ -106,6 +108,7 @@ def test_ci_run_passes_its_arguments_to_pytest(tmp_path):
     )
     assert ran.stdout.splitlines() == [
         "pip install -e .[dev]",
+        "browser for python",
         "ruff check .",
         "ruff format --check .",
         "mypy",

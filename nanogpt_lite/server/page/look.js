@@ -1,0 +1,207 @@
+// The view of what a network makes of a text: surprise, what it expected, attention, logit lens.
+
+import { ApiError, post } from "./api.js";
+import { AttentionPanel } from "./attention.js";
+import { element, number, percent, visible } from "./dom.js";
+import { Fields } from "./fields.js";
+import { state } from "./state.js";
+
+const LEVELS = [0.5, 1, 2, 4]; // nats; the colours are those of the terminal
+const FILTERS = ["temperature", "top_k", "top_p", "min_p"];
+const STAGES = {
+  network: "the network alone",
+  model: "with the counted n-grams, if it has them",
+  temperature: "after the temperature",
+  top_k: "after top_k",
+  top_p: "after top_p",
+  min_p: "after min_p: what is drawn from",
+};
+const STEPS = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1, Home: -Infinity, End: Infinity }; // by key
+const LENS_TOKENS = 4; // of each layer
+
+export class LookView {
+  constructor(section, { onWriteOn }) {
+    this.onWriteOn = onWriteOn;
+    this.text = element("textarea", { id: "look-text", rows: 4 });
+    this.fields = new Fields("look", [
+      ...state.options.sampling.filter(({ name }) => FILTERS.includes(name)), ...state.options.inspection,
+    ]);
+    this.status = element("p", { role: "status", className: "status" });
+    this.result = element("div");
+    section.append(element("h2", {}, "Look inside"),
+      element("p", {}, "The network reads a text. Before each token it has probabilities for all tokens; the less likely "
+        + "it held the one that came, the more it was surprised."),
+      element("form", { onsubmit: (event) => { event.preventDefault(); this.read(); } },
+        element("label", { for: "look-text" }, "Text to read"), this.text,
+        element("details", {}, element("summary", {}, "Options"), this.fields.node),
+        element("div", { className: "buttons" }, element("button", { className: "main" }, "Read"))),
+      this.status, this.result);
+  }
+
+  update() {}
+
+  async readText(text) {
+    this.text.value = text;
+    await this.read();
+  }
+
+  async read() {
+    const turn = this.turn = (this.turn ?? 0) + 1;
+    this.status.className = "status";
+    this.status.textContent = "reading";
+    this.result.replaceChildren();
+    const model = state.model;
+    try {
+      const { reading, note } = await this.ask(model);
+      if (turn !== this.turn) return;
+      this.status.textContent = `${model}: ${reading.tokens.length} tokens; mean surprise ${number(reading.mean_surprise)} nats `
+        + `per token, which is the loss on this text${note}`;
+      this.reading = new Reading(reading, (text) => this.onWriteOn(text, model));
+      this.result.replaceChildren(this.reading.node);
+      this.reading.start();
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+      if (turn !== this.turn) return;
+      this.status.textContent = error.message;
+      this.status.classList.add("error");
+    }
+  }
+
+  // The reading; of a text that is too long for attention or lens, without these.
+  async ask(model) {
+    const body = { model, text: this.text.value, ...this.fields.values() };
+    const parts = { attention: true, lens: true };
+    let note = "";
+    for (;;) {
+      try {
+        return { reading: await post("/api/inspect", { ...body, ...parts }), note };
+      } catch (error) {
+        if (!parts[error.field]) throw error;
+        parts[error.field] = false;
+        note += `. Without ${error.field}: ${error.message}`;
+      }
+    }
+  }
+}
+
+class Reading {
+  constructor(reading, onWriteOn) {
+    this.reading = reading;
+    this.onWriteOn = onWriteOn;
+    this.selected = 0;
+    this.tokens = reading.tokens.map((token, position) => this.makeToken(token, position));
+    this.next = element("span", { role: "option", "aria-selected": "false", className: "token next", "aria-label": "what comes next" }, "▸");
+    this.next.addEventListener("click", () => this.select(reading.tokens.length));
+    this.list = element("div", {
+      className: "tokens", role: "listbox", tabindex: "0", "aria-label": "tokens, coloured by surprise; arrow keys move",
+      onkeydown: (event) => this.move(event),
+    }, ...this.tokens, this.next);
+    [...this.tokens, this.next].forEach((token, position) => { token.id = `token-${position}`; });
+    this.detail = element("div", { className: "detail" });
+    this.attention = reading.attention ? new AttentionPanel(reading, this.tokens, this.list) : null;
+    this.node = element("div", {}, legend(), this.list, this.detail, ...(this.attention ? [this.attention.node] : []));
+  }
+
+  start() {
+    this.select(Math.min(1, this.tokens.length));
+  }
+
+  makeToken(token, position) {
+    const level = token.surprise === null ? 0 : LEVELS.filter((limit) => token.surprise >= limit).length;
+    const title = token.surprise === null ? "the first token" : `${number(token.surprise)} nats`;
+    const text = token.token === "" ? "◌" : token.token.replaceAll("\n", "⏎\n");
+    return element("span", {
+      role: "option", "aria-selected": "false", className: `token level-${level}`, title, onclick: () => this.select(position),
+      "aria-label": `${visible(token.token)}, ${title}`,
+    }, text);
+  }
+
+  move(event) {
+    const steps = STEPS[event.key];
+    if (steps === undefined || event.altKey || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    this.select(Math.min(Math.max(this.selected + steps, 0), this.tokens.length));
+  }
+
+  select(position) {
+    const all = [...this.tokens, this.next];
+    all[this.selected].setAttribute("aria-selected", "false");
+    this.selected = position;
+    all[position].setAttribute("aria-selected", "true");
+    this.list.setAttribute("aria-activedescendant", all[position].id);
+    all[position].scrollIntoView({ block: "nearest" });
+    this.detail.replaceChildren(...this.describe(position));
+    this.attention?.select(Math.min(position, this.tokens.length - 1));
+  }
+
+  describe(position) {
+    const token = this.reading.tokens[position];
+    const title = token ? `“${visible(token.token)}”` : "What comes next";
+    const facts = token && token.surprise !== null
+      ? `surprise ${number(token.surprise)} nats: the network gave it ${percent(Math.exp(-token.surprise))}, and held `
+        + `${token.rank === 0 ? "no token" : token.rank === 1 ? "one token" : `${token.rank} tokens`} for likelier.`
+      : token ? "Nothing comes before the first token, so it has no surprise." : "";
+    const shares = token ? describeShares(token) : "";
+    const expected = position > 0 ? this.reading.tokens[position - 1].next : null;
+    return [
+      element("h3", {}, title), element("p", {}, `${facts} ${shares}`),
+      ...(expected ? [this.expectations(expected, position)] : []),
+      ...(this.reading.lens && position > 0 ? [lensTable(this.reading.lens, position - 1)] : []),
+    ];
+  }
+
+  // The distribution from which the token at a position is drawn, at each stage.
+  expectations(expected, position) {
+    const actual = this.reading.tokens[position]?.id;
+    const before = this.reading.tokens.slice(0, position).map(({ token }) => token).join("");
+    const head = element("tr", {}, element("th", { scope: "col" }, "token"),
+      ...Object.entries(STAGES).map(([stage, title]) => element("th", { scope: "col", title }, stage.replace("_", "_\u200b"))),
+      element("th", { scope: "col" }, "another one"));
+    const rows = expected.map((candidate) => element("tr", candidate.id === actual ? { className: "actual" } : {},
+      element("th", { scope: "row" }, visible(candidate.token)),
+      ...Object.keys(STAGES).map((stage) => barCell(candidate[stage])),
+      element("td", {}, candidate.token && !candidate.token.includes("\ufffd") ? element("button", {
+        type: "button", className: "small", onclick: () => this.onWriteOn(before + candidate.token),
+        "aria-label": `write on with ${visible(candidate.token)}`,
+      }, "write on") : "")));
+    const legend = Object.entries(STAGES).map(([stage, title]) => `${stage}: ${title}`).join("; ");
+    return element("figure", {}, element("figcaption", {}, `What the network expected here. ${legend}.`),
+      scroller("expected tokens", element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows))));
+  }
+}
+
+function describeShares(token) {
+  const parts = [];
+  if (typeof token.expert_share === "number") parts.push(`${percent(token.expert_share)} of its probability came from the counted n-grams.`);
+  if (typeof token.ngram_share === "number") parts.push(`Of the vector that enters the first block here, ${percent(token.ngram_share)} is from the n-gram embeddings.`);
+  return parts.join(" ");
+}
+
+function legend() {
+  const limits = [0, ...LEVELS];
+  const names = limits.map((limit, level) => element("span", { className: `token level-${level}` },
+    level === LEVELS.length ? ` ${limit} or more ` : ` ${limit} to ${limits[level + 1]} `));
+  return element("p", { className: "legend" }, "Surprise in nats: ", ...names, ". Choose a token to see more of it.");
+}
+
+function barCell(probability) {
+  const bar = element("span", { className: "bar" });
+  bar.style.width = `${Math.round(100 * probability)}%`;
+  return element("td", { className: "probability" }, bar, element("span", {}, percent(probability)));
+}
+
+// What the output layer makes of the vector after each block.
+function lensTable(lens, position) {
+  const last = lens.tokens.length - 1;
+  const rows = lens.tokens.map((layer, index) => element("tr", {},
+    element("th", { scope: "row" }, index === 0 ? "input of block 1" : index === last ? `block ${index}: the network's output` : `after block ${index}`),
+    ...layer[position].slice(0, LENS_TOKENS).map((token, place) =>
+      element("td", {}, `${visible(token)} ${percent(lens.probabilities[index][position][place])}`))));
+  return element("figure", {}, element("figcaption", {}, "Logit lens: the likeliest tokens if the network ended after each of its blocks."),
+    scroller("logit lens", element("table", { className: "lens" }, element("tbody", {}, ...rows))));
+}
+
+// A wide table scrolls by itself, also with the keyboard.
+export function scroller(label, content) {
+  return element("div", { className: "scroller", tabindex: "0", role: "region", "aria-label": label }, content);
+}

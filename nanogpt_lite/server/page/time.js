@@ -1,0 +1,112 @@
+// The view of one prompt and seed across the checkpoints of a run: how it learned.
+
+import { ApiError, post } from "./api.js";
+import { element, fillSelect, number } from "./dom.js";
+import { Fields } from "./fields.js";
+import { state } from "./state.js";
+
+const SHOWN = ["seed", "temperature"];
+const MAX_TOKENS = 200;
+const PLAY_MILLISECONDS = 1200;
+
+export class TimeView {
+  constructor(section) {
+    this.texts = new Map(); // that were written, by checkpoint and request
+    this.checkpoints = [];
+    this.body = null; // what was asked for last; null before, so that nothing is computed unasked
+    this.run = element("select", { id: "time-run", onchange: () => this.update() });
+    this.prompt = element("input", { id: "time-prompt", placeholder: "a line break", autocomplete: "off" });
+    this.fields = new Fields("time", state.options.sampling.filter(({ name }) => SHOWN.includes(name)));
+    this.slider = element("input", { type: "range", id: "time-step", min: "0", max: "0", value: "0",
+      oninput: () => this.move(), onchange: () => this.show() });
+    this.play = element("button", { type: "button", onclick: () => this.playOrStop() }, "Play");
+    this.title = element("h3");
+    this.text = element("div", { className: "text", tabindex: "0", role: "region", "aria-label": "text at this step" });
+    this.status = element("p", { role: "status", className: "status" });
+    this.empty = element("p");
+    this.controls = element("form", { onsubmit: (event) => { event.preventDefault(); this.write(); } },
+      element("label", { for: "time-prompt" }, "Prompt: what the text begins with"), this.prompt, this.fields.node,
+      element("div", { className: "buttons" }, element("button", { className: "main" }, "Write"), this.play),
+      element("label", { for: "time-step" }, "Step of the training"), this.slider, this.title, this.text, this.status);
+    section.append(element("h2", {}, "Time"),
+      element("p", {}, "One prompt and seed, with the weights that the network had on the way. The early ones are of the network "
+        + "alone, without counted n-grams."),
+      element("label", { for: "time-run" }, "Run"), this.run, this.empty, this.controls);
+  }
+
+  // The checkpoints that there are now; the slider stays at the one that is chosen.
+  update() {
+    fillSelect(this.run, state.runs.map(({ name }) => name));
+    const chosen = this.checkpoint?.model;
+    this.checkpoints = state.run(this.run.value)?.checkpoints ?? [];
+    this.controls.hidden = !this.checkpoints.length;
+    this.empty.hidden = !this.controls.hidden;
+    this.empty.textContent = this.run.value ? "No checkpoint of this run is known by its step yet." : "There is no run yet: start one in Train.";
+    this.slider.max = String(Math.max(this.checkpoints.length - 1, 0));
+    this.slider.value = String(Math.max(this.checkpoints.findIndex(({ model }) => model === chosen), 0));
+    this.move();
+  }
+
+  get checkpoint() {
+    return this.checkpoints[Number(this.slider.value)];
+  }
+
+  // Show the text of the chosen checkpoint, if it is written already.
+  move() {
+    const { checkpoint } = this;
+    if (!checkpoint) return;
+    const evaluation = state.run(this.run.value).evaluations.find(([step]) => step === checkpoint.step);
+    this.slider.setAttribute("aria-valuetext", `step ${checkpoint.step}`);
+    this.title.textContent = `Step ${checkpoint.step}: ${checkpoint.name}${evaluation ? `, val loss ${number(evaluation[1], 4)}` : ""}`;
+    const text = this.texts.get(this.key(checkpoint));
+    this.text.replaceChildren(...(text === undefined ? [] : [element("span", { className: "prompt" }, this.body.prompt ?? ""), text]));
+  }
+
+  key(checkpoint) {
+    return JSON.stringify([checkpoint, this.body]);
+  }
+
+  async write() {
+    const prompt = this.prompt.value ? { prompt: this.prompt.value } : {};
+    this.body = { ...prompt, max_tokens: MAX_TOKENS, ...this.fields.values() };
+    await this.show();
+  }
+
+  // Write the text of the chosen checkpoint, unless it is there. A request before it that is not needed any more ends.
+  async show() {
+    this.abort?.abort();
+    this.move();
+    const { checkpoint, body } = this;
+    if (!checkpoint || !body || this.texts.has(this.key(checkpoint))) return;
+    const abort = this.abort = new AbortController();
+    this.tell("writing", false);
+    try {
+      const key = this.key(checkpoint);
+      const answer = await post("/v1/completions", { model: checkpoint.model, ...body }, abort.signal);
+      this.texts.set(key, answer.choices[0].text);
+      this.tell("", false);
+      this.move();
+    } catch (error) {
+      if (error instanceof ApiError) this.tell(error.message, true);
+      else if (error.name !== "AbortError") throw error;
+    }
+  }
+
+  tell(message, isError) {
+    this.status.textContent = message;
+    this.status.classList.toggle("error", isError);
+  }
+
+  async playOrStop() {
+    this.isPlaying = !this.isPlaying;
+    this.play.textContent = this.isPlaying ? "Stop" : "Play";
+    if (!this.isPlaying || !this.controls.reportValidity()) return;
+    for (let index = 0; this.isPlaying && index < this.checkpoints.length; index++) {
+      this.slider.value = String(index);
+      await this.write();
+      await new Promise((resolve) => { setTimeout(resolve, PLAY_MILLISECONDS); });
+    }
+    this.isPlaying = false;
+    this.play.textContent = "Play";
+  }
+}

@@ -1,0 +1,337 @@
+// The view of the runs: their curves, and the trainings that the page starts.
+
+import { ApiError, get, post } from "./api.js";
+import { Curves } from "./curves.js";
+import { duration, element, fillSelect, number } from "./dom.js";
+import { Fields } from "./fields.js";
+import { state } from "./state.js";
+
+const OFTEN_USED = ["minutes", "max_iters", "tokenizer"]; // options that the form shows first
+const OWN_TEXT = "a text of your own";
+const MAX_SAMPLES = 8;
+const MAX_FILE_BYTES = 30_000_000; // the server takes a little more
+
+export class TrainView {
+  constructor(section) {
+    this.records = new Map(); // by run: the records, and the cursor after them
+    this.chosen = new Set();
+    this.runList = element("div", { className: "run-list", role: "group", "aria-label": "runs to show" });
+    this.rows = new Map(); // by run: its checkbox and its text
+    this.empty = element("p");
+    this.detail = new RunDetail((path, body) => this.act(path, body));
+    this.loss = new Curves("Loss", "nats per token");
+    this.rate = new Curves("Learning rate", "learning rate");
+    this.problem = element("p", { role: "alert", className: "error", hidden: true });
+    this.form = new TrainingForm((name) => this.await(name));
+    section.append(element("h2", {}, "Train"), this.problem, this.runList, this.empty, this.detail.node, this.loss.node, this.rate.node,
+      this.form.node);
+  }
+
+  update() {
+    if (this.awaited && state.run(this.awaited)) { // a training that was started, and has a run by now
+      this.chosen = new Set([this.awaited]);
+      this.awaited = null;
+    } else if (!this.hasChosen && state.runs.length) {
+      this.chosen.add(state.runOf(state.model)?.name ?? state.runs[0].name);
+    }
+    this.hasChosen ||= state.runs.length > 0;
+    for (const name of this.records.keys()) if (!state.run(name)) this.records.delete(name);
+    for (const name of this.chosen) if (!state.run(name)) this.chosen.delete(name);
+    this.updateRows();
+    this.form.update();
+    this.fetchMissing();
+  }
+
+  // Show a run as soon as it is there.
+  await(name) {
+    this.awaited = name;
+    this.update();
+  }
+
+  // The run whose numbers are shown in full: the first of the chosen ones.
+  get main() {
+    return [...this.chosen][0];
+  }
+
+  // Whether there may be news every second.
+  get isLive() {
+    return Boolean(state.training?.is_running) || this.stale().length > 0;
+  }
+
+  // The chosen runs whose records may have grown: those that are being trained, or were since they were read.
+  stale() {
+    return [...this.chosen].filter((name) => {
+      const run = state.run(name);
+      return run && (run.state === "training" || this.records.get(name)?.version !== run.version);
+    });
+  }
+
+  // One row for each run; those that are there stay, with the focus.
+  updateRows() {
+    for (const run of state.runs) {
+      if (!this.rows.has(run.name)) this.addRow(run.name);
+      const { row, box, text } = this.rows.get(run.name);
+      const progress = run.step === null ? "" : `, step ${run.step}${run.max_iters ? ` of ${run.max_iters}` : ""}`;
+      const loss = run.best_val_loss === null ? "" : `, val loss ${number(run.best_val_loss, 4)}`;
+      row.className = `run ${run.state}`;
+      box.checked = this.chosen.has(run.name);
+      text.textContent = ` ${run.state}${progress}${loss}`;
+    }
+    for (const [name, { row }] of this.rows) {
+      if (state.run(name)) continue;
+      row.remove();
+      this.rows.delete(name);
+    }
+  }
+
+  addRow(name) {
+    const toggle = () => {
+      if (box.checked) this.chosen.add(name); else this.chosen.delete(name);
+      this.fetchMissing();
+    };
+    const box = element("input", { type: "checkbox", onchange: toggle, id: `show-run-${name}` });
+    const text = element("span");
+    const row = element("label", {}, box, element("strong", {}, name), text);
+    this.runList.append(row);
+    this.rows.set(name, { row, box, text });
+  }
+
+  async fetchMissing() {
+    for (const name of this.chosen) if (!this.records.has(name)) await this.fetch(name);
+    this.draw();
+  }
+
+  // What is new of one of the chosen runs: one request.
+  async poll() {
+    const stale = this.stale();
+    if (!stale.length) return;
+    this.turn = ((this.turn ?? 0) + 1) % stale.length;
+    await this.fetch(stale[this.turn]);
+    this.draw();
+  }
+
+  async fetch(name) {
+    const before = this.records.get(name) ?? { records: [], cursor: "" };
+    const run = state.run(name);
+    try {
+      const after = encodeURIComponent(before.cursor);
+      const { records, cursor, is_whole } = await get(`/api/runs/${encodeURIComponent(name)}/records?after=${after}`);
+      this.records.set(name, { records: is_whole ? records : [...before.records, ...records], cursor, version: run?.version });
+      this.problem.hidden = true;
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+      this.problem.textContent = error.message;
+      this.problem.hidden = false;
+    }
+  }
+
+  draw() {
+    const isOne = this.chosen.size === 1;
+    const losses = [], rates = [];
+    [...this.chosen].forEach((name, index) => {
+      const records = this.records.get(name)?.records ?? [];
+      const points = (kind, key) => records.filter((record) => record.kind === kind && typeof record[key] === "number")
+        .map((record) => [record.step, record[key]]);
+      const named = (label) => (isOne ? label : `${name}: ${label}`);
+      losses.push({ name: named("val loss"), points: points("eval", "val_loss"), colour: index });
+      losses.push({ name: named("train loss"), points: points("step", "loss"), colour: isOne ? 1 : index, isDashed: true });
+      const alone = points("eval", "network_val_loss");
+      if (isOne && alone.length) losses.push({ name: "val loss of the network alone", points: alone, colour: 2 });
+      rates.push({ name: named("learning rate"), points: points("step", "learning_rate"), colour: index, isDashed: true });
+    });
+    for (const curves of [this.loss, this.rate]) curves.node.hidden = !this.chosen.size;
+    if (this.chosen.size) {
+      this.loss.show(losses);
+      this.rate.show(rates);
+    }
+    const run = state.run(this.main);
+    this.detail.show(run, this.records.get(this.main)?.records ?? []);
+    this.empty.hidden = Boolean(run);
+    this.empty.textContent = state.runs.length ? "Choose a run to see its curves."
+      : "There is no run yet. Start a training below: a small network learns a text within a minute or two.";
+  }
+
+  async act(path, body) {
+    try {
+      await post(path, body);
+      this.problem.hidden = true;
+      await state.refresh();
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+      this.problem.textContent = error.message;
+      this.problem.hidden = false;
+    }
+  }
+}
+
+const STATES = {
+  training: "training",
+  finished: "finished",
+  interrupted: "stopped; its state is saved, and it can go on",
+  unfinished: "not finished, and no process of this machine trains it; it can go on from its last checkpoint",
+};
+
+// The numbers of one run, and what can be done with it. Parts that did not change stay, with what was typed into them.
+class RunDetail {
+  constructor(act) {
+    this.act = act;
+    this.title = element("h3");
+    this.facts = element("dl", { className: "facts" });
+    this.verdict = element("p", { className: "verdict" });
+    this.buttons = element("div", { className: "buttons" });
+    this.samples = element("details");
+    this.node = element("div", { hidden: true }, this.title, this.facts, this.verdict, this.buttons, this.samples);
+  }
+
+  show(run, records) {
+    this.node.hidden = !run;
+    if (!run) return;
+    const last = (kind) => records.findLast((record) => record.kind === kind);
+    const [start, step, evaluation, result] = ["start", "step", "eval", "result"].map(last);
+    this.title.textContent = run.name;
+    const facts = [
+      ["state", STATES[run.state]],
+      ["step", `${records.at(-1)?.step ?? 0} of ${start?.max_iters ?? "?"}`],
+      ["time left", run.state === "training" ? duration(secondsLeft(records, start)) : "–"],
+      ["tokens per second", step ? Math.round(step.tokens_per_second).toLocaleString("en") : "–"],
+      ["train loss", number(step?.loss, 4)],
+      ["val loss", number(evaluation?.val_loss, 4)],
+      ["learning rate", step ? step.learning_rate.toPrecision(3) : "–"],
+    ];
+    this.facts.replaceChildren(...facts.map(([name, value]) =>
+      element("div", {}, element("dt", {}, name), element("dd", {}, value))));
+    this.verdict.hidden = !result;
+    this.verdict.replaceChildren(element("strong", {}, "Is my loss normal? "), result?.verdict ?? "");
+    this.showButtons(run);
+    this.showSamples(run, records.filter(({ kind }) => kind === "sample"));
+  }
+
+  showButtons(run) {
+    const isOurs = Boolean(state.training?.is_running) && state.training.name === run.name;
+    const key = JSON.stringify([run.name, run.state === "training", isOurs]);
+    if (key === this.shownButtons) return;
+    this.shownButtons = key;
+    const path = `/api/runs/${encodeURIComponent(run.name)}`;
+    const steps = element("input", { type: "number", id: "more-steps", min: "1", placeholder: String(run.max_iters ?? ""), "aria-label": "steps in all" });
+    const resume = () => this.act(`${path}/resume`, steps.value ? { options: { max_iters: Number(steps.value) } } : {});
+    const stop = () => this.act(`${path}/stop`, {});
+    if (!state.options.can_train) this.buttons.replaceChildren();
+    else if (isOurs) this.buttons.replaceChildren(element("button", { type: "button", onclick: stop }, "Stop, and save"));
+    else if (run.state === "training") this.buttons.replaceChildren("It was not started by this server; Ctrl-C where it was stops it.");
+    else this.buttons.replaceChildren(element("button", { type: "button", onclick: resume }, "Go on"), "up to step", steps);
+  }
+
+  showSamples(run, samples) {
+    this.samples.hidden = !samples.length;
+    const key = JSON.stringify([run.name, samples.length, samples.at(-1)?.step]);
+    if (key === this.shownSamples) return;
+    this.shownSamples = key;
+    const texts = samples.slice(-MAX_SAMPLES).reverse();
+    this.samples.replaceChildren(element("summary", {}, `What it wrote on the way (${samples.length})`), ...texts.map((record) =>
+      element("figure", {}, element("figcaption", {}, `step ${record.step}`), element("div", { className: "text" }, record.text))));
+  }
+}
+
+function secondsLeft(records, start) {
+  const steps = records.filter(({ kind }) => kind === "step").slice(-10);
+  if (steps.length < 2 || !start) return NaN;
+  const [first, last] = [steps[0], steps.at(-1)];
+  return ((start.max_iters - last.step) * (last.seconds - first.seconds)) / (last.step - first.step);
+}
+
+// The form that starts a training.
+class TrainingForm {
+  constructor(onStart) {
+    this.onStart = onStart;
+    this.name = element("input", { id: "run-name", required: true, maxlength: "60", pattern: "[A-Za-z0-9_.\\-]+", autocomplete: "off", value: "mine" });
+    this.dataset = element("select", { id: "run-dataset", onchange: () => this.update() });
+    this.text = element("textarea", { id: "run-text", rows: 6, oninput: () => { this.fileText = null; } });
+    this.fileText = null; // of a file, as it is: a textarea would change its line breaks
+    this.file = element("input", { type: "file", id: "run-file", accept: "text/*,.txt,.md", onchange: () => this.readFile() });
+    this.own = element("div", {}, element("label", { for: "run-text" }, "Text"), this.text,
+      element("label", { for: "run-file" }, "or a file of UTF-8 text"), this.file);
+    this.preset = element("select", { id: "run-preset", onchange: () => this.showDefaults() });
+    const rest = state.options.training.filter(({ name }) => !OFTEN_USED.includes(name));
+    this.first = new Fields("train", state.options.training.filter(({ name }) => OFTEN_USED.includes(name)));
+    this.more = new Fields("train", rest);
+    this.log = element("pre", { className: "log", role: "region", tabindex: "0", "aria-label": "what the training printed" });
+    this.status = element("p", { role: "status" });
+    const presets = ["", ...Object.keys(state.options.presets)];
+    fillSelect(this.preset, presets, (name) => name || "one that fits the device");
+    const form = element("form", { onsubmit: (event) => { event.preventDefault(); this.start(); } },
+      element("label", { for: "run-name" }, "Name of the run"), this.name,
+      element("label", { for: "run-dataset" }, "What it learns"), this.dataset, this.own,
+      element("label", { for: "run-preset" }, "Preset: a set of option values"), this.preset,
+      this.first.node, element("details", {}, element("summary", {}, "More options"), this.more.node),
+      element("div", { className: "buttons" }, element("button", { className: "main" }, "Start the training")));
+    this.node = element("section", { "aria-label": "start a training", className: "start" },
+      element("h3", {}, "Start a training"),
+      ...(state.options.can_train ? [form] : [element("p", {}, "This server starts no trainings.")]), this.status, this.log);
+    this.log.hidden = true;
+    this.showDefaults();
+    this.update();
+  }
+
+  // What the options have that are left as they are: by the preset, and by the text.
+  showDefaults() {
+    const preset = this.preset.value || state.options.default_preset;
+    const values = state.options.presets[preset];
+    const fitted = state.options.fitted[preset] ?? [];
+    for (const fields of [this.first, this.more]) {
+      for (const { name, default: value } of fields.descriptions) {
+        fields.showDefault(name, fitted.includes(name) ? "follows from the text" : String(values[name] ?? value));
+      }
+    }
+  }
+
+  update() {
+    fillSelect(this.dataset, [...state.options.datasets, OWN_TEXT]);
+    this.own.hidden = this.dataset.value !== OWN_TEXT;
+    const training = state.training;
+    this.log.hidden = !training;
+    if (!training) return;
+    const { name, is_running: isRunning, exit_status: status, log } = training;
+    const isStopped = status < 0 || status > 128; // by a signal
+    const ended = status === 0 ? "has ended" : isStopped ? "was stopped" : `has ended with status ${status}`;
+    const said = `The training of ${name} ${isRunning ? "is running" : ended}.`;
+    if (this.said !== said) {
+      this.said = said;
+      this.tell(said, !isRunning && status !== 0 && !isStopped);
+    }
+    if (this.log.textContent !== log) this.log.textContent = log;
+  }
+
+  async readFile() {
+    const [file] = this.file.files;
+    if (!file) return;
+    try {
+      if (file.size > MAX_FILE_BYTES) throw new Error(`${file.name} is larger than 30 MB; train on it with the command nanogpt-lite train`);
+      const decoder = new TextDecoder("utf-8", { fatal: true });
+      this.fileText = decoder.decode(await file.arrayBuffer());
+      this.text.value = this.fileText;
+      this.tell(`${file.name}: ${file.size.toLocaleString("en")} bytes`, false);
+    } catch (error) {
+      this.tell(error instanceof TypeError ? `${file.name} is not UTF-8 text; save it as UTF-8 first` : error.message, true);
+    }
+  }
+
+  tell(message, isError) {
+    this.status.textContent = message;
+    this.status.classList.toggle("error", isError);
+  }
+
+  async start() {
+    const source = this.dataset.value === OWN_TEXT ? { text: this.fileText ?? this.text.value } : { dataset: this.dataset.value };
+    const options = { ...this.first.values(), ...this.more.values() };
+    const preset = this.preset.value ? { preset: this.preset.value } : {};
+    try {
+      await post("/api/trainings", { name: this.name.value, ...source, ...preset, options });
+      this.status.classList.remove("error");
+      await state.refresh();
+      this.onStart(this.name.value);
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+      this.tell(error.message, true);
+    }
+  }
+}

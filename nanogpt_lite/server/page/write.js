@@ -1,0 +1,90 @@
+// The view in which networks write.
+
+import { streamText } from "./api.js";
+import { commandList, curlCommand, sampleCommand } from "./commands.js";
+import { copyButton, element, fillSelect } from "./dom.js";
+import { Fields } from "./fields.js";
+import { state } from "./state.js";
+
+export class WriteView {
+  constructor(section, { onLook }) {
+    this.onLook = onLook;
+    this.prompt = element("textarea", { id: "prompt", rows: 3, placeholder: "a line break" });
+    this.fields = new Fields("write", state.options.sampling.filter(({ name }) => name !== "n"));
+    this.compares = element("input", { type: "checkbox", id: "compare" });
+    this.other = element("select", { id: "other", "aria-label": "the second network" });
+    this.stopButton = element("button", { type: "button", disabled: true, onclick: () => this.stop() }, "Stop");
+    this.panels = element("div", { className: "panels" });
+    this.form = element("form", { onsubmit: (event) => { event.preventDefault(); this.write(); } },
+      element("label", { for: "prompt" }, "Prompt: what the text begins with"), this.prompt,
+      element("details", {}, element("summary", {}, "Options"), this.fields.node),
+      element("p", {}, element("label", { for: "compare" }, this.compares, " beside another network, with the same seed: "),
+        this.other),
+      element("div", { className: "buttons" }, element("button", { className: "main" }, "Write"), this.stopButton));
+    section.append(element("h2", {}, "Write"),
+      element("p", {}, "The network continues the prompt, token by token. The same prompt, seed and options give the same text."),
+      this.form, this.panels);
+  }
+
+  update() {
+    fillSelect(this.other, state.models);
+  }
+
+  // Write on from a text.
+  async writeFrom(text) {
+    this.prompt.value = text;
+    await this.write();
+  }
+
+  stop() {
+    this.abort?.abort();
+  }
+
+  async write() {
+    this.stop();
+    const abort = this.abort = new AbortController();
+    const models = this.compares.checked ? [state.model, this.other.value] : [state.model];
+    const panels = models.map((model) => new Panel(model, this.prompt.value, this.fields, this.onLook));
+    this.panels.replaceChildren(...panels.map((panel) => panel.node));
+    this.stopButton.disabled = false;
+    for (const panel of panels) await panel.write(abort.signal); // one after the other, as the server computes
+    if (this.abort === abort) this.stopButton.disabled = true;
+  }
+}
+
+class Panel {
+  constructor(model, prompt, fields, onLook) {
+    this.body = { model, ...(prompt ? { prompt } : {}), ...fields.values() };
+    this.prompt = prompt;
+    this.status = element("p", { role: "status", className: "status" }, "waiting");
+    this.text = element("span");
+    const whole = () => prompt + this.text.textContent;
+    this.node = element("article", { "aria-label": `text of ${model}` },
+      element("h3", {}, model),
+      element("div", { className: "text", tabindex: "0", role: "region", "aria-label": `what ${model} wrote` }, element("span", { className: "prompt" }, prompt), this.text),
+      this.status,
+      element("div", { className: "buttons" },
+        copyButton("Copy the text", whole),
+        element("button", { type: "button", className: "small", onclick: () => onLook(whole(), model) }, "Look inside")),
+      commandList([sampleCommand(model, prompt, fields.words()), curlCommand(this.body)]));
+  }
+
+  async write(signal) {
+    const started = performance.now();
+    const since = () => `${((performance.now() - started) / 1000).toFixed(1)} s`;
+    if (signal.aborted) {
+      this.status.textContent = "stopped";
+      return;
+    }
+    this.status.textContent = "writing";
+    try {
+      const reason = await streamText(this.body, signal, (text) => this.text.append(text));
+      const ending = reason === "stop" ? "up to the stop text" : "max_tokens reached";
+      this.status.textContent = `done after ${since()}: ${[...this.text.textContent].length} characters, ${ending}`;
+    } catch (error) {
+      const isStopped = error.name === "AbortError";
+      this.status.textContent = isStopped ? `stopped after ${since()}` : error.message;
+      this.status.classList.toggle("error", !isStopped);
+    }
+  }
+}

@@ -1,0 +1,302 @@
+"""The page in Chromium: runs and their curves, trainings that are started, killed and resumed, early weights."""
+
+import signal
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser_page import open_browser, open_page, wait_until
+from conftest import TEXT, wait_for
+from served_app import server_process
+from tiny import TINY
+
+import nanogpt_lite as ng
+from nanogpt_lite.runs.run_files import lock_run
+
+pytestmark = [pytest.mark.browser, pytest.mark.posix("signals to a training")]
+
+SMALL = {
+    "ngram_expert": 0,
+    "n_layer": 1,
+    "n_head": 1,
+    "n_embd": 16,
+    "block_size": 16,
+    "batch_size": 4,
+    "log_interval": 5,
+}
+LONG = {**SMALL, "max_iters": 100_000, "eval_interval": 50}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with open_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("bottles.txt").write_text(TEXT, encoding="utf-8", newline="\n")
+    return tmp_path
+
+
+@pytest.fixture
+def two_runs(folder):
+    """Two runs with early weights, one with a sample on the way."""
+    options = {**TINY, "log_interval": 2, "keep_early": 10}
+    ng.train("bottles.txt", **options, sample_interval=10, out_dir="runs/one")
+    ng.train("bottles.txt", **options, learning_rate=2e-3, out_dir="runs/two")
+    return folder
+
+
+def start_server():
+    return server_process(None, "--device", "cpu", "--threads", "1")
+
+
+def records(name, kind):
+    return [record for record in ng.Run(Path("runs", name)).metrics if record["kind"] == kind]
+
+
+def points_on_page(page, curves):
+    """The rows of the table under a curve: (curve, step, value)."""
+    figure = page.locator("#view-train > figure").nth(curves)
+    if figure.locator("details[open]").count() == 0:
+        figure.locator("summary").click()
+    wait_until(
+        page, "(number) => document.querySelectorAll('#view-train > figure')[number].querySelector('.scroller')", curves
+    )
+    rows = figure.locator(".scroller tbody tr").all()
+    cells = [row.locator("td").all_text_contents() for row in rows]
+    return [(name, int(step), float(value)) for name, step, value in cells]
+
+
+def expected_points(name, prefix=""):
+    values = [(f"{prefix}val loss", record["step"], record["val_loss"]) for record in records(name, "eval")]
+    return values + [(f"{prefix}train loss", record["step"], record["loss"]) for record in records(name, "step")]
+
+
+def test_curves_have_the_points_of_the_records_and_runs_can_be_compared(browser, two_runs):
+    with start_server() as (address, _), open_page(browser, address, "train") as page:
+        page.check("#show-run-one")
+        page.uncheck("#show-run-two")
+        page.wait_for_selector("h3:text-is('one')")
+        assert points_on_page(page, 0) == expected_points("one")
+        rates = [("learning rate", record["step"], record["learning_rate"]) for record in records("one", "step")]
+        assert points_on_page(page, 1) == rates
+        (result,) = records("one", "result")
+        assert page.text_content(".verdict") == f"Is my loss normal? {result['verdict']}"
+        page.click("text=What it wrote on the way")
+        assert page.locator("#view-train .text").all_text_contents() == [
+            record["text"] for record in reversed(records("one", "sample"))
+        ]
+        page.check("#show-run-two")
+        wait_until(page, "document.querySelector('.curves').ariaLabel.includes('two')")
+        both = expected_points("one", "one: ") + expected_points("two", "two: ")
+        assert sorted(points_on_page(page, 0)) == sorted(both)
+
+
+def test_time_shows_the_text_at_each_checkpoint(browser, two_runs):
+    with start_server() as (address, _), open_page(browser, address, "time") as page:
+        page.select_option("#time-run", "one")
+        page.fill("#time-prompt", "9 green")
+        page.fill("#time-seed", "3")
+        page.click("#view-time button.main")
+        steps = int(page.get_attribute("#time-step", "max")) + 1
+        shown = {}
+        for index in range(steps):
+            page.evaluate(
+                "(index) => { const s = document.getElementById('time-step'); s.value = index; "
+                "s.dispatchEvent(new Event('change')); }",
+                index,
+            )
+            wait_until(page, "document.querySelector('#view-time .text').textContent.length > 200")
+            title = page.text_content("#view-time h3")
+            shown[title] = page.text_content("#view-time .text")
+    losses = {record["step"]: f", val loss {record['val_loss']:.4f}" for record in records("one", "eval")}
+    checkpoints = [(5, "early_000005"), (10, "early_000010"), (20, "early_000020"), (20, "last"), (20, "best")]
+    options: dict[str, Any] = {"start": "9 green", "seed": 3, "max_new_tokens": 200, "device": "cpu", "threads": 1}
+    expected = {
+        f"Step {step}: {name}{losses.get(step, '')}": ng.sample(Path("runs/one"), checkpoint=name, **options)[0]
+        for step, name in checkpoints
+    }
+    assert list(shown.items()) == list(expected.items())
+
+
+def start_training(page, name, options, text=TEXT):
+    page.fill("#run-name", name)
+    page.select_option("#run-dataset", "a text of your own")
+    page.fill("#run-text", text)
+    if not page.is_visible("#train-n_layer"):
+        page.click("text=More options")
+    for option, value in options.items():
+        page.fill(f"#train-{option}", str(value))
+    page.click("text=Start the training")
+
+
+def test_without_a_run_the_page_offers_a_training_and_then_writes(browser, folder):
+    with start_server() as (address, _), open_page(browser, address) as page:
+        assert "There is no run yet" in page.text_content("#view-train")
+        assert page.is_disabled("#model")
+        start_training(page, "mine", {**SMALL, "max_iters": 20, "eval_interval": 10})
+        page.wait_for_selector("text=The training of mine has ended.")
+        page.wait_for_selector("#model option[value='mine']", state="attached")
+        page.click("nav >> text=Write")
+        page.fill("#prompt", "9 green")
+        page.click("#view-write button.main")
+        page.wait_for_selector("text=/^done after/")
+        text = page.text_content("#view-write .text")
+    assert text == ng.sample("runs/mine", start="9 green", device="cpu", threads=1)[0]
+    assert Path("runs/mine/mine.txt").read_text(encoding="utf-8") == TEXT
+    assert sorted(path.stem for path in Path("runs/mine").glob("early_*")) == [
+        "early_000005",
+        "early_000010",
+        "early_000020",
+    ]
+
+
+def last_step(name):
+    steps = [record["step"] for record in ng.Run(Path("runs", name)).metrics]
+    return max(steps, default=0)
+
+
+def shown_step(page):
+    return page.evaluate(
+        "() => parseInt([...document.querySelectorAll('.facts div')].find((d) => d.textContent.startsWith('step'))"
+        "?.querySelector('dd').textContent)"
+    )
+
+
+def test_training_is_stopped_and_goes_on(browser, folder):
+    with start_server() as (address, _), open_page(browser, address, may_be_refused=True) as page:
+        start_training(page, "long", LONG)
+        page.click("text=Stop, and save")
+        page.wait_for_selector("dd:text-matches('stopped; its state is saved')")
+        stopped = last_step("long")
+        assert (ng.Run(Path("runs/long")).metrics[-1]["reason"], stopped > 0) == ("interrupted", True)
+        page.fill("#more-steps", str(stopped + 40))
+        page.click("button:text-is('Go on')")
+        page.wait_for_selector("dd:text-matches('finished')")
+        wait_for(lambda: last_step("long") == stopped + 40)
+        wait_until(page, f"document.querySelector('.facts')?.textContent.includes('{stopped + 40} of')")
+        start_training(page, "long", LONG)
+        assert "exists already" in page.wait_for_selector(".start [role=status].error").text_content()
+
+
+def test_run_of_another_process_is_followed_through_a_kill_and_a_resume(browser, folder):
+    words = [f"--{name}={value}" for name, value in {**LONG, "dataset": "bottles.txt", "out_dir": "runs/other"}.items()]
+    command = [sys.executable, "-m", "nanogpt_lite", "train", "--device=cpu", "--threads=1"]
+
+    def train(*more):
+        with Path("log.txt").open("ab") as log:
+            return subprocess.Popen([*command, *more], stdout=log, stderr=log)
+
+    process = train(*words)
+    try:
+        wait_for(lambda: Path("runs/other/last.safetensors").exists())
+        with start_server() as (address, _), open_page(browser, address, "train") as page:
+            page.wait_for_selector("dd:text-is('training')")
+            page.wait_for_selector("text=It was not started by this server")
+            before = shown_step(page)
+            wait_until(page, f"document.querySelector('.facts')?.textContent.match(/step(\\d+)/)[1] > {before}")
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            page.wait_for_selector("dd:text-matches('not finished')")
+            killed = shown_step(page)
+            process = train("--init_from=resume", "--out_dir=runs/other")
+            page.wait_for_selector("dd:text-is('training')")
+            wait_until(page, f"document.querySelector('.facts')?.textContent.match(/step(\\d+)/)[1] > {killed}")
+            process.terminate()
+            process.wait()
+            page.wait_for_selector("dd:text-matches('stopped; its state is saved')")
+            wait_until(page, f"document.querySelector('.facts')?.textContent.includes('{last_step('other')} of')")
+            points = points_on_page(page, 0)
+            assert points == expected_points("other")[-len(points) :]
+            assert len(points) > 10
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_training_that_fails_says_why(browser, folder):
+    with start_server() as (address, _), open_page(browser, address) as page:
+        start_training(page, "short", SMALL, text="too short")
+        page.wait_for_selector("text=The training of short has ended with status 2.")
+        assert "error:" in page.text_content(".log")
+
+
+def test_uploaded_file_is_the_text(browser, folder):
+    with start_server() as (address, _), open_page(browser, address) as page:
+        page.select_option("#run-dataset", "a text of your own")
+        page.set_input_files("#run-file", "bottles.txt")
+        wait_until(page, "document.getElementById('run-text').value.length > 100")
+        assert page.input_value("#run-text") == TEXT
+        Path("latin.txt").write_bytes("é".encode("latin-1"))
+        page.set_input_files("#run-file", "latin.txt")
+        page.wait_for_selector("text=latin.txt is not UTF-8 text")
+
+
+def test_training_that_was_started_is_shown_although_there_are_runs(browser, two_runs):
+    with start_server() as (address, _), open_page(browser, address, "train") as page:
+        page.wait_for_selector("#show-run-two")
+        start_training(page, "text", {**SMALL, "max_iters": 20, "eval_interval": 10})  # as the id of a field
+        page.wait_for_selector("h3:text-is('text')")
+        assert [box.is_checked() for box in page.locator(".run-list input").all()].count(True) == 1
+        page.wait_for_selector("text=The training of text has ended.")
+        page.click("label[for='run-text']")
+        assert page.is_checked("#show-run-text"), "a label of the form belongs to the form"
+
+
+def test_all_runs_can_be_unchecked(browser, two_runs):
+    with start_server() as (address, _), open_page(browser, address, "train") as page:
+        page.wait_for_selector(".facts dd")
+        for box in page.locator(".run-list input:checked").all():
+            box.uncheck()
+        page.wait_for_selector("text=Choose a run to see its curves.")
+        with page.expect_response("**/api/runs"):  # the next look at the runs
+            pass
+        assert page.locator(".run-list input:checked").count() == 0
+
+
+def test_run_that_went_on_has_new_texts_in_time(browser, two_runs):
+    with start_server() as (address, _), open_page(browser, address, "time") as page:
+        page.select_option("#time-run", "one")
+
+        def last_text():
+            page.evaluate("() => { const s = document.getElementById('time-step'); s.value = s.max; }")
+            page.click("#view-time button.main")
+            wait_until(page, "document.querySelector('#view-time .text').textContent.length > 100")
+            return page.text_content("#view-time h3"), page.text_content("#view-time .text")
+
+        before = last_text()
+        ng.train(init_from="resume", out_dir="runs/one", max_iters=60, eval_interval=20, learning_rate=1e-2)
+        wait_until(page, "document.querySelector('#view-time h3').textContent.includes('Step 60')")
+        after = last_text()
+    assert before[1] != after[1]
+    (expected,) = ng.sample("runs/one", max_new_tokens=200, device="cpu", threads=1)
+    assert after[1] == expected.removeprefix("\n")
+
+
+@pytest.mark.parametrize(("view", "is_training", "most"), [("train", True, 20), ("train", False, 2), ("time", True, 2)])
+def test_open_page_asks_at_most_once_a_second_and_computes_nothing(browser, two_runs, view, is_training, most):
+    """In twenty seconds of the page's clock, second by second."""
+    asked: list[str] = []
+    answered: list[str] = []
+    with start_server() as (address, _), lock_run(Path("runs/two")) if is_training else nullcontext():
+        with open_page(browser, address, with_clock=True) as page:
+            for name in ("Look inside", "Time", "Write", view.title()):
+                page.click(f"nav >> text={name}")
+            page.wait_for_load_state("networkidle")
+            page.on("request", lambda request: asked.append(request.url))
+            page.on("requestfinished", lambda request: answered.append(request.url))
+            for _ in range(20):
+                before = len(asked)
+                page.clock.run_for(1000)
+                page.wait_for_timeout(50)
+                while len(answered) < len(asked):
+                    page.wait_for_timeout(20)
+                assert len(asked) <= before + 1
+    assert {url.rpartition("/")[2].split("?")[0] for url in asked} == ({"runs", "records"} if most > 2 else {"runs"})
+    assert 1 <= len(asked) <= most

@@ -1,0 +1,228 @@
+"""The page in Chromium: what networks write, and what they make of a text. Numbers are those of the library."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser_page import open_browser, open_page, wait_until
+from conftest import TEXT, wait_for
+from served_app import health, server_process
+from tiny import TINY
+
+import nanogpt_lite as ng
+
+pytestmark = pytest.mark.browser
+
+CHINESE = "".join(f"第{n}瓶酒在牆上，若有一瓶落下，還有{n - 1}瓶。\n" for n in range(400))
+HTML = "".join(f"<script>alert({n})</script><img src=x onerror=alert({n})>&amp;<b>{n}</b>\n" for n in range(200))
+EXPERT: dict[str, Any] = {"ngram": 3, "ngram_rows": 64, "ngram_expert": 4, "position": "rotary", "norm": "rms"}
+NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {  # name of the run: its text and options
+    "default": (TEXT, EXPERT),
+    "bpe": (TEXT, {"tokenizer": "bpe-300"}),
+    "chinese": (CHINESE, EXPERT),
+    "gpt2": (TEXT, {"tokenizer": "byte", "bias": True, "activation": "gelu_tanh", "tied": True}),
+    "<b>&'\"": (HTML, {}),
+}
+PROMPTS = {"default": "9 green", "bpe": "9 green", "chinese": "第9瓶", "gpt2": "9 green", "<b>&'\"": "<script>"}
+OPTIONS: dict[str, Any] = {"seed": 3, "max_new_tokens": 40, "temperature": 1.5}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a run of each kind, which is the current one."""
+    path = tmp_path_factory.mktemp("page")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        for number, (name, (text, options)) in enumerate(NETWORKS.items()):
+            Path(f"text{number}.txt").write_text(text, encoding="utf-8", newline="\n")
+            ng.train(f"text{number}.txt", **{**TINY, **options, "out_dir": f"runs/{name}"})
+        yield path
+
+
+@pytest.fixture(scope="module")
+def address(folder):
+    with server_process(folder / "runs" / "default") as (address, _):
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with open_browser() as browser:
+        yield browser
+
+
+def run_of(name):
+    return ng.Run(Path("runs", name))
+
+
+def set_options(page, view, **values):
+    page.locator(f"#view-{view} form summary").first.click()
+    for name, value in values.items():
+        page.fill(f"#{view}-{name}", str(value))
+
+
+def written(page):
+    """The texts on the page, each with its prompt, when all are written."""
+    wait_until(
+        page,
+        "[...document.querySelectorAll('#view-write article .status')].every((s) => s.textContent.startsWith('done'))",
+    )
+    return page.locator("#view-write article .text").all_text_contents()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_written_text_is_that_of_the_library_and_of_the_commands_that_are_shown(browser, address, folder, name):
+    expected = ng.sample(run_of(name), start=PROMPTS[name], device="cpu", threads=1, **OPTIONS)[0]
+    with open_page(browser, address) as page:
+        page.select_option("#model", name)
+        page.fill("#prompt", PROMPTS[name])
+        set_options(page, "write", seed=3, max_tokens=40, temperature=1.5)
+        page.click("#view-write button.main")
+        assert written(page) == [expected]
+        page.click("text=The same by a command")
+        sample, curl = page.locator(".command code").all_text_contents()
+    words = shlex.split(sample)
+    assert words[0] == "nanogpt-lite"
+    printed = subprocess.run([sys.executable, "-m", "nanogpt_lite", *words[1:]], capture_output=True, check=True)
+    assert printed.stdout.decode() == expected + "\n"
+    answer = subprocess.run(shlex.split(curl), capture_output=True, check=True).stdout.decode()
+    events = [json.loads(line.removeprefix("data: ")) for line in answer.splitlines() if line.startswith("data: {")]
+    assert PROMPTS[name] + "".join(event["choices"][0]["text"] for event in events) == expected
+
+
+def test_two_networks_write_side_by_side(browser, address, folder):
+    with open_page(browser, address) as page:
+        page.fill("#prompt", "9 green")
+        page.check("#compare")
+        page.select_option("#other", "gpt2")
+        set_options(page, "write", seed=3, max_tokens=40, temperature=1.5)
+        page.click("#view-write button.main")
+        texts = written(page)
+        assert page.locator("#view-write article h3").all_text_contents() == ["default", "gpt2"]
+    options: dict[str, Any] = {"start": "9 green", "device": "cpu", "threads": 1, **OPTIONS}
+    assert texts == [ng.sample(run_of(name), **options)[0] for name in ("default", "gpt2")]
+
+
+def test_stop_ends_the_text_and_the_computation(browser, address):
+    with open_page(browser, address) as page:
+        page.select_option("#model", "gpt2")
+        set_options(page, "write", max_tokens=16_000)
+        page.click("#view-write button.main")
+        wait_until(page, "document.querySelector('#view-write .text').textContent.length > 20")
+        page.click("#view-write button:text-is('Stop')")
+        page.wait_for_selector("text=/^stopped after/")
+        wait_for(lambda: not health(address)["is_generating"])
+        assert page.is_disabled("#view-write button:text-is('Stop')")
+
+
+def test_mistake_is_said_with_the_message_of_the_server(browser, address):
+    with open_page(browser, address, may_be_refused=True) as page:
+        page.fill("#prompt", "é")
+        page.click("#view-write button.main")
+        assert "U+00E9" in page.wait_for_selector("#view-write .status.error").text_content()
+        page.fill("#prompt", "9")
+        set_options(page, "write", temperature=-1)
+        page.click("#view-write button.main")
+        page.wait_for_selector("#view-write .status.error >> text=temperature=-1")
+
+
+def reading_on_page(page, name, text):
+    page.select_option("#model", name)
+    page.click("nav >> text=Look inside")
+    page.fill("#look-text", text)
+    page.click("#view-look button.main")
+    page.wait_for_selector(".detail h3")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_look_inside_has_the_numbers_of_the_library(browser, address, folder, name):
+    text = NETWORKS[name][0][:24]
+    reading = ng.inspect(run_of(name), text, device="cpu", threads=1)
+    with open_page(browser, address) as page:
+        reading_on_page(page, name, text)
+        tokens = page.locator(".tokens .token:not(.next)")
+        shown = [token.replace("⏎\n", "\n").replace("◌", "") for token in tokens.all_text_contents()]
+        assert shown == reading.tokens
+        titles = [token.get_attribute("title") for token in tokens.all()]
+        assert titles == ["the first token", *(f"{value:.2f} nats" for value in reading.surprise[1:].tolist())]
+        levels = [sum(value >= limit for limit in (0.5, 1, 2, 4)) for value in reading.surprise[1:].tolist()]
+        classes = [token.get_attribute("class").split() for token in tokens.all()[1:]]
+        assert [names[1] for names in classes] == [f"level-{level}" for level in levels]
+        assert f"{reading.mean_surprise:.2f} nats" in page.text_content("#view-look > .status")
+        L, H = reading.attention.shape[:2]
+        assert page.locator(".matrices canvas").count() == L * H
+        assert page.locator(".detail .lens tr").count() == len(reading.lens.ids)
+        check_distribution(page, reading, len(reading.tokens))
+        check_heads(page, reading)
+
+
+def percent(value):
+    return f"{100 * value:.0f} %" if value >= 0.0995 else f"{100 * value:.1f} %"
+
+
+def check_distribution(page, reading, position):
+    """The table of what may come at a position, at each stage."""
+    page.focus(".tokens")
+    page.keyboard.press("End" if position == len(reading.tokens) else "Home")
+    rows = page.locator(".detail figure").first.locator("tbody tr")
+    assert rows.count() == reading.next_ids.size(1)
+    for place, row in enumerate(rows.all()):
+        expected = [percent(p[position - 1, place].item()) for p in reading.next_probabilities.values()]
+        assert row.locator("td.probability").all_text_contents() == expected
+
+
+def check_heads(page, reading):
+    """The table of where each head looks: shares of places, on average over the tokens."""
+    weights = reading.attention
+    _, H, T, _ = weights.shape
+    for number, row in enumerate(page.locator("table.heads tbody tr").all()):
+        head = weights[number // H, number % H]
+        itself = head.diagonal().sum() / T
+        before, two_before = head.diagonal(-1).sum() / T, head.diagonal(-2).sum() / T
+        first = head[3:, 0].sum() / T
+        places = [itself, before, two_before, first, 1 - itself - before - two_before - first]
+        shown = [float(text.removesuffix(" %")) for text in row.locator("td").all_text_contents()]
+        assert shown == pytest.approx([100 * value.item() for value in places], abs=0.51)
+
+
+def test_arrow_keys_choose_tokens_and_another_one_goes_on(browser, address, folder):
+    with open_page(browser, address) as page:
+        reading_on_page(page, "default", "9 green bottles")
+        page.focus(".tokens")
+        page.keyboard.press("Home")
+        for _ in range(3):
+            page.keyboard.press("ArrowRight")
+        assert page.text_content(".detail h3") == "“r”"
+        assert page.get_attribute(".tokens", "aria-activedescendant") == "token-3"
+        row = page.locator(".detail tbody tr").nth(1)
+        other = row.locator("th").text_content().replace("␣", " ").replace("⏎", "\n")
+        row.locator("button").click()
+        (text,) = written(page)
+        assert text.startswith("9 g" + other)
+        assert page.input_value("#prompt") == "9 g" + other
+
+
+def test_arcs_are_drawn_to_the_tokens_that_are_attended_to(browser, address, folder):
+    text = "9 green bottles"
+    weights = ng.inspect(run_of("default"), text, device="cpu", threads=1).attention
+    with open_page(browser, address) as page:
+        reading_on_page(page, "default", text)
+        page.focus(".tokens")
+        page.keyboard.press("End")
+        page.select_option("#attention-head", index=1)
+        row = weights[0, 1, -1, :-1]
+        assert page.locator(".arcs path").count() == (row >= 0.03).sum()
+        top = weights[0, 1, -1].topk(1)
+        assert percent(top.values.item()) in page.text_content("#attention-weights")
+
+
+def test_long_text_is_read_without_attention_and_says_so(browser, address, folder):
+    with open_page(browser, address, may_be_refused=True) as page:
+        reading_on_page(page, "default", TEXT[:3000])
+        assert page.locator(".tokens .token:not(.next)").count() == 3000
+        assert page.locator(".matrices").count() == 0
+        assert "Without attention: the attention of 3000 tokens" in page.text_content("#view-look > .status")

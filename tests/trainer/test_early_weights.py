@@ -1,0 +1,211 @@
+"""Early weights: after which steps they are kept, and that they are those of the run and change nothing in it."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import TINY, to_arguments
+from tiny_training import TOKENIZER, TRAIN, VAL, small_config, train
+
+import nanogpt_lite as ng
+from nanogpt_lite.api import main_job
+from nanogpt_lite.checkpoint.checkpoint_file import read_checkpoint
+from nanogpt_lite.cli.main import main
+from nanogpt_lite.config.keyword_types import SampleOptions
+from nanogpt_lite.device import devices
+from nanogpt_lite.errors import ExternalError
+from nanogpt_lite.runs.run_folder import checkpoints_in, early_weights_in
+from nanogpt_lite.tracking.records import CheckpointRecord
+from nanogpt_lite.trainer import early_weights, loop
+from nanogpt_lite.trainer.state import init_state
+
+CONFIG = small_config(max_iters=45, eval_interval=20, keep_early=1.0, dropout=0.1)
+NAMES = [f"early_{step:06d}" for step in (5, 10, 20, 40)]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """More threads only wait for each other, with networks of this size."""
+    with devices.compute_settings(1, tf32=False):
+        yield
+
+
+def megabytes(config) -> float:
+    """The size of the weights of a network, each a float32."""
+    return sum(parameter.numel() * 4 for parameter in init_state(config, TOKENIZER).model.parameters()) / 1e6
+
+
+def names_in(folder) -> list[str]:
+    return [path.stem for path in early_weights_in(folder)]
+
+
+def assert_equal_tensors(actual, expected):
+    assert actual.keys() == expected.keys()
+    assert expected
+    for name, tensor in expected.items():
+        assert torch.equal(actual[name], tensor), name
+
+
+def test_they_are_kept_after_5_10_20_and_40_steps_each_with_a_record_once_it_is_on_disk(tmp_path):
+    state, early = init_state(CONFIG, TOKENIZER), []
+    for record in loop.train_loop(state, TRAIN, VAL, out_dir=tmp_path):
+        if isinstance(record, CheckpointRecord) and record.name.startswith("early_"):
+            early.append(record)
+            assert names_in(tmp_path) == [record.name for record in early]
+            assert read_checkpoint(tmp_path / f"{record.name}.safetensors").metadata.step == record.step == state.step
+    assert [record.name for record in early] == NAMES
+    assert [record.step for record in early] == [5, 10, 20, 40]
+    assert [record.path for record in early] == [str(tmp_path / f"{name}.safetensors") for name in NAMES]
+    assert sorted(path.stem for path in checkpoints_in(tmp_path)) == ["best", "last"]
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("networks", "expected"), [(0, 0), (0.99, 0), (1, 1), (1.99, 1), (2, 2), (3.5, 3), (4, 4), (1000, 4)]
+)
+def test_as_many_are_kept_as_the_limit_in_megabytes_allows(tmp_path, networks, expected):
+    config = CONFIG.replace({"keep_early": networks * megabytes(CONFIG) * (1 + 1e-9)})
+    train(tmp_path, config)
+    assert names_in(tmp_path) == NAMES[:expected]
+
+
+def test_without_the_option_none_are_kept(tmp_path):
+    assert small_config().keep_early == 0
+    train(tmp_path, small_config(max_iters=10))
+    assert names_in(tmp_path) == []
+
+
+def test_they_are_the_weights_of_the_run_at_their_step_and_nothing_else(tmp_path):
+    train(tmp_path, CONFIG.replace({"keep_every": 5}))
+    for step in (5, 10, 20, 40):
+        early = read_checkpoint(tmp_path / f"early_{step:06d}.safetensors")
+        numbered = read_checkpoint(tmp_path / f"step_{step:06d}.safetensors")
+        assert numbered.with_prefix("optimizer.")
+        assert_equal_tensors(early.tensors, {f"model.{n}": t for n, t in numbered.with_prefix("model.").items()})
+        assert early.metadata == numbered.metadata
+        assert (tmp_path / f"early_{step:06d}.safetensors").stat().st_size < (
+            0.7 * (tmp_path / f"step_{step:06d}.safetensors").stat().st_size
+        )
+
+
+def test_a_training_that_keeps_them_is_bit_for_bit_the_same(tmp_path):
+    config = CONFIG.replace({"eval_interval": 15})
+    _, records = train(tmp_path / "keeps", config)
+    _, expected = train(tmp_path / "plain", config.replace({"keep_early": 0}))
+    for name in ("last", "best"):
+        content = [(tmp_path / folder / f"{name}.safetensors").read_bytes() for folder in ("keeps", "plain")]
+        assert content[0] == content[1]
+    assert comparable(records) == comparable(expected)
+
+
+def comparable(records) -> list[dict[str, Any]]:
+    """All records but those of early weights, without folders and times, which differ from run to run."""
+    differ = {"out_dir", "path", "seconds", "tokens_per_second", "mfu"}
+    contents = [record.to_json() for record in records if not _is_early(record)]
+    return [{name: value for name, value in content.items() if name not in differ} for content in contents]
+
+
+def _is_early(record) -> bool:
+    return isinstance(record, CheckpointRecord) and record.name.startswith("early_")
+
+
+def test_no_file_is_written_if_the_loss_is_not_finite(tmp_path):
+    state = init_state(CONFIG, TOKENIZER)
+    state.step = 5
+    state.since_eval.total.fill_(math.nan)
+    assert early_weights.is_due(state)
+    with pytest.raises(ExternalError, match="not finite by step 5"):
+        early_weights.save(state, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_steps_between_and_the_start_are_not_kept():
+    state = init_state(CONFIG.replace({"keep_early": 1e6}), TOKENIZER)
+    due = []
+    for step in range(100_000):
+        state.step = step
+        if early_weights.is_due(state):
+            due.append(step)
+    assert due == [5, 10, 20, 40, 80, 160, 320, 640, 1280, 2560, 5120, 10_240, 20_480, 40_960, 81_920]
+
+
+def test_a_file_is_loaded_and_sampled_and_its_network_starts_another_run(text_file):
+    run = ng.train("bottles.txt", **{**TINY, "keep_early": 1, "keep_every": 5})
+    assert names_in(run.out_dir) == NAMES[:3]
+    for step in (5, 10):
+        model, tokenizer = ng.load(run, checkpoint=f"early_{step:06d}", device="cpu")
+        expected, _ = ng.load(run, checkpoint=f"step_{step:06d}", device="cpu")
+        assert_equal_tensors(model.state_dict(), expected.state_dict())
+        assert tokenizer.decode(tokenizer.encode("9 green")) == "9 green"
+    options: SampleOptions = {"start": "9 green", "max_new_tokens": 40, "device": "cpu", "threads": 1}
+    texts = [ng.sample(run, checkpoint=f"{kind}_000005", **options) for kind in ("early", "step")]
+    assert texts[0] == texts[1]
+    assert texts[0] != ng.sample(run, checkpoint="early_000020", **options)
+    second = ng.train(
+        "bottles.txt", **{**TINY, "max_iters": 1}, init_from=str(run.out_dir / "early_000005.safetensors")
+    )
+    third = ng.train("bottles.txt", **{**TINY, "max_iters": 1}, init_from=str(run.out_dir / "step_000005.safetensors"))
+    tensors = [read_checkpoint(other.out_dir / "last.safetensors").tensors for other in (second, third)]
+    assert_equal_tensors(tensors[0], tensors[1])
+
+
+def test_the_counts_of_an_n_gram_expert_are_left_out_and_the_network_alone_is_loaded(text_file):
+    run = ng.train("bottles.txt", **{**TINY, "ngram_expert": 3, "keep_early": 1, "keep_every": 5})
+    last = read_checkpoint(run.out_dir / "last.safetensors")
+    assert last.with_prefix("model.expert.")
+    early = read_checkpoint(run.out_dir / "early_000005.safetensors")
+    assert not [name for name in early.tensors if "expert" in name or not name.startswith("model.")]
+    assert (early.metadata.config.ngram_expert, early.metadata.config.ngram_expert_weight) == (0, 0.0)
+    numbered = read_checkpoint(run.out_dir / "step_000005.safetensors").with_prefix("model.")
+    network = {name: tensor for name, tensor in numbered.items() if not name.startswith("expert.")}
+    assert_equal_tensors(early.with_prefix("model."), network)
+    model, _ = ng.load(run, checkpoint="early_000005", device="cpu")
+    assert model.expert is None
+    assert_equal_tensors(model.state_dict(), network)
+    assert len(ng.sample(run, checkpoint="early_000005", max_new_tokens=9, device="cpu", threads=1)[0]) == 10
+
+
+def test_overwriting_a_run_deletes_them(text_file):
+    run = ng.train("bottles.txt", **{**TINY, "keep_early": 1}, out_dir="runs/a")
+    assert names_in(run.out_dir) == NAMES[:3]
+    ng.train("bottles.txt", **{**TINY, "max_iters": 4}, out_dir="runs/a", overwrite=True)
+    assert names_in(run.out_dir) == []
+
+
+def test_resuming_goes_on_from_the_last_checkpoint_and_keeps_later_ones(text_file):
+    whole = ng.train("bottles.txt", **{**TINY, "max_iters": 40, "lr_decay_iters": 40, "keep_early": 1})
+    assert names_in(whole.out_dir) == NAMES
+    run = ng.train("bottles.txt", **{**TINY, "lr_decay_iters": 40, "keep_early": 1})
+    assert names_in(run.out_dir) == NAMES[:3]
+    ng.train(out_dir=run.out_dir, init_from="resume", max_iters=40, keep_early=1)
+    assert names_in(run.out_dir) == NAMES
+    for name in [*NAMES, "last"]:
+        content = [read_checkpoint(each.out_dir / f"{name}.safetensors").tensors for each in (run, whole)]
+        assert_equal_tensors(content[0], content[1])
+
+
+def test_a_folder_with_early_weights_alone_cannot_be_resumed(text_file):
+    run = ng.train("bottles.txt", **{**TINY, "keep_early": 1}, out_dir="runs/a")
+    for path in checkpoints_in(run.out_dir):
+        path.unlink()
+    with pytest.raises(ng.UserError, match="there is no checkpoint last in"):
+        ng.train(out_dir=run.out_dir, init_from="resume", max_iters=40)
+
+
+def test_the_command_run_keeps_them_and_a_config_file_decides_for_itself(text_file, monkeypatch):
+    monkeypatch.setattr(main_job, "find_spec", lambda name: None)  # no plots, which take long
+    tiny = to_arguments({**TINY, "max_new_tokens": 5})
+    assert main(["run", "--dataset", "bottles.txt", "--out_dir", "runs/a", *tiny]) == 0
+    run = ng.Run(Path("runs/a"))
+    assert names_in(run.out_dir) == NAMES[:3]
+    named = [record["name"] for record in run.metrics if record["kind"] == "checkpoint"]
+    assert [name for name in named if name.startswith("early_")] == NAMES[:3]
+    assert main(["run", "--out_dir", "runs/a", "--init_from", "resume", "--max_iters", "40"]) == 0
+    assert names_in(run.out_dir) == NAMES
+    Path("options.json").write_text(json.dumps(TINY), encoding="utf-8")
+    arguments = ["--dataset", "bottles.txt", "--out_dir", "runs/b", "--max_new_tokens", "5"]
+    assert main(["run", *arguments, "--config", "options.json"]) == 0
+    assert names_in(Path("runs/b")) == []
