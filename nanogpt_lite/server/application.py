@@ -104,7 +104,7 @@ class Server:
         return await run_in_threadpool(_json_of_files, {**runs, "training": training})
 
     async def records(self, request: Request) -> Response:
-        """The records of a run's metrics file: those after the place `after`, which an earlier answer named."""
+        """The records of a run's metrics file: those after the cursor `after` of an earlier answer."""
         run = await run_in_threadpool(self.catalog.find_run, request.path_params["name"])
         new = await run_in_threadpool(
             run_progress.read_more, run.out_dir / "metrics.jsonl", request.query_params.get("after", "")

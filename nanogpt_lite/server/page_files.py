@@ -38,10 +38,10 @@ def is_page(path: str) -> bool:
 
 def _files_in(folder: Traversable, prefix: str = "") -> list[tuple[str, Traversable]]:
     """The files of the page by their names, with the folders in them."""
-    found: list[tuple[str, Traversable]] = []
+    files: list[tuple[str, Traversable]] = []
     for item in folder.iterdir():
         if item.is_dir():
-            found += _files_in(item, f"{prefix}{item.name}/")
+            files += _files_in(item, f"{prefix}{item.name}/")
         elif item.name.endswith(tuple(MEDIA_TYPES)):
-            found.append((prefix + item.name, item))
-    return found
+            files.append((prefix + item.name, item))
+    return files

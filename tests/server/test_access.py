@@ -164,3 +164,29 @@ def test_a_missing_extra_is_one_line(package, trained, capsys, monkeypatch):
     assert capsys.readouterr().err.endswith(
         f"error: a server needs {package}; install it: pip install 'nanogpt-lite[serve]'\n"
     )
+
+
+@pytest.mark.parametrize("folder", ["/page", "/page/more", "/api"])
+def test_the_token_is_needed_wherever_the_application_is_mounted(trained, folder):
+    """Its own paths decide, and not those of the application around it."""
+    from starlette.applications import Starlette
+    from starlette.routing import Mount
+    from starlette.testclient import TestClient
+
+    application = Starlette(routes=[Mount(folder, ng.app(trained, device="cpu", token="s3cret"))])
+    client = TestClient(application, base_url="http://localhost:8000")
+    for path in ("/v1/models", "/api/runs"):
+        assert client.get(folder + path).status_code == 401
+    assert client.post(f"{folder}/api/trainings", json={}).status_code == 401
+    assert client.get(f"{folder}/page/main.js").status_code == 200
+    assert client.get(f"{folder}/health").status_code == 200
+
+
+@pytest.mark.parametrize(("options", "can_train"), [({}, False), ({"token": "s3cret"}, True)])
+def test_any_page_of_the_web_may_not_start_trainings(trained, options, can_train):
+    """With any name in `Host`, DNS rebinding lets pages of other sites ask."""
+    headers = {"Authorization": "Bearer s3cret"}
+    with client_of(trained, allowed_hosts=["*"], **options) as client:
+        assert client.get("/api/options", headers=headers).json()["can_train"] is can_train
+        status = client.post("/api/trainings", json={}, headers=headers).status_code
+    assert status == (400 if can_train else 403)

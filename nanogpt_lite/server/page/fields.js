@@ -52,7 +52,7 @@ function makeInput(prefix, option) {
 function makeRow(prefix, option, input) {
   const unit = option.unit ? ` (${option.unit})` : "";
   return element("div", { className: "field" },
-    element("label", { for: input.id }, option.name),
+    element("label", { for: input.id }, option.option), // as on the command line
     input,
     element("small", { id: `${prefix}-${option.name}-help` }, option.help + unit));
 }

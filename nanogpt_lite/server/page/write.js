@@ -79,7 +79,7 @@ class Panel {
     this.status.textContent = "writing";
     try {
       const reason = await streamText(this.body, signal, (text) => this.text.append(text));
-      const ending = reason === "stop" ? "up to the stop text" : "max_tokens reached";
+      const ending = reason === "stop" ? "up to the stop text" : "max_new_tokens reached";
       this.status.textContent = `done after ${since()}: ${[...this.text.textContent].length} characters, ${ending}`;
     } catch (error) {
       const isStopped = error.name === "AbortError";
