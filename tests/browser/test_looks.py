@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from browser_page import DESKTOP, PHONE, open_browser, open_page, wait_until
 from conftest import TEXT
-from served_app import server_process
+from served_app import ask, server_process
 from tiny import TINY
 
 import nanogpt_lite as ng
@@ -173,3 +173,25 @@ def test_page_through_another_server_shows_its_errors(browser, address):
         page.fill("#prompt", "é")
         page.click("#view-write button.main")
         assert "U+00E9" in page.wait_for_selector("#view-write .status.error").text_content()
+
+
+def test_server_with_an_open_page_answers_others_and_ends_at_once(browser, address):
+    expected = ng.sample(Path("runs", NAME), start="9 green", max_new_tokens=40, device="cpu", threads=1)[0]
+    with server_process(Path("runs", NAME)) as (ending, process):
+        with open_page(browser, ending, may_be_refused=True) as page:
+            page.fill("#prompt", "9 green")
+            page.click("#view-write form summary")
+            page.fill("#write-max_tokens", "16000")
+            page.click("#view-write button.main")
+            wait_until(page, "document.querySelector('#view-write .text')?.textContent.length > 20")
+            page.click("nav >> text=Train")
+            page.wait_for_selector(".facts dd")
+            page.click("nav >> text=Write")
+            page.click("#view-write button:text-is('Stop')")
+            status, content = ask(ending, {"prompt": "9 green", "max_tokens": 40})
+            assert (status, "9 green" + content["choices"][0]["text"]) == (200, expected)
+            page.click("#view-write button.main")
+            wait_until(page, "document.querySelector('#view-write .text')?.textContent.length > 20")
+            process.terminate()
+            assert process.wait(30) in (0, -15, 143)
+            assert "the server has stopped" in page.wait_for_selector("#view-write .status.error").text_content()
