@@ -62,7 +62,8 @@ class Trainings:
             self._name, self._process, self._log = asked.name, None, None
             dataset = text.as_posix() if asked.text else _path_of_dataset(asked.dataset)
             folder.mkdir(parents=True, exist_ok=True)
-            text.unlink(missing_ok=True)
+            for path in (text, folder / LOG_FILE):
+                path.unlink(missing_ok=True)
             if asked.text:
                 with files.atomic_write(text) as temporary:
                     temporary.write_bytes(asked.text.encode())

@@ -64,7 +64,8 @@ def test_sampling_from_a_loaded_network_uses_the_same_layers_and_logits_as_from_
     ng.sample(trained, num_samples=number, max_new_tokens=100, **load_options)
     ng.sample(ng.load(trained, **load_options), num_samples=number, max_new_tokens=100)
     (types, logits), (loaded_types, loaded_logits) = generated
-    assert torch.nn.Linear not in types[:-1]  # the last one is the output
+    if load_options.get("dtype") != "bfloat16" or cpu_linear.has_onednn_bfloat16():
+        assert torch.nn.Linear not in types[:-1]  # the last one is the output
     assert loaded_types == types
     assert torch.equal(loaded_logits, logits)
 

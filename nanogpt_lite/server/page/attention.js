@@ -1,5 +1,6 @@
 // Attention: arcs over the text, a matrix of each head, and a table of what each head looks at.
 
+import { DARK } from "./curves.js";
 import { element, percent, svg, visible } from "./dom.js";
 
 const SMALLEST = 0.03; // of the attention of a token, for an arc
@@ -21,8 +22,9 @@ export class AttentionPanel {
     this.matrices = element("div", { className: "matrices" });
     this.node = element("section", { "aria-label": "attention" },
       element("h3", {}, "Attention"),
-      element("p", {}, "How much of its attention a token gives to each token before it and to itself. The arcs over the "
-        + "text are those of the chosen token in one head."),
+      element("p", {}, "With each token, the network looks at the tokens up to it, in order to expect the next one. The arcs over "
+        + "the text are from the chosen token to those that one head looks at. They do not say why the chosen token was written: "
+        + "for that, choose the token before it."),
       element("p", {}, element("label", { for: "attention-layer" }, "Block "), this.layer,
         element("label", { for: "attention-head" }, " Head "), this.head),
       this.weights, this.matrices, headTable(reading.attention));
@@ -101,7 +103,7 @@ function matrix(weights) {
   const context = canvas.getContext("2d");
   const image = context.createImageData(size, size);
   weights.forEach((row, y) => row.forEach((weight, x) => {
-    image.data.set([29, 78, 216, Math.round(255 * Math.sqrt(weight))], 4 * (y * size + x));
+    image.data.set([...(DARK.matches ? [147, 197, 253] : [29, 78, 216]), Math.round(255 * Math.sqrt(weight))], 4 * (y * size + x));
   }));
   context.putImageData(image, 0, 0);
   return canvas;

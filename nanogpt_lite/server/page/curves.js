@@ -3,7 +3,7 @@
 import { element, number } from "./dom.js";
 import uPlot from "./vendor/uPlot.esm.js";
 
-const DARK = matchMedia("(prefers-color-scheme: dark)");
+export const DARK = matchMedia("(prefers-color-scheme: dark)");
 const COLOURS = ["#1d4ed8", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#be185d"];
 const COLOURS_ON_DARK = ["#93c5fd", "#fdba74", "#86efac", "#d8b4fe", "#fde047", "#f9a8d4"];
 const MAX_ROWS = 400; // of the table

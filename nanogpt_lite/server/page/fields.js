@@ -2,6 +2,7 @@
 
 import { element } from "./dom.js";
 
+export const FILTERS = ["temperature", "top_k", "top_p", "min_p"]; // by which probabilities are changed
 const FREE = ""; // the value of a field that is left as it is
 
 export class Fields {
@@ -29,6 +30,11 @@ export class Fields {
     return this.descriptions.filter(({ name }) => name in given).map(({ name, option }) => [option, given[name]]);
   }
 
+  // Give fields values; those of `names` that are not given are left as they are by default.
+  fill(names, values) {
+    for (const name of names) this.inputs.get(name).value = values[name] ?? FREE;
+  }
+
   // Show what a field has if it is left as it is.
   showDefault(name, text) {
     const input = this.inputs.get(name);
@@ -50,7 +56,7 @@ function makeInput(prefix, option) {
 }
 
 function makeRow(prefix, option, input) {
-  const unit = option.unit ? ` (${option.unit})` : "";
+  const unit = option.unit && !option.help.includes(option.unit) ? ` (${option.unit})` : "";
   return element("div", { className: "field" },
     element("label", { for: input.id }, option.option), // as on the command line
     input,

@@ -3,11 +3,10 @@
 import { ApiError, post } from "./api.js";
 import { AttentionPanel } from "./attention.js";
 import { element, number, percent, visible } from "./dom.js";
-import { Fields } from "./fields.js";
+import { Fields, FILTERS } from "./fields.js";
 import { state } from "./state.js";
 
 const LEVELS = [0.5, 1, 2, 4]; // nats; the colours are those of the terminal
-const FILTERS = ["temperature", "top_k", "top_p", "min_p"];
 const STAGES = {
   network: "the network alone",
   model: "with the counted n-grams, if it has them",
@@ -35,14 +34,24 @@ export class LookView {
         element("label", { for: "look-text" }, "Text to read"), this.text,
         element("details", {}, element("summary", {}, "Options"), this.fields.node),
         element("div", { className: "buttons" }, element("button", { className: "main" }, "Read"))),
-      this.status, this.result);
+      this.status, this.result, glossary({
+        token: "a piece of text that the network reads and writes at once: a character, or a few of them",
+        nats: "the unit of surprise: 0 for a token that was certain, 0.7 for one of two that are equally likely, 2.3 for one of ten",
+        "counted n-grams": "a table of which token followed which few tokens in the text that was learned; its probabilities are mixed with those of the network",
+        "n-gram embeddings": "vectors that the network has learned for the last few tokens together",
+        block: "one of the steps in which the network computes; each has attention and a small network of its own",
+        head: "one of the parts of attention in a block, each of which looks at other tokens",
+        "temperature, top_k, top_p, min_p": "how probabilities are changed before a token is drawn; see Options",
+      }));
   }
 
   update() {}
 
-  async readText(text) {
+  async readText(text, options) {
     this.text.value = text;
+    this.fields.fill(FILTERS, options);
     await this.read();
+    this.reading?.list.focus();
   }
 
   async read() {
@@ -54,9 +63,11 @@ export class LookView {
     try {
       const { reading, note } = await this.ask(model);
       if (turn !== this.turn) return;
-      this.status.textContent = `${model}: ${reading.tokens.length} tokens; mean surprise ${number(reading.mean_surprise)} nats `
+      const areCharacters = reading.tokens.every(({ token }) => [...token].length === 1);
+      this.status.textContent = `${model}: ${reading.tokens.length} tokens${areCharacters ? ", here one character each" : ""}; mean surprise ${number(reading.mean_surprise)} nats `
         + `per token, which is the loss on this text${note}`;
-      this.reading = new Reading(reading, (text) => this.onWriteOn(text, model));
+      const options = this.fields.values();
+      this.reading = new Reading(reading, (text) => this.onWriteOn(text, model, options));
       this.result.replaceChildren(this.reading.node);
       this.reading.start();
     } catch (error) {
@@ -99,7 +110,8 @@ class Reading {
     [...this.tokens, this.next].forEach((token, position) => { token.id = `token-${position}`; });
     this.detail = element("div", { className: "detail" });
     this.attention = reading.attention ? new AttentionPanel(reading, this.tokens, this.list) : null;
-    this.node = element("div", {}, legend(), this.list, this.detail, ...(this.attention ? [this.attention.node] : []));
+    const both = element("div", { className: "beside" }, this.list, this.detail);
+    this.node = element("div", {}, legend(), both, ...(this.attention ? [this.attention.node] : []));
   }
 
   start() {
@@ -138,8 +150,8 @@ class Reading {
     const token = this.reading.tokens[position];
     const title = token ? `“${visible(token.token)}”` : "What comes next";
     const facts = token && token.surprise !== null
-      ? `surprise ${number(token.surprise)} nats: the network gave it ${percent(Math.exp(-token.surprise))}, and held `
-        + `${token.rank === 0 ? "no token" : token.rank === 1 ? "one token" : `${token.rank} tokens`} for likelier.`
+      ? `surprise ${number(token.surprise)} nats: its probability was ${percent(Math.exp(-token.surprise))}, `
+        + `and ${token.rank === 0 ? "no token was" : token.rank === 1 ? "one token was" : `${token.rank} tokens were`} likelier.`
       : token ? "Nothing comes before the first token, so it has no surprise." : "";
     const shares = token ? describeShares(token) : "";
     const expected = position > 0 ? this.reading.tokens[position - 1].next : null;
@@ -168,6 +180,12 @@ class Reading {
     return element("figure", {}, element("figcaption", {}, `What the network expected here. ${legend}.`),
       scroller("expected tokens", element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows))));
   }
+}
+
+// The words that a view uses and not everybody knows.
+export function glossary(words) {
+  const entries = Object.entries(words).flatMap(([word, meaning]) => [element("dt", {}, word), element("dd", {}, meaning)]);
+  return element("details", { className: "words" }, element("summary", {}, "What the words mean"), element("dl", {}, ...entries));
 }
 
 function describeShares(token) {

@@ -91,17 +91,17 @@ async function start() {
   problem.hidden = true;
   const section = (name) => document.getElementById(`view-${name}`);
   views.write = new WriteView(section("write"), {
-    onLook: (text, name) => {
+    onLook: (text, name, options) => {
       choose(name);
       go("look");
-      views.look.readText(text);
+      views.look.readText(text, options);
     },
   });
   views.look = new LookView(section("look"), {
-    onWriteOn: (text, name) => {
+    onWriteOn: (text, name, options) => {
       choose(name);
       go("write");
-      views.write.writeFrom(text);
+      views.write.writeFrom(text, options);
     },
   });
   views.train = new TrainView(section("train"));
@@ -111,7 +111,8 @@ async function start() {
   addEventListener("hashchange", () => named() && show(named()));
   // a value that is not valid is shown, also in a part that is closed
   addEventListener("invalid", (event) => event.target.closest("details")?.setAttribute("open", ""), { capture: true });
-  show(named() ?? (state.models.length ? "write" : "train"));
+  if (!named()) history.replaceState(null, "", state.models.length ? "#write" : "#train");
+  show(named());
   update();
   if (state.options.can_train) keepAsking(); // else each request may cost something, as on Modal
 }

@@ -7,7 +7,7 @@ import { state } from "./state.js";
 
 const SHOWN = ["seed", "temperature"];
 const MAX_TOKENS = 200;
-const PLAY_MILLISECONDS = 1200;
+const PLAY_MILLISECONDS = 3000;
 
 export class TimeView {
   constructor(section) {
@@ -15,7 +15,7 @@ export class TimeView {
     this.checkpoints = [];
     this.body = null; // what was asked for last; null before, so that nothing is computed unasked
     this.run = element("select", { id: "time-run", onchange: () => this.update() });
-    this.prompt = element("input", { id: "time-prompt", placeholder: "a line break", autocomplete: "off" });
+    this.prompt = element("textarea", { id: "time-prompt", rows: 2, placeholder: "a line break" });
     this.fields = new Fields("time", state.options.sampling.filter(({ name }) => SHOWN.includes(name)));
     this.slider = element("input", { type: "range", id: "time-step", min: "0", max: "0", value: "0",
       oninput: () => this.move(), onchange: () => this.show() });
@@ -57,7 +57,8 @@ export class TimeView {
     if (!checkpoint) return;
     const evaluation = state.run(this.run.value).evaluations.find(([step]) => step === checkpoint.step);
     this.slider.setAttribute("aria-valuetext", `step ${checkpoint.step}`);
-    this.title.textContent = `Step ${checkpoint.step}: ${checkpoint.name}${evaluation ? `, val loss ${number(evaluation[1], 4)}` : ""}`;
+    const name = checkpoint.name.startsWith("early_") ? "the network alone" : checkpoint.name;
+    this.title.textContent = `Step ${checkpoint.step}: ${name}${evaluation ? `, val loss ${number(evaluation[1], 4)}` : ""}`;
     const text = this.texts.get(this.key(checkpoint));
     this.text.replaceChildren(...(text === undefined ? [] : [element("span", { className: "prompt" }, this.body.prompt ?? ""), text]));
   }

@@ -4,6 +4,7 @@ import { ApiError, get, post } from "./api.js";
 import { Curves } from "./curves.js";
 import { duration, element, fillSelect, number } from "./dom.js";
 import { Fields } from "./fields.js";
+import { glossary } from "./look.js";
 import { state } from "./state.js";
 
 const OFTEN_USED = ["minutes", "max_iters", "tokenizer"]; // options that the form shows first
@@ -19,12 +20,19 @@ export class TrainView {
     this.rows = new Map(); // by run: its checkbox and its text
     this.empty = element("p");
     this.detail = new RunDetail((path, body) => this.act(path, body));
-    this.loss = new Curves("Loss", "nats per token");
+    this.loss = new Curves("Loss: val loss with points, train loss dashed", "nats per token");
     this.rate = new Curves("Learning rate", "learning rate");
     this.problem = element("p", { role: "alert", className: "error", hidden: true });
     this.form = new TrainingForm((name) => this.await(name));
     section.append(element("h2", {}, "Train"), this.problem, this.runList, this.empty, this.detail.node, this.loss.node, this.rate.node,
-      this.form.node);
+      this.form.node, glossary({
+        loss: "how much the next token surprises the network on average; lower is better",
+        "train loss": "the loss on the text that it is trained on",
+        "val loss": "the loss on text that it is not trained on. If it rises while the train loss falls, the network learns its text by heart: it overfits",
+        "5-gram model": "one that only counts which token followed the last four; a network should do better",
+        step: "one change of the weights, by a few thousand tokens",
+        "learning rate": "how much a step changes the weights",
+      }));
   }
 
   update() {
@@ -46,11 +54,13 @@ export class TrainView {
   await(name) {
     this.awaited = name;
     this.update();
+    this.runList.scrollIntoView({ block: "center" });
   }
 
-  // The run whose numbers are shown in full: the first of the chosen ones.
+  // The run whose numbers are shown in full: one that is being trained, or the first of the chosen ones.
   get main() {
-    return [...this.chosen][0];
+    const chosen = [...this.chosen];
+    return chosen.find((name) => state.run(name)?.state === "training") ?? chosen[0];
   }
 
   // Whether there may be news every second.
@@ -197,28 +207,42 @@ class RunDetail {
       ["train loss", number(step?.loss, 4)],
       ["val loss", number(evaluation?.val_loss, 4)],
       ["learning rate", step ? step.learning_rate.toPrecision(3) : "–"],
+      ["overfitting", overfitting(records.filter(({ kind }) => kind === "eval"))],
     ];
     this.facts.replaceChildren(...facts.map(([name, value]) =>
       element("div", {}, element("dt", {}, name), element("dd", {}, value))));
-    this.verdict.hidden = !result;
-    this.verdict.replaceChildren(element("strong", {}, "Is my loss normal? "), result?.verdict ?? "");
+    this.verdict.hidden = !result || run.state === "training"; // then it is of the training before
+    this.verdict.replaceChildren(element("strong", {}, "Is my loss normal? "), ...withCode(result?.verdict ?? ""));
     this.showButtons(run);
     this.showSamples(run, records.filter(({ kind }) => kind === "sample"));
   }
 
   showButtons(run) {
     const isOurs = Boolean(state.training?.is_running) && state.training.name === run.name;
-    const key = JSON.stringify([run.name, run.state === "training", isOurs]);
+    const key = JSON.stringify([run.name, run.state, run.max_iters, isOurs]);
     if (key === this.shownButtons) return;
     this.shownButtons = key;
     const path = `/api/runs/${encodeURIComponent(run.name)}`;
-    const steps = element("input", { type: "number", id: "more-steps", min: "1", placeholder: String(run.max_iters ?? ""), "aria-label": "steps in all" });
-    const resume = () => this.act(`${path}/resume`, steps.value ? { options: { max_iters: Number(steps.value) } } : {});
-    const stop = () => this.act(`${path}/stop`, {});
+    const isFinished = run.state === "finished"; // then it needs more steps to go on
+    const steps = element("input", { type: "number", id: "more-steps", min: String((isFinished ? run.max_iters : run.step) + 1),
+      required: isFinished, placeholder: String(run.max_iters ?? ""), "aria-label": "steps in all" });
+    const resume = (event) => {
+      event.preventDefault();
+      this.act(`${path}/resume`, steps.value ? { options: { max_iters: Number(steps.value) } } : {});
+    };
+    const stop = (event) => {
+      event.target.disabled = true;
+      event.target.textContent = "Stopping";
+      this.act(`${path}/stop`, {});
+    };
     if (!state.options.can_train) this.buttons.replaceChildren();
     else if (isOurs) this.buttons.replaceChildren(element("button", { type: "button", onclick: stop }, "Stop, and save"));
     else if (run.state === "training") this.buttons.replaceChildren("It was not started by this server; Ctrl-C where it was stops it.");
-    else this.buttons.replaceChildren(element("button", { type: "button", onclick: resume }, "Go on"), "up to step", steps);
+    else {
+      const note = isFinished ? "Its learning rate has fallen to its end, so more steps change little; a new run with more steps learns more." : "";
+      this.buttons.replaceChildren(element("form", { className: "buttons", onsubmit: resume },
+        element("button", {}, "Go on"), "up to step", steps, element("small", {}, note)));
+    }
   }
 
   showSamples(run, samples) {
@@ -232,6 +256,19 @@ class RunDetail {
   }
 }
 
+// Whether the val loss has risen since its lowest value, in words.
+function overfitting(evaluations) {
+  if (evaluations.length < 2) return "–";
+  const best = evaluations.reduce((a, b) => (b.val_loss < a.val_loss ? b : a));
+  const risen = evaluations.at(-1).val_loss - best.val_loss;
+  return risen > 0 ? `val loss ${number(risen, 4)} above its lowest, of step ${best.step}` : "no: the val loss still falls";
+}
+
+// A text, with what is between backticks as code.
+function withCode(text) {
+  return text.split("`").map((part, index) => (index % 2 ? element("code", {}, part) : part));
+}
+
 function secondsLeft(records, start) {
   const steps = records.filter(({ kind }) => kind === "step").slice(-10);
   if (steps.length < 2 || !start) return NaN;
@@ -243,7 +280,7 @@ function secondsLeft(records, start) {
 class TrainingForm {
   constructor(onStart) {
     this.onStart = onStart;
-    this.name = element("input", { id: "run-name", required: true, maxlength: "60", pattern: "[A-Za-z0-9_.\\-]+", autocomplete: "off", value: "mine" });
+    this.name = element("input", { id: "run-name", required: true, maxlength: "60", pattern: "[A-Za-z0-9_.\\-]+", title: "letters, digits, '_', '.' and '-', without spaces", autocomplete: "off", value: "mine" });
     this.dataset = element("select", { id: "run-dataset", onchange: () => this.update() });
     this.text = element("textarea", { id: "run-text", rows: 6, oninput: () => { this.fileText = null; } });
     this.fileText = null; // of a file, as it is: a textarea would change its line breaks
@@ -298,7 +335,10 @@ class TrainingForm {
       this.said = said;
       this.tell(said, !isRunning && status !== 0 && !isStopped);
     }
-    if (this.log.textContent !== log) this.log.textContent = log;
+    if (this.log.textContent !== log) {
+      this.log.textContent = log;
+      this.log.scrollTop = this.log.scrollHeight;
+    }
   }
 
   async readFile() {

@@ -3,7 +3,7 @@
 import { streamText } from "./api.js";
 import { commandList, curlCommand, sampleCommand } from "./commands.js";
 import { copyButton, element, fillSelect } from "./dom.js";
-import { Fields } from "./fields.js";
+import { Fields, FILTERS } from "./fields.js";
 import { state } from "./state.js";
 
 export class WriteView {
@@ -20,7 +20,9 @@ export class WriteView {
       element("details", {}, element("summary", {}, "Options"), this.fields.node),
       element("p", {}, element("label", { for: "compare" }, this.compares, " beside another network, with the same seed: "),
         this.other),
-      element("div", { className: "buttons" }, element("button", { className: "main" }, "Write"), this.stopButton));
+      element("div", { className: "buttons" }, element("button", { className: "main" }, "Write"),
+        element("button", { type: "button", onclick: () => this.form.reportValidity() && this.writeAnother() }, "With another seed"),
+        this.stopButton));
     section.append(element("h2", {}, "Write"),
       element("p", {}, "The network continues the prompt, token by token. The same prompt, seed and options give the same text."),
       this.form, this.panels);
@@ -31,8 +33,15 @@ export class WriteView {
   }
 
   // Write on from a text.
-  async writeFrom(text) {
+  async writeFrom(text, options) {
     this.prompt.value = text;
+    this.fields.fill(FILTERS, options);
+    this.prompt.focus();
+    await this.write();
+  }
+
+  async writeAnother() {
+    this.fields.fill(["seed"], { seed: Math.floor(Math.random() * 1e6) });
     await this.write();
   }
 
@@ -65,8 +74,16 @@ class Panel {
       this.status,
       element("div", { className: "buttons" },
         copyButton("Copy the text", whole),
-        element("button", { type: "button", className: "small", onclick: () => onLook(whole(), model) }, "Look inside")),
+        element("button", { type: "button", className: "small", onclick: () => onLook(whole(), model, fields.values()) }, "Look inside")),
       commandList([sampleCommand(model, prompt, fields.words()), curlCommand(this.body)]));
+  }
+
+  // Add a part of the text, and follow its end, unless the reader has scrolled up.
+  add(text) {
+    const box = this.text.parentElement;
+    const isAtEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
+    this.text.append(text);
+    if (isAtEnd) box.scrollTop = box.scrollHeight;
   }
 
   async write(signal) {
@@ -78,7 +95,7 @@ class Panel {
     }
     this.status.textContent = "writing";
     try {
-      const reason = await streamText(this.body, signal, (text) => this.text.append(text));
+      const reason = await streamText(this.body, signal, (text) => this.add(text));
       const ending = reason === "stop" ? "up to the stop text" : "max_new_tokens reached";
       this.status.textContent = `done after ${since()}: ${[...this.text.textContent].length} characters, ${ending}`;
     } catch (error) {
