@@ -166,16 +166,15 @@ class Reading {
   expectations(expected, position) {
     const actual = this.reading.tokens[position]?.id;
     const before = this.reading.tokens.slice(0, position).map(({ token }) => token).join("");
-    const head = element("tr", {}, element("th", { scope: "col" }, "token"),
-      ...Object.entries(STAGES).map(([stage, title]) => element("th", { scope: "col", title }, stage.replace("_", "_\u200b"))),
-      element("th", { scope: "col" }, "another one"));
+    const head = element("tr", {}, element("th", { scope: "col" }, "token"), element("th", { scope: "col" }, "another one"),
+      ...Object.entries(STAGES).map(([stage, title]) => element("th", { scope: "col", title }, stage.replace("_", "_\u200b"))));
     const rows = expected.map((candidate) => element("tr", candidate.id === actual ? { className: "actual" } : {},
       element("th", { scope: "row" }, visible(candidate.token)),
-      ...Object.keys(STAGES).map((stage) => barCell(candidate[stage])),
       element("td", {}, candidate.token && !candidate.token.includes("\ufffd") ? element("button", {
         type: "button", className: "small", onclick: () => this.onWriteOn(before + candidate.token),
         "aria-label": `write on with ${visible(candidate.token)}`,
-      }, "write on") : "")));
+      }, "write on") : ""),
+      ...Object.keys(STAGES).map((stage) => barCell(candidate[stage]))));
     const legend = Object.entries(STAGES).map(([stage, title]) => `${stage}: ${title}`).join("; ");
     return element("figure", {}, element("figcaption", {}, `What the network expected here. ${legend}.`),
       scroller("expected tokens", element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows))));
