@@ -81,6 +81,7 @@ def open_page(
         page.goto(f"{address}/{view and '#'}{view}")
         page.wait_for_selector("section:not([hidden]) h2, dialog[open]")
         yield page
+        assert page.locator("main :is(script, img, b, iframe)").count() == 0, "a text has become HTML"
     finally:
         context.close()
     assert problems == []

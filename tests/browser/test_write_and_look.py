@@ -226,3 +226,34 @@ def test_long_text_is_read_without_attention_and_says_so(browser, address, folde
         assert page.locator(".tokens .token:not(.next)").count() == 3000
         assert page.locator(".matrices").count() == 0
         assert "Without attention: the attention of 3000 tokens" in page.text_content("#view-look > .status")
+
+
+def test_temperature_comes_with_the_text_into_the_look_inside_and_back(browser, address, folder):
+    with open_page(browser, address) as page:
+        page.fill("#prompt", "9 green")
+        set_options(page, "write", seed=3, max_tokens=40, temperature=0.3)
+        page.click("#view-write button.main")
+        written(page)
+        page.click("article >> text=Look inside")
+        page.wait_for_selector(".detail tbody button")
+        assert page.input_value("#look-temperature") == "0.3"
+        page.click("#view-look form summary")
+        page.fill("#look-temperature", "0.6")
+        page.click("#view-look button.main")
+        page.wait_for_selector(".detail tbody button")
+        page.locator(".detail tbody button").first.click()
+        assert page.input_value("#write-temperature") == "0.6"
+
+
+def test_names_and_texts_with_html_stay_text(browser, address, folder):
+    name = "<b>&'\""
+    with open_page(browser, address) as page:
+        page.select_option("#model", name)
+        page.fill("#prompt", "<script>alert(1)</script><img src=x onerror=alert(1)>")
+        page.click("#view-write button.main")
+        (text,) = written(page)
+        assert text.startswith("<script>alert(1)</script><img src=x onerror=alert(1)>")
+        assert page.text_content("#view-write h3") == name
+        page.click("nav >> text=Train")
+        page.wait_for_selector(".facts dd")
+        assert name in page.locator(".run-list strong").all_text_contents()
