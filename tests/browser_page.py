@@ -56,12 +56,13 @@ def open_page(
     *,
     may_be_refused: bool = False,
     with_clock: bool = False,
+    init_script: str = "",
     **options: Any,
 ) -> Iterator[Any]:
     """A tab with the page. At its end: no error, nothing on the console, no request to elsewhere.
 
     `may_be_refused`: the server may say no, or have ended, which the browser writes to its console. `with_clock`: the
-    page's time is that of `page.clock`.
+    page's time is that of `page.clock`. `init_script`: JavaScript that runs before that of the page.
     """
     problems: list[str] = []
     context = browser.new_context(**{"viewport": DESKTOP, "locale": "en-GB", **options})
@@ -69,6 +70,7 @@ def open_page(
     page.set_default_timeout(TIMEOUT)
     if with_clock:
         page.clock.install()
+    page.add_init_script(init_script)
 
     def note(message: Any) -> None:
         if not (may_be_refused and REFUSED.search(message.text)):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from nanogpt_lite.tracking.records import EvalRecord, Record, StartRecord, StepRecord, record_from_json
+from nanogpt_lite.tracking.records import EvalRecord, Record, ResultRecord, StartRecord, StepRecord, record_from_json
 
 START = StartRecord(
     step=0,
@@ -18,6 +18,22 @@ START = StartRecord(
     threads=2,
     dropout=False,
     ranks=1,
+)
+
+RESULT = ResultRecord(
+    step=5,
+    best_step=5,
+    val_loss=1.5,
+    val_tokens=9,
+    split_tokens=9,
+    perplexity=4.5,
+    nats_per_character=1.5,
+    bits_per_character=2.2,
+    bits_per_byte=2.2,
+    unigram=3.0,
+    bigram=2.0,
+    five_gram=1.0,
+    verdict="normal",
 )
 
 

@@ -64,10 +64,6 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-FITTED_OPTIONS = ("max_iters", "eval_interval", "patience", "dropout", "ngram_dropout", "weight_decay", "ngram")
-"""The options that `fit_options` decides, with one of the recipes or all."""
-
-
 def fit_options(
     preset: str, *, train_tokens: int, vocab_size: int, tokens_per_step: int, max_iters: int = 0
 ) -> dict[str, Value]:
@@ -99,6 +95,11 @@ def fit_options(
         },
         "ngram": recipe.ngram if vocab_size <= LARGE_VOCAB else recipe.ngram_of_large_vocab,
     }
+
+
+def fitted_names(preset: str) -> list[str]:
+    """The names of the options of a preset that follow from the text."""
+    return list(fit_options(preset, train_tokens=1, vocab_size=1, tokens_per_step=1))
 
 
 def steps_for_text(device: str, *, train_tokens: int, vocab_size: int, tokens_per_step: int) -> tuple[int, int]:

@@ -24,7 +24,7 @@ def describe_options(load: LoadConfig) -> dict[str, Any]:
         "training": _describe(TrainConfig, training, {}),
         "presets": PRESETS,
         # options that follow from the text, with these presets
-        "fitted": {preset: list(recipe.FITTED_OPTIONS) for preset in recipe.RECIPES},
+        "fitted": {preset: recipe.fitted_names(preset) for preset in recipe.RECIPES},
     }
 
 

@@ -128,7 +128,7 @@ class Server:
     async def start_training(self, request: Request) -> Response:
         """Train a new run, in a process of its own."""
         self._require_training_allowed()
-        self.trainings.require_idle()
+        self.trainings.require_idle()  # before a long text is read for nothing
         body = await read_object(request, training_request.MAX_TEXT_BYTES)
         await run_in_threadpool(self.trainings.start, training_request.read_training(body))
         return JSONResponse({"training": await run_in_threadpool(self.trainings.describe)}, 201)

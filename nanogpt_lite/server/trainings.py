@@ -22,7 +22,7 @@ from nanogpt_lite.data.sources import DATASET_NAMES
 from nanogpt_lite.errors import ExternalError
 from nanogpt_lite.http_api.fields import FieldError
 from nanogpt_lite.http_api.training_request import TrainingRequest
-from nanogpt_lite.runs.run_folder import RUNS_DIR, Run
+from nanogpt_lite.runs.run_folder import RUNS_DIR, Run, checkpoints_in
 from nanogpt_lite.runs.run_progress import is_training
 
 LOG_FILE = "training.log"
@@ -56,11 +56,12 @@ class Trainings:
             self.require_idle()
             folder = RUNS_DIR / asked.name
             text = folder / f"{asked.name}.txt"
-            is_retry = asked.name == self._name and not (folder / "metrics.jsonl").exists()  # it failed at once
+            has_run = (folder / "metrics.jsonl").exists() or bool(checkpoints_in(folder))
+            is_retry = asked.name == self._name and not has_run  # the training of this name failed at once
             if folder.exists() and not is_retry:
                 raise FieldError("name", f"{folder} exists already; give another `name`")
-            self._name, self._process, self._log = asked.name, None, None
             dataset = text.as_posix() if asked.text else _path_of_dataset(asked.dataset)
+            self._name, self._process, self._log = asked.name, None, None
             folder.mkdir(parents=True, exist_ok=True)
             for path in (text, folder / LOG_FILE):
                 path.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 from nanogpt_lite.checkpoint import SUFFIX, checkpoint_file
 from nanogpt_lite.checkpoint.metadata import CheckpointMetadata
 from nanogpt_lite.tracking.records import CheckpointRecord
+from nanogpt_lite.trainer import early_weights
 from nanogpt_lite.trainer.state import TrainState, checkpoint_tensors, make_metadata, require_savable, save_state
 
 
@@ -68,6 +69,19 @@ class CheckpointWriter:
             record = self._record(name)
             previous = self._executor.submit(_write_after, previous, Path(record.path), tensors, metadata)
             self._pending.append((record, previous))
+
+    def save_weights(self, name: str) -> Iterator[CheckpointRecord]:
+        """Write the weights of the network alone, at once, and yield their record after those of before.
+
+        `ExternalError`, and no file, if the loss is not finite. `OSError` if a file cannot be written.
+        """
+        yield from self.records()
+        require_savable(self._state)
+        record, group = self._record(name), self._state.group
+        with group.main_process_first():
+            if group.is_main_process:
+                checkpoint_file.write_checkpoint(Path(record.path), *early_weights.weights(self._state))
+        yield record
 
     def has_written(self) -> bool:
         """Whether `records` has something to say without waiting."""

@@ -74,7 +74,7 @@ def train_loop(
             evaluate = partial(_evaluate_and_save, state, val_tokens, writer, chars_per_token, stop)
             try:
                 for record in _run_steps(
-                    state, forward, train_batches, evaluate, fit_weight, writer, out_dir, stop, profiler_step
+                    state, forward, train_batches, evaluate, fit_weight, writer, stop, profiler_step
                 ):
                     if isinstance(record, EvalRecord | DoneRecord):
                         yield from writer.records()  # those of earlier steps come first
@@ -108,7 +108,6 @@ def _run_steps(
     evaluate: Callable[[], Iterator[Record]],
     fit_weight: Callable[[], None],
     writer: CheckpointWriter,
-    out_dir: Path,
     stop: Callable[[], bool],
     profiler_step: Callable[[], None],
 ) -> Iterator[Record]:
@@ -137,7 +136,7 @@ def _run_steps(
         if state.micro_batch < micro_batch:
             micro_batch = state.micro_batch
             yield MicroBatchRecord(step=state.step, rows=micro_batch)
-        yield from _log_and_keep(state, timer, fit_weight, writer, out_dir)
+        yield from _log_and_keep(state, timer, fit_weight, writer)
     timer.stop()
     if state.step == 0 or state.step not in (first_step, state.last_eval_step):  # else `last` is of this step already
         fit_weight()
@@ -175,7 +174,7 @@ def _evaluate_and_save(
 
 
 def _log_and_keep(
-    state: TrainState, timer: StepTimer, fit_weight: Callable[[], None], writer: CheckpointWriter, out_dir: Path
+    state: TrainState, timer: StepTimer, fit_weight: Callable[[], None], writer: CheckpointWriter
 ) -> Iterator[Record]:
     """What is due after a step: a record of the last steps, early weights, and a numbered checkpoint."""
     config = state.config
@@ -184,7 +183,7 @@ def _log_and_keep(
         yield training_records.step_record(state, timer)
     if early_weights.is_due(state):
         timer.stop()
-        yield early_weights.save(state, out_dir)
+        yield from writer.save_weights(early_weights.file_name(state.step))
     if is_due(config.keep_every, state.step):
         timer.stop()
         fit_weight()

@@ -117,3 +117,12 @@ def test_a_longer_training_has_patience_for_a_twelfth_of_it(max_iters, patience)
         "modern-cpu", train_tokens=54_000, vocab_size=60, tokens_per_step=4096, max_iters=max_iters
     )
     assert (options["eval_interval"], options["patience"]) == (17, patience)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_named_options_are_those_that_follow_from_a_text(preset):
+    """Whatever the text is: the names are those of a very short one."""
+    for vocab_size, train_tokens in ((65, 10**6), (50_257, 10**5)):
+        fitted = recipe.fit_options(preset, train_tokens=train_tokens, vocab_size=vocab_size, tokens_per_step=4096)
+        assert recipe.fitted_names(preset) == list(fitted)
+    assert bool(recipe.fitted_names(preset)) == (preset in recipe.RECIPES)

@@ -1,7 +1,4 @@
-"""Trainings that the page starts: real ones from start to end, and what is refused before a process is started.
-
-Then what the page shows of runs whose files are unusual.
-"""
+"""Trainings that the page starts: real ones from start to end, and what is refused before a process is started."""
 
 import contextlib
 import errno
@@ -14,7 +11,8 @@ from typing import Any
 
 import pytest
 from conftest import TEXT, wait_for
-from example_records import START, done_record, eval_record, step_record
+from example_records import START
+from record_files import append, make_run
 from served_app import client_of
 from tiny import TINY
 
@@ -25,8 +23,6 @@ from nanogpt_lite.data.folder_names import DATA_DIR
 from nanogpt_lite.http_api import training_request
 from nanogpt_lite.runs.run_files import LOCK_FILE, lock_run
 from nanogpt_lite.runs.run_folder import RUNS_DIR, early_weights_in
-from nanogpt_lite.tracking import metrics_file
-from nanogpt_lite.tracking.records import Record, ResultRecord, SampleRecord
 
 trainings = pytest.importorskip("nanogpt_lite.server.trainings", reason="needs starlette (the extra serve)")
 run_list = pytest.importorskip("nanogpt_lite.server.run_list", reason="needs starlette (the extra serve)")
@@ -136,21 +132,6 @@ def records_of(client, name: str, kind: str) -> list[dict[str, Any]]:
 def all_files() -> dict[str, bytes | None]:
     """What all files hold, by their paths; None for a folder."""
     return {path.as_posix(): None if path.is_dir() else path.read_bytes() for path in Path().rglob("*")}
-
-
-def make_run(name: str, *records: Record, folder: Path = RUNS_DIR) -> Path:
-    """A run that has only records; its metrics file."""
-    path = folder / name / "metrics.jsonl"
-    path.parent.mkdir(parents=True)
-    append(path, *records)
-    return path
-
-
-def append(path: Path, *records: Record) -> None:
-    sink = metrics_file.MetricsFile(path, keep_until=10**9)
-    for record in records:
-        sink.write(record)
-    sink.close()
 
 
 NOT_HERE = "this server trains no run {}; a training that was started elsewhere is stopped by Ctrl-C there"
@@ -444,6 +425,26 @@ def test_a_folder_with_any_other_file_is_refused_and_stays_as_it_is(commands, na
     assert (commands, all_files()) == ([], before)
 
 
+def test_a_run_that_was_continued_is_not_replaced_although_it_has_no_metrics(commands):
+    folder = RUNS_DIR / "a"
+    folder.mkdir(parents=True)
+    for name in ("a.txt", "last.safetensors"):
+        (folder / name).write_text("old", encoding="utf-8")
+    with client_of(None) as client:
+        assert client.post("/api/runs/a/resume", json={}).status_code == 201
+        commands[0].status = 2
+        assert error_of(start(client, name="a", text="new text"), 400).startswith("runs/a exists already")
+    assert (folder / "a.txt").read_text(encoding="utf-8") == "old"
+
+
+def test_a_mistake_leaves_what_is_said_of_the_training_before(commands):
+    with client_of(None) as client:
+        assert start(client, name="a", text="some text").status_code == 201
+        commands[0].status = 0
+        error_of(start(client, name="b", dataset="nothing"), 400)
+        assert training_of(client)["name"] == "a"
+
+
 def test_a_text_is_stored_as_it_was_sent(commands):
     text = "Äpfel\r\nüber\tßtraße €uro\u2028 😀\n\n"
     with client_of(None) as client:
@@ -641,153 +642,3 @@ def test_the_log_is_the_end_of_what_was_printed(commands, content, expected):
         assert training_of(client)["log"] == expected
         (RUNS_DIR / "a" / "training.log").unlink()
         assert training_of(client)["log"] == ""
-
-
-RESULT = ResultRecord(
-    step=5,
-    best_step=5,
-    val_loss=1.5,
-    val_tokens=9,
-    split_tokens=9,
-    perplexity=4.5,
-    nats_per_character=1.5,
-    bits_per_character=2.2,
-    bits_per_byte=2.2,
-    unigram=3.0,
-    bigram=2.0,
-    five_gram=1.0,
-    verdict="normal",
-)
-SURROGATE = "half \ud83d of a pair"
-
-
-def test_a_result_without_a_verdict_is_a_run_without_one():
-    path = make_run("a", START, RESULT)
-    with client_of(None) as client:
-        run = run_of(client, "a")
-        assert run is not None
-        assert run["verdict"] == "normal"
-        older = {name: value for name, value in RESULT.to_json().items() if name != "verdict"}
-        path.write_text(f"{json.dumps(START.to_json())}\n{json.dumps(older)}\n", encoding="utf-8")
-        run = run_of(client, "a")
-        assert run is not None
-        assert (run["verdict"], run["step"], run["max_iters"]) == (None, 5, 5000)
-
-
-def test_half_of_a_surrogate_pair_in_records_is_shown():
-    sample = SampleRecord(step=3, text=SURROGATE)
-    path = make_run("a", START, sample)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({**RESULT.to_json(), "verdict": SURROGATE}) + "\n")
-    with client_of(None) as client:
-        run = run_of(client, "a")
-        assert run is not None
-        assert run["verdict"] == SURROGATE
-        response = client.get("/api/runs/a/records")
-        assert (response.status_code, response.headers["content-type"]) == (200, "application/json")
-        assert response.json()["records"] == metrics_file.read_metrics(path)
-        assert response.json()["records"][1]["text"] == SURROGATE
-
-
-@pytest.mark.linux("other systems have no such names")
-def test_a_run_in_a_folder_whose_name_is_no_text_is_shown(text_file):
-    parent = Path(os.fsdecode(b"caf\xe9"))
-    ng.train("bottles.txt", **{**TINY, "max_iters": 2}, out_dir=parent / "a")
-    with client_of(parent / "a") as client:
-        response = client.get("/api/runs")
-        assert response.status_code == 200
-        (run,) = response.json()["runs"]
-        assert (run["name"], run["folder"], run["models"]) == ("a", "caf?/a", ["a", "a/last"])
-        assert client.get("/api/runs/a/records").json()["records"]
-
-
-@pytest.fixture
-def reads(monkeypatch):
-    """The metrics files that are read as a whole."""
-    paths = []
-    read_metrics = metrics_file.read_metrics
-
-    def read(path):
-        paths.append(path)
-        return read_metrics(path)
-
-    monkeypatch.setattr(metrics_file, "read_metrics", read)
-    return paths
-
-
-def test_a_metrics_file_is_read_again_when_it_has_changed(reads):
-    path = make_run("a", START, step_record(1))
-    reads.clear()
-
-    def step_of(client) -> int:
-        run = run_of(client, "a")
-        assert run is not None
-        return run["step"]
-
-    with client_of(None) as client:
-        assert [step_of(client), step_of(client)] == [1, 1]
-        assert len(reads) == 1, "it has not changed"
-        modified = path.stat().st_mtime_ns
-        content = path.read_bytes()
-        path.write_bytes(content + json.dumps(step_record(2).to_json()).encode() + b"\n")
-        os.utime(path, ns=(modified, modified))
-        assert [step_of(client), step_of(client)] == [2, 2], "longer, at the same time"
-        path.write_bytes(path.read_bytes().replace(b'"step": 2', b'"step": 7'))
-        os.utime(path, ns=(modified + 10**9, modified + 10**9))
-        assert [step_of(client), step_of(client)] == [7, 7], "as long as before, later"
-        assert len(reads) == 3
-        path.write_bytes(content)  # as a resume does
-        assert step_of(client) == 1
-        path.unlink()
-        assert run_of(client, "a") is None
-
-
-def test_the_metrics_of_several_runs_are_their_own(reads):
-    for number in range(5):
-        make_run(f"run-{number}", START, eval_record(number))
-    reads.clear()
-    with client_of(None) as client:
-        for _ in range(2):
-            runs = client.get("/api/runs").json()["runs"]
-            assert {run["name"]: run["step"] for run in runs} == {f"run-{number}": number for number in range(5)}
-    assert len(reads) == 5
-
-
-def test_a_run_that_ends_while_it_is_looked_at_is_not_unfinished(monkeypatch):
-    """It ends after the lock or the records were read, whichever comes first."""
-    path = make_run("a", START)
-    ending = contextlib.ExitStack()
-    ending.enter_context(lock_run(path.parent))
-
-    def and_it_ends(read):
-        def wrapped(*arguments):
-            result = read(*arguments)
-            if path.parent.joinpath(LOCK_FILE).exists():
-                append(path, done_record(5))
-                ending.close()
-            return result
-
-        return wrapped
-
-    with client_of(None) as client:
-        monkeypatch.setattr(run_list, "is_training", and_it_ends(run_list.is_training))
-        monkeypatch.setattr(run_list, "_read_progress", and_it_ends(run_list._read_progress))
-        states = [run["state"] for _ in range(2) for run in client.get("/api/runs").json()["runs"]]
-    assert states in (["training", "finished"], ["finished", "finished"])
-
-
-def test_early_weights_without_another_checkpoint_are_models(text_file):
-    ng.train("bottles.txt", **{**TINY, "max_iters": 10, "keep_early": 1}, out_dir="runs/a")
-    expected = ng.sample("runs/a", checkpoint="early_000005", start="9", max_new_tokens=9, device="cpu", threads=1)
-    for name in ("best", "last"):
-        Path("runs/a", f"{name}.safetensors").unlink()
-    names = ["a/early_000005", "a/early_000010"]
-    with client_of(None) as client:
-        content = client.get("/api/runs").json()
-        assert content["models"] == names == [model["id"] for model in client.get("/v1/models").json()["data"]]
-        (run,) = content["runs"]
-        assert run["models"] == names
-        assert checkpoints_of(run) == [(5, names[0]), (10, names[1])]
-        response = client.post("/v1/completions", json={"model": names[0], "prompt": "9", "max_tokens": 9})
-        assert response.json()["choices"][0]["text"] == expected[0].removeprefix("9")
-        assert error_of(client.post("/v1/completions", json={"model": "a"}), 404).startswith("there is no model 'a'")

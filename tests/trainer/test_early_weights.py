@@ -20,6 +20,7 @@ from nanogpt_lite.errors import ExternalError
 from nanogpt_lite.runs.run_folder import checkpoints_in, early_weights_in
 from nanogpt_lite.tracking.records import CheckpointRecord
 from nanogpt_lite.trainer import early_weights, loop
+from nanogpt_lite.trainer.checkpoint_writer import CheckpointWriter
 from nanogpt_lite.trainer.state import init_state
 
 CONFIG = small_config(max_iters=45, eval_interval=20, keep_early=1.0, dropout=0.1)
@@ -118,7 +119,7 @@ def test_no_file_is_written_if_the_loss_is_not_finite(tmp_path):
     state.since_eval.total.fill_(math.nan)
     assert early_weights.is_due(state)
     with pytest.raises(ExternalError, match="not finite by step 5"):
-        early_weights.save(state, tmp_path)
+        list(CheckpointWriter(state, tmp_path).save_weights("early_000005"))
     assert list(tmp_path.iterdir()) == []
 
 
