@@ -1,7 +1,6 @@
 // Attention: arcs over the text, a matrix of each head, and a table of what each head looks at.
 
-import { DARK } from "./curves.js";
-import { element, percent, svg, visible } from "./dom.js";
+import { DARK, element, percent, scroller, svg, visible } from "./dom.js";
 
 const SMALLEST = 0.03; // of the attention of a token, for an arc
 const CELL_PIXELS = 3;
@@ -110,7 +109,7 @@ function matrix(weights) {
 }
 
 // Of each head, how its attention is spread over positions, on average over the tokens of the text.
-export function headShares(weights) {
+function headShares(weights) {
   const sums = POSITIONS.map(() => 0);
   weights.forEach((row, y) => row.slice(0, y + 1).forEach((weight, x) => {
     const position = x === y ? 0 : x === y - 1 ? 1 : x === y - 2 ? 2 : x === 0 ? 3 : 4;
@@ -128,6 +127,5 @@ function headTable(attention) {
   }));
   const head = element("tr", {}, ...["", ...POSITIONS].map((title) => (title ? element("th", { scope: "col" }, title) : element("td"))));
   return element("figure", {}, element("figcaption", {}, "Where each head looks, on average over this text"),
-    element("div", { className: "scroller", tabindex: "0", role: "region", "aria-label": "where each head looks" },
-      element("table", { className: "heads" }, element("thead", {}, head), element("tbody", {}, ...rows))));
+    scroller("where each head looks", element("table", { className: "heads" }, element("thead", {}, head), element("tbody", {}, ...rows))));
 }

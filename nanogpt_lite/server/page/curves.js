@@ -1,9 +1,8 @@
 // Curves of records against steps, by uPlot; also as a table, for those who cannot see them.
 
-import { element, number } from "./dom.js";
+import { DARK, element, number, scroller } from "./dom.js";
 import uPlot from "./vendor/uPlot.esm.js";
 
-export const DARK = matchMedia("(prefers-color-scheme: dark)");
 const COLOURS = ["#1d4ed8", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#be185d"];
 const COLOURS_ON_DARK = ["#93c5fd", "#fdba74", "#86efac", "#d8b4fe", "#fde047", "#f9a8d4"];
 const MAX_ROWS = 400; // of the table
@@ -14,15 +13,15 @@ export class Curves {
     this.title = title;
     this.unit = unit;
     this.picture = element("div", { className: "curves", role: "img" });
-    this.caption = element("figcaption", {}, title);
     this.summary = element("summary");
     this.rows = element("tbody");
     const head = ["curve", "step", unit].map((title) => element("th", { scope: "col" }, title));
     const table = element("table", {}, element("thead", {}, element("tr", {}, ...head)), this.rows);
-    this.points = element("details", {}, this.summary,
-      element("div", { className: "scroller tall", tabindex: "0", role: "region", "aria-label": `points of ${title}` }, table));
+    const points = scroller(`points of ${title}`, table);
+    points.classList.add("tall");
+    this.points = element("details", {}, this.summary, points);
     this.points.addEventListener("toggle", () => this.fillTable());
-    this.node = element("figure", {}, this.caption, this.picture, this.points);
+    this.node = element("figure", {}, element("figcaption", {}, title), this.picture, this.points);
     this.series = [];
     new ResizeObserver(() => this.resize()).observe(this.node);
     DARK.addEventListener("change", () => this.show(this.series));

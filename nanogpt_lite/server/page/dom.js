@@ -1,5 +1,7 @@
 // Elements of the page. A text becomes a text node, so HTML in it stays text.
 
+export const DARK = matchMedia("(prefers-color-scheme: dark)");
+
 export function element(name, properties = {}, ...children) {
   const made = document.createElement(name);
   for (const [key, value] of Object.entries(properties)) {
@@ -58,4 +60,21 @@ export function fillSelect(select, values, label = (value) => value) {
   if (same) return;
   select.replaceChildren(...values.map((value) => element("option", { value }, label(value))));
   if (values.includes(chosen)) select.value = chosen;
+}
+
+// Show a message in a place for it, or nothing.
+export function say(node, message, isError = false) {
+  node.textContent = message;
+  node.classList.toggle("error", isError);
+}
+
+// A wide table scrolls by itself, also with the keyboard.
+export function scroller(label, content) {
+  return element("div", { className: "scroller", tabindex: "0", role: "region", "aria-label": label }, content);
+}
+
+// The words that a view uses and not everybody knows.
+export function glossary(words) {
+  const entries = Object.entries(words).flatMap(([word, meaning]) => [element("dt", {}, word), element("dd", {}, meaning)]);
+  return element("details", { className: "words" }, element("summary", {}, "What the words mean"), element("dl", {}, ...entries));
 }

@@ -7,7 +7,6 @@ const FREE = ""; // the value of a field that is left as it is
 
 export class Fields {
   constructor(prefix, descriptions) {
-    this.prefix = prefix;
     this.descriptions = descriptions;
     this.inputs = new Map(descriptions.map((option) => [option.name, makeInput(prefix, option)]));
     const rows = descriptions.map((option) => makeRow(prefix, option, this.inputs.get(option.name)));
@@ -66,7 +65,7 @@ function makeRow(prefix, option, input) {
 function typed(option, text) {
   if (option.type === "bool") return text === "true";
   if (option.type === "str") return text.replaceAll("\\n", "\n");
-  // BigInt-sized seeds would be rounded by a number
+  // a seed that a number would round is sent as it is, and refused
   const value = Number(text);
   return option.type === "int" && !Number.isSafeInteger(value) ? text : value;
 }

@@ -2,7 +2,7 @@
 
 import { ApiError, post } from "./api.js";
 import { AttentionPanel } from "./attention.js";
-import { element, number, percent, visible } from "./dom.js";
+import { element, glossary, number, percent, say, scroller, visible } from "./dom.js";
 import { Fields, FILTERS } from "./fields.js";
 import { state } from "./state.js";
 
@@ -56,16 +56,15 @@ export class LookView {
 
   async read() {
     const turn = this.turn = (this.turn ?? 0) + 1;
-    this.status.className = "status";
-    this.status.textContent = "reading";
+    say(this.status, "reading");
     this.result.replaceChildren();
     const model = state.model;
     try {
       const { reading, note } = await this.ask(model);
       if (turn !== this.turn) return;
       const areCharacters = reading.tokens.every(({ token }) => [...token].length === 1);
-      this.status.textContent = `${model}: ${reading.tokens.length} tokens${areCharacters ? ", here one character each" : ""}; mean surprise ${number(reading.mean_surprise)} nats `
-        + `per token, which is the loss on this text${note}`;
+      say(this.status, `${model}: ${reading.tokens.length} tokens${areCharacters ? ", here one character each" : ""}; mean surprise ${number(reading.mean_surprise)} nats `
+        + `per token, which is the loss on this text${note}`);
       const options = this.fields.values();
       this.reading = new Reading(reading, (text) => this.onWriteOn(text, model, options));
       this.result.replaceChildren(this.reading.node);
@@ -73,8 +72,7 @@ export class LookView {
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       if (turn !== this.turn) return;
-      this.status.textContent = error.message;
-      this.status.classList.add("error");
+      say(this.status, error.message, true);
     }
   }
 
@@ -181,12 +179,6 @@ class Reading {
   }
 }
 
-// The words that a view uses and not everybody knows.
-export function glossary(words) {
-  const entries = Object.entries(words).flatMap(([word, meaning]) => [element("dt", {}, word), element("dd", {}, meaning)]);
-  return element("details", { className: "words" }, element("summary", {}, "What the words mean"), element("dl", {}, ...entries));
-}
-
 function describeShares(token) {
   const parts = [];
   if (typeof token.expert_share === "number") parts.push(`${percent(token.expert_share)} of its probability came from the counted n-grams.`);
@@ -216,9 +208,4 @@ function lensTable(lens, position) {
       element("td", {}, `${visible(token)} ${percent(lens.probabilities[index][position][place])}`))));
   return element("figure", {}, element("figcaption", {}, "Logit lens: the likeliest tokens if the network ended after each of its blocks."),
     scroller("logit lens", element("table", { className: "lens" }, element("tbody", {}, ...rows))));
-}
-
-// A wide table scrolls by itself, also with the keyboard.
-export function scroller(label, content) {
-  return element("div", { className: "scroller", tabindex: "0", role: "region", "aria-label": label }, content);
 }

@@ -1,7 +1,7 @@
 // The view of one prompt and seed across the checkpoints of a run: how it learned.
 
 import { ApiError, post } from "./api.js";
-import { element, fillSelect, number } from "./dom.js";
+import { element, fillSelect, number, say } from "./dom.js";
 import { Fields } from "./fields.js";
 import { state } from "./state.js";
 
@@ -80,22 +80,17 @@ export class TimeView {
     const { checkpoint, body } = this;
     if (!checkpoint || !body || this.texts.has(this.key(checkpoint))) return;
     const abort = this.abort = new AbortController();
-    this.tell("writing", false);
+    say(this.status, "writing");
     try {
       const key = this.key(checkpoint);
       const answer = await post("/v1/completions", { model: checkpoint.model, ...body }, abort.signal);
       this.texts.set(key, answer.choices[0].text);
-      this.tell("", false);
+      say(this.status, "");
       this.move();
     } catch (error) {
-      if (error instanceof ApiError) this.tell(error.message, true);
+      if (error instanceof ApiError) say(this.status, error.message, true);
       else if (error.name !== "AbortError") throw error;
     }
-  }
-
-  tell(message, isError) {
-    this.status.textContent = message;
-    this.status.classList.toggle("error", isError);
   }
 
   async playOrStop() {

@@ -2,9 +2,8 @@
 
 import { ApiError, get, post } from "./api.js";
 import { Curves } from "./curves.js";
-import { duration, element, fillSelect, number } from "./dom.js";
+import { duration, element, fillSelect, glossary, number, say } from "./dom.js";
 import { Fields } from "./fields.js";
-import { glossary } from "./look.js";
 import { state } from "./state.js";
 
 const OFTEN_USED = ["minutes", "max_iters", "tokenizer"]; // options that the form shows first
@@ -23,7 +22,7 @@ export class TrainView {
     this.loss = new Curves("Loss: val loss with points, train loss dashed", "nats per token");
     this.rate = new Curves("Learning rate", "learning rate");
     this.problem = element("p", { role: "alert", className: "error", hidden: true });
-    this.form = new TrainingForm((name) => this.await(name));
+    this.form = new TrainingForm((name) => this.showWhenThere(name));
     section.append(element("h2", {}, "Train"), this.problem, this.runList, this.empty, this.detail.node, this.loss.node, this.rate.node,
       this.form.node, glossary({
         loss: "how much the next token surprises the network on average; lower is better",
@@ -51,7 +50,7 @@ export class TrainView {
   }
 
   // Show a run as soon as it is there.
-  await(name) {
+  showWhenThere(name) {
     this.awaited = name;
     this.update();
     this.runList.scrollIntoView({ block: "center" });
@@ -127,11 +126,10 @@ export class TrainView {
       const after = encodeURIComponent(before.cursor);
       const { records, cursor, is_whole } = await get(`/api/runs/${encodeURIComponent(name)}/records?after=${after}`);
       this.records.set(name, { records: is_whole ? records : [...before.records, ...records], cursor, version: run?.version });
-      this.problem.hidden = true;
+      this.tell("");
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
-      this.problem.textContent = error.message;
-      this.problem.hidden = false;
+      this.tell(error.message);
     }
   }
 
@@ -161,15 +159,19 @@ export class TrainView {
       : "There is no run yet. Start a training below: a small network learns a text within a minute or two.";
   }
 
+  tell(message) {
+    this.problem.textContent = message;
+    this.problem.hidden = !message;
+  }
+
   async act(path, body) {
     try {
       await post(path, body);
-      this.problem.hidden = true;
+      this.tell("");
       await state.refresh();
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
-      this.problem.textContent = error.message;
-      this.problem.hidden = false;
+      this.tell(error.message);
     }
   }
 }
@@ -333,7 +335,7 @@ class TrainingForm {
     const said = `The training of ${name} ${isRunning ? "is running" : ended}.`;
     if (this.said !== said) {
       this.said = said;
-      this.tell(said, !isRunning && status !== 0 && !isStopped);
+      say(this.status, said, !isRunning && status !== 0 && !isStopped);
     }
     if (this.log.textContent !== log) {
       this.log.textContent = log;
@@ -349,15 +351,10 @@ class TrainingForm {
       const decoder = new TextDecoder("utf-8", { fatal: true });
       this.fileText = decoder.decode(await file.arrayBuffer());
       this.text.value = this.fileText;
-      this.tell(`${file.name}: ${file.size.toLocaleString("en")} bytes`, false);
+      say(this.status, `${file.name}: ${file.size.toLocaleString("en")} bytes`);
     } catch (error) {
-      this.tell(error instanceof TypeError ? `${file.name} is not UTF-8 text; save it as UTF-8 first` : error.message, true);
+      say(this.status, error instanceof TypeError ? `${file.name} is not UTF-8 text; save it as UTF-8 first` : error.message, true);
     }
-  }
-
-  tell(message, isError) {
-    this.status.textContent = message;
-    this.status.classList.toggle("error", isError);
   }
 
   async start() {
@@ -371,7 +368,7 @@ class TrainingForm {
       this.onStart(this.name.value);
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
-      this.tell(error.message, true);
+      say(this.status, error.message, true);
     }
   }
 }

@@ -2,7 +2,7 @@
 
 import { streamText } from "./api.js";
 import { commandList, curlCommand, sampleCommand } from "./commands.js";
-import { copyButton, element, fillSelect } from "./dom.js";
+import { copyButton, element, fillSelect, say } from "./dom.js";
 import { Fields, FILTERS } from "./fields.js";
 import { state } from "./state.js";
 
@@ -64,7 +64,6 @@ export class WriteView {
 class Panel {
   constructor(model, prompt, fields, onLook) {
     this.body = { model, ...(prompt ? { prompt } : {}), ...fields.values() };
-    this.prompt = prompt;
     this.status = element("p", { role: "status", className: "status" }, "waiting");
     this.text = element("span");
     const whole = () => prompt + this.text.textContent;
@@ -100,8 +99,7 @@ class Panel {
       this.status.textContent = `done after ${since()}: ${[...this.text.textContent].length} characters, ${ending}`;
     } catch (error) {
       const isStopped = error.name === "AbortError";
-      this.status.textContent = isStopped ? `stopped after ${since()}` : error.message;
-      this.status.classList.toggle("error", !isStopped);
+      say(this.status, isStopped ? `stopped after ${since()}` : error.message, !isStopped);
     }
   }
 }
