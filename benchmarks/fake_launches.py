@@ -67,10 +67,10 @@ def eager_step(preset: str) -> Step:
     return Step(fake_training.step_operators(preset))
 
 
-def compiled_step(preset: str, preparation: str) -> Step:
-    """A step with compilation: `preparation` is "trainer", what the option `compile` does, "network" or "blocks"."""
+def compiled_step(preset: str, *, whole: bool) -> Step:
+    """A step with compilation, of the blocks or of the whole network."""
     with _inductor() as compilation:
-        operators = fake_training.step_operators(preset, preparation=preparation, compile=preparation == "trainer")
+        operators = fake_training.step_operators(preset, compile=True, compile_whole=whole)
     return Step(operators, len(compilation.codes), compilation.num_generated)
 
 

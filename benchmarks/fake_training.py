@@ -11,7 +11,7 @@ import dataclasses
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,18 +30,12 @@ from nanogpt_lite.device import fast_paths
 from nanogpt_lite.device.distributed import Forward
 from nanogpt_lite.generation import decoding, sampling
 from nanogpt_lite.generation.cuda_graph import Recording
-from nanogpt_lite.model.compilation import compile_blocks
 from nanogpt_lite.optim import build
 from nanogpt_lite.tokenizers.char import CharTokenizer
 from nanogpt_lite.trainer import evaluation, network_setup, state
 from nanogpt_lite.trainer.state import TrainState
 from nanogpt_lite.trainer.step import train_step
 
-PREPARATIONS: dict[str, Callable[[TrainState], Forward]] = {  # of the network, before the first step
-    "trainer": lambda trained: _prepare_network(trained),
-    "network": lambda trained: torch.compile(trained.model),  # one graph
-    "blocks": lambda trained: compile_blocks(trained.model),
-}
 TOKENIZER = CharTokenizer("".join(map(chr, range(32, 97))))  # 65 characters, as tiny Shakespeare
 
 
@@ -54,17 +48,15 @@ def make_state(device: torch.device, preset: str, **options: Value) -> TrainStat
         return TrainState(config, tokenizer, "", device)
 
 
-def step_operators(
-    preset: str, *, preparation: str = "trainer", capability: Sequence[int] = fake_gpu.CAPABILITY, **options: Value
-) -> list[Operator]:
+def step_operators(preset: str, *, capability: Sequence[int] = fake_gpu.CAPABILITY, **options: Value) -> list[Operator]:
     """The operators of the second training step: in the first one, the optimizer makes its state.
 
-    `preparation` is a key of `PREPARATIONS`. To compile, see `fake_inductor`.
+    To compile, see `fake_inductor`.
     """
     major, minor = capability
     with fake_gpu.fake_gpu((major, minor)) as device:
         trained = make_state(device, preset, **options)
-        forward = PREPARATIONS[preparation](trained)
+        forward = _prepare_network(trained)
         for _ in range(2):
             batch = random_batch(trained.config.rows_per_step, trained.config.block_size)
             with log_step() as log:

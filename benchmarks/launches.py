@@ -20,18 +20,15 @@ from typing import Any
 from harness import require_clone
 from launches_table import (
     BESIDE,
-    GENERATED,
+    COMPILED,
     GPUS,
-    KERNELS,
     LAUNCHES,
     MODERN,
     PARTS,
     REPLAYS,
     ROWS,
-    TRAFFIC,
     WAITS,
-    WHOLE_STEP,
-    WHOLE_TRAFFIC,
+    CompiledRows,
     markdown,
 )
 from operators import Operator, roofline_seconds
@@ -47,13 +44,9 @@ CALLS: dict[str, dict[str, Any]] = {
     "nanoGPT, compiled": {"function": "nanogpt_step", "compiled": True},
     **{preset: {"function": "eager_step", "preset": preset} for preset in ("shakespeare_char", "modern")},
     **{
-        f"{preset}, {name}": {"function": "compiled_step", "preset": preset, "preparation": preparation}
+        f"{preset}, {name}": {"function": "compiled_step", "preset": preset, "whole": whole}
         for preset in ("shakespeare_char", "modern")
-        for name, preparation in {
-            "compiled": "trainer",
-            "one graph": "network",
-            "a graph per block": "blocks",
-        }.items()
+        for name, whole in {"compiled": False, "compiled as a whole": True}.items()
     },
 }
 TOKEN_CALLS: dict[str, dict[str, Any]] = {
@@ -118,24 +111,28 @@ def count(clone: Path) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, A
 
 def check_goals(steps: dict[str, dict[str, Any]], tokens: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of the table with goals."""
-    values: list[dict[str, float]] = []
-    for eager, compiled in (("shakespeare_char", "shakespeare_char, compiled"), ("nanoGPT", "nanoGPT, compiled")):
-        kernels = [operator for operator in steps[compiled]["operators"] if operator.is_compiled]
-        values.append(
-            {
-                LAUNCHES.name: num_launches(steps[eager]["operators"]),
-                KERNELS.name: len(kernels),
-                TRAFFIC.name: traffic(kernels),
-                WHOLE_STEP.name: num_launches(steps[compiled]["operators"]),
-                WHOLE_TRAFFIC.name: traffic(steps[compiled]["operators"]),
-                GENERATED.name: steps[compiled]["num_generated"],
-            }
-        )
-    lite, nanogpt = values
+    lite, nanogpt = (
+        {LAUNCHES.name: float(num_launches(steps[eager]["operators"]))} for eager in ("shakespeare_char", "nanoGPT")
+    )
+    for name, rows in COMPILED.items():
+        lite |= compiled_values(rows, steps[name])
+        nanogpt |= compiled_values(rows, steps["nanoGPT, compiled"])
     token = summarize_token(tokens["shakespeare_char, ten samples"])
     lite[MODERN.name] = num_launches(steps["modern"]["operators"]) / lite[LAUNCHES.name]
     lite |= {REPLAYS.name: token["replays"], BESIDE.name: token["other_launches"], WAITS.name: token["waits"]}
     return [row.line([lite], [nanogpt]) for row in ROWS]
+
+
+def compiled_values(rows: CompiledRows, step: dict[str, Any]) -> dict[str, float]:
+    """What is shown of a compiled step."""
+    kernels = [operator for operator in step["operators"] if operator.is_compiled]
+    return {
+        rows.kernels.name: len(kernels),
+        rows.traffic.name: traffic(kernels),
+        rows.all_launches.name: num_launches(step["operators"]),
+        rows.all_traffic.name: traffic(step["operators"]),
+        rows.generated.name: step["num_generated"],
+    }
 
 
 def num_launches(operators: list[Operator]) -> int:

@@ -223,6 +223,11 @@ class TrainOptions(NetworkOptions, RuntimeOptions, total=False):
     compile: bool
     """use torch.compile: a slow start, then faster steps on a GPU (default: False)"""
 
+    compile_whole: bool
+    """with compile: one graph for the whole network instead of one that serves each block: several times as many
+    kernels to compile, then steps with fewer kernels and less memory traffic (default: False)
+    """
+
     trace: str | Path
     """folder for a profiler trace of a few steps, to open in ui.perfetto.dev; empty: none (default: '')"""
 

@@ -280,6 +280,13 @@ class TrainConfig(DataConfig, NetworkConfig, RuntimeConfig):
         unit="minutes",
     )
     compile: bool = bits_option(False, "use torch.compile: a slow start, then faster steps on a GPU")
+    compile_whole: bool = bits_option(
+        False,
+        "with compile: one graph for the whole network instead of one that serves each block: several times as many "
+        "kernels to compile, then steps with fewer kernels and less memory traffic",
+        absent=False,
+        part_of="compile",
+    )
     trace: str = call_option("", "folder for a profiler trace of a few steps, to open in ui.perfetto.dev; empty: none")
     tensorboard: bool = call_option(False, "write TensorBoard events to out_dir")
     wandb_log: bool = call_option(False, "log the run to Weights & Biases")

@@ -17,7 +17,7 @@ MAX_NAME = 60
 
 _NOT_OFFERED = (  # what has a field of its own, names a file or a device of this machine, or another service
     *("dataset", "out_dir", "init_from", "trace", "tensorboard", "wandb_log", "wandb_project", "wandb_run_name"),
-    *("device", "dtype", "threads", "tf32", "max_seconds", "compile"),
+    *("device", "dtype", "threads", "tf32", "max_seconds", "compile", "compile_whole"),
 )
 OPTIONS = tuple(name for name in TrainConfig.names() if name not in _NOT_OFFERED)
 """The options that a request may have."""

@@ -1,6 +1,6 @@
-"""The network with compiled blocks, for training with torch.compile.
+"""The compiled network, for training with torch.compile.
 
-Whether a compiled block computes what a plain one computes is checked in `trainer.network_setup`.
+Whether it computes what the plain one computes is checked in `trainer.network_setup`.
 """
 
 import sys
@@ -19,21 +19,22 @@ Backend = str | Callable[[fx.GraphModule, list[Any]], Callable[..., Any]]
 """A compiler as `torch.compile` takes it: its name, or a function from a graph and example inputs to a function."""
 
 
-def compile_blocks(model: GPT, *, backend: Backend = "inductor") -> "CompiledNetwork":
-    """The network with blocks that are compiled when they are first called, and again for inputs of other shapes.
+def compile_network(model: GPT, *, whole: bool = False, backend: Backend = "inductor") -> "CompiledNetwork":
+    """The network that is compiled when it is first called, and again for inputs of other shapes.
 
     It shares all tensors with `model`, which stays as it is: evaluation and sampling call that, and compile nothing.
-    The blocks have the same code, so one graph serves all of them: compiling takes a fraction of the time that the
-    whole network would take.
+    What is compiled are the blocks. They have the same code, so one graph serves all of them: compiling takes a
+    fraction of the time that one graph of the whole network takes. With `whole` it is the latter, in which operators
+    are fused from one block to the next too, and those before and after the blocks.
     """
     compiled = copy_modules(model)
-    for block in compiled.transformer.h:
-        block.compile(backend=backend)
+    for module in [compiled] if whole else compiled.transformer.h:
+        module.compile(backend=backend)
     return CompiledNetwork(model, compiled)
 
 
 class CompiledNetwork(nn.Module):
-    """A network with compiled blocks; the plain one once compilation has failed, here or elsewhere (`fallbacks`)."""
+    """A compiled network; the plain one once compilation has failed, here or elsewhere (`fallbacks`)."""
 
     def __init__(self, plain: GPT, compiled: GPT) -> None:
         super().__init__()
@@ -48,7 +49,7 @@ class CompiledNetwork(nn.Module):
         from torch._dynamo.exc import TorchDynamoException  # takes a second
 
         try:
-            # DistributedDataParallel would split the graph of a block, to send its gradients in parts
+            # DistributedDataParallel would split a graph, to send its gradients in parts
             with torch._dynamo.config.patch(optimize_ddp=False):
                 result: tuple[Tensor, Tensor | None] = self.compiled(idx, targets)
                 return result

@@ -4,6 +4,9 @@ Fast paths are checked here against plain ones, and the memory for a micro-batch
 step is in `step`.
 """
 
+from collections.abc import Callable, Iterable
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -13,7 +16,8 @@ from nanogpt_lite.device.distributed import Forward, ProcessGroup
 from nanogpt_lite.device.fallbacks import FastPath
 from nanogpt_lite.errors import ExternalError
 from nanogpt_lite.model.block import Block
-from nanogpt_lite.model.compilation import compile_blocks, count_graphs, gives_up_compilation
+from nanogpt_lite.model.compilation import CompiledNetwork, compile_network, count_graphs, gives_up_compilation
+from nanogpt_lite.model.gpt import GPT
 from nanogpt_lite.optim import build
 from nanogpt_lite.trainer.state import TrainState
 from nanogpt_lite.trainer.step import halve_micro_batch, micro_batch_rows
@@ -37,11 +41,15 @@ def prepare_network(state: TrainState) -> Forward:
     state.group.check_connection(state.device)
     fast_paths.check(state.device, config.dtype, head_size=config.n_embd // config.n_head)
     build.check_fast_paths(config, state.device)
-    if config.compile and fallbacks.is_usable(FastPath.COMPILATION) and (problem := _problem_of_compilation(state)):
-        fallbacks.give_up(FastPath.COMPILATION, problem)
+    network: Forward = state.model
+    if config.compile and fallbacks.is_usable(FastPath.COMPILATION):
+        network = compile_network(state.model, whole=config.compile_whole).train()
+        if problem := _problem_of_compilation(state, network):
+            fallbacks.give_up(FastPath.COMPILATION, problem)
     _agree_on_fast_paths(state.group)
-    is_compiled = config.compile and fallbacks.is_usable(FastPath.COMPILATION)
-    forward = state.group.wrap_ddp(compile_blocks(state.model).train() if is_compiled else state.model, state.device)
+    if not fallbacks.is_usable(FastPath.COMPILATION):
+        network = state.model
+    forward = state.group.wrap_ddp(network, state.device)
     if state.group.world_size > 1:
         _fit_memory(state, forward)
     return forward
@@ -112,25 +120,32 @@ def _backward_zeros(state: TrainState, forward: Forward, rows: int) -> None:
     loss.backward()  # type: ignore[no-untyped-call]
 
 
-def _problem_of_compilation(state: TrainState) -> str:
+def _problem_of_compilation(state: TrainState, network: CompiledNetwork) -> str:
     """What is wrong with the compiled network; empty if nothing is."""
     config = state.config
     problem = _compare_blocks(state, config.replace({"dropout": 0.0}))
     if config.dropout and not problem:
         problem = _compare_blocks(state, config)
+    if config.compile_whole and not problem:
+        problem = _compare(state, partial(_difference_of_networks, state, network))
     return problem
 
 
 def _compare_blocks(state: TrainState, config: TrainConfig, seed: int = 0) -> str:
-    """What is wrong with a compiled block with random weights; empty if nothing is.
+    """What is wrong with a compiled block with random weights; empty if nothing is."""
+    return _compare(state, partial(_difference_of_blocks, state, config, seed))
 
-    It is called with a micro-batch, or with fewer rows if memory is not enough. If it is not enough for a single row,
-    that says nothing about compilation.
+
+def _compare(state: TrainState, find_difference: Callable[[int], str]) -> str:
+    """What is wrong with what is compiled; empty if nothing is.
+
+    `find_difference` is called with the rows of a micro-batch, or with fewer if memory is not enough. If it is not
+    enough for a single row, that says nothing about compilation.
     """
     rows = micro_batch_rows(state)
     while True:
         try:
-            return _difference_of_blocks(state, config, rows, seed)
+            return find_difference(rows)
         except Exception as error:  # from the compilers: PyTorch's, Triton's, and the C compiler that they call
             if not memory.is_out_of_memory(error):
                 return str(error) or type(error).__name__
@@ -140,7 +155,7 @@ def _compare_blocks(state: TrainState, config: TrainConfig, seed: int = 0) -> st
         memory.free_memory(state.device)
 
 
-def _difference_of_blocks(state: TrainState, config: TrainConfig, rows: int, seed: int) -> str:
+def _difference_of_blocks(state: TrainState, config: TrainConfig, seed: int, rows: int) -> str:
     """How a compiled block with random weights differs from the same block; empty if it does not.
 
     The loss would not tell: that of a new network is the logarithm of the vocabulary, whatever its blocks compute. With
@@ -166,11 +181,41 @@ def _difference_of_blocks(state: TrainState, config: TrainConfig, rows: int, see
         return "PyTorch's compiler has compiled nothing; it may be turned off"
     if config.dropout:
         compiled, plain, other_masks = map(_mean_over_rows, (compiled, plain, other_masks))
-    for result, expected, other in zip(compiled, plain, other_masks, strict=True):
-        difference, by_masks = _distance(result, expected), _distance(other, expected)
-        if not difference <= TOLERANCES[config.dtype] + 2 * by_masks:  # also if it is not a number
-            return f"a block differs by {difference:.2g} from the plain one, relative to it"
+    if difference := _first_difference(compiled, plain, other_masks, TOLERANCES[config.dtype]):
+        return f"a block differs by {difference:.2g} from the plain one, relative to it"
     return ""
+
+
+def _difference_of_networks(state: TrainState, network: CompiledNetwork, rows: int) -> str:
+    """How the network that is compiled as a whole differs from the plain one; empty if it does not.
+
+    Its blocks, in a graph of their own, have been compared before, with weights on whose results more depends than on
+    those with which a training begins. Here these have to do, so this is about what is around the blocks. As there, all
+    rows are equal with dropout.
+    """
+    config, model = state.config, state.model
+    with seeding.seeded(torch.device("cpu")):
+        ids = torch.randint(model.vocab_size, (1 if config.dropout else rows, config.block_size + 1))
+    ids = ids.expand(rows, -1).contiguous()
+    x, y = (part.to(state.device) for part in (ids[:, :-1], ids[:, 1:]))  # with the strides of a batch: one graph
+    plain, other_masks = _network_passes(state, model, x, y, 1), _network_passes(state, model, x, y, 2)
+    if not all(bool(result.isfinite().all()) for result in plain):
+        return f"it cannot be compared: the plain network overflows in {config.dtype}"
+    compiled = _network_passes(state, network.compiled, x, y, 1)
+    if difference := _first_difference(compiled, plain, other_masks, TOLERANCES[config.dtype]):
+        return f"the whole network differs by {difference:.2g} from the plain one, relative to it"
+    return ""
+
+
+def _first_difference(
+    results: Iterable[Tensor], plain: Iterable[Tensor], other_masks: Iterable[Tensor], tolerance: float
+) -> float:
+    """The first relative difference above the tolerance and twice that of other masks; 0 if there is none."""
+    for result, expected, other in zip(results, plain, other_masks, strict=True):
+        difference = _distance(result, expected)
+        if not difference <= tolerance + 2 * _distance(other, expected):  # also if it is not a number
+            return difference
+    return 0.0
 
 
 def _random_block(config: TrainConfig) -> Block:
@@ -196,6 +241,15 @@ def _passes(state: TrainState, block: Block, x: Tensor, seed: int) -> list[Tenso
     matrices = [parameter for parameter in block.parameters() if parameter.dim() == 2]
     gradient = y.detach() * (GRADIENT_SCALE / (x.size(0) * x.size(1)) ** 0.5)
     return [y.detach() - x.detach(), *torch.autograd.grad(y, [x, *matrices], gradient)]
+
+
+def _network_passes(state: TrainState, model: GPT, x: Tensor, y: Tensor, seed: int) -> list[Tensor]:
+    """The loss and the gradients of the matrices, scaled as those of blocks are."""
+    with seeding.seeded(state.device, seed), devices.autocast(state.device, state.config.dtype):
+        loss = model(x, y)[1]
+    assert loss is not None, "there are targets"
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() == 2]
+    return [loss.detach(), *torch.autograd.grad(loss * (GRADIENT_SCALE * x.numel() ** 0.5), matrices)]
 
 
 def _mean_over_rows(results: list[Tensor]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""The network with compiled blocks: one graph for all of them, and for all steps."""
+"""The compiled network: one graph for all blocks or for the whole network, and for all steps."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nanogpt_lite.device import fallbacks
 from nanogpt_lite.device.fallbacks import FastPath
-from nanogpt_lite.model.compilation import compile_blocks
+from nanogpt_lite.model.compilation import compile_network
 
 
 def losses(model, steps=3):
@@ -29,23 +29,26 @@ def losses(model, steps=3):
 @COMPILES
 @pytest.mark.parametrize("options", VARIANTS[:2], ids=["GPT-2", "modern"])
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_one_graph_serves_all_blocks_and_all_steps(options, dropout):
+@pytest.mark.parametrize("whole", [False, True], ids=["blocks", "whole"])
+def test_one_graph_serves_all_blocks_and_all_steps(whole, options, dropout):
     torch.compiler.reset()
     backend = CountingBackend()
     config = SMALL.replace({**options, "dropout": dropout})
     plain, model = random_gpt(config), random_gpt(config)
-    compiled = compile_blocks(model, backend=backend)
+    compiled = compile_network(model, whole=whole, backend=backend)
     for network in (plain, compiled):
         network.train(bool(dropout))
     results = losses(compiled)
     if not dropout:
         assert results == pytest.approx(losses(plain), abs=1e-5)
     assert len(backend.graphs) == 1
-    assert "attn" in str(backend.graphs[0].graph), "it holds the whole block"
+    graph = str(backend.graphs[0].graph)
+    assert "attn" in graph, "it holds the whole block"
+    assert ("cross_entropy" in graph) == ("wte" in graph) == whole
     with torch.no_grad():
         model.eval()(random_ids(3, 9))
         model(random_ids(1, 16), random_ids(1, 16))
-    assert len(backend.graphs) == 1, "the network itself is not compiled, so an evaluation compiles nothing"
+    assert len(backend.graphs) == 1, "an evaluation calls the plain network"
 
 
 @pytest.fixture
@@ -59,12 +62,13 @@ def lone_rank():
 @COMPILES
 @pytest.mark.posix("Gloo")
 @pytest.mark.filterwarnings("ignore:`broadcast_buffers` is deprecated:FutureWarning")
-def test_distributed_data_parallel_does_not_split_the_graph_of_a_block(lone_rank):
-    """Its first bucket of gradients, where PyTorch would split, is smaller than this block."""
+@pytest.mark.parametrize("whole", [False, True], ids=["blocks", "whole"])
+def test_distributed_data_parallel_splits_no_graph(whole, lone_rank):
+    """Its first bucket of gradients, where PyTorch would split, is smaller than a block."""
     torch.compiler.reset()
     backend = CountingBackend()
     model = random_gpt(SMALL.replace({"n_embd": 192, "n_layer": 2})).train()
-    parallel = DistributedDataParallel(compile_blocks(model, backend=backend), broadcast_buffers=False)
+    parallel = DistributedDataParallel(compile_network(model, whole=whole, backend=backend), broadcast_buffers=False)
     ids = random_ids(2, 9)
     parallel(ids, ids)[1].backward()
     assert len(backend.graphs) == 1
@@ -73,10 +77,11 @@ def test_distributed_data_parallel_does_not_split_the_graph_of_a_block(lone_rank
 
 @COMPILES
 @pytest.mark.usefixtures("fresh_fast_paths")
-def test_a_forward_pass_that_cannot_be_compiled_is_a_plain_one():
+@pytest.mark.parametrize("whole", [False, True], ids=["blocks", "whole"])
+def test_a_forward_pass_that_cannot_be_compiled_is_a_plain_one(whole):
     torch.compiler.reset()
     model, ids = random_gpt(), random_ids(2, 9)
-    network = compile_blocks(model, backend=CountingBackend(max_graphs=0))
+    network = compile_network(model, whole=whole, backend=CountingBackend(max_graphs=0))
     with pytest.warns(UserWarning, match=r"the compiled network cannot be used \(backend=.* RuntimeError: PassManager"):
         logits = network(ids)[0]
     assert torch.equal(logits, model(ids)[0])
@@ -92,5 +97,5 @@ def test_out_of_memory_says_nothing_about_compilation():
 
     torch.compiler.reset()
     with pytest.raises(RuntimeError, match="out of memory"):
-        compile_blocks(random_gpt(), backend=out_of_memory)(random_ids(2, 9))
+        compile_network(random_gpt(), backend=out_of_memory)(random_ids(2, 9))
     assert fallbacks.is_usable(FastPath.COMPILATION)

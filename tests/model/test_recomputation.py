@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from nanogpt_lite.device import seeding
 from nanogpt_lite.model import recomputation
 from nanogpt_lite.model.block import Block
-from nanogpt_lite.model.compilation import compile_blocks
+from nanogpt_lite.model.compilation import compile_network
 
 CPU = torch.device("cpu")
 X, Y = random_ids(4, 16), random_ids(4, 16, seed=2)
@@ -159,8 +159,8 @@ def again_from(state):
 @pytest.mark.parametrize(
     "prepare",
     [
-        lambda model: torch.compile(model, backend=BACKEND),
-        lambda model: compile_blocks(model, backend=BACKEND),
+        lambda model: compile_network(model, whole=True, backend=BACKEND),
+        lambda model: compile_network(model, backend=BACKEND),
     ],
     ids=["network", "blocks"],
 )

@@ -251,9 +251,11 @@ def test_a_run_stops_when_the_given_batches_end(tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's compiler uses what PyTorch deprecates
 @pytest.mark.parametrize("options", [{}, {**MODERN, "ngram_dropout": 0.0}], ids=["nanoGPT", "modern"])
-def test_a_compiled_network_trains_to_the_same_losses(tmp_path, options):
+@pytest.mark.parametrize("whole", [False, True], ids=["blocks", "whole"])
+def test_a_compiled_network_trains_to_the_same_losses(tmp_path, whole, options):
     _, plain = train(tmp_path / "plain", small_config(**options))
-    _, compiled = train(tmp_path / "compiled", small_config(compile=True, **options))
+    _, compiled = train(tmp_path / "compiled", small_config(compile=True, compile_whole=whole, **options))
+    assert compiled[0].fallbacks == []
     for one, other in zip(records_of(EvalRecord, plain), records_of(EvalRecord, compiled), strict=True):
         assert other.val_loss == pytest.approx(one.val_loss, abs=1e-4)
 

@@ -9,6 +9,7 @@ import pytest
 import rank_training
 import torch
 from counting_backend import COMPILES, CountingBackend, compile_blocks_with
+from random_gpt import MODERN
 from tiny_training import TOKENIZER, records_of, small_config, train
 from torch import nn
 from wrong_gradient import WrongGradient
@@ -19,6 +20,7 @@ from nanogpt_lite.device.fallbacks import FastPath
 from nanogpt_lite.model import attention
 from nanogpt_lite.model.attention import causal_attention
 from nanogpt_lite.model.block import Block
+from nanogpt_lite.model.gpt import GPT
 from nanogpt_lite.optim import build
 from nanogpt_lite.runs.run_summary import format_text, summary
 from nanogpt_lite.tracking.metrics_file import MetricsFile
@@ -209,10 +211,107 @@ def test_wrong_attention_is_noticed(wrong, options, monkeypatch):
     assert network_setup._compare_blocks(state, state.config).startswith("a block differs by ")
 
 
+def use_network_compiler(monkeypatch, change):
+    """A network compiled as a whole changes its loss, and `change` may change the network; blocks are compiled well."""
+
+    def compile_network(model, **options):
+        forward = model.forward
+
+        def compiled_forward(idx, targets):
+            logits, loss = forward(idx, targets)
+            return logits, change(model, loss)
+
+        model.forward = compiled_forward
+
+    use_compiler(monkeypatch, lambda x: x)
+    monkeypatch.setattr(GPT, "compile", compile_network)
+
+
+class SmallerGradient(torch.autograd.Function):
+    """The identity, whose gradient is a tenth smaller."""
+
+    @staticmethod
+    def forward(context, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        return 0.9 * gradient
+
+
+def use_smaller_gradient_of_embedding(monkeypatch):
+    """As `use_network_compiler`."""
+
+    def compile_network(model, **options):
+        wte = model.transformer.wte
+        forward = wte.forward
+        wte.forward = lambda idx: SmallerGradient.apply(forward(idx))
+
+    use_compiler(monkeypatch, lambda x: x)
+    monkeypatch.setattr(GPT, "compile", compile_network)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.2}, MODERN], ids=["nanoGPT", "dropout", "modern"])
+def test_a_right_network_compiled_as_a_whole_is_used(options, dtype, tmp_path, monkeypatch):
+    calls = []
+    use_network_compiler(monkeypatch, lambda model, loss: (calls.append(1), loss * 1.0001)[1])
+    config = small_config(compile=True, compile_whole=True, dtype=dtype, **options)
+    train(tmp_path, config)
+    assert not fallbacks.describe()
+    assert len(calls) == 1 + config.max_iters
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda loss: 1.1 * loss, "the whole network differs by 0.1 from the plain one"),
+        (WrongGradient.apply, "the whole network differs by "),
+        (lambda loss: loss * torch.nan, "the whole network differs by nan from the plain one"),
+        (lambda loss: fail(CompilerError("no compiler")), "no compiler"),
+    ],
+    ids=["factor", "gradient", "nan", "error"],
+)
+def test_a_wrong_network_compiled_as_a_whole_is_replaced_by_the_plain_one(change, reason, monkeypatch):
+    use_network_compiler(monkeypatch, lambda model, loss: change(loss))
+    state = init_state(small_config(compile=True, compile_whole=True), TOKENIZER)
+    with pytest.warns(UserWarning, match="the compiled network cannot be used"):
+        assert network_setup.prepare_network(state) is state.model
+    (described,) = fallbacks.describe()
+    assert described.startswith(f"the compiled network: {reason}")
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_wrong_gradient_of_a_single_matrix_is_noticed(tied, monkeypatch):
+    use_smaller_gradient_of_embedding(monkeypatch)
+    state = init_state(small_config(compile=True, compile_whole=True, tied=tied), TOKENIZER)
+    with pytest.warns(UserWarning, match="the whole network differs by"):
+        assert network_setup.prepare_network(state) is state.model
+
+
+def test_a_whole_network_that_overflows_is_said_to_be_no_comparison(monkeypatch):
+    use_network_compiler(monkeypatch, lambda model, loss: loss)
+    state = init_state(small_config(compile=True, compile_whole=True), TOKENIZER)
+    with torch.no_grad():
+        state.model.lm_head.weight.mul_(torch.inf)
+    with pytest.warns(UserWarning, match="it cannot be compared: the plain network overflows in float32"):
+        assert network_setup.prepare_network(state) is state.model
+
+
+@COMPILES
+def test_the_check_and_the_steps_of_a_whole_network_share_a_graph(monkeypatch, tmp_path):
+    backend = CountingBackend()
+    for module in (Block, GPT):
+        monkeypatch.setattr(module, "compile", lambda self, **options: nn.Module.compile(self, backend=backend))
+    train(tmp_path, small_config(compile=True, compile_whole=True))
+    assert ["cross_entropy" in str(graph.graph) for graph in backend.graphs] == [False, True]
+    assert not fallbacks.describe()
+
+
 def test_a_network_that_failed_is_not_compiled_again(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="the compiled network"):
         fallbacks.give_up(FastPath.COMPILATION, "no compiler")
-    monkeypatch.setattr(network_setup, "compile_blocks", None)  # it would be an error to call it
+    monkeypatch.setattr(network_setup, "compile_network", None)  # it would be an error to call it
     state = init_state(small_config(compile=True), TOKENIZER)
     assert network_setup.prepare_network(state) is state.model
 
