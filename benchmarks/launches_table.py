@@ -1,7 +1,6 @@
 """The tables of `launches.py`: rows with goals, the parts of a step, and estimates of times."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import table
@@ -47,48 +46,33 @@ MODERN = Row(
 )
 
 
-@dataclass(frozen=True)
-class CompiledRows:
-    """The rows of a compiled step."""
-
-    kernels: Row
-    traffic: Row
-    all_launches: Row
-    all_traffic: Row
-    generated: Row
-
-
-def _compiled_rows(step: str, options: str, outside: str) -> CompiledRows:
-    """The rows of a step that is compiled with these options; `outside` says which of its operators are in no graph."""
-    return CompiledRows(
-        kernels=Row(
-            part="compiled",
-            name=f"{step}, kernels in graphs",
+def _compiled_rows(step: str, options: str, outside: str) -> dict[str, Row]:
+    """The rows of a compiled step, by what they show; `outside` says which of its operators are in no graph."""
+    goal: Any = {"part": "compiled", "least_ratio": 1}
+    more: Any = {"part": "compiled"}
+    name = f"{step}, {{}}".format
+    return {
+        "kernels": Row(
+            name=name("kernels in graphs"),
             unit="launches",
             note=f"shakespeare_char with {options}; {_INDUCTOR}",
-            least_ratio=1,
+            **goal,
         ),
-        traffic=Row(
-            part="compiled",
-            name=f"{step}, memory traffic of graphs",
-            unit="GB",
-            note=f"read and written; {_INDUCTOR}",
-            least_ratio=1,
-        ),
-        all_launches=Row(
-            part="compiled",
-            name=f"{step}, all launches",
+        "traffic": Row(name=name("memory traffic of graphs"), unit="GB", note=f"read and written; {_INDUCTOR}", **goal),
+        "all launches": Row(
+            name=name("all launches"),
             unit="launches",
             note=f"with the operators that are not compiled: {outside}",
+            **more,
         ),
-        all_traffic=Row(part="compiled", name=f"{step}, all memory traffic", unit="GB", note="the same"),
-        generated=Row(
-            part="compiled",
-            name=f"{step}, kernels to generate",
+        "all traffic": Row(name=name("all memory traffic"), unit="GB", note="the same", **more),
+        "generated": Row(
+            name=name("kernels to generate"),
             unit="kernels",
             note="what the compilation at the start takes its time for",
+            **more,
         ),
-    )
+    }
 
 
 COMPILED = {  # by the step of shakespeare_char
@@ -98,7 +82,7 @@ COMPILED = {  # by the step of shakespeare_char
         "the update, and in nanogpt_lite the embeddings, the output and the loss, which are outside of the blocks",
     ),
     "shakespeare_char, compiled as a whole": _compiled_rows(
-        "step compiled as a whole", "--compile True --compile_whole True", "the update"
+        "step compiled as a whole", "--compile_whole True", "the update"
     ),
 }
 REPLAYS = Row(part="token", name="a sampled token, graph launches", unit="launches", note="ten texts at once", most=1)
@@ -109,11 +93,7 @@ WAITS = Row(part="token", name="a sampled token, waits", unit="waits", note="of 
 ROWS = (
     LAUNCHES,
     MODERN,
-    *(
-        row
-        for rows in COMPILED.values()
-        for row in (rows.kernels, rows.traffic, rows.all_launches, rows.all_traffic, rows.generated)
-    ),
+    *(row for rows in COMPILED.values() for row in rows.values()),
     REPLAYS,
     BESIDE,
     WAITS,
@@ -138,7 +118,7 @@ def markdown(report: dict[str, Any]) -> str:
 def _steps(steps: Mapping[str, dict[str, Any]]) -> list[str]:
     lines = [
         "A training step of 64 x 256 tokens in bfloat16, the second one. *Compiled* is with `--compile True`, "
-        "*compiled as a whole* with `--compile_whole True` too.",
+        "*compiled as a whole* with `--compile_whole True`.",
         "",
         f"| step | {' | '.join(PARTS)} | launches | of them in graphs | GB | graphs | kernels to generate | "
         "copies to the GPU | waits |",

@@ -60,7 +60,7 @@ from rows import (
     TEN_SAMPLES,
     TRAINING,
 )
-from table import Values, describe_environment, exit_status, markdown, save
+from table import Row, Values, describe_environment, exit_status, markdown, save
 
 import nanogpt_lite as ng
 from nanogpt_lite.config.schema import require_known
@@ -140,10 +140,15 @@ def compare_speed(harness: Harness, args: argparse.Namespace) -> None:
                 values.append(measure())
                 summary = ", ".join(f"{name} {value:.4g}" for name, value in values[-1].items())
                 print(f"{part} {number + 1}/{args.repeats}, {program}: {summary}", file=sys.stderr)
-        rows = [row.line(*runs) for row in ROWS if row.part == part]
-        report["rows"] += [row if row["nanogpt_lite_runs"] else {**row, "reason": NO_BFLOAT16} for row in rows]
+        report["rows"] += [line(row, *runs) for row in ROWS if row.part == part]
         save(report, markdown(report), args.out)  # after each part, since the next one takes long
     print(markdown(report), end="")
+
+
+def line(row: Row, lite: list[Values], nanogpt: list[Values]) -> dict[str, Any]:
+    """A row of the table, with the reason if it was not measured."""
+    is_missing = row in (STEP_FAST, LOSS_FAST) and not devices.multiplies_bfloat16_faster()
+    return {**row.line(lite, nanogpt), **({"reason": NO_BFLOAT16} if is_missing else {})}
 
 
 def prepare(harness: Harness) -> Pair:

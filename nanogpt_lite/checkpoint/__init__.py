@@ -6,3 +6,4 @@ the files of a run in `runs`.
 """
 
 SUFFIX = ".safetensors"  # of the name of a checkpoint
+EARLY_WEIGHTS = f"early_*{SUFFIX}"  # the names of files with the weights on the way, see `trainer.early_weights`

@@ -202,8 +202,8 @@ class TrainOptions(NetworkOptions, RuntimeOptions, total=False):
     """steps between two numbered checkpoints (step_001000), which are kept; 0: none (default: 0 steps)"""
 
     keep_early: float
-    """keep the weights of the network after 5, 10, 20, 40, ... steps, as long as they take at most this much
-    together; 0: none (default: 0.0 megabytes)
+    """keep the weights of the network after step 5 and some later ones up to max_iters, in equal ratios of about 2
+    or more, together at most this much; 0: none (default: 0.0 megabytes)
     """
 
     patience: int
@@ -224,8 +224,8 @@ class TrainOptions(NetworkOptions, RuntimeOptions, total=False):
     """use torch.compile: a slow start, then faster steps on a GPU (default: False)"""
 
     compile_whole: bool
-    """with compile: one graph for the whole network instead of one that serves each block: several times as many
-    kernels to compile, then steps with fewer kernels and less memory traffic (default: False)
+    """use torch.compile with one graph for the whole network instead of one that serves each block: several times as
+    many kernels to compile, then steps with fewer kernels and less memory traffic (default: False)
     """
 
     trace: str | Path

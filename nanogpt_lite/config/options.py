@@ -263,8 +263,8 @@ class TrainConfig(DataConfig, NetworkConfig, RuntimeConfig):
     )
     keep_early: float = call_option(
         0.0,
-        "keep the weights of the network after 5, 10, 20, 40, ... steps, as long as they take at most this much "
-        "together; 0: none",
+        "keep the weights of the network after step 5 and some later ones up to max_iters, in equal ratios of about 2 "
+        "or more, together at most this much; 0: none",
         bounds(ge=0, le=1e6),
         unit="megabytes",
     )
@@ -282,10 +282,9 @@ class TrainConfig(DataConfig, NetworkConfig, RuntimeConfig):
     compile: bool = bits_option(False, "use torch.compile: a slow start, then faster steps on a GPU")
     compile_whole: bool = bits_option(
         False,
-        "with compile: one graph for the whole network instead of one that serves each block: several times as many "
-        "kernels to compile, then steps with fewer kernels and less memory traffic",
+        "use torch.compile with one graph for the whole network instead of one that serves each block: several times "
+        "as many kernels to compile, then steps with fewer kernels and less memory traffic",
         absent=False,
-        part_of="compile",
     )
     trace: str = call_option("", "folder for a profiler trace of a few steps, to open in ui.perfetto.dev; empty: none")
     tensorboard: bool = call_option(False, "write TensorBoard events to out_dir")

@@ -7,7 +7,7 @@ from typing import Any
 from nanogpt_lite.config import recipe
 from nanogpt_lite.config.options import InspectConfig, LoadConfig, SampleConfig, TrainConfig
 from nanogpt_lite.config.presets import PRESETS
-from nanogpt_lite.config.schema import Options, type_of
+from nanogpt_lite.config.schema import Options, Role, type_of
 from nanogpt_lite.http_api import completion_request, training_request
 
 
@@ -22,6 +22,7 @@ def describe_options(load: LoadConfig) -> dict[str, Any]:
         "sampling": _describe(SampleConfig, {**completion_request.OPTIONS, "stop": "stop"}, of_server),
         "inspection": _describe(InspectConfig, {"top": "top"}, of_server),
         "training": _describe(TrainConfig, training, {}),
+        "network": [name for name in training if name in TrainConfig.names_by_role(Role.NETWORK)],
         "presets": PRESETS,
         # options that follow from the text, with these presets
         "fitted": {preset: recipe.fitted_names(preset) for preset in recipe.RECIPES},

@@ -12,10 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from nanogpt_lite import __version__, files
-from nanogpt_lite.checkpoint import SUFFIX
+from nanogpt_lite.checkpoint import EARLY_WEIGHTS, SUFFIX
 from nanogpt_lite.data.dataset import Dataset
 from nanogpt_lite.errors import UserError
-from nanogpt_lite.runs.run_folder import RUNS_DIR, checkpoints_in
+from nanogpt_lite.runs.run_folder import RUNS_DIR, checkpoints_in, early_weights_in
 from nanogpt_lite.tracking import metrics_file
 from nanogpt_lite.tracking.trackers import WANDB_ID_FILE
 from nanogpt_lite.trainer.state import TrainState
@@ -66,6 +66,12 @@ def delete_run_files(out_dir: Path) -> None:
         path.unlink()
 
 
+def delete_early_weights(out_dir: Path) -> None:
+    """Delete the weights that a run left which was killed before its first checkpoint."""
+    for path in early_weights_in(out_dir):
+        path.unlink()
+
+
 @contextmanager
 def lock_run(out_dir: Path) -> Iterator[None]:
     """Lock the folder of a run during the `with` block, and remove temporary files that killed processes left in it.
@@ -106,7 +112,7 @@ def _run_files(folder: Path) -> list[Path]:
         f"best{SUFFIX}",
         f"last{SUFFIX}",
         f"step_*{SUFFIX}",
-        f"early_*{SUFFIX}",
+        EARLY_WEIGHTS,
         "metrics.jsonl",
         "config.json",
         "loss.png",

@@ -5,7 +5,7 @@ runs/NAME/metrics.jsonl            one record per line
 runs/NAME/last.safetensors         the newest checkpoint: all that is needed to resume bit for bit
 runs/NAME/best.safetensors         the same, at the lowest val loss
 runs/NAME/step_001000.safetensors  numbered checkpoints, with `keep_every`
-runs/NAME/early_000005.safetensors the weights of the network after 5, 10, 20, … steps, with `keep_early`
+runs/NAME/early_000005.safetensors the weights of the network after step 5, and after some later ones, with `keep_early`
 runs/NAME/loss.png                 the loss curves
 runs/NAME/.lock                    while a training uses the folder, and after one was killed
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanogpt_lite import files
-from nanogpt_lite.checkpoint import SUFFIX
+from nanogpt_lite.checkpoint import EARLY_WEIGHTS, SUFFIX
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.tracking import metrics_file, plots
 
@@ -128,8 +128,8 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def early_weights_in(folder: Path) -> list[Path]:
-    """The weights of the network in its first steps that a folder has, in their order; no run can resume from them."""
-    return sorted(path for path in folder.glob(f"early_*{SUFFIX}") if path.is_file())
+    """The weights on the way that a folder has, in the order of their steps; no run can resume from them."""
+    return sorted(path for path in folder.glob(EARLY_WEIGHTS) if path.is_file())
 
 
 def _missing_checkpoint_remedy(folder: Path) -> str:

@@ -73,15 +73,19 @@ class CheckpointWriter:
     def save_weights(self, name: str) -> Iterator[CheckpointRecord]:
         """Write the weights of the network alone, at once, and yield their record after those of before.
 
+        Nothing is written beyond the limit, see `early_weights.has_room`.
         `ExternalError`, and no file, if the loss is not finite. `OSError` if a file cannot be written.
         """
         yield from self.records()
         require_savable(self._state)
         record, group = self._record(name), self._state.group
+        is_written = False
         with group.main_process_first():
-            if group.is_main_process:
+            if group.is_main_process and early_weights.has_room(self._state, self._out_dir):
                 checkpoint_file.write_checkpoint(Path(record.path), *early_weights.weights(self._state))
-        yield record
+                is_written = True
+        if is_written:
+            yield record
 
     def has_written(self) -> bool:
         """Whether `records` has something to say without waiting."""

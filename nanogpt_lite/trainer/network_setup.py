@@ -42,7 +42,7 @@ def prepare_network(state: TrainState) -> Forward:
     fast_paths.check(state.device, config.dtype, head_size=config.n_embd // config.n_head)
     build.check_fast_paths(config, state.device)
     network: Forward = state.model
-    if config.compile and fallbacks.is_usable(FastPath.COMPILATION):
+    if (config.compile or config.compile_whole) and fallbacks.is_usable(FastPath.COMPILATION):
         network = compile_network(state.model, whole=config.compile_whole).train()
         if problem := _problem_of_compilation(state, network):
             fallbacks.give_up(FastPath.COMPILATION, problem)
@@ -114,10 +114,15 @@ def _probe_memory(state: TrainState, forward: Forward) -> bool:
 
 def _backward_zeros(state: TrainState, forward: Forward, rows: int) -> None:
     """Accumulate the gradients of one micro-batch of zeros."""
-    x = torch.zeros(rows, state.config.block_size, dtype=torch.int64, device=state.device)
+    x, y = _as_batch(torch.zeros(rows, state.config.block_size + 1, dtype=torch.int64), state.device)
     with seeding.seeded(state.device), devices.autocast(state.device, state.config.dtype):
-        loss = forward(x, x)[1]
+        loss = forward(x, y)[1]
     loss.backward()  # type: ignore[no-untyped-call]
+
+
+def _as_batch(ids: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Inputs and targets (B, T) of ids (B, T + 1) on the CPU, with the strides of a batch: so they share its graph."""
+    return ids[:, :-1].to(device), ids[:, 1:].to(device)
 
 
 def _problem_of_compilation(state: TrainState, network: CompiledNetwork) -> str:
@@ -191,16 +196,17 @@ def _difference_of_networks(state: TrainState, network: CompiledNetwork, rows: i
 
     Its blocks, in a graph of their own, have been compared before, with weights on whose results more depends than on
     those with which a training begins. Here these have to do, so this is about what is around the blocks. As there, all
-    rows are equal with dropout.
+    rows are equal with dropout, and a difference may be twice that of other masks.
     """
     config, model = state.config, state.model
+    has_masks = bool(config.dropout or config.ngram_dropout)
     with seeding.seeded(torch.device("cpu")):
-        ids = torch.randint(model.vocab_size, (1 if config.dropout else rows, config.block_size + 1))
-    ids = ids.expand(rows, -1).contiguous()
-    x, y = (part.to(state.device) for part in (ids[:, :-1], ids[:, 1:]))  # with the strides of a batch: one graph
-    plain, other_masks = _network_passes(state, model, x, y, 1), _network_passes(state, model, x, y, 2)
+        ids = torch.randint(model.vocab_size, (1 if has_masks else rows, config.block_size + 1))
+    x, y = _as_batch(ids.expand(rows, -1).contiguous(), state.device)
+    plain = _network_passes(state, model, x, y, 1)
     if not all(bool(result.isfinite().all()) for result in plain):
         return f"it cannot be compared: the plain network overflows in {config.dtype}"
+    other_masks = _network_passes(state, model, x, y, 2) if has_masks else plain
     compiled = _network_passes(state, network.compiled, x, y, 1)
     if difference := _first_difference(compiled, plain, other_masks, TOLERANCES[config.dtype]):
         return f"the whole network differs by {difference:.2g} from the plain one, relative to it"

@@ -1,5 +1,6 @@
 """The page in Chromium: runs and their curves, trainings that are started, killed and resumed, early weights."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -10,11 +11,15 @@ from typing import Any
 import pytest
 from browser_page import open_browser, open_page, wait_until
 from conftest import TEXT, wait_for
+from page_networks import CHINESE, GPT2, NETWORKS, PROMPTS
+from page_networks import folder as networks
 from served_app import server_process
 from tiny import TINY
 
 import nanogpt_lite as ng
 from nanogpt_lite.runs.run_files import lock_run
+
+__all__ = ["networks"]  # a fixture
 
 pytestmark = [pytest.mark.browser, pytest.mark.posix("signals to a training")]
 
@@ -74,34 +79,56 @@ def points_on_page(page, curves):
 
 
 def expected_points(name, prefix=""):
-    values = [(f"{prefix}val loss", record["step"], record["val_loss"]) for record in records(name, "eval")]
-    return values + [(f"{prefix}train loss", record["step"], record["loss"]) for record in records(name, "step")]
+    evaluations = records(name, "eval")
+    points = [(f"{prefix}val loss", record["step"], record["val_loss"]) for record in evaluations]
+    points += [(f"{prefix}train loss", record["step"], record["loss"]) for record in records(name, "step")]
+    if not prefix:  # of a run that is shown alone
+        alone = [(record["step"], record.get("network_val_loss")) for record in evaluations]
+        points += [("val loss of the network alone", step, loss) for step, loss in alone if loss is not None]
+    return points
 
 
-def test_curves_have_the_points_of_the_records_and_runs_can_be_compared(browser, two_runs):
-    with start_server() as (address, _), open_page(browser, address, "train") as page:
-        page.check("#show-run-one")
-        page.uncheck("#show-run-two")
-        page.wait_for_selector("h3:text-is('one')")
-        assert points_on_page(page, 0) == expected_points("one")
-        rates = [("learning rate", record["step"], record["learning_rate"]) for record in records("one", "step")]
+@pytest.fixture(scope="module")
+def address(networks):
+    """A server of runs of each kind, which no test changes."""
+    with server_process(networks / "runs" / "default") as (address, _):
+        yield address
+
+
+@pytest.mark.parametrize("name", list(NETWORKS)[:4])
+def test_curves_have_the_points_of_the_records(browser, address, name):
+    with open_page(browser, address, "train") as page:
+        page.wait_for_selector(".facts dd")
+        for box in page.locator(".run-list input:checked").all():
+            box.uncheck()
+        page.check(f"#show-run-{name}")
+        page.wait_for_selector(f"h3:text-is('{name}')")
+        assert points_on_page(page, 0) == expected_points(name)
+        rates = [("learning rate", record["step"], record["learning_rate"]) for record in records(name, "step")]
         assert points_on_page(page, 1) == rates
-        (result,) = records("one", "result")
+        (result,) = records(name, "result")
         assert page.text_content(".verdict") == f"Is my loss normal? {result['verdict'].replace('`', '')}"
         page.click("text=What it wrote on the way")
-        assert page.locator("#view-train .text").all_text_contents() == [
-            record["text"] for record in reversed(records("one", "sample"))
+        assert page.locator("#view-train figure .text").all_text_contents() == [
+            record["text"] for record in reversed(records(name, "sample"))
         ]
-        page.check("#show-run-two")
-        wait_until(page, "document.querySelector('.curves').ariaLabel.includes('two')")
-        both = expected_points("one", "one: ") + expected_points("two", "two: ")
-        assert sorted(points_on_page(page, 0)) == sorted(both)
 
 
-def test_time_shows_the_text_at_each_checkpoint(browser, two_runs):
-    with start_server() as (address, _), open_page(browser, address, "time") as page:
-        page.select_option("#time-run", "one")
-        page.fill("#time-prompt", "9 green")
+def test_runs_can_be_compared(browser, address):
+    with open_page(browser, address, "train") as page:
+        page.check("#show-run-bpe")
+        page.check("#show-run-gpt2")
+        wait_until(page, "document.querySelector('.curves').ariaLabel.includes('gpt2')")
+        both = expected_points("bpe", "bpe: ") + expected_points("gpt2", "gpt2: ")
+        shown = [point for point in points_on_page(page, 0) if not point[0].startswith("default")]
+        assert sorted(shown) == sorted(both)
+
+
+@pytest.mark.parametrize("name", list(NETWORKS)[:4])
+def test_time_shows_the_text_at_each_checkpoint(browser, address, name):
+    with open_page(browser, address, "time") as page:
+        page.select_option("#time-run", name)
+        page.fill("#time-prompt", PROMPTS[name])
         page.fill("#time-seed", "3")
         page.click("#view-time button.main")
         steps = int(page.get_attribute("#time-step", "max")) + 1
@@ -112,17 +139,17 @@ def test_time_shows_the_text_at_each_checkpoint(browser, two_runs):
                 "s.dispatchEvent(new Event('change')); }",
                 index,
             )
-            wait_until(page, "document.querySelector('#view-time .text').textContent.length > 200")
+            wait_until(page, "document.querySelector('#view-time .text').textContent.length > 100")
             title = page.text_content("#view-time h3")
             shown[title] = page.text_content("#view-time .text")
-    losses = {record["step"]: f", val loss {record['val_loss']:.4f}" for record in records("one", "eval")}
+    losses = {record["step"]: f", val loss {record['val_loss']:.4f}" for record in records(name, "eval")}
     checkpoints = [(5, "early_000005"), (10, "early_000010"), (20, "early_000020"), (20, "last"), (20, "best")]
-    options: dict[str, Any] = {"start": "9 green", "seed": 3, "max_new_tokens": 200, "device": "cpu", "threads": 1}
+    options: dict[str, Any] = {"start": PROMPTS[name], "seed": 3, "max_new_tokens": 200, "device": "cpu", "threads": 1}
     expected = {
-        f"Step {step}: {shown_name(name)}{losses.get(step, '')}": ng.sample(
-            Path("runs/one"), checkpoint=name, **options
+        f"Step {step}: {shown_name(checkpoint)}{losses.get(step, '')}": ng.sample(
+            Path("runs", name), checkpoint=checkpoint, **options
         )[0]
-        for step, name in checkpoints
+        for step, checkpoint in checkpoints
     }
     assert list(shown.items()) == list(expected.items())
 
@@ -138,7 +165,11 @@ def start_training(page, name, options, text=TEXT):
     if not page.is_visible("#train-n_layer"):
         page.click("text=More options")
     for option, value in options.items():
-        page.fill(f"#train-{option}", str(value))
+        field = page.locator(f"#train-{option}")
+        if field.evaluate("(field) => field.tagName") == "SELECT":
+            field.select_option(str(value).lower())
+        else:
+            field.fill(str(value))
     page.click("text=Start the training")
 
 
@@ -242,18 +273,31 @@ def test_uploaded_file_is_the_text(browser, folder):
 
 
 def test_training_that_was_started_is_shown_although_there_are_runs(browser, two_runs):
+    """Of a Chinese text, in tokens by byte-pair encoding, with the architecture of GPT-2."""
+    options = {**SMALL, **GPT2, "tokenizer": "bpe-300", "max_iters": 20, "eval_interval": 10}
     with start_server() as (address, _), open_page(browser, address, "train") as page:
         page.wait_for_selector("#show-run-two")
-        start_training(page, "text", {**SMALL, "max_iters": 20, "eval_interval": 10})  # as the id of a field
+        start_training(page, "text", options, CHINESE)  # a name as the id of a field
         page.wait_for_selector("h3:text-is('text')")
         assert [box.is_checked() for box in page.locator(".run-list input").all()].count(True) == 1
         page.wait_for_selector("text=The training of text has ended.")
+        wait_until(page, "document.querySelector('.facts').textContent.includes('20 of 20')")
+        assert points_on_page(page, 0) == expected_points("text")
         page.click("label[for='run-text']")
         assert page.is_checked("#show-run-text"), "a label of the form belongs to the form"
+        page.click("nav >> text=Write")
+        page.select_option("#model", "text")
+        page.fill("#prompt", "第9瓶")
+        page.click("#view-write button.main")
+        page.wait_for_selector("text=/^done after/")
+        text = page.text_content("#view-write .text")
+    config = json.loads(Path("runs/text/config.json").read_text(encoding="utf-8"))["config"]
+    assert {name: config[name] for name in (*SMALL, *GPT2, "tokenizer")} == {**SMALL, **GPT2, "tokenizer": "bpe-300"}
+    assert text == ng.sample("runs/text", start="第9瓶", device="cpu", threads=1)[0]
 
 
-def test_all_runs_can_be_unchecked(browser, two_runs):
-    with start_server() as (address, _), open_page(browser, address, "train", with_clock=True) as page:
+def test_all_runs_can_be_unchecked(browser, address):
+    with open_page(browser, address, "train", with_clock=True) as page:
         page.wait_for_selector(".facts dd")
         for box in page.locator(".run-list input:checked").all():
             box.uncheck()
@@ -295,9 +339,9 @@ window.fetch = (url, options) => {
 
 
 @pytest.mark.parametrize(("view", "is_training", "most"), [("train", True, 20), ("train", False, 2), ("time", True, 2)])
-def test_open_page_asks_at_most_once_a_second_and_computes_nothing(browser, two_runs, view, is_training, most):
+def test_open_page_asks_at_most_once_a_second_and_computes_nothing(browser, address, view, is_training, most):
     """In twenty seconds of the page's clock, second by second."""
-    with start_server() as (address, _), lock_run(Path("runs/two")) if is_training else nullcontext():
+    with lock_run(Path("runs/default")) if is_training else nullcontext():
         with open_page(browser, address, with_clock=True, init_script=COUNT_REQUESTS) as page:
             for name in ("Look inside", "Time", "Write", view.title()):
                 page.click(f"nav >> text={name}")

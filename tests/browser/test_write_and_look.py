@@ -1,5 +1,6 @@
 """The page in Chromium: what networks write, and what they make of a text. Numbers are those of the library."""
 
+import itertools
 import json
 import shlex
 import subprocess
@@ -10,37 +11,16 @@ from typing import Any
 import pytest
 from browser_page import open_browser, open_page, wait_until
 from conftest import TEXT, wait_for
+from page_networks import NETWORKS, PROMPTS, folder
 from served_app import health, server_process
-from tiny import TINY
 
 import nanogpt_lite as ng
 
+__all__ = ["folder"]  # a fixture
+
 pytestmark = pytest.mark.browser
 
-CHINESE = "".join(f"第{n}瓶酒在牆上，若有一瓶落下，還有{n - 1}瓶。\n" for n in range(400))
-HTML = "".join(f"<script>alert({n})</script><img src=x onerror=alert({n})>&amp;<b>{n}</b>\n" for n in range(200))
-EXPERT: dict[str, Any] = {"ngram": 3, "ngram_rows": 64, "ngram_expert": 4, "position": "rotary", "norm": "rms"}
-NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {  # name of the run: its text and options
-    "default": (TEXT, EXPERT),
-    "bpe": (TEXT, {"tokenizer": "bpe-300"}),
-    "chinese": (CHINESE, EXPERT),
-    "gpt2": (TEXT, {"tokenizer": "byte", "bias": True, "activation": "gelu_tanh", "tied": True}),
-    "<b>&'\"": (HTML, {}),
-}
-PROMPTS = {"default": "9 green", "bpe": "9 green", "chinese": "第9瓶", "gpt2": "9 green", "<b>&'\"": "<script>"}
 OPTIONS: dict[str, Any] = {"seed": 3, "max_new_tokens": 40, "temperature": 1.5}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A folder with a run of each kind, which is the current one."""
-    path = tmp_path_factory.mktemp("page")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(path)
-        for number, (name, (text, options)) in enumerate(NETWORKS.items()):
-            Path(f"text{number}.txt").write_text(text, encoding="utf-8", newline="\n")
-            ng.train(f"text{number}.txt", **{**TINY, **options, "out_dir": f"runs/{name}"})
-        yield path
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +136,19 @@ def test_a_look_inside_has_the_numbers_of_the_library(browser, address, folder, 
         L, H = reading.attention.shape[:2]
         assert page.locator(".matrices canvas").count() == L * H
         assert page.locator(".detail .lens tr").count() == len(reading.lens.ids)
-        check_distribution(page, reading, len(reading.tokens))
+        shown = check_distribution(page, reading, len(reading.tokens))
+        assert ("model" in shown) == (reading.expert_share is not None)
         check_heads(page, reading)
+
+
+def test_each_filter_that_changes_something_has_a_column(browser, address, folder):
+    filters: dict[str, Any] = {"temperature": 2.0, "top_k": 8, "top_p": 0.9, "min_p": 0.1}
+    reading = ng.inspect(run_of("default"), "9 green", device="cpu", threads=1, **filters)
+    with open_page(browser, address) as page:
+        page.click("nav >> text=Look inside")
+        set_options(page, "look", **filters)
+        reading_on_page(page, "default", "9 green")
+        assert len(check_distribution(page, reading, len(reading.tokens))) >= 4
 
 
 def percent(value):
@@ -170,9 +161,16 @@ def check_distribution(page, reading, position):
     page.keyboard.press("End" if position == len(reading.tokens) else "Home")
     rows = page.locator(".detail figure").first.locator("tbody tr")
     assert rows.count() == reading.next_ids.size(1)
+    columns = {
+        stage: [percent(value) for value in probabilities[position - 1].tolist()]
+        for stage, probabilities in reading.next_probabilities.items()
+    }
+    shown = ["network", *(stage for before, stage in itertools.pairwise(columns) if columns[stage] != columns[before])]
+    titles = page.locator(".detail figure").first.locator("thead th").all_text_contents()
+    assert [title.replace("\u200b", "") for title in titles] == ["token", "another one", *shown]
     for place, row in enumerate(rows.all()):
-        expected = [percent(p[position - 1, place].item()) for p in reading.next_probabilities.values()]
-        assert row.locator("td.probability").all_text_contents() == expected
+        assert row.locator("td.probability").all_text_contents() == [columns[stage][place] for stage in shown]
+    return shown
 
 
 def check_heads(page, reading):
@@ -257,3 +255,50 @@ def test_names_and_texts_with_html_stay_text(browser, address, folder):
         page.click("nav >> text=Train")
         page.wait_for_selector(".facts dd")
         assert name in page.locator(".run-list strong").all_text_contents()
+
+
+def test_what_was_typed_and_chosen_is_there_after_a_reload(browser, address, folder):
+    with open_page(browser, address) as page:
+        page.select_option("#model", "gpt2")
+        page.fill("#prompt", "9 green")
+        page.check("#compare")
+        page.select_option("#other", "chinese")
+        set_options(page, "write", seed=3)
+        page.click("nav >> text=Train")
+        page.fill("#run-name", "second")
+        page.select_option("#run-dataset", "a text of your own")
+        page.fill("#run-text", "9" * 100_001)  # too much to keep
+        page.select_option("#run-preset", "modern-cpu")
+        page.click("nav >> text=Time")
+        page.select_option("#time-run", "bpe")
+        page.click("nav >> text=Train")
+        for _ in range(2):
+            page.reload()
+            page.wait_for_selector("#view-train .facts dd")
+        assert [page.input_value(f"#{name}") for name in ("model", "time-run")] == ["gpt2", "bpe"]
+        names = ["run-name", "run-dataset", "run-text", "run-preset"]
+        values = [page.input_value(f"#{name}") for name in names]
+        assert values == ["second", "a text of your own", "", "modern-cpu"]
+        assert page.is_visible("#run-text")
+        assert page.get_attribute("#train-max_iters", "placeholder") == "follows from the text"
+        page.click("nav >> text=Write")
+        assert [page.input_value(f"#{name}") for name in ("prompt", "other", "write-seed")] == [
+            "9 green",
+            "chinese",
+            "3",
+        ]
+        assert page.is_checked("#compare")
+        assert page.is_visible("#write-seed"), "what is not as it is by default is seen"
+        other = page.context.new_page()
+        other.goto(address)
+        other.wait_for_selector("#prompt")
+        assert other.input_value("#prompt") == "", "it is another tab"
+
+
+def test_what_is_kept_in_the_tab_may_be_anything(browser, address, folder):
+    script = "sessionStorage.setItem('nanogpt_lite typed', '{{')"
+    with open_page(browser, address, init_script=script) as page:
+        page.fill("#prompt", "9 green")
+    kept = json.dumps({"model": "deleted", "other": 3, "prompt": None, "no-such-field": "x", "compare": "yes"})
+    with open_page(browser, address, init_script=f"sessionStorage.setItem('nanogpt_lite typed', {kept!r})") as page:
+        assert page.input_value("#model") == "default"

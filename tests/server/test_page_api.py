@@ -192,6 +192,7 @@ def test_the_options_that_are_offered_are_those_that_requests_may_have(client):
     assert choices["position"] == ["learned", "rotary"]
     assert choices["n_layer"] == choices["tokenizer"] == []
     assert options["presets"] == PRESETS
+    assert {"n_layer", "n_embd", "position"} <= {*options["network"]} <= decides
     assert {*options["fitted"]} == {*recipe.RECIPES}
     assert all({*names} <= {*offered["training"]} for names in options["fitted"].values())
     assert (options["version"], options["default_preset"]) == (ng.__version__, recipe.default_preset("cpu"))

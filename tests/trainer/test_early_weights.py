@@ -1,11 +1,14 @@
 """Early weights: after which steps they are kept, and that they are those of the run and change nothing in it."""
 
+import itertools
 import json
 import math
 from pathlib import Path
 from typing import Any
 
+import forked_ranks
 import pytest
+import rank_training
 import torch
 from tiny import TINY, to_arguments
 from tiny_training import TOKENIZER, TRAIN, VAL, small_config, train
@@ -50,6 +53,17 @@ def assert_equal_tensors(actual, expected):
         assert torch.equal(actual[name], tensor), name
 
 
+def due_steps(folder, config) -> list[int]:
+    """The steps after which weights are kept."""
+    state, due = init_state(config, TOKENIZER), []
+    for step in range(config.max_iters + 1):
+        state.step = step
+        if early_weights.is_due(state) and early_weights.has_room(state, folder):
+            (folder / f"early_{step:06d}.safetensors").touch()
+            due.append(step)
+    return due
+
+
 def test_they_are_kept_after_5_10_20_and_40_steps_each_with_a_record_once_it_is_on_disk(tmp_path):
     state, early = init_state(CONFIG, TOKENIZER), []
     for record in loop.train_loop(state, TRAIN, VAL, out_dir=tmp_path):
@@ -65,12 +79,35 @@ def test_they_are_kept_after_5_10_20_and_40_steps_each_with_a_record_once_it_is_
 
 
 @pytest.mark.parametrize(
-    ("networks", "expected"), [(0, 0), (0.99, 0), (1, 1), (1.99, 1), (2, 2), (3.5, 3), (4, 4), (1000, 4)]
+    ("networks", "expected"),
+    [(0, []), (0.99, []), (1, [5]), (1.99, [5]), (2, [5, 15]), (3.5, [5, 10, 22]), (4, [5, 10, 20, 40])],
 )
-def test_as_many_are_kept_as_the_limit_in_megabytes_allows(tmp_path, networks, expected):
+def test_as_many_are_kept_as_the_limit_in_megabytes_allows_and_they_reach_to_the_end(tmp_path, networks, expected):
+    """In equal ratios from step 5 to the end at 45: 5, 15, 45; 5, 10.4, 21.6, 45."""
     config = CONFIG.replace({"keep_early": networks * megabytes(CONFIG) * (1 + 1e-9)})
     train(tmp_path, config)
-    assert names_in(tmp_path) == NAMES[:expected]
+    assert names_in(tmp_path) == [f"early_{step:06d}" for step in expected]
+
+
+@pytest.mark.parametrize("max_iters", [1, 4, 5, 6, 9, 310, 5000])
+@pytest.mark.parametrize("networks", [1, 2, 3, 4, 5, 9])
+def test_steps_are_doubled_or_more_up_to_rounding_and_the_next_one_would_be_at_the_end(tmp_path, max_iters, networks):
+    config = CONFIG.replace({"max_iters": max_iters, "keep_early": networks * megabytes(CONFIG) * (1 + 1e-9)})
+    due = due_steps(tmp_path, config)
+    assert len(due) <= networks
+    assert due[:1] == ([5] if max_iters >= 5 else [])
+    ratios = [following / step for step, following in itertools.pairwise(due)]
+    assert all(ratio > 1.9 for ratio in ratios)
+    if len(due) > 1:
+        assert due[-1] * max(ratios) * 1.1 > max_iters
+
+
+def test_run_that_is_made_longer_keeps_no_more_than_the_limit(tmp_path):
+    config = CONFIG.replace({"keep_early": 2 * megabytes(CONFIG) * (1 + 1e-9)})
+    assert due_steps(tmp_path, config) == [5, 15]
+    assert due_steps(tmp_path, config.replace({"max_iters": 5000})) == [5]
+    (tmp_path / "early_000015.safetensors").unlink()
+    assert due_steps(tmp_path, config.replace({"max_iters": 5000})) == [5, 158]
 
 
 def test_without_the_option_none_are_kept(tmp_path):
@@ -123,13 +160,8 @@ def test_no_file_is_written_if_the_loss_is_not_finite(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_steps_between_and_the_start_are_not_kept():
-    state = init_state(CONFIG.replace({"keep_early": 1e6}), TOKENIZER)
-    due = []
-    for step in range(100_000):
-        state.step = step
-        if early_weights.is_due(state):
-            due.append(step)
+def test_steps_between_and_the_start_are_not_kept(tmp_path):
+    due = due_steps(tmp_path, CONFIG.replace({"keep_early": 1e6, "max_iters": 100_000}))
     assert due == [5, 10, 20, 40, 80, 160, 320, 640, 1280, 2560, 5120, 10_240, 20_480, 40_960, 81_920]
 
 
@@ -167,6 +199,24 @@ def test_the_counts_of_an_n_gram_expert_are_left_out_and_the_network_alone_is_lo
     assert model.expert is None
     assert_equal_tensors(model.state_dict(), network)
     assert len(ng.sample(run, checkpoint="early_000005", max_new_tokens=9, device="cpu", threads=1)[0]) == 10
+
+
+def test_those_of_a_run_that_was_killed_before_its_first_checkpoint_are_deleted(text_file):
+    run = ng.train("bottles.txt", **{**TINY, "keep_early": 1}, out_dir="runs/a")
+    for path in checkpoints_in(run.out_dir):
+        path.unlink()
+    ng.train("bottles.txt", **{**TINY, "max_iters": 4}, out_dir="runs/a")
+    assert names_in(run.out_dir) == []
+
+
+@pytest.mark.slow
+@pytest.mark.posix("forks ranks")
+def test_ranks_keep_them_once(text_file):
+    ng.prepare("bottles.txt")
+    options = {"out_dir": "runs/ranks", "keep_early": 1}
+    assert forked_ranks.run(2, rank_training.train, options) == [0, 0]
+    kept = [record["name"] for record in rank_training.records("runs/ranks", "checkpoint")]
+    assert names_in(Path("runs/ranks")) == [name for name in kept if name.startswith("early_")] != []
 
 
 def test_overwriting_a_run_deletes_them(text_file):

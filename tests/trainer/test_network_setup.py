@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from contextlib import nullcontext
 from pathlib import Path
 
 import forked_ranks
@@ -256,7 +257,7 @@ def use_smaller_gradient_of_embedding(monkeypatch):
 def test_a_right_network_compiled_as_a_whole_is_used(options, dtype, tmp_path, monkeypatch):
     calls = []
     use_network_compiler(monkeypatch, lambda model, loss: (calls.append(1), loss * 1.0001)[1])
-    config = small_config(compile=True, compile_whole=True, dtype=dtype, **options)
+    config = small_config(compile_whole=True, dtype=dtype, **options)
     train(tmp_path, config)
     assert not fallbacks.describe()
     assert len(calls) == 1 + config.max_iters
@@ -274,24 +275,37 @@ def test_a_right_network_compiled_as_a_whole_is_used(options, dtype, tmp_path, m
 )
 def test_a_wrong_network_compiled_as_a_whole_is_replaced_by_the_plain_one(change, reason, monkeypatch):
     use_network_compiler(monkeypatch, lambda model, loss: change(loss))
-    state = init_state(small_config(compile=True, compile_whole=True), TOKENIZER)
+    state = init_state(small_config(compile_whole=True), TOKENIZER)
     with pytest.warns(UserWarning, match="the compiled network cannot be used"):
         assert network_setup.prepare_network(state) is state.model
     (described,) = fallbacks.describe()
     assert described.startswith(f"the compiled network: {reason}")
 
 
+@pytest.mark.parametrize("options", [{"dropout": 0.2}, {"ngram": 3, "ngram_dropout": 0.3}])
+@pytest.mark.parametrize(
+    ("change", "is_right"), [(lambda loss: 1.3 * loss, False), (WrongGradient.apply, False), (lambda loss: loss, True)]
+)
+def test_with_masks_a_fault_of_a_whole_network_is_told_from_other_masks(change, is_right, options, monkeypatch):
+    use_network_compiler(monkeypatch, lambda model, loss: change(loss))
+    state = init_state(small_config(compile_whole=True, batch_size=64, **options), TOKENIZER)
+    expectation = nullcontext() if is_right else pytest.warns(UserWarning, match="the whole network differs by")
+    with expectation:
+        network_setup.prepare_network(state)
+    assert bool(fallbacks.describe()) != is_right
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_wrong_gradient_of_a_single_matrix_is_noticed(tied, monkeypatch):
     use_smaller_gradient_of_embedding(monkeypatch)
-    state = init_state(small_config(compile=True, compile_whole=True, tied=tied), TOKENIZER)
+    state = init_state(small_config(compile_whole=True, tied=tied), TOKENIZER)
     with pytest.warns(UserWarning, match="the whole network differs by"):
         assert network_setup.prepare_network(state) is state.model
 
 
 def test_a_whole_network_that_overflows_is_said_to_be_no_comparison(monkeypatch):
     use_network_compiler(monkeypatch, lambda model, loss: loss)
-    state = init_state(small_config(compile=True, compile_whole=True), TOKENIZER)
+    state = init_state(small_config(compile_whole=True), TOKENIZER)
     with torch.no_grad():
         state.model.lm_head.weight.mul_(torch.inf)
     with pytest.warns(UserWarning, match="it cannot be compared: the plain network overflows in float32"):
@@ -303,7 +317,7 @@ def test_the_check_and_the_steps_of_a_whole_network_share_a_graph(monkeypatch, t
     backend = CountingBackend()
     for module in (Block, GPT):
         monkeypatch.setattr(module, "compile", lambda self, **options: nn.Module.compile(self, backend=backend))
-    train(tmp_path, small_config(compile=True, compile_whole=True))
+    train(tmp_path, small_config(compile_whole=True))
     assert ["cross_entropy" in str(graph.graph) for graph in backend.graphs] == [False, True]
     assert not fallbacks.describe()
 
@@ -384,7 +398,8 @@ def train_with_a_rank_that_cannot_compile(options, max_graphs, max_rows):
     is_limited = distributed.launched_rank() == 1
     backend = CountingBackend(max_graphs if is_limited else 1000)
     compile_plainly, forward = nn.Module.compile, GPT.forward
-    Block.compile = lambda self, **options: compile_plainly(self, backend=backend)  # type: ignore[method-assign]
+    for module in (Block, GPT):
+        module.compile = lambda self, **options: compile_plainly(self, backend=backend)  # type: ignore[method-assign]
 
     def limited_forward(self, idx, targets=None, **options):
         if self.training and is_limited and len(idx) > max_rows:
@@ -398,13 +413,15 @@ def train_with_a_rank_that_cannot_compile(options, max_graphs, max_rows):
 
 @pytest.mark.slow
 @pytest.mark.posix("forks ranks")
-@pytest.mark.parametrize("max_graphs", [0, 1])
-def test_ranks_go_on_without_compilation_if_one_cannot_compile(max_graphs, text_file):
+@pytest.mark.parametrize(
+    ("option", "max_graphs"), [("compile", 0), ("compile", 1), ("compile_whole", 1), ("compile_whole", 2)]
+)
+def test_ranks_go_on_without_compilation_if_one_cannot_compile(option, max_graphs, text_file):
     """In its check, or when it compiles for a smaller micro-batch."""
     import nanogpt_lite as ng
 
     ng.prepare("bottles.txt")
-    options = {"out_dir": "runs/limited", "compile": True}
+    options = {"out_dir": "runs/limited", option: True}
     assert forked_ranks.run(2, train_with_a_rank_that_cannot_compile, options, max_graphs, 2) == [0, 0]
     rank_training.train({"out_dir": "runs/alone"})
     rank_training.require_same_losses("runs/limited", "runs/alone")

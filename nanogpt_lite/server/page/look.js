@@ -9,11 +9,11 @@ import { state } from "./state.js";
 const LEVELS = [0.5, 1, 2, 4]; // nats; the colours are those of the terminal
 const STAGES = {
   network: "the network alone",
-  model: "with the counted n-grams, if it has them",
+  model: "with the counted n-grams",
   temperature: "after the temperature",
   top_k: "after top_k",
   top_p: "after top_p",
-  min_p: "after min_p: what is drawn from",
+  min_p: "after min_p",
 };
 const STEPS = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1, Home: -Infinity, End: Infinity }; // by key
 const LENS_TOKENS = 4; // of each layer
@@ -160,21 +160,26 @@ class Reading {
     ];
   }
 
-  // The distribution from which the token at a position is drawn, at each stage.
+  // The distribution from which the token at a position is drawn, at each stage that changes something.
   expectations(expected, position) {
+    const all = Object.keys(STAGES);
+    const stages = all.filter((stage, index) => index === 0 || expected.some((token) => percent(token[stage]) !== percent(token[all[index - 1]])));
+    const hasExpert = typeof this.reading.tokens[1]?.expert_share === "number";
+    const unused = all.filter((stage) => !stages.includes(stage) && (stage !== "model" || hasExpert));
     const actual = this.reading.tokens[position]?.id;
     const before = this.reading.tokens.slice(0, position).map(({ token }) => token).join("");
     const head = element("tr", {}, element("th", { scope: "col" }, "token"), element("th", { scope: "col" }, "another one"),
-      ...Object.entries(STAGES).map(([stage, title]) => element("th", { scope: "col", title }, stage.replace("_", "_\u200b"))));
+      ...stages.map((stage) => element("th", { scope: "col", title: STAGES[stage] }, stage.replace("_", "_\u200b"))));
     const rows = expected.map((candidate) => element("tr", candidate.id === actual ? { className: "actual" } : {},
       element("th", { scope: "row" }, visible(candidate.token)),
       element("td", {}, candidate.token && !candidate.token.includes("\ufffd") ? element("button", {
         type: "button", className: "small", onclick: () => this.onWriteOn(before + candidate.token),
         "aria-label": `write on with ${visible(candidate.token)}`,
       }, "write on") : ""),
-      ...Object.keys(STAGES).map((stage) => barCell(candidate[stage]))));
-    const legend = Object.entries(STAGES).map(([stage, title]) => `${stage}: ${title}`).join("; ");
-    return element("figure", {}, element("figcaption", {}, `What the network expected here. ${legend}.`),
+      ...stages.map((stage) => barCell(candidate[stage]))));
+    const legend = stages.map((stage) => `${stage}: ${STAGES[stage]}`).join("; ");
+    const rest = unused.length ? `, since ${unused.join(", ")} change none of these numbers` : "";
+    return element("figure", {}, element("figcaption", {}, `What the network expected here. ${legend}. The last column is what is drawn from${rest}.`),
       scroller("expected tokens", element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows))));
   }
 }

@@ -6,6 +6,7 @@ import { LookView } from "./look.js";
 import { state } from "./state.js";
 import { TimeView } from "./time.js";
 import { TrainView } from "./train.js";
+import * as typed from "./typed.js";
 import { WriteView } from "./write.js";
 
 const TICK = 1000; // milliseconds between two requests at least
@@ -108,6 +109,10 @@ async function start() {
   views.time = new TimeView(section("time"));
   state.addEventListener("change", update);
   model.addEventListener("change", () => { isChosen = true; });
+  fillSelect(model, state.models);
+  for (const view of [views.write, views.time]) view.update(); // which fills their selects
+  typed.restore();
+  addEventListener("pagehide", typed.keep);
   addEventListener("hashchange", () => named() && show(named()));
   // a value that is not valid is shown, also in a part that is closed
   addEventListener("invalid", (event) => event.target.closest("details")?.setAttribute("open", ""), { capture: true });

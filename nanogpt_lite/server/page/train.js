@@ -284,15 +284,18 @@ class TrainingForm {
     this.onStart = onStart;
     this.name = element("input", { id: "run-name", required: true, maxlength: "60", pattern: "[A-Za-z0-9_.\\-]+", title: "letters, digits, '_', '.' and '-', without spaces", autocomplete: "off", value: "mine" });
     this.dataset = element("select", { id: "run-dataset", onchange: () => this.update() });
-    this.text = element("textarea", { id: "run-text", rows: 6, oninput: () => { this.fileText = null; } });
+    this.text = element("textarea", { id: "run-text", rows: 6, oninput: () => this.forgetFile() });
     this.fileText = null; // of a file, as it is: a textarea would change its line breaks
     this.file = element("input", { type: "file", id: "run-file", accept: "text/*,.txt,.md", onchange: () => this.readFile() });
     this.own = element("div", {}, element("label", { for: "run-text" }, "Text"), this.text,
       element("label", { for: "run-file" }, "or a file of UTF-8 text"), this.file);
     this.preset = element("select", { id: "run-preset", onchange: () => this.showDefaults() });
-    const rest = state.options.training.filter(({ name }) => !OFTEN_USED.includes(name));
-    this.first = new Fields("train", state.options.training.filter(({ name }) => OFTEN_USED.includes(name)));
-    this.more = new Fields("train", rest);
+    const { training: all, network: ofNetwork } = state.options;
+    const first = new Fields("train", all.filter(({ name }) => OFTEN_USED.includes(name)));
+    const rest = all.filter(({ name }) => !OFTEN_USED.includes(name));
+    const network = new Fields("train", rest.filter(({ name }) => ofNetwork.includes(name)));
+    const training = new Fields("train", rest.filter(({ name }) => !ofNetwork.includes(name)));
+    this.parts = [first, network, training];
     this.log = element("pre", { className: "log", role: "region", tabindex: "0", "aria-label": "what the training printed" });
     this.status = element("p", { role: "status" });
     const presets = ["", ...Object.keys(state.options.presets)];
@@ -301,7 +304,8 @@ class TrainingForm {
       element("label", { for: "run-name" }, "Name of the run"), this.name,
       element("label", { for: "run-dataset" }, "What it learns"), this.dataset, this.own,
       element("label", { for: "run-preset" }, "Preset: a set of option values"), this.preset,
-      this.first.node, element("details", {}, element("summary", {}, "More options"), this.more.node),
+      first.node, element("details", {}, element("summary", {}, "More options"),
+        element("h4", {}, "The network"), network.node, element("h4", {}, "The training"), training.node),
       element("div", { className: "buttons" }, element("button", { className: "main" }, "Start the training")));
     this.node = element("section", { "aria-label": "start a training", className: "start" },
       element("h3", {}, "Start a training"),
@@ -316,7 +320,7 @@ class TrainingForm {
     const preset = this.preset.value || state.options.default_preset;
     const values = state.options.presets[preset];
     const fitted = state.options.fitted[preset] ?? [];
-    for (const fields of [this.first, this.more]) {
+    for (const fields of this.parts) {
       for (const { name, default: value } of fields.descriptions) {
         fields.showDefault(name, fitted.includes(name) ? "follows from the text" : String(values[name] ?? value));
       }
@@ -343,6 +347,11 @@ class TrainingForm {
     }
   }
 
+  forgetFile() {
+    this.fileText = null;
+    delete this.text.dataset.ofFile;
+  }
+
   async readFile() {
     const [file] = this.file.files;
     if (!file) return;
@@ -351,6 +360,7 @@ class TrainingForm {
       const decoder = new TextDecoder("utf-8", { fatal: true });
       this.fileText = decoder.decode(await file.arrayBuffer());
       this.text.value = this.fileText;
+      this.text.dataset.ofFile = ""; // so it is not kept over a reload, where it would have other line breaks
       say(this.status, `${file.name}: ${file.size.toLocaleString("en")} bytes`);
     } catch (error) {
       say(this.status, error instanceof TypeError ? `${file.name} is not UTF-8 text; save it as UTF-8 first` : error.message, true);
@@ -359,7 +369,7 @@ class TrainingForm {
 
   async start() {
     const source = this.dataset.value === OWN_TEXT ? { text: this.fileText ?? this.text.value } : { dataset: this.dataset.value };
-    const options = { ...this.first.values(), ...this.more.values() };
+    const options = Object.assign({}, ...this.parts.map((fields) => fields.values()));
     const preset = this.preset.value ? { preset: this.preset.value } : {};
     try {
       await post("/api/trainings", { name: this.name.value, ...source, ...preset, options });
