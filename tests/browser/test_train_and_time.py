@@ -270,6 +270,15 @@ def test_uploaded_file_is_the_text(browser, folder):
         Path("latin.txt").write_bytes("é".encode("latin-1"))
         page.set_input_files("#run-file", "latin.txt")
         page.wait_for_selector("text=latin.txt is not UTF-8 text")
+        page.reload()
+        page.wait_for_selector("#run-text")
+        assert page.input_value("#run-text") == "", "a textarea would change the line breaks of a file"
+        page.set_input_files("#run-file", "bottles.txt")
+        wait_until(page, "document.getElementById('run-text').value.length > 100")
+        page.fill("#run-text", "my text")
+        page.reload()
+        page.wait_for_selector("#run-text")
+        assert page.input_value("#run-text") == "my text"
 
 
 def test_training_that_was_started_is_shown_although_there_are_runs(browser, two_runs):
