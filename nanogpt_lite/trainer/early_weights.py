@@ -27,7 +27,7 @@ def is_due(state: TrainState) -> bool:
         return False
     ratio = max(2.0, (config.max_iters / FIRST_STEP) ** (1 / most))
     index = round(math.log(step / FIRST_STEP, ratio))
-    return index < most and step == round(FIRST_STEP * ratio**index)
+    return step == round(FIRST_STEP * ratio**index)
 
 
 def has_room(state: TrainState, out_dir: Path) -> bool:
