@@ -94,8 +94,6 @@ def _start(request: TrainRequest, group: ProcessGroup, stack: ExitStack, console
     run_files.require_no_run(config.out_dir, request.overwrite)  # again: preparing the data may have taken long
     if request.overwrite:
         run_files.delete_run_files(out_dir)
-    else:
-        run_files.delete_early_weights(out_dir)
     if console and preset in recipe.RECIPES:
         console.note(text_recipe.describe_recipe(config, preset, data))
     return RunContext(state, data, out_dir)

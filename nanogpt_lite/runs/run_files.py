@@ -37,6 +37,11 @@ def require_no_run(out_dir: str, overwrite: bool) -> None:
             f"{out_dir} holds a run already; resume it (`init_from='resume'`), give another `out_dir`, or "
             "replace it (`overwrite=True`)"
         )
+    if not overwrite and early_weights_in(Path(out_dir)):
+        raise UserError(
+            f"{out_dir} holds weights of a run that has no checkpoint to resume from; give another `out_dir`, or "
+            "replace it (`overwrite=True`)"
+        )
     if unknown := _unknown_file(Path(out_dir)):
         raise UserError(f"{unknown} exists already, and no run wrote it; give another `out_dir`, or move the file away")
 
@@ -63,12 +68,6 @@ def create_run_dir(out_dir: str, dataset: str) -> Path:
 def delete_run_files(out_dir: Path) -> None:
     """Delete the files of the run in a folder; all other files stay."""
     for path in _run_files(out_dir):
-        path.unlink()
-
-
-def delete_early_weights(out_dir: Path) -> None:
-    """Delete the weights that a run left which was killed before its first checkpoint."""
-    for path in early_weights_in(out_dir):
         path.unlink()
 
 

@@ -70,15 +70,15 @@ class CheckpointWriter:
             previous = self._executor.submit(_write_after, previous, Path(record.path), tensors, metadata)
             self._pending.append((record, previous))
 
-    def save_weights(self, name: str) -> Iterator[CheckpointRecord]:
+    def save_early_weights(self) -> Iterator[CheckpointRecord]:
         """Write the weights of the network alone, at once, and yield their record after those of before.
 
-        Nothing is written beyond the limit, see `early_weights.has_room`.
-        `ExternalError`, and no file, if the loss is not finite. `OSError` if a file cannot be written.
+        Nothing is written beyond the limit, see `early_weights.has_room`. `ExternalError`, and no file, if the loss is
+        not finite. `OSError` if a file cannot be written.
         """
         yield from self.records()
         require_savable(self._state)
-        record, group = self._record(name), self._state.group
+        record, group = self._record(early_weights.file_name(self._state.step)), self._state.group
         is_written = False
         with group.main_process_first():
             if group.is_main_process and early_weights.has_room(self._state, self._out_dir):

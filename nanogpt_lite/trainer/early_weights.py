@@ -25,7 +25,7 @@ def is_due(state: TrainState) -> bool:
     config, step = state.config, state.step
     if step < FIRST_STEP or not (most := max_files(state)):
         return False
-    ratio = max(2.0, (config.max_iters / FIRST_STEP) ** (1 / most))
+    ratio: float = max(2.0, (config.max_iters / FIRST_STEP) ** (1 / most))
     index = round(math.log(step / FIRST_STEP, ratio))
     return step == round(FIRST_STEP * ratio**index)
 

@@ -183,7 +183,7 @@ def _log_and_keep(
         yield training_records.step_record(state, timer)
     if early_weights.is_due(state):
         timer.stop()
-        yield from writer.save_weights(early_weights.file_name(state.step))
+        yield from writer.save_early_weights()
     if is_due(config.keep_every, state.step):
         timer.stop()
         fit_weight()

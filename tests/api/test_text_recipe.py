@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import time
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -134,11 +133,15 @@ def test_the_time_of_a_step_is_measured_and_changes_nothing(text_file, monkeypat
 
 
 def test_timing_ends_after_its_share_of_a_short_time(text_file, monkeypatch):
+    """By a clock on which a step takes a quarter of a second, and nothing else takes time."""
     data, config, steps = ng.prepare("bottles.txt"), ng.TrainConfig(**SMALL), []
-    monkeypatch.setattr(step_time, "train_step", lambda *_: steps.append(time.sleep(0.05)))  # a slow step
-    assert step_time.measure_step_seconds(config, data.tokenizer, data.train, max_seconds=0.12) >= 0.05
-    assert 2 <= len(steps) <= 3
-    assert step_time.measure_step_seconds(config, data.tokenizer, data.train, max_seconds=0.0) >= 0.05
+    monkeypatch.setattr(step_time, "train_step", lambda *_: steps.append(1))
+    monkeypatch.setattr(step_time, "time", SimpleNamespace(perf_counter=lambda: 0.25 * len(steps)))
+    assert step_time.measure_step_seconds(config, data.tokenizer, data.train, max_seconds=0.6) == 0.25
+    assert len(steps) == 3
+    steps.clear()
+    assert step_time.measure_step_seconds(config, data.tokenizer, data.train, max_seconds=0.0) == 0.25
+    assert len(steps) == 2, "the first one is a warm-up"
 
 
 def test_the_time_of_the_timing_is_not_given_to_steps(text_file, monkeypatch):

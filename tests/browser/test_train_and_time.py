@@ -114,14 +114,22 @@ def test_curves_have_the_points_of_the_records(browser, address, name):
         ]
 
 
+def test_run_that_is_being_trained_is_the_one_that_is_shown(browser, address):
+    with lock_run(Path("runs/gpt2")), open_page(browser, address, "train") as page:
+        page.wait_for_selector("h3:text-is('gpt2')")
+        page.wait_for_selector("dd:text-is('training')")
+        page.reload()
+        page.wait_for_selector("h3:text-is('gpt2')")
+        assert not page.is_checked("#show-run-default")
+
+
 def test_runs_can_be_compared(browser, address):
     with open_page(browser, address, "train") as page:
         page.check("#show-run-bpe")
         page.check("#show-run-gpt2")
         wait_until(page, "document.querySelector('.curves').ariaLabel.includes('gpt2')")
-        both = expected_points("bpe", "bpe: ") + expected_points("gpt2", "gpt2: ")
-        shown = [point for point in points_on_page(page, 0) if not point[0].startswith("default")]
-        assert sorted(shown) == sorted(both)
+        expected = [point for name in ("default", "bpe", "gpt2") for point in expected_points(name, f"{name}: ")]
+        assert sorted(points_on_page(page, 0)) == sorted(expected)
 
 
 @pytest.mark.parametrize("name", list(NETWORKS)[:4])

@@ -156,7 +156,7 @@ def test_no_file_is_written_if_the_loss_is_not_finite(tmp_path):
     state.since_eval.total.fill_(math.nan)
     assert early_weights.is_due(state)
     with pytest.raises(ExternalError, match="not finite by step 5"):
-        list(CheckpointWriter(state, tmp_path).save_weights("early_000005"))
+        list(CheckpointWriter(state, tmp_path).save_early_weights())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -201,11 +201,17 @@ def test_the_counts_of_an_n_gram_expert_are_left_out_and_the_network_alone_is_lo
     assert len(ng.sample(run, checkpoint="early_000005", max_new_tokens=9, device="cpu", threads=1)[0]) == 10
 
 
-def test_those_of_a_run_that_was_killed_before_its_first_checkpoint_are_deleted(text_file):
+def test_those_of_a_run_without_a_checkpoint_are_neither_lost_nor_mixed_with_others(text_file):
+    """As of a run that was killed before its first checkpoint."""
     run = ng.train("bottles.txt", **{**TINY, "keep_early": 1}, out_dir="runs/a")
     for path in checkpoints_in(run.out_dir):
         path.unlink()
-    ng.train("bottles.txt", **{**TINY, "max_iters": 4}, out_dir="runs/a")
+    with pytest.raises(
+        ng.UserError, match="holds weights of a run that has no checkpoint to resume from; give another"
+    ):
+        ng.train("bottles.txt", **{**TINY, "max_iters": 4}, out_dir="runs/a")
+    assert names_in(run.out_dir) == NAMES[:3]
+    ng.train("bottles.txt", **{**TINY, "max_iters": 4}, out_dir="runs/a", overwrite=True)
     assert names_in(run.out_dir) == []
 
 

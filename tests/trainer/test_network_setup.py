@@ -13,7 +13,7 @@ from counting_backend import COMPILES, CountingBackend, compile_blocks_with
 from random_gpt import MODERN
 from tiny_training import TOKENIZER, records_of, small_config, train
 from torch import nn
-from wrong_gradient import WrongGradient
+from wrong_gradient import with_wrong_gradient
 
 from nanogpt_lite.device import fallbacks, fast_paths
 from nanogpt_lite.device.distributed import ProcessGroup
@@ -70,7 +70,7 @@ def test_a_right_compiled_network_is_used(dropout, dtype, tmp_path, monkeypatch)
         (lambda x: 1.01 * x, "a block differs by 0.0"),
         (lambda x: x.flip(1), "a block differs by "),
         (lambda x: x * torch.nan, "a block differs by nan from the plain one"),
-        (WrongGradient.apply, "a block differs by nan from the plain one"),
+        (with_wrong_gradient, "a block differs by nan from the plain one"),
         (
             lambda x: fail(RuntimeError("Failed to find C compiler. Please specify via CC\nmore")),
             "Failed to find C comp",
@@ -228,25 +228,13 @@ def use_network_compiler(monkeypatch, change):
     monkeypatch.setattr(GPT, "compile", compile_network)
 
 
-class SmallerGradient(torch.autograd.Function):
-    """The identity, whose gradient is a tenth smaller."""
-
-    @staticmethod
-    def forward(context, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(context, gradient):
-        return 0.9 * gradient
-
-
 def use_smaller_gradient_of_embedding(monkeypatch):
     """As `use_network_compiler`."""
 
     def compile_network(model, **options):
         wte = model.transformer.wte
         forward = wte.forward
-        wte.forward = lambda idx: SmallerGradient.apply(forward(idx))
+        wte.forward = lambda idx: with_wrong_gradient(forward(idx), 0.9)
 
     use_compiler(monkeypatch, lambda x: x)
     monkeypatch.setattr(GPT, "compile", compile_network)
@@ -267,7 +255,7 @@ def test_a_right_network_compiled_as_a_whole_is_used(options, dtype, tmp_path, m
     ("change", "reason"),
     [
         (lambda loss: 1.1 * loss, "the whole network differs by 0.1 from the plain one"),
-        (WrongGradient.apply, "the whole network differs by "),
+        (with_wrong_gradient, "the whole network differs by "),
         (lambda loss: loss * torch.nan, "the whole network differs by nan from the plain one"),
         (lambda loss: fail(CompilerError("no compiler")), "no compiler"),
     ],
@@ -284,7 +272,7 @@ def test_a_wrong_network_compiled_as_a_whole_is_replaced_by_the_plain_one(change
 
 @pytest.mark.parametrize("options", [{"dropout": 0.2}, {"ngram": 3, "ngram_dropout": 0.3}])
 @pytest.mark.parametrize(
-    ("change", "is_right"), [(lambda loss: 1.3 * loss, False), (WrongGradient.apply, False), (lambda loss: loss, True)]
+    ("change", "is_right"), [(lambda loss: 1.3 * loss, False), (with_wrong_gradient, False), (lambda loss: loss, True)]
 )
 def test_with_masks_a_fault_of_a_whole_network_is_told_from_other_masks(change, is_right, options, monkeypatch):
     use_network_compiler(monkeypatch, lambda model, loss: change(loss))

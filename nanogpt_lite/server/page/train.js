@@ -39,7 +39,8 @@ export class TrainView {
       this.chosen = new Set([this.awaited]);
       this.awaited = null;
     } else if (!this.hasChosen && state.runs.length) {
-      this.chosen.add(state.runOf(state.model)?.name ?? state.runs[0].name);
+      const training = state.runs.find((run) => run.state === "training"); // also after a reload
+      this.chosen.add((training ?? state.runOf(state.model) ?? state.runs[0]).name);
     }
     this.hasChosen ||= state.runs.length > 0;
     for (const name of this.records.keys()) if (!state.run(name)) this.records.delete(name);
