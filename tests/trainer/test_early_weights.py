@@ -110,6 +110,15 @@ def test_run_that_is_made_longer_keeps_no_more_than_the_limit(tmp_path):
     assert due_steps(tmp_path, config.replace({"max_iters": 5000})) == [5, 158]
 
 
+def test_file_beyond_the_limit_is_neither_written_nor_in_a_record(tmp_path):
+    earlier = [tmp_path / f"early_{step:06d}.safetensors" for step in (3, 4)]
+    for path in earlier:
+        path.touch()
+    _, records = train(tmp_path, CONFIG.replace({"keep_early": 2 * megabytes(CONFIG) * (1 + 1e-9)}))
+    assert early_weights_in(tmp_path) == earlier
+    assert not [record for record in records if _is_early(record)]
+
+
 def test_without_the_option_none_are_kept(tmp_path):
     assert small_config().keep_early == 0
     train(tmp_path, small_config(max_iters=10))
