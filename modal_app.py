@@ -51,6 +51,10 @@ gpu_image = gpu_packages.add_local_python_source("nanogpt_lite")
 # by `volume.commit()`; it sees what others stored after `volume.reload()`. `nanogpt_lite.cloud.storage` does both.
 volume = modal.Volume.from_name("nanogpt-lite", create_if_missing=True, version=2)
 
+# What `--compile True` compiled has a Volume of its own, which only `train` mounts: it is code, and runs in the next
+# container that reads it.
+compiled = modal.Volume.from_name("nanogpt-lite-compiled", create_if_missing=True, version=2)
+
 # A Dict is a dictionary that all containers share. Here it gives each call of `train` a run of its own, also if several
 # start at once, and tells a later attempt of the same call which run that was.
 shared = modal.Dict.from_name("nanogpt-lite-calls", create_if_missing=True)
@@ -82,8 +86,8 @@ def prepare_on_cpu(dataset: str = DataConfig.dataset, **options: Any) -> str:
 # new one. Retries do the same after a crash. Each attempt resumes from the last checkpoint on the Volume. `cpu` cores
 # and `memory` (MiB) are reserved, so that the GPU does not wait for its host. `timeout` is for one attempt.
 @app.function(
-    name="train", image=gpu_image, volumes={"/data": volume}, secrets=secrets, gpu=rental.gpu_order(GPU), cpu=4,
-    memory=8192, timeout=2 * HOURS + 5 * MINUTES, startup_timeout=600,
+    name="train", image=gpu_image, volumes={"/data": volume, "/compiled": compiled}, secrets=secrets,
+    gpu=rental.gpu_order(GPU), cpu=4, memory=8192, timeout=2 * HOURS + 5 * MINUTES, startup_timeout=600,
     retries=modal.Retries(max_retries=3, initial_delay=0.0), single_use_containers=True,
 )  # fmt: skip
 @errors_as_results
@@ -92,7 +96,8 @@ def train_on_gpu(time_limit: float = 2 * HOURS, **options: Any) -> dict[str, Any
     from nanogpt_lite.cloud import container, jobs
 
     call, storage = container.current_call(shared, options), container.open_storage(volume)
-    return dict(jobs.train_job(storage, call, **container.training_options(options, time_limit)))
+    with container.keep_compiled(compiled):
+        return dict(jobs.train_job(storage, call, **container.training_options(options, time_limit)))
 
 
 @app.function(

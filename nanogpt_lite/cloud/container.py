@@ -2,12 +2,15 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import modal
 
+from nanogpt_lite.cloud import compiled_files
 from nanogpt_lite.cloud.calls import Call, LocalDict, SharedDict, call_id
-from nanogpt_lite.cloud.storage import LocalStorage, Storage, Volume, VolumeStorage
+from nanogpt_lite.cloud.storage import MOUNT, MOUNT_VARIABLE, LocalStorage, Storage, Volume, VolumeStorage
 
 RANKS_VARIABLE = "NANOGPT_RANKS"  # an environment variable: the number of ranks, if it is not that of the GPUs
 
@@ -15,6 +18,14 @@ RANKS_VARIABLE = "NANOGPT_RANKS"  # an environment variable: the number of ranks
 def open_storage(volume: Volume) -> Storage:
     """Where data and runs are stored: on the Volume, or without a container in the current folder."""
     return LocalStorage() if modal.is_local() else VolumeStorage(volume)
+
+
+def keep_compiled(volume: Volume) -> AbstractContextManager[None]:
+    """Let a container use in the block what earlier ones compiled, and keep on this Volume what it compiles."""
+    if modal.is_local():
+        return nullcontext()
+    data_mount = Path(os.environ.get(MOUNT_VARIABLE, MOUNT))
+    return compiled_files.kept_on(volume, compiled_files.archive_path(data_mount))
 
 
 def current_call(shared: SharedDict, options: Mapping[str, object]) -> Call:

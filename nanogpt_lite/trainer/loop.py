@@ -7,6 +7,7 @@ only the main process writes. How records are shown and written is in `tracking`
 
 import time
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def train_loop(
     batching.require_length(train_tokens, val_tokens, block_size=config.block_size, sampled_val=config.eval_iters > 0)
     trained_tokens, held_out = ngram_fitting.split_held_out(config, train_tokens)
     fit_weight = partial(ngram_fitting.fit_weight, state, held_out if train_batches is None else [])
+    draws_ahead = train_batches is None and computes_asynchronously(state.device)
     train_batches = train_batches or batching.train_batches(
         trained_tokens,
         rows=config.rows_per_step,
@@ -73,9 +75,8 @@ def train_loop(
         with CheckpointWriter(state, out_dir) as writer:
             evaluate = partial(_evaluate_and_save, state, val_tokens, writer, chars_per_token, stop)
             try:
-                for record in _run_steps(
-                    state, forward, train_batches, evaluate, fit_weight, writer, stop, profiler_step
-                ):
+                batches = _Batches(train_batches, draws_ahead)
+                for record in _run_steps(state, forward, batches, evaluate, fit_weight, writer, stop, profiler_step):
                     if isinstance(record, EvalRecord | DoneRecord):
                         yield from writer.records()  # those of earlier steps come first
                     yield record
@@ -101,10 +102,34 @@ def is_due(interval: int, step: int) -> bool:
     return interval > 0 and step % interval == 0
 
 
+def computes_asynchronously(device: torch.device) -> bool:
+    """Whether a step is computed while this process goes on, until it reads a result."""
+    return device.type == "cuda"
+
+
+@dataclass
+class _Batches:
+    """The batches of the steps. With `draws_ahead`, the next one is read from the data while the GPU computes."""
+
+    batches: Iterator[Batch]
+    draws_ahead: bool
+    _next: Batch | None = None
+
+    def take(self) -> Batch | None:
+        """The batch of the next step; None if there are no more."""
+        batch, self._next = self._next or next(self.batches, None), None
+        return batch
+
+    def draw_ahead(self) -> None:
+        """To be called when a step is queued, before anything waits for it."""
+        if self.draws_ahead:
+            self._next = next(self.batches, None)
+
+
 def _run_steps(
     state: TrainState,
     forward: Forward,
-    train_batches: Iterator[Batch],
+    batches: _Batches,
     evaluate: Callable[[], Iterator[Record]],
     fit_weight: Callable[[], None],
     writer: CheckpointWriter,
@@ -124,11 +149,12 @@ def _run_steps(
         if reason:
             break
         timer.start()
-        batch = next(train_batches, None)
+        batch = batches.take()
         if batch is None:
             reason = StopReason.BATCHES
             break
         train_step(state, forward, batch)
+        batches.draw_ahead()
         profiler_step()
         if writer.has_written():
             timer.stop()

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 
 import documentation
 import pytest
@@ -85,6 +86,10 @@ def test_pipeline_with_the_lengths_of_the_tutorial(service, tmp_path, monkeypatc
         "train": True,
         "sample": True,
     }
+
+    # only the training can read what was compiled, and nothing was
+    assert [len(container.volumes) for container in service.containers] == [1, 2, 1]
+    assert not list(service.volume(f"{VOLUME_NAME}-compiled").iterdir())
 
     # the Image of the benchmark is not built
     assert not any("nanoGPT" in command for image in service.images for command in image.dockerfile_commands)
@@ -176,6 +181,19 @@ def test_a_training_without_a_name_is_a_new_run_also_when_two_start_at_once(prep
     assert (cheap.gpu_type, cheap.timeout) == ("T4", 300 + int(0.1 / dollars_per_hour * 3600))
     assert (fast.gpu_type, fast.gpu_count, fast.timeout) == ("H100", 2, 300 + 30 * 60)
     assert "at most $0.10" in printed[0]
+
+
+@pytest.mark.slow  # PyTorch compiles a network
+def test_what_a_training_compiled_is_stored_apart_from_runs(prepared):
+    modal_run(
+        prepared, f"{APP}::train", "--dataset=bottles", "--out-dir=mine", *FLAGS, "--max-iters=4", "--compile=True"
+    )
+    (start,) = records_of(prepared, "mine", "start")
+    assert start["fallbacks"] == []
+    (archive,) = prepared.volume(f"{VOLUME_NAME}-compiled").iterdir()
+    with tarfile.open(archive) as stored:
+        assert any(name.startswith("fxgraph/") for name in stored.getnames())
+    assert stored_runs(prepared) == ["mine"]
 
 
 @pytest.mark.slow

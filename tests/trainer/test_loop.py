@@ -21,7 +21,7 @@ from nanogpt_lite.tracking.records import (
     StopReason,
     record_from_json,
 )
-from nanogpt_lite.trainer import evaluation, loop
+from nanogpt_lite.trainer import evaluation, loop, training_records
 from nanogpt_lite.trainer.state import init_state, restore_state
 from nanogpt_lite.trainer.step import train_step
 
@@ -239,6 +239,48 @@ def test_given_batches_train_like_the_same_random_batches(tmp_path):
     given = batching.train_batches(TRAIN, rows=4, block_size=8, seed=1337, step=0)
     _, got = train(tmp_path / "b", train_batches=given)
     assert [r.loss for r in records_of(StepRecord, got)] == [r.loss for r in records_of(StepRecord, expected)]
+
+
+@pytest.mark.parametrize(
+    ("is_asynchronous", "order"),
+    [
+        (True, ["batch 0", "step", "batch 1", "step", "batch 2", "record 2", "step", "batch 3", "step", "batch 4"]),
+        (False, ["batch 0", "step", "batch 1", "step", "record 2", "batch 2", "step", "batch 3", "step", "record 4"]),
+    ],
+)
+def test_on_a_gpu_the_next_batch_is_drawn_before_anything_waits(tmp_path, monkeypatch, is_asynchronous, order):
+    """And a run that is stopped and resumed is the same to the last bit."""
+    train(tmp_path / "plain", small_config(max_iters=8))
+    events = []
+
+    def log(function, name):
+        def call(*arguments, **options):
+            events.append(name(*arguments, **options))
+            return function(*arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(loop, "computes_asynchronously", lambda device: is_asynchronous)
+    monkeypatch.setitem(batching.BATCHES, "random", log(batching.random_batch, lambda *_, step, **__: f"batch {step}"))
+    monkeypatch.setattr(loop, "train_step", log(train_step, lambda *_: "step"))
+    step_record = log(training_records.step_record, lambda state, _: f"record {state.step}")
+    monkeypatch.setattr(training_records, "step_record", step_record)
+    stops = itertools.count()
+    train(tmp_path / "run", small_config(max_iters=8), stop=lambda: next(stops) == 4)
+    assert events[:10] == order
+    state = restore_state(read_checkpoint(tmp_path / "run/last.safetensors"), {})
+    assert state.step == 4
+    train(tmp_path / "run", state=state)
+    plain, resumed = [(tmp_path / folder / "last.safetensors").read_bytes() for folder in ("plain", "run")]
+    assert resumed == plain
+
+
+def test_given_batches_are_not_taken_ahead(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "computes_asynchronously", lambda device: True)
+    given = batching.train_batches(TRAIN, rows=4, block_size=8, seed=1337, step=0)
+    taken = itertools.count()
+    train(tmp_path, small_config(max_iters=3), train_batches=(batch for batch in given if next(taken) >= 0))
+    assert next(taken) == 3
 
 
 def test_a_run_stops_when_the_given_batches_end(tmp_path):
