@@ -6,6 +6,7 @@ if its prompt fits into one context.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ from nanogpt_lite.readout.plain_forward import ForwardPass, TopTokens, forward_p
 FILTERS = {"temperature": (), "top_k": ("top_k",), "top_p": ("top_k", "top_p"), "min_p": ("top_k", "top_p", "min_p")}
 """For each stage of sampling, in their order, the filters that have been applied after it."""
 
+STAGES = ("network", "model", *FILTERS)
+"""The probabilities that are given for a next token: of the network alone, of what is sampled from (with the n-gram
+expert, if there is one), and after the temperature and each filter."""
+
 
 @dataclass(frozen=True)
 class Window:
@@ -37,14 +42,15 @@ class Window:
 class Expectation:
     """What a network expects after each of T tokens.
 
-    Tensors are float32 unless they are ids (int64).
+    Tensors are float32 unless they are ids (int64). What is of the token that follows is NaN, or -1, after the last
+    one.
     """
 
-    top: TopTokens  # (T, K): the likeliest tokens, before any filter
-    filtered: dict[str, Tensor]  # (T, K): the probabilities of the same tokens after each of `FILTERS`
-    network: Tensor  # (T, K): their probabilities by the network alone, without an n-gram expert
-    surprise: Tensor  # (T,): -ln of the probability of the token that follows, in nats; NaN after the last token
-    rank: Tensor  # (T,) int64: how many tokens are likelier than the one that follows; -1 after the last token
+    top_ids: Tensor  # (T, K): the likeliest tokens, before any filter
+    of_top: dict[str, Tensor]  # (T, K): their probabilities, at each of `STAGES`
+    of_following: dict[str, Tensor]  # (T,): the probability of the token that follows, at each of `STAGES`
+    surprise: Tensor  # (T,): -ln of the probability of the token that follows, in nats
+    rank: Tensor  # (T,) int64: how many tokens are likelier than the one that follows
     expert_share: Tensor | None  # (T,): of the probability of the token that follows, the part of the n-gram expert
     ngram_share: Tensor | None  # (T,): of what enters the first block, the part of the n-gram embeddings
 
@@ -90,21 +96,34 @@ def _expect(
     if model.expert is not None:
         contexts = model.expert.contexts(tokens[None])[:, first:]  # (1, N, K)
         log_probabilities = logits = model.expert.mix(logits[None], contexts)[0]
-    best = top_tokens(log_probabilities.exp(), top)
+    top_ids = top_tokens(log_probabilities.exp(), top).ids
     targets = following[first:, None]  # (N, 1), or (N - 1, 1) at the end of the text
     known = len(targets)
     chosen = log_probabilities[:known].gather(1, targets)
-    surprise, rank = logits.new_full((len(logits),), math.nan), targets.new_full((len(logits),), -1)
-    surprise[:known] = -chosen[:, 0]
-    rank[:known] = (log_probabilities[:known] > chosen).sum(1)
+    rank = (log_probabilities[:known] > chosen).sum(1)
     share = None
     if model.expert is not None and contexts is not None:
-        share = torch.full_like(surprise, math.nan)
-        by_expert = model.expert.probabilities(contexts[:, :known], targets[None])[0, :, 0]
-        share[:known] = model.expert.weight * by_expert / chosen[:, 0].exp()
-    filtered = {name: p.gather(1, best.ids) for name, p in filter_stages(logits, config)}
-    ngram_share = forward.ngram_share[first:] if forward.ngram_share is not None else None
-    return Expectation(best, filtered, network.exp().gather(1, best.ids), surprise, rank, share, ngram_share)
+        by_expert = model.expert.probabilities(contexts[:, :known], targets[None])[0]
+        share = _pad((model.expert.weight * by_expert / chosen.exp())[:, 0], len(logits), math.nan)
+    of_top, of_following = {}, {}
+    stages = {"network": network.exp(), "model": log_probabilities.exp()}
+    for name, probabilities in itertools.chain(stages.items(), filter_stages(logits, config)):
+        of_top[name] = probabilities.gather(1, top_ids)
+        of_following[name] = _pad(probabilities[:known].gather(1, targets)[:, 0], len(logits), math.nan)
+    return Expectation(
+        top_ids,
+        of_top,
+        of_following,
+        surprise=_pad(-chosen[:, 0], len(logits), math.nan),
+        rank=_pad(rank, len(logits), -1),
+        expert_share=share,
+        ngram_share=forward.ngram_share[first:] if forward.ngram_share is not None else None,
+    )
+
+
+def _pad(values: Tensor, length: int, unknown: float) -> Tensor:
+    """Values (N,) with what is unknown after the last token, if it is (`length` N + 1)."""
+    return torch.cat([values, values.new_full((length - len(values),), unknown)])
 
 
 def filter_stages(logits: Tensor, config: FilterConfig) -> Iterator[tuple[str, Tensor]]:

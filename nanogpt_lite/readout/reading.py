@@ -15,25 +15,21 @@ from nanogpt_lite.config.options import FilterConfig
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.model.gpt import GPT
 from nanogpt_lite.readout import coloured_text, figures
-from nanogpt_lite.readout.expectations import FILTERS, Expectation, Window, read_windows
+from nanogpt_lite.readout.expectations import STAGES, Expectation, Window, read_windows
 from nanogpt_lite.readout.plain_forward import TopTokens
 from nanogpt_lite.tokenizers.base import Ids, Tokenizer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # an optional dependency
 
-STAGES = ("network", "model", *FILTERS)
-"""The probabilities that are given for a next token: of the network alone, of what is sampled from (with the n-gram
-expert, if there is one), and after the temperature and each filter."""
-
 
 @dataclass(frozen=True, repr=False)
 class Reading:
     """What a network makes of a text of T tokens. Tensors are on the CPU, float32 unless they are ids or ranks (int64).
 
-    Of each token: `surprise`, `rank` and `expert_share` say how well the network had expected it. The first token has
-    none (NaN, and rank -1), as nothing comes before it. After each token: `next_tokens` and `next_probabilities` say
-    what the network expects next, without the text that follows.
+    Of each token: `surprise`, `rank`, `probabilities` and `expert_share` say how well the network had expected it. The
+    first token has none (NaN, and rank -1), as nothing comes before it. After each token: `next_tokens` and
+    `next_probabilities` say what the network expects next, without the text that follows.
 
     In a notebook, a `Reading` is shown as its text, coloured by surprise.
     """
@@ -42,6 +38,7 @@ class Reading:
     ids: Tensor  # (T,) int64
     surprise: Tensor  # (T,): -ln of the probability of the token, in nats
     rank: Tensor  # (T,) int64: how many tokens the network held for likelier
+    probabilities: dict[str, Tensor]  # of each of `STAGES`, (T,): the probability of the token
     expert_share: Tensor | None  # (T,): of the probability of the token, the n-gram expert's part; None without one
     ngram_share: Tensor | None  # (T,): of what enters the first block, the n-gram embeddings' part; None without them
     next_tokens: list[list[str]]  # (T, K): the likeliest ones after each token, before any filter
@@ -110,6 +107,7 @@ class Reading:
             "id": int(self.ids[position]),
             "surprise": _number(self.surprise[position].item()),
             "rank": int(self.rank[position]) if position else None,
+            "probabilities": {name: _number(p[position].item()) for name, p in self.probabilities.items()},
             **{name: _number(tensor[position].item()) for name, tensor in shares.items() if tensor is not None},
             "next": following,
         }
@@ -173,9 +171,7 @@ def read_steps(
 def _reading(
     tokenizer: Tokenizer, ids: Ids, idx: Tensor, windows: list[Window], expected: Sequence[Expectation]
 ) -> Reading:
-    next_ids = torch.cat([e.top.ids for e in expected]).cpu()
-    next_probabilities = {"network": [e.network for e in expected], "model": [e.top.probabilities for e in expected]}
-    next_probabilities |= {name: [e.filtered[name] for e in expected] for name in FILTERS}
+    next_ids = torch.cat([e.top_ids for e in expected]).cpu()
     expert_shares = [e.expert_share for e in expected if e.expert_share is not None]
     ngram_shares = [e.ngram_share for e in expected if e.ngram_share is not None]
     decoder = tokenizer.decoder()
@@ -186,11 +182,12 @@ def _reading(
         ids=idx.cpu(),
         surprise=_of_tokens([e.surprise for e in expected], math.nan),
         rank=_of_tokens([e.rank for e in expected], -1),
+        probabilities={name: _of_tokens([e.of_following[name] for e in expected], math.nan) for name in STAGES},
         expert_share=_of_tokens(expert_shares, math.nan) if expert_shares else None,
         ngram_share=torch.cat(ngram_shares).cpu() if ngram_shares else None,
         next_tokens=[[tokenizer.decode([number]) for number in row] for row in next_ids.tolist()],
         next_ids=next_ids,
-        next_probabilities={name: torch.cat(parts).cpu() for name, parts in next_probabilities.items()},
+        next_probabilities={name: torch.cat([e.of_top[name] for e in expected]).cpu() for name in STAGES},
         windows=windows,
     )
 

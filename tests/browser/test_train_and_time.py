@@ -18,6 +18,7 @@ from tiny import TINY
 
 import nanogpt_lite as ng
 from nanogpt_lite.runs.run_files import lock_run
+from nanogpt_lite.tracking.records import DoneRecord, EvalRecord, StopReason
 
 __all__ = ["networks"]  # a fixture
 
@@ -55,6 +56,10 @@ def two_runs(folder):
     ng.train("bottles.txt", **options, sample_interval=10, out_dir="runs/one")
     ng.train("bottles.txt", **options, learning_rate=2e-3, out_dir="runs/two")
     return folder
+
+
+TIME_IS_WRITTEN = """document.querySelector('#view-time .text').textContent.length > 100
+  && document.querySelector('#view-time .status').textContent === ''"""
 
 
 def start_server():
@@ -123,11 +128,15 @@ def test_run_that_is_being_trained_is_the_one_that_is_shown(browser, address):
         assert not page.is_checked("#show-run-default")
 
 
-def test_runs_can_be_compared(browser, address):
+def test_runs_can_be_compared_also_after_a_reload(browser, address):
     with open_page(browser, address, "train") as page:
         page.check("#show-run-bpe")
         page.check("#show-run-gpt2")
-        wait_until(page, "document.querySelector('.curves').ariaLabel.includes('gpt2')")
+        page.wait_for_selector("text=Losses can be compared if")
+        for _ in range(2):
+            page.reload()
+            page.wait_for_selector("#show-run-gpt2:checked")
+        wait_until(page, "document.querySelector('.curves')?.ariaLabel?.includes('gpt2')")
         expected = [point for name in ("default", "bpe", "gpt2") for point in expected_points(name, f"{name}: ")]
         assert sorted(points_on_page(page, 0)) == sorted(expected)
 
@@ -147,9 +156,10 @@ def test_time_shows_the_text_at_each_checkpoint(browser, address, name):
                 "s.dispatchEvent(new Event('change')); }",
                 index,
             )
-            wait_until(page, "document.querySelector('#view-time .text').textContent.length > 100")
+            wait_until(page, TIME_IS_WRITTEN)
             title = page.text_content("#view-time h3")
             shown[title] = page.text_content("#view-time .text")
+        beside = [page.locator(f"#view-time .panels {part}").all_text_contents() for part in ("h4", ".text")]
     losses = {record["step"]: f", val loss {record['val_loss']:.4f}" for record in records(name, "eval")}
     checkpoints = [(5, "early_000005"), (10, "early_000010"), (20, "early_000020"), (20, "last"), (20, "best")]
     options: dict[str, Any] = {"start": PROMPTS[name], "seed": 3, "max_new_tokens": 200, "device": "cpu", "threads": 1}
@@ -160,6 +170,53 @@ def test_time_shows_the_text_at_each_checkpoint(browser, address, name):
         for step, checkpoint in checkpoints
     }
     assert list(shown.items()) == list(expected.items())
+    assert dict(zip(*beside, strict=True)) == shown
+
+
+def test_time_begins_with_the_prompt_of_write(browser, address):
+    with open_page(browser, address) as page:
+        page.fill("#prompt", "9 green")
+        page.click("nav >> text=Time")
+        assert page.input_value("#time-prompt") == "9 green"
+        page.fill("#time-prompt", "8 green")
+        page.click("nav >> text=Write")
+        page.click("nav >> text=Time")
+        assert page.input_value("#time-prompt") == "8 green"
+
+
+@pytest.mark.parametrize(
+    ("val_losses", "reason", "state", "overfitting"),
+    [
+        ([2.0, 1.5, 1.4], "max_iters", "all its steps are done", "no: the val loss is at its lowest"),
+        ([2.0, 1.5, 1.6], "patience", "the val loss had not fallen any more", "yes: the val loss is 0.1000 above its"),
+        ([2.0, 1.5, 1.501], "max_seconds", "its time was over", "hardly: the val loss is 0.0010 above its lowest"),
+        ([2.0], "target_loss", "its target_loss is reached", "not known before the second evaluation"),
+    ],
+)
+def test_end_of_a_training_and_overfitting_are_said_in_words(browser, folder, val_losses, reason, state, overfitting):
+    Path("runs/made").mkdir(parents=True)
+    evaluations = [
+        EvalRecord(
+            step=10 * number,
+            train_loss=3.0 - number / 10,
+            val_loss=loss,
+            best_val_loss=min(val_losses[:number]),
+            is_best=loss == min(val_losses[:number]),
+            seconds=number,
+        )
+        for number, loss in enumerate(val_losses, 1)
+    ]
+    done = DoneRecord(step=30, reason=StopReason(reason), best_val_loss=min(val_losses), best_step=10, seconds=9.0)
+    lines = [json.dumps(record.to_json()) for record in (*evaluations, done)]
+    Path("runs/made/metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with start_server() as (address, _), open_page(browser, address, "train") as page:
+        wait_until(page, "document.querySelector('.facts dd')?.textContent.startsWith('finished: ')")
+        facts = dict(zip(*(page.locator(f".facts {part}").all_text_contents() for part in ("dt", "dd")), strict=True))
+        assert facts["state"].startswith(f"finished: {state}")
+        assert facts["overfitting"].startswith(overfitting)
+        assert (
+            facts["lowest val loss"] == f"{min(val_losses):.4f}, of step {10 * (1 + val_losses.index(min(val_losses)))}"
+        )
 
 
 def shown_name(checkpoint):
@@ -331,7 +388,7 @@ def test_run_that_went_on_has_new_texts_in_time(browser, two_runs):
         def last_text():
             page.evaluate("() => { const s = document.getElementById('time-step'); s.value = s.max; }")
             page.click("#view-time button.main")
-            wait_until(page, "document.querySelector('#view-time .text').textContent.length > 100")
+            wait_until(page, TIME_IS_WRITTEN)
             return page.text_content("#view-time h3"), page.text_content("#view-time .text")
 
         before = last_text()

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import shlex
 import subprocess
 import sys
@@ -49,9 +50,18 @@ def written(page):
     """The texts on the page, each with its prompt, when all are written."""
     wait_until(
         page,
-        "[...document.querySelectorAll('#view-write article .status')].every((s) => s.textContent.startsWith('done'))",
+        "[...document.querySelectorAll('#view-write .panels .status')].every((s) => s.textContent.startsWith('done'))",
     )
-    return page.locator("#view-write article .text").all_text_contents()
+    return page.locator("#view-write .panels .text").all_text_contents()
+
+
+COLUMNS = {
+    "network": "by the network alone",
+    "model": "with n-gram counts",
+    "temperature": "after temperature",
+    "top_k": "after top_k",
+    "top_p": "after top_p",
+}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -85,6 +95,29 @@ def test_two_networks_write_side_by_side(browser, address, folder):
         assert page.locator("#view-write article h3").all_text_contents() == ["default", "gpt2"]
     options: dict[str, Any] = {"start": "9 green", "device": "cpu", "threads": 1, **OPTIONS}
     assert texts == [ng.sample(run_of(name), **options)[0] for name in ("default", "gpt2")]
+
+
+def test_texts_before_stay_under_the_last_one(browser, address):
+    with open_page(browser, address) as page:
+        set_options(page, "write", max_tokens=5)
+        texts = []
+        for seed in (1, 2, 3):
+            page.fill("#write-seed", str(seed))
+            page.click("#view-write button.main")
+            texts += written(page)
+        assert page.locator("#view-write details article .text").all_text_contents() == [texts[1], texts[0]]
+        assert page.locator("#view-write .panels article").count() == 1
+
+
+def test_second_network_is_another_one(browser, address):
+    with open_page(browser, address) as page:
+        assert page.input_value("#other") != page.input_value("#model")
+        page.select_option("#model", page.input_value("#other"))
+        assert page.input_value("#other") != page.input_value("#model")
+        page.select_option("#other", page.input_value("#model"))
+        page.click("nav >> text=Train")
+        page.click("nav >> text=Write")
+        assert page.input_value("#other") == page.input_value("#model"), "that was chosen"
 
 
 def test_stop_ends_the_text_and_the_computation(browser, address):
@@ -167,14 +200,37 @@ def check_distribution(page, reading, position):
     }
     shown = ["network", *(stage for before, stage in itertools.pairwise(columns) if columns[stage] != columns[before])]
     titles = page.locator(".detail figure").first.locator("thead th").all_text_contents()
-    assert [title.replace("\u200b", "") for title in titles] == ["token", "another one", *shown]
+    assert titles == ["token", "chance to be drawn", "take this one", *(COLUMNS[stage] for stage in shown[:-1])]
     for place, row in enumerate(rows.all()):
-        assert row.locator("td.probability").all_text_contents() == [columns[stage][place] for stage in shown]
+        values = [columns[stage][place] for stage in (shown[-1], *shown[:-1])]
+        assert row.locator("td.probability").all_text_contents() == values
     return shown
 
 
+def test_token_that_came_has_its_chance_also_if_others_were_likelier(browser, address, folder):
+    text = NETWORKS["default"][0][:60]
+    reading = ng.inspect(run_of("default"), text, device="cpu", threads=1, top=1, temperature=0.5)
+    position = int(reading.rank.argmax())
+    assert reading.rank[position] >= reading.next_ids.size(1)
+    with open_page(browser, address) as page:
+        page.click("nav >> text=Look inside")
+        set_options(page, "look", top=1, temperature=0.5)
+        reading_on_page(page, "default", text)
+        page.locator(".tokens .token").nth(position).click()
+        rows = page.locator(".detail figure").first.locator("tbody tr")
+        assert rows.count() == reading.next_ids.size(1) + 1
+        assert rows.last.get_attribute("class") == "actual"
+        assert rows.last.locator("th").text_content() == text[position].replace(" ", "␣").replace("\n", "⏎")
+        drawn = percent(reading.probabilities["min_p"][position].item())
+        assert rows.last.locator("td.probability").first.text_content() == drawn
+        said = page.text_content(".detail p")
+        assert f"Its probability was {percent(math.exp(-reading.surprise[position].item()))}" in said
+        assert f"{reading.rank[position]} tokens were likelier" in said
+        assert f"Its chance to be drawn, with the options above, was {drawn}" in said
+
+
 def check_heads(page, reading):
-    """The table of where each head looks: shares of places, on average over the tokens."""
+    """The table of where each head looks: shares of places, on average over the tokens. The largest are marked."""
     weights = reading.attention
     _, H, T, _ = weights.shape
     for number, row in enumerate(page.locator("table.heads tbody tr").all()):
@@ -185,6 +241,11 @@ def check_heads(page, reading):
         places = [itself, before, two_before, first, 1 - itself - before - two_before - first]
         shown = [float(text.removesuffix(" %")) for text in row.locator("td").all_text_contents()]
         assert shown == pytest.approx([100 * value.item() for value in places], abs=0.51)
+    shares = [row.locator("td").all_text_contents() for row in page.locator("table.heads tbody tr").all()]
+    for column, largest in enumerate(zip(*shares, strict=True)):
+        marked = page.locator(f"table.heads tbody td.largest:nth-child({column + 2})").all_text_contents()
+        assert marked[0] == max(largest, key=lambda text: float(text.removesuffix(" %")))
+        assert len(marked) <= len(shares)
 
 
 def test_arrow_keys_choose_tokens_and_another_one_goes_on(browser, address, folder):
@@ -212,10 +273,16 @@ def test_arcs_are_drawn_to_the_tokens_that_are_attended_to(browser, address, fol
         page.focus(".tokens")
         page.keyboard.press("End")
         page.select_option("#attention-head", index=1)
-        row = weights[0, 1, -1, :-1]
-        assert page.locator(".arcs path").count() == (row >= 0.03).sum()
+        assert page.locator(".arcs path").count() == (weights[0, 1, -1] >= 0.03).sum()
         top = weights[0, 1, -1].topk(1)
-        assert percent(top.values.item()) in page.text_content("#attention-weights")
+        said = page.text_content("#attention-weights")
+        assert percent(top.values.item()) in said
+        assert said.startswith("To expect what comes next, this head looked from “s” at ")
+        page.keyboard.press("ArrowLeft")
+        assert page.locator(".arcs path").count() == (weights[0, 1, -2] >= 0.03).sum(), "of the token before it"
+        assert page.text_content("#attention-weights").startswith("To expect “s”, this head looked from “e” at ")
+        page.keyboard.press("Home")
+        assert page.locator(".arcs path").count() == 0
 
 
 def test_long_text_is_read_without_attention_and_says_so(browser, address, folder):
@@ -235,6 +302,7 @@ def test_temperature_comes_with_the_text_into_the_look_inside_and_back(browser, 
         page.click("article >> text=Look inside")
         page.wait_for_selector(".detail tbody button")
         assert page.input_value("#look-temperature") == "0.3"
+        assert page.get_attribute(".tokens", "aria-activedescendant") == "token-7", "the first one after the prompt"
         page.click("#view-look form summary")
         page.fill("#look-temperature", "0.6")
         page.click("#view-look button.main")

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from nanogpt_lite.config.options import InspectConfig, SampleConfig
 from nanogpt_lite.generation.generate import generate
 from nanogpt_lite.generation.sampling import sample_token
-from nanogpt_lite.readout.expectations import FILTERS, filter_stages, read_windows, windows
+from nanogpt_lite.readout.expectations import FILTERS, STAGES, filter_stages, read_windows, windows
 
 BLOCK_SIZE = 16  # of the variants
 FILTERED = InspectConfig(temperature=0.7, top_k=9, top_p=0.8, min_p=0.05)
@@ -99,8 +99,21 @@ def test_the_likeliest_tokens_have_the_probabilities_of_the_network_and_of_the_m
     (expected,) = expectations(model, idx, top=VOCAB + 5)
     with torch.inference_mode():
         mixture, network = model(idx[None])[0][0].exp(), model.without_expert()(idx[None])[0][0].softmax(-1)
-    assert expected.top.ids.shape == (12, VOCAB), "no more than there are"
-    torch.testing.assert_close(mixture.gather(1, expected.top.ids), expected.top.probabilities)
-    torch.testing.assert_close(network.gather(1, expected.top.ids), expected.network)
-    assert (expected.top.probabilities.diff(dim=1) <= 0).all()
-    torch.testing.assert_close(expected.top.probabilities.sum(1), torch.ones(12))
+    assert expected.top_ids.shape == (12, VOCAB), "no more than there are"
+    torch.testing.assert_close(mixture.gather(1, expected.top_ids), expected.of_top["model"])
+    torch.testing.assert_close(network.gather(1, expected.top_ids), expected.of_top["network"])
+    assert (expected.of_top["model"].diff(dim=1) <= 0).all()
+    torch.testing.assert_close(expected.of_top["model"].sum(1), torch.ones(12))
+
+
+def test_the_token_that_follows_has_its_probability_at_each_stage_also_beyond_the_likeliest():
+    model, idx = random_variant(EXPERT), random_ids(1, 12, vocab_size=4)[0]
+    filters = InspectConfig(temperature=0.7, top_k=3, top_p=0.8)
+    (every,) = expectations(model, idx, filters, top=VOCAB)
+    (first,) = expectations(model, idx, filters, top=1)
+    for name in STAGES:
+        places = (every.top_ids[:-1] == idx[1:, None]).nonzero()[:, 1]
+        expected = every.of_top[name][:-1].gather(1, places[:, None])[:, 0]
+        assert torch.equal(first.of_following[name][:-1], expected)
+        assert math.isnan(first.of_following[name][-1])
+    assert (first.top_ids[:-1, 0] != idx[1:]).any()

@@ -9,8 +9,9 @@ import torch
 from random_gpt import EXPERT, MODERN, SMALL, random_gpt
 
 from nanogpt_lite.config.options import InspectConfig
+from nanogpt_lite.readout.expectations import STAGES
 from nanogpt_lite.readout.plain_forward import forward_pass, logit_lens
-from nanogpt_lite.readout.reading import STAGES, Reading, read_steps
+from nanogpt_lite.readout.reading import Reading, read_steps
 from nanogpt_lite.tokenizers.byte import ByteTokenizer
 from nanogpt_lite.tokenizers.char import CharTokenizer
 
@@ -114,6 +115,8 @@ def test_the_json_form_has_all_tokens_and_only_numbers_of_json(options):
     assert content["tokens"][3]["surprise"] == pytest.approx(reading.surprise[3].item())
     assert {"token", "id", *STAGES} == set(content["tokens"][0]["next"][0])
     assert content["tokens"][5]["next"][1]["top_k"] == pytest.approx(reading.next_probabilities["top_k"][5, 1].item())
+    assert content["tokens"][3]["probabilities"]["model"] == pytest.approx(math.exp(-reading.surprise[3].item()))
+    assert content["tokens"][0]["probabilities"] == dict.fromkeys(STAGES)
     has_shares = {"expert_share", "ngram_share"} <= set(content["tokens"][1])
     assert has_shares == bool(options)
 

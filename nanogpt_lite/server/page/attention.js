@@ -4,14 +4,14 @@ import { DARK, element, percent, scroller, svg, visible } from "./dom.js";
 
 const SMALLEST = 0.03; // of the attention of a token, for an arc
 const CELL_PIXELS = 3;
-const POSITIONS = ["itself", "one before", "two before", "the first token", "all others"];
+const POSITIONS = ["itself", "one before it", "two before it", "the first token", "all others"];
 
 export class AttentionPanel {
   constructor(reading, tokens, list) {
     this.reading = reading;
-    this.tokens = tokens;
+    this.tokens = tokens; // their elements, and that of what comes next
     this.list = list;
-    this.position = 0;
+    this.position = 0; // of the chosen token
     const layers = reading.attention.length, heads = reading.attention[0].length;
     this.layer = select("attention-layer", layers, () => this.draw());
     this.head = select("attention-head", heads, () => this.draw());
@@ -21,9 +21,8 @@ export class AttentionPanel {
     this.matrices = element("div", { className: "matrices" });
     this.node = element("section", { "aria-label": "attention" },
       element("h3", {}, "Attention"),
-      element("p", {}, "With each token, the network looks at the tokens up to it, in order to expect the next one. The arcs over "
-        + "the text are from the chosen token to those that one head looks at. They do not say why the chosen token was written: "
-        + "for that, choose the token before it."),
+      element("p", {}, "Before the chosen token came, the network stood at the token before it, and each head looked back from there. "
+        + "The arcs over the text are to what one head looked at. Of a matrix, a row is a token, and its columns are those that it looks at."),
       element("p", {}, element("label", { for: "attention-layer" }, "Block "), this.layer,
         element("label", { for: "attention-head" }, " Head "), this.head),
       this.weights, this.matrices, headTable(reading.attention));
@@ -43,14 +42,21 @@ export class AttentionPanel {
       figure.classList.toggle("chosen", isChosen);
       figure.querySelector("button").setAttribute("aria-pressed", String(isChosen));
     }
-    const row = this.row().slice(0, this.position + 1);
-    const top = row.map((weight, index) => [weight, index]).sort((a, b) => b[0] - a[0]).slice(0, 5);
-    const listed = top.map(([weight, index]) => `“${visible(this.reading.tokens[index].token)}” ${distance(this.position - index)} ${percent(weight)}`);
-    this.weights.textContent = `“${visible(this.reading.tokens[this.position].token)}” attends to ${listed.join(", ")}.`;
+    this.weights.textContent = this.position ? this.describeWeights() : "Nothing comes before the first token: choose a later one.";
   }
 
+  describeWeights() {
+    const from = this.position - 1;
+    const name = (index) => `“${visible(this.reading.tokens[index].token)}”`;
+    const top = this.row().slice(0, this.position).map((weight, index) => [weight, index]).sort((a, b) => b[0] - a[0]).slice(0, 5);
+    const listed = top.map(([weight, index]) => `${name(index)} ${distance(from - index)} ${percent(weight)}`);
+    const expected = this.position < this.reading.tokens.length ? name(this.position) : "what comes next";
+    return `To expect ${expected}, this head looked from ${name(from)} at ${listed.join(", ")}.`;
+  }
+
+  // What the token before the chosen one looks at.
   row() {
-    return this.reading.attention[this.layer.value][this.head.value][this.position];
+    return this.position ? this.reading.attention[this.layer.value][this.head.value][this.position - 1] : [];
   }
 
   drawArcs() {
@@ -93,7 +99,7 @@ function select(id, length, onchange) {
   return element("select", { id, onchange }, ...options);
 }
 
-const distance = (steps) => (steps === 0 ? "(itself)" : steps === 1 ? "(one before)" : `(${steps} before)`);
+const distance = (steps) => (steps === 0 ? "(itself)" : steps === 1 ? "(one before it)" : `(${steps} before it)`);
 
 function matrix(weights) {
   const size = weights.length;
@@ -119,13 +125,12 @@ function headShares(weights) {
 }
 
 function headTable(attention) {
-  const rows = attention.flatMap((heads, layer) => heads.map((weights, head) => {
-    const shares = headShares(weights);
-    const largest = shares.indexOf(Math.max(...shares));
-    return element("tr", {}, element("th", { scope: "row" }, `block ${layer + 1}, head ${head + 1}`),
-      ...shares.map((share, index) => element("td", index === largest ? { className: "largest" } : {}, percent(share))));
-  }));
+  const heads = attention.flatMap((ofLayer, layer) => ofLayer.map((weights, head) => (
+    { name: `block ${layer + 1}, head ${head + 1}`, shares: headShares(weights) })));
+  const largest = POSITIONS.map((_, index) => Math.max(...heads.map(({ shares }) => shares[index])));
+  const rows = heads.map(({ name, shares }) => element("tr", {}, element("th", { scope: "row" }, name),
+    ...shares.map((share, index) => element("td", heads.length > 1 && share === largest[index] ? { className: "largest" } : {}, percent(share)))));
   const head = element("tr", {}, ...["", ...POSITIONS].map((title) => (title ? element("th", { scope: "col" }, title) : element("td"))));
-  return element("figure", {}, element("figcaption", {}, "Where each head looks, on average over this text"),
+  return element("figure", {}, element("figcaption", {}, "Where each head looks from a token, on average over this text. Marked: the head that looks there most"),
     scroller("where each head looks", element("table", { className: "heads" }, element("thead", {}, head), element("tbody", {}, ...rows))));
 }

@@ -73,6 +73,13 @@ export function scroller(label, content) {
   return element("div", { className: "scroller", tabindex: "0", role: "region", "aria-label": label }, content);
 }
 
+// Words of the views that write.
+export const WORDS = {
+  token: "a piece of text that the network reads and writes at once: a character, or a few of them",
+  seed: "a number from which chance is computed: with the same one, the same text is written again",
+  temperature: "below 1, likely tokens become likelier, and the text more usual; above 1 it becomes wilder",
+};
+
 // The words that a view uses and not everybody knows.
 export function glossary(words) {
   const entries = Object.entries(words).flatMap(([word, meaning]) => [element("dt", {}, word), element("dd", {}, meaning)]);

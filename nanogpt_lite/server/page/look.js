@@ -2,19 +2,20 @@
 
 import { ApiError, post } from "./api.js";
 import { AttentionPanel } from "./attention.js";
-import { element, glossary, number, percent, say, scroller, visible } from "./dom.js";
+import { element, glossary, number, percent, say, scroller, visible, WORDS } from "./dom.js";
 import { Fields, FILTERS } from "./fields.js";
 import { state } from "./state.js";
 
 const LEVELS = [0.5, 1, 2, 4]; // nats; the colours are those of the terminal
-const STAGES = {
-  network: "the network alone",
-  model: "with the counted n-grams",
-  temperature: "after the temperature",
+const STAGES = { // of sampling, in their order: the heads of columns
+  network: "by the network alone",
+  model: "with n-gram counts",
+  temperature: "after temperature",
   top_k: "after top_k",
   top_p: "after top_p",
   min_p: "after min_p",
 };
+const DRAWN = "chance to be drawn"; // the last stage
 const STEPS = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1, Home: -Infinity, End: Infinity }; // by key
 const LENS_TOKENS = 4; // of each layer
 
@@ -35,26 +36,29 @@ export class LookView {
         element("details", {}, element("summary", {}, "Options"), this.fields.node),
         element("div", { className: "buttons" }, element("button", { className: "main" }, "Read"))),
       this.status, this.result, glossary({
-        token: "a piece of text that the network reads and writes at once: a character, or a few of them",
+        token: WORDS.token,
         nats: "the unit of surprise: 0 for a token that was certain, 0.7 for one of two that are equally likely, 2.3 for one of ten",
-        "counted n-grams": "a table of which token followed which few tokens in the text that was learned; its probabilities are mixed with those of the network",
+        "chance to be drawn": "the probability with which a token is taken, when the network writes with these options",
+        "n-gram counts": "a table of which token followed which few tokens in the text that was learned; its probabilities are mixed with those of the network",
         "n-gram embeddings": "vectors that the network has learned for the last few tokens together",
         block: "one of the steps in which the network computes; each has attention and a small network of its own",
         head: "one of the parts of attention in a block, each of which looks at other tokens",
+        "logit lens": "what the network would write if it ended after an earlier block",
         "temperature, top_k, top_p, min_p": "how probabilities are changed before a token is drawn; see Options",
       }));
   }
 
   update() {}
 
-  async readText(text, options) {
+  // Read a text, of which the first `numGiven` characters are a prompt: the first token after them is chosen.
+  async readText(text, options, numGiven) {
     this.text.value = text;
     this.fields.fill(FILTERS, options);
-    await this.read();
+    await this.read(numGiven);
     this.reading?.list.focus();
   }
 
-  async read() {
+  async read(numGiven = 0) {
     const turn = this.turn = (this.turn ?? 0) + 1;
     say(this.status, "reading");
     this.result.replaceChildren();
@@ -68,7 +72,7 @@ export class LookView {
       const options = this.fields.values();
       this.reading = new Reading(reading, (text) => this.onWriteOn(text, model, options));
       this.result.replaceChildren(this.reading.node);
-      this.reading.start();
+      this.reading.start(numGiven);
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       if (turn !== this.turn) return;
@@ -107,13 +111,17 @@ class Reading {
     }, ...this.tokens, this.next);
     [...this.tokens, this.next].forEach((token, position) => { token.id = `token-${position}`; });
     this.detail = element("div", { className: "detail" });
-    this.attention = reading.attention ? new AttentionPanel(reading, this.tokens, this.list) : null;
+    this.attention = reading.attention ? new AttentionPanel(reading, [...this.tokens, this.next], this.list) : null;
     const both = element("div", { className: "beside" }, this.list, this.detail);
     this.node = element("div", {}, legend(), both, ...(this.attention ? [this.attention.node] : []));
   }
 
-  start() {
-    this.select(Math.min(1, this.tokens.length));
+  // Choose the first token after `numGiven` characters; nothing comes before the first of all.
+  start(numGiven) {
+    const starts = []; // of the tokens, in characters
+    this.reading.tokens.reduce((start, { token }) => (starts.push(start), start + token.length), 0);
+    const first = starts.findIndex((start) => start >= numGiven);
+    this.select(Math.min(Math.max(first === -1 ? this.tokens.length : first, 1), this.tokens.length));
   }
 
   makeToken(token, position) {
@@ -141,54 +149,58 @@ class Reading {
     this.list.setAttribute("aria-activedescendant", all[position].id);
     all[position].scrollIntoView({ block: "nearest" });
     this.detail.replaceChildren(...this.describe(position));
-    this.attention?.select(Math.min(position, this.tokens.length - 1));
+    this.attention?.select(position);
   }
 
   describe(position) {
     const token = this.reading.tokens[position];
     const title = token ? `“${visible(token.token)}”` : "What comes next";
-    const facts = token && token.surprise !== null
-      ? `surprise ${number(token.surprise)} nats: its probability was ${percent(Math.exp(-token.surprise))}, `
-        + `and ${token.rank === 0 ? "no token was" : token.rank === 1 ? "one token was" : `${token.rank} tokens were`} likelier.`
-      : token ? "Nothing comes before the first token, so it has no surprise." : "";
-    const shares = token ? describeShares(token) : "";
     const expected = position > 0 ? this.reading.tokens[position - 1].next : null;
     return [
-      element("h3", {}, title), element("p", {}, `${facts} ${shares}`),
+      element("h3", {}, title), element("p", {}, token ? this.describeToken(token) : ""),
       ...(expected ? [this.expectations(expected, position)] : []),
       ...(this.reading.lens && position > 0 ? [lensTable(this.reading.lens, position - 1)] : []),
+      ...(typeof token?.ngram_share === "number" ? [element("p", {},
+        `Of the vector that enters the first block at this token, ${percent(token.ngram_share)} is from the n-gram embeddings.`)] : []),
     ];
   }
 
-  // The distribution from which the token at a position is drawn, at each stage that changes something.
+  describeToken({ surprise, rank, probabilities, expert_share: share }) {
+    if (surprise === null) return "Nothing comes before the first token, so it has no surprise.";
+    const likelier = rank === 0 ? "no token was" : rank === 1 ? "one token was" : `${rank} tokens were`;
+    const drawn = probabilities[Object.keys(STAGES).at(-1)];
+    const changed = percent(drawn) === percent(probabilities.model) ? "" : ` Its chance to be drawn, with the options above, was ${percent(drawn)}.`;
+    const counts = typeof share === "number" ? ` ${percent(share)} of its probability came from the n-gram counts.` : "";
+    return `Its probability was ${percent(probabilities.model)}, which is a surprise of ${number(surprise)} nats; ${likelier} likelier.${changed}${counts}`;
+  }
+
+  // The likeliest tokens at a position, and the one that came: the chance to be drawn, and each stage that changes it.
   expectations(expected, position) {
+    const actual = this.reading.tokens[position];
+    const isListed = !actual || expected.some(({ id }) => id === actual.id);
+    const candidates = isListed ? expected : [...expected, { token: actual.token, id: actual.id, ...actual.probabilities }];
     const all = Object.keys(STAGES);
-    const stages = all.filter((stage, index) => index === 0 || expected.some((token) => percent(token[stage]) !== percent(token[all[index - 1]])));
+    const stages = all.filter((stage, index) => index === 0 || candidates.some((token) => percent(token[stage]) !== percent(token[all[index - 1]])));
     const hasExpert = typeof this.reading.tokens[1]?.expert_share === "number";
     const unused = all.filter((stage) => !stages.includes(stage) && (stage !== "model" || hasExpert));
-    const actual = this.reading.tokens[position]?.id;
+    const last = stages.pop(), earlier = stages;
     const before = this.reading.tokens.slice(0, position).map(({ token }) => token).join("");
-    const head = element("tr", {}, element("th", { scope: "col" }, "token"), element("th", { scope: "col" }, "another one"),
-      ...stages.map((stage) => element("th", { scope: "col", title: STAGES[stage] }, stage.replace("_", "_\u200b"))));
-    const rows = expected.map((candidate) => element("tr", candidate.id === actual ? { className: "actual" } : {},
+    const titles = ["token", DRAWN, "take this one", ...earlier.map((stage) => STAGES[stage])];
+    const head = element("tr", {}, ...titles.map((title) => element("th", { scope: "col" }, title)));
+    const rows = candidates.map((candidate) => element("tr", candidate.id === actual?.id ? { className: "actual" } : {},
       element("th", { scope: "row" }, visible(candidate.token)),
+      barCell(candidate[last]),
       element("td", {}, candidate.token && !candidate.token.includes("\ufffd") ? element("button", {
         type: "button", className: "small", onclick: () => this.onWriteOn(before + candidate.token),
         "aria-label": `write on with ${visible(candidate.token)}`,
       }, "write on") : ""),
-      ...stages.map((stage) => barCell(candidate[stage]))));
-    const legend = stages.map((stage) => `${stage}: ${STAGES[stage]}`).join("; ");
-    const rest = unused.length ? `, since ${unused.join(", ")} change none of these numbers` : "";
-    return element("figure", {}, element("figcaption", {}, `What the network expected here. ${legend}. The last column is what is drawn from${rest}.`),
+      ...earlier.map((stage) => barCell(candidate[stage]))));
+    const how = earlier.length ? " On the right is how it came about." : "";
+    const rest = unused.length ? ` Nothing here is changed by ${unused.map((stage) => (stage === "model" ? "n-gram counts" : stage)).join(", ")}.` : "";
+    const came = isListed ? "" : " The last row is the token that came.";
+    return element("figure", {}, element("figcaption", {}, `What the network expected here.${how}${rest}${came}`),
       scroller("expected tokens", element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows))));
   }
-}
-
-function describeShares(token) {
-  const parts = [];
-  if (typeof token.expert_share === "number") parts.push(`${percent(token.expert_share)} of its probability came from the counted n-grams.`);
-  if (typeof token.ngram_share === "number") parts.push(`Of the vector that enters the first block here, ${percent(token.ngram_share)} is from the n-gram embeddings.`);
-  return parts.join(" ");
 }
 
 function legend() {

@@ -28,7 +28,9 @@ function show(name) {
     if (link.hash === `#${shown}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+  model.parentElement.hidden = !["write", "look"].includes(shown); // the others have a choice of their own
   document.title = `${TITLES[shown]} – nanogpt_lite`;
+  if (shown === "time") views.time.offer(views.write.prompt.value);
   views[shown].update();
 }
 
@@ -57,8 +59,9 @@ function update() {
 
 async function tick(count) {
   const isLive = shown === "train" && views.train.isLive;
+  const isAwaited = shown === "train" && views.train.awaited; // a run that will be there in a moment
   try {
-    if (count % (isLive ? LIVE_TICKS : QUIET_TICKS) === 0) await state.refresh();
+    if (isAwaited || count % (isLive ? LIVE_TICKS : QUIET_TICKS) === 0) await state.refresh();
     else if (isLive) await views.train.poll();
     else return;
     problem.hidden = true;
@@ -92,10 +95,10 @@ async function start() {
   problem.hidden = true;
   const section = (name) => document.getElementById(`view-${name}`);
   views.write = new WriteView(section("write"), {
-    onLook: (text, name, options) => {
+    onLook: (text, name, options, numGiven) => {
       choose(name);
       go("look");
-      views.look.readText(text, options);
+      views.look.readText(text, options, numGiven);
     },
   });
   views.look = new LookView(section("look"), {
@@ -108,7 +111,10 @@ async function start() {
   views.train = new TrainView(section("train"));
   views.time = new TimeView(section("time"));
   state.addEventListener("change", update);
-  model.addEventListener("change", () => { isChosen = true; });
+  model.addEventListener("change", () => {
+    isChosen = true;
+    views[shown].update();
+  });
   fillSelect(model, state.models);
   for (const view of [views.write, views.time]) view.update(); // which fills their selects
   typed.restore();

@@ -1,7 +1,7 @@
 // The view of one prompt and seed across the checkpoints of a run: how it learned.
 
-import { ApiError, post } from "./api.js";
-import { element, fillSelect, number, say } from "./dom.js";
+import { ApiError, streamText } from "./api.js";
+import { element, fillSelect, glossary, number, say, WORDS } from "./dom.js";
 import { Fields } from "./fields.js";
 import { state } from "./state.js";
 
@@ -12,10 +12,11 @@ const PLAY_MILLISECONDS = 3000;
 export class TimeView {
   constructor(section) {
     this.texts = new Map(); // that were written, by checkpoint and request
+    this.coming = {}; // the text that is being written
     this.checkpoints = [];
     this.body = null; // what was asked for last; null before, so that nothing is computed unasked
     this.run = element("select", { id: "time-run", onchange: () => this.update() });
-    this.prompt = element("textarea", { id: "time-prompt", rows: 2, placeholder: "a line break" });
+    this.prompt = element("textarea", { id: "time-prompt", rows: 2, placeholder: "empty: the text begins after a line break" });
     this.fields = new Fields("time", state.options.sampling.filter(({ name }) => SHOWN.includes(name)));
     this.slider = element("input", { type: "range", id: "time-step", min: "0", max: "0", value: "0",
       oninput: () => this.move(), onchange: () => this.show() });
@@ -23,15 +24,26 @@ export class TimeView {
     this.title = element("h3");
     this.text = element("div", { className: "text", tabindex: "0", role: "region", "aria-label": "text at this step" });
     this.status = element("p", { role: "status", className: "status" });
+    this.all = element("div", { className: "panels" });
     this.empty = element("p");
     this.controls = element("form", { onsubmit: (event) => { event.preventDefault(); this.write(); } },
       element("label", { for: "time-prompt" }, "Prompt: what the text begins with"), this.prompt, this.fields.node,
       element("div", { className: "buttons" }, element("button", { className: "main" }, "Write"), this.play),
-      element("label", { for: "time-step" }, "Step of the training"), this.slider, this.title, this.text, this.status);
+      element("label", { for: "time-step" }, "Step of the training"), this.slider, this.title, this.text, this.status, this.all);
     section.append(element("h2", {}, "Time"),
       element("p", {}, "One prompt and seed, with the weights that the network had on the way. The early ones are of the network "
         + "alone, without counted n-grams."),
-      element("label", { for: "time-run" }, "Run"), this.run, this.empty, this.controls);
+      element("label", { for: "time-run" }, "Run"), this.run, this.empty, this.controls, glossary({
+        "the network alone": "the weights of that step, without the n-gram counts, which a finished run may have",
+        best: "the weights with the lowest val loss",
+        last: "the weights after the last step",
+        ...WORDS,
+      }));
+  }
+
+  // Begin with a prompt, unless there is one.
+  offer(prompt) {
+    if (!this.body) this.prompt.value ||= prompt;
   }
 
   // The checkpoints that there are now; the slider stays at the one that is chosen.
@@ -55,12 +67,25 @@ export class TimeView {
   move() {
     const { checkpoint } = this;
     if (!checkpoint) return;
-    const evaluation = state.run(this.run.value).evaluations.find(([step]) => step === checkpoint.step);
     this.slider.setAttribute("aria-valuetext", `step ${checkpoint.step}`);
+    this.title.textContent = this.describe(checkpoint);
+    this.text.replaceChildren(...this.written(checkpoint));
+    const others = this.checkpoints.filter((candidate) => this.texts.has(this.key(candidate)));
+    this.all.replaceChildren(...(others.length < 2 ? [] : others.map((other) => element("article", {},
+      element("h4", {}, this.describe(other)), element("div", { className: "text" }, ...this.written(other))))));
+  }
+
+  describe(checkpoint) {
+    const evaluation = state.run(this.run.value).evaluations.find(([step]) => step === checkpoint.step);
     const name = checkpoint.name.startsWith("early_") ? "the network alone" : checkpoint.name;
-    this.title.textContent = `Step ${checkpoint.step}: ${name}${evaluation ? `, val loss ${number(evaluation[1], 4)}` : ""}`;
-    const text = this.texts.get(this.key(checkpoint));
-    this.text.replaceChildren(...(text === undefined ? [] : [element("span", { className: "prompt" }, this.body.prompt ?? ""), text]));
+    return `Step ${checkpoint.step}: ${name}${evaluation ? `, val loss ${number(evaluation[1], 4)}` : ""}`;
+  }
+
+  // The text of a checkpoint as far as it is written, after its prompt; nothing if there is none yet.
+  written(checkpoint) {
+    const key = this.key(checkpoint);
+    const text = this.texts.get(key) ?? (this.coming.key === key ? this.coming.text : undefined);
+    return text === undefined ? [] : [element("span", { className: "prompt" }, this.body.prompt ?? ""), text];
   }
 
   key(checkpoint) {
@@ -81,10 +106,13 @@ export class TimeView {
     if (!checkpoint || !body || this.texts.has(this.key(checkpoint))) return;
     const abort = this.abort = new AbortController();
     say(this.status, "writing");
+    const coming = this.coming = { key: this.key(checkpoint), text: "" };
     try {
-      const key = this.key(checkpoint);
-      const answer = await post("/v1/completions", { model: checkpoint.model, ...body }, abort.signal);
-      this.texts.set(key, answer.choices[0].text);
+      await streamText({ model: checkpoint.model, ...body }, abort.signal, (part) => {
+        coming.text += part;
+        this.text.replaceChildren(...this.written(checkpoint));
+      });
+      this.texts.set(coming.key, coming.text);
       say(this.status, "");
       this.move();
     } catch (error) {

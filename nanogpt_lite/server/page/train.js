@@ -2,13 +2,15 @@
 
 import { ApiError, get, post } from "./api.js";
 import { Curves } from "./curves.js";
-import { duration, element, fillSelect, glossary, number, say } from "./dom.js";
+import { duration, element, fillSelect, glossary, number, say, WORDS } from "./dom.js";
 import { Fields } from "./fields.js";
 import { state } from "./state.js";
+import { keepRuns, keptRuns } from "./typed.js";
 
 const OFTEN_USED = ["minutes", "max_iters", "tokenizer"]; // options that the form shows first
 const OWN_TEXT = "a text of your own";
 const MAX_SAMPLES = 8;
+const HARDLY = 0.01; // of the val loss: a rise that may be chance
 const MAX_FILE_BYTES = 30_000_000; // the server takes a little more
 
 export class TrainView {
@@ -22,15 +24,25 @@ export class TrainView {
     this.loss = new Curves("Loss: val loss with points, train loss dashed", "nats per token");
     this.rate = new Curves("Learning rate", "learning rate");
     this.problem = element("p", { role: "alert", className: "error", hidden: true });
+    this.comparison = element("p", {}, "Losses can be compared if the runs learned the same text with the same tokenizer.");
+    this.started = new StartedTraining();
     this.form = new TrainingForm((name) => this.showWhenThere(name));
-    section.append(element("h2", {}, "Train"), this.problem, this.runList, this.empty, this.detail.node, this.loss.node, this.rate.node,
+    this.title = element("h2", {}, "Train");
+    section.append(this.title, this.problem, this.runList, this.comparison, this.started.node, this.empty, this.detail.node, this.loss.node, this.rate.node,
       this.form.node, glossary({
         loss: "how much the next token surprises the network on average; lower is better",
-        "train loss": "the loss on the text that it is trained on",
-        "val loss": "the loss on text that it is not trained on. If it rises while the train loss falls, the network learns its text by heart: it overfits",
+        "train loss": "the loss on the text that it is trained on, during the training: of the network alone, and with dropout if there is any, so that it may be above the val loss",
+        "val loss": "the loss on text that it is not trained on; with n-gram counts, if the run has them. The curve shows it at each evaluation, the list of runs the lowest one",
+        overfitting: "the network learns its text by heart: its train loss falls, and the val loss rises",
         "5-gram model": "one that only counts which token followed the last four; a network should do better",
         step: "one change of the weights, by a few thousand tokens",
         "learning rate": "how much a step changes the weights",
+        max_iters: "the number of steps of a training",
+        patience: "the number of evaluations without a lower val loss after which a training ends",
+        preset: "a set of values for all options",
+        tokenizer: "how a text is cut into tokens: char makes each character one, bpe joins the frequent ones",
+        token: WORDS.token,
+        seed: WORDS.seed,
       }));
   }
 
@@ -38,14 +50,19 @@ export class TrainView {
     if (this.awaited && state.run(this.awaited)) { // a training that was started, and has a run by now
       this.chosen = new Set([this.awaited]);
       this.awaited = null;
+    } else if (this.awaited && !state.training?.is_running) { // it has ended without one
+      this.awaited = null;
+      this.chosen = new Set(keptRuns());
     } else if (!this.hasChosen && state.runs.length) {
-      const training = state.runs.find((run) => run.state === "training"); // also after a reload
-      this.chosen.add((training ?? state.runOf(state.model) ?? state.runs[0]).name);
+      const kept = keptRuns().filter((name) => state.run(name)); // before a reload
+      const first = state.runs.find((run) => run.state === "training") ?? state.runOf(state.model) ?? state.runs[0];
+      this.chosen = new Set(kept.length ? kept : [first.name]);
     }
     this.hasChosen ||= state.runs.length > 0;
     for (const name of this.records.keys()) if (!state.run(name)) this.records.delete(name);
     for (const name of this.chosen) if (!state.run(name)) this.chosen.delete(name);
     this.updateRows();
+    this.started.update(this.awaited);
     this.form.update();
     this.fetchMissing();
   }
@@ -53,8 +70,9 @@ export class TrainView {
   // Show a run as soon as it is there.
   showWhenThere(name) {
     this.awaited = name;
+    this.chosen.clear();
     this.update();
-    this.runList.scrollIntoView({ block: "center" });
+    this.title.scrollIntoView();
   }
 
   // The run whose numbers are shown in full: one that is being trained, or the first of the chosen ones.
@@ -135,6 +153,8 @@ export class TrainView {
   }
 
   draw() {
+    if (!this.awaited) keepRuns([...this.chosen]);
+    this.comparison.hidden = this.chosen.size < 2;
     const isOne = this.chosen.size === 1;
     const losses = [], rates = [];
     [...this.chosen].forEach((name, index) => {
@@ -156,7 +176,8 @@ export class TrainView {
     const run = state.run(this.main);
     this.detail.show(run, this.records.get(this.main)?.records ?? []);
     this.empty.hidden = Boolean(run);
-    this.empty.textContent = state.runs.length ? "Choose a run to see its curves."
+    this.empty.textContent = this.awaited ? `${this.awaited} is being prepared; its curves appear here in a moment.`
+      : state.runs.length ? "Choose a run to see its curves."
       : "There is no run yet. Start a training below: a small network learns a text within a minute or two.";
   }
 
@@ -177,9 +198,14 @@ export class TrainView {
   }
 }
 
+const REASONS = { // of a training that has ended by itself
+  max_iters: "all its steps are done",
+  max_seconds: "its time was over",
+  target_loss: "its target_loss is reached",
+  patience: "the val loss had not fallen any more for as many evaluations as patience says",
+};
 const STATES = {
   training: "training",
-  finished: "finished",
   interrupted: "stopped; its state is saved, and it can go on",
   unfinished: "not finished, and no process of this machine trains it; it can go on from its last checkpoint",
 };
@@ -202,20 +228,24 @@ class RunDetail {
     const last = (kind) => records.findLast((record) => record.kind === kind);
     const [start, step, evaluation, result] = ["start", "step", "eval", "result"].map(last);
     this.title.textContent = run.name;
+    const evaluations = records.filter(({ kind }) => kind === "eval");
+    const best = lowest(evaluations), reason = REASONS[last("done")?.reason];
     const facts = [
-      ["state", STATES[run.state]],
+      ["state", run.state === "finished" ? `finished${reason ? `: ${reason}` : ""}` : STATES[run.state]],
       ["step", `${records.at(-1)?.step ?? 0} of ${start?.max_iters ?? "?"}`],
       ["time left", run.state === "training" ? duration(secondsLeft(records, start)) : "–"],
       ["tokens per second", step ? Math.round(step.tokens_per_second).toLocaleString("en") : "–"],
       ["train loss", number(step?.loss, 4)],
       ["val loss", number(evaluation?.val_loss, 4)],
+      ["lowest val loss", best ? `${number(best.val_loss, 4)}, of step ${best.step}` : "–"],
       ["learning rate", step ? step.learning_rate.toPrecision(3) : "–"],
-      ["overfitting", overfitting(records.filter(({ kind }) => kind === "eval"))],
+      ["overfitting", overfitting(evaluations)],
     ];
     this.facts.replaceChildren(...facts.map(([name, value]) =>
       element("div", {}, element("dt", {}, name), element("dd", {}, value))));
-    this.verdict.hidden = !result || run.state === "training"; // then it is of the training before
-    this.verdict.replaceChildren(element("strong", {}, "Is my loss normal? "), ...withCode(result?.verdict ?? ""));
+    const verdict = run.state === "training" ? "" : result?.verdict ?? ""; // else it is of the training before
+    this.verdict.replaceChildren(element("strong", {}, "Is my loss normal? "),
+      ...withCode(verdict || "This is said when a training has ended by itself."));
     this.showButtons(run);
     this.showSamples(run, records.filter(({ kind }) => kind === "sample"));
   }
@@ -259,12 +289,19 @@ class RunDetail {
   }
 }
 
-// Whether the val loss has risen since its lowest value, in words.
+// The evaluation with the lowest val loss.
+function lowest(evaluations) {
+  return evaluations.reduce((best, other) => (best && best.val_loss <= other.val_loss ? best : other), null);
+}
+
+// Whether the val loss has risen since its lowest value, while the train loss fell, in words.
 function overfitting(evaluations) {
-  if (evaluations.length < 2) return "–";
-  const best = evaluations.reduce((a, b) => (b.val_loss < a.val_loss ? b : a));
-  const risen = evaluations.at(-1).val_loss - best.val_loss;
-  return risen > 0 ? `val loss ${number(risen, 4)} above its lowest, of step ${best.step}` : "no: the val loss still falls";
+  if (evaluations.length < 2) return "not known before the second evaluation";
+  const best = lowest(evaluations), now = evaluations.at(-1);
+  const risen = now.val_loss - best.val_loss;
+  if (!(risen > 0)) return "no: the val loss is at its lowest";
+  const above = `the val loss is ${number(risen, 4)} above its lowest`;
+  return risen > HARDLY * best.val_loss && now.train_loss < best.train_loss ? `yes: ${above}, while the train loss has fallen` : `hardly: ${above}`;
 }
 
 // A text, with what is between backticks as code.
@@ -277,6 +314,39 @@ function secondsLeft(records, start) {
   if (steps.length < 2 || !start) return NaN;
   const [first, last] = [steps[0], steps.at(-1)];
   return ((start.max_iters - last.step) * (last.seconds - first.seconds)) / (last.step - first.step);
+}
+
+// The training that the server started last: whether it runs, and what it printed.
+class StartedTraining {
+  constructor() {
+    this.status = element("p", { role: "status" });
+    this.log = element("pre", { className: "log", role: "region", tabindex: "0", "aria-label": "what the training printed" });
+    this.printed = element("details", {}, element("summary", {}, "What it printed"), this.log);
+    this.node = element("div", { hidden: true }, this.status, this.printed);
+    this.isNew = false;
+  }
+
+  // `isNew`: it has no curves yet, so what it prints is shown meanwhile.
+  update(isNew) {
+    const { training } = state;
+    this.node.hidden = !training;
+    if (!training) return;
+    const { name, is_running: isRunning, exit_status: status, log } = training;
+    const isStopped = status < 0 || status > 128; // by a signal
+    const ended = status === 0 ? "has ended" : isStopped ? "was stopped" : `has ended with status ${status}`;
+    const said = `The training of ${name} ${isRunning ? "is running" : ended}.`;
+    const hasFailed = !isRunning && status !== 0 && !isStopped;
+    if (this.said !== said) {
+      this.said = said;
+      say(this.status, said, hasFailed);
+      if (hasFailed) this.printed.open = true;
+    }
+    if (Boolean(isNew) !== this.isNew) this.printed.open = this.isNew = Boolean(isNew);
+    if (this.log.textContent !== log) {
+      this.log.textContent = log;
+      this.log.scrollTop = this.log.scrollHeight;
+    }
+  }
 }
 
 // The form that starts a training.
@@ -297,8 +367,8 @@ class TrainingForm {
     const network = new Fields("train", rest.filter(({ name }) => ofNetwork.includes(name)));
     const training = new Fields("train", rest.filter(({ name }) => !ofNetwork.includes(name)));
     this.parts = [first, network, training];
-    this.log = element("pre", { className: "log", role: "region", tabindex: "0", "aria-label": "what the training printed" });
     this.status = element("p", { role: "status" });
+    this.button = element("button", { className: "main" }, "Start the training");
     const presets = ["", ...Object.keys(state.options.presets)];
     fillSelect(this.preset, presets, (name) => name || "one that fits the device");
     const form = element("form", { onsubmit: (event) => { event.preventDefault(); this.start(); } },
@@ -307,11 +377,10 @@ class TrainingForm {
       element("label", { for: "run-preset" }, "Preset: a set of option values"), this.preset,
       first.node, element("details", {}, element("summary", {}, "More options"),
         element("h4", {}, "The network"), network.node, element("h4", {}, "The training"), training.node),
-      element("div", { className: "buttons" }, element("button", { className: "main" }, "Start the training")));
+      element("div", { className: "buttons" }, this.button));
     this.node = element("section", { "aria-label": "start a training", className: "start" },
       element("h3", {}, "Start a training"),
-      ...(state.options.can_train ? [form] : [element("p", {}, "This server starts no trainings.")]), this.status, this.log);
-    this.log.hidden = true;
+      ...(state.options.can_train ? [form] : [element("p", {}, "This server starts no trainings.")]), this.status);
     this.showDefaults();
     this.update();
   }
@@ -331,21 +400,6 @@ class TrainingForm {
   update() {
     fillSelect(this.dataset, [...state.options.datasets, OWN_TEXT]);
     this.own.hidden = this.dataset.value !== OWN_TEXT;
-    const training = state.training;
-    this.log.hidden = !training;
-    if (!training) return;
-    const { name, is_running: isRunning, exit_status: status, log } = training;
-    const isStopped = status < 0 || status > 128; // by a signal
-    const ended = status === 0 ? "has ended" : isStopped ? "was stopped" : `has ended with status ${status}`;
-    const said = `The training of ${name} ${isRunning ? "is running" : ended}.`;
-    if (this.said !== said) {
-      this.said = said;
-      say(this.status, said, !isRunning && status !== 0 && !isStopped);
-    }
-    if (this.log.textContent !== log) {
-      this.log.textContent = log;
-      this.log.scrollTop = this.log.scrollHeight;
-    }
   }
 
   forgetFile() {
@@ -372,14 +426,18 @@ class TrainingForm {
     const source = this.dataset.value === OWN_TEXT ? { text: this.fileText ?? this.text.value } : { dataset: this.dataset.value };
     const options = Object.assign({}, ...this.parts.map((fields) => fields.values()));
     const preset = this.preset.value ? { preset: this.preset.value } : {};
+    this.button.disabled = true;
+    say(this.status, "starting");
     try {
       await post("/api/trainings", { name: this.name.value, ...source, ...preset, options });
-      this.status.classList.remove("error");
       await state.refresh();
+      say(this.status, "");
       this.onStart(this.name.value);
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       say(this.status, error.message, true);
+    } finally {
+      this.button.disabled = false;
     }
   }
 }

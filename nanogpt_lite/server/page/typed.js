@@ -1,7 +1,7 @@
 // What was typed and chosen stays in this tab when the page is loaded again. Written texts do not: the same prompt, seed
 // and options write them again.
 
-const KEY = "nanogpt_lite typed";
+const KEY = "nanogpt_lite typed", RUNS = "nanogpt_lite runs";
 const MAX_LENGTH = 100_000; // characters of a field; the browser keeps a few million
 
 // The fields of the views and the choice of the network, but for files, their texts, and the runs that are shown.
@@ -16,9 +16,13 @@ export function keep() {
   sessionStorage.setItem(KEY, JSON.stringify(Object.fromEntries(typed)));
 }
 
+// The runs that are shown in Train.
+export const keepRuns = (names) => sessionStorage.setItem(RUNS, JSON.stringify(names));
+export const keptRuns = () => read(RUNS) ?? [];
+
 // Call it when all fields are there, with the options of selects. What a closed part has is shown.
 export function restore() {
-  for (const [id, value] of kept()) {
+  for (const [id, value] of Object.entries(read(KEY) ?? {})) {
     const field = fields().find((candidate) => candidate.id === id);
     if (!field) continue;
     if (isToggle(field)) field.checked = value;
@@ -28,11 +32,12 @@ export function restore() {
   }
 }
 
-function kept() {
+// What was kept; null if it is not there, or not as this page writes it.
+function read(key) {
   try {
-    return Object.entries(JSON.parse(sessionStorage.getItem(KEY) ?? "{}") ?? {});
+    return JSON.parse(sessionStorage.getItem(key));
   } catch (error) {
-    if (error instanceof SyntaxError) return [];
+    if (error instanceof SyntaxError) return null;
     throw error;
   }
 }

@@ -2,19 +2,22 @@
 
 import { streamText } from "./api.js";
 import { commandList, curlCommand, sampleCommand } from "./commands.js";
-import { copyButton, element, fillSelect, say } from "./dom.js";
+import { copyButton, element, fillSelect, glossary, say, WORDS } from "./dom.js";
 import { Fields, FILTERS } from "./fields.js";
 import { state } from "./state.js";
+
+const MAX_EARLIER = 10; // texts before the last one
 
 export class WriteView {
   constructor(section, { onLook }) {
     this.onLook = onLook;
-    this.prompt = element("textarea", { id: "prompt", rows: 3, placeholder: "a line break" });
+    this.prompt = element("textarea", { id: "prompt", rows: 3, placeholder: "empty: the text begins after a line break" });
     this.fields = new Fields("write", state.options.sampling.filter(({ name }) => name !== "n"));
     this.compares = element("input", { type: "checkbox", id: "compare" });
-    this.other = element("select", { id: "other", "aria-label": "the second network" });
+    this.other = element("select", { id: "other", "aria-label": "the second network", onchange: () => { this.isOtherChosen = true; } });
     this.stopButton = element("button", { type: "button", disabled: true, onclick: () => this.stop() }, "Stop");
     this.panels = element("div", { className: "panels" });
+    this.earlier = element("details", { hidden: true }, element("summary", {}, "Texts before"));
     this.form = element("form", { onsubmit: (event) => { event.preventDefault(); this.write(); } },
       element("label", { for: "prompt" }, "Prompt: what the text begins with"), this.prompt,
       element("details", {}, element("summary", {}, "Options"), this.fields.node),
@@ -25,11 +28,15 @@ export class WriteView {
         this.stopButton));
     section.append(element("h2", {}, "Write"),
       element("p", {}, "The network continues the prompt, token by token. The same prompt, seed and options give the same text."),
-      this.form, this.panels);
+      this.form, this.panels, this.earlier, glossary({
+        network: "the weights of a run. Its name alone: those with the lowest val loss; /last: those after the last step; /early_000005: those after step 5",
+        ...WORDS,
+      }));
   }
 
   update() {
     fillSelect(this.other, state.models);
+    if (!this.isOtherChosen) this.other.value = state.models.find((name) => name !== state.model) ?? state.model;
   }
 
   // Write on from a text.
@@ -54,6 +61,9 @@ export class WriteView {
     const abort = this.abort = new AbortController();
     const models = this.compares.checked ? [state.model, this.other.value] : [state.model];
     const panels = models.map((model) => new Panel(model, this.prompt.value, this.fields, this.onLook));
+    this.earlier.firstChild.after(...this.panels.children); // the newest first
+    while (this.earlier.children.length > MAX_EARLIER + 1) this.earlier.lastChild.remove();
+    this.earlier.hidden = this.earlier.children.length === 1;
     this.panels.replaceChildren(...panels.map((panel) => panel.node));
     this.stopButton.disabled = false;
     for (const panel of panels) await panel.write(abort.signal); // one after the other, as the server computes
@@ -63,7 +73,8 @@ export class WriteView {
 
 class Panel {
   constructor(model, prompt, fields, onLook) {
-    this.body = { model, ...(prompt ? { prompt } : {}), ...fields.values() };
+    const options = fields.values();
+    this.body = { model, ...(prompt ? { prompt } : {}), ...options };
     this.status = element("p", { role: "status", className: "status" }, "waiting");
     this.text = element("span");
     const whole = () => prompt + this.text.textContent;
@@ -73,7 +84,7 @@ class Panel {
       this.status,
       element("div", { className: "buttons" },
         copyButton("Copy the text", whole),
-        element("button", { type: "button", className: "small", onclick: () => onLook(whole(), model, fields.values()) }, "Look inside")),
+        element("button", { type: "button", className: "small", onclick: () => onLook(whole(), model, options, prompt.length) }, "Look inside")),
       commandList([sampleCommand(model, prompt, fields.words()), curlCommand(this.body)]));
   }
 
@@ -95,7 +106,7 @@ class Panel {
     this.status.textContent = "writing";
     try {
       const reason = await streamText(this.body, signal, (text) => this.add(text));
-      const ending = reason === "stop" ? "up to the stop text" : "max_new_tokens reached";
+      const ending = reason === "stop" ? "up to the stop text" : "cut there by max_new_tokens";
       this.status.textContent = `done after ${since()}: ${[...this.text.textContent].length} characters, ${ending}`;
     } catch (error) {
       const isStopped = error.name === "AbortError";
