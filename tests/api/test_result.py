@@ -117,7 +117,7 @@ def test_a_text_that_is_only_overfitted_stops_early_and_says_so(text_file, capsy
 
 @pytest.fixture
 def took_seconds(monkeypatch):
-    """A step has taken 0.15 s, however long it took: twice the 3600 steps that the recipe gives this text take 18 min."""
+    """A step has taken 0.15 s, however long it took: twice the 3416 steps of the recipe for this text are 17.1 min."""
     monkeypatch.setattr(ng.Run, "seconds_until", lambda run, step: 0.15 * step)
 
 
