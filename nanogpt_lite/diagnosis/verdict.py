@@ -47,7 +47,8 @@ def give_verdict(
     """
     is_falling = could_learn_more and _falls(curve)
     longer = f"train a new run for longer: {more_time}"
-    still_falling = f"{_compare(loss, baselines)}, and still falling; {longer}"
+    so_far = "" if _is_far(network_loss, baselines) else "normal so far: "
+    still_falling = f"{so_far}{_compare(loss, baselines)}, and still falling; {longer}"
     if loss < PREDICTABLE:
         verdict = (
             "there is nothing more to learn: the text repeats itself, and its val split is predicted almost without "

@@ -57,6 +57,14 @@ class Run:
         )
 
     @property
+    def data_sha256(self) -> str:
+        """The SHA-256 of the text that the run learns, in hexadecimal digits; empty if config.json does not say it."""
+        match files.read_json(self.out_dir / "config.json"):
+            case {"dataset": {"sha256": str(sha256)}}:
+                return sha256
+        return ""
+
+    @property
     def best_val_loss(self) -> float | None:
         """The lowest val loss so far, in nats per token; None before the first evaluation."""
         return min((record["best_val_loss"] for record in self.metrics if record["kind"] == "eval"), default=None)

@@ -8,7 +8,6 @@ from typing import Any
 from nanogpt_lite.runs.run_folder import Run
 from nanogpt_lite.runs.run_progress import checkpoint_steps, is_training, run_state
 from nanogpt_lite.server.run_catalog import Entry, RunCatalog
-from nanogpt_lite.tracking import metrics_file
 
 CACHED_RUNS = 256  # whose metrics are not read again as long as they do not change
 
@@ -26,9 +25,9 @@ def _describe_run(name: str, run: Run, entries: Sequence[Entry]) -> dict[str, An
     try:
         status = path.stat()
         version = f"{status.st_mtime_ns}-{status.st_size}"
-        progress = _read_progress(path, version)
+        progress = _read_progress(run.out_dir, version)
     except OSError:  # it is not there yet, or may not be read
-        version, progress = "", _progress([])
+        version, progress = "", {**_progress([]), "data_sha256": ""}
     models = [entry for entry in entries if entry.name == name or entry.name.startswith(f"{name}/")]
     return {
         "name": name,
@@ -42,9 +41,10 @@ def _describe_run(name: str, run: Run, entries: Sequence[Entry]) -> dict[str, An
 
 
 @functools.lru_cache(maxsize=CACHED_RUNS)
-def _read_progress(path: Path, _version: str) -> dict[str, Any]:
-    """What a metrics file says, which is read again when it has changed."""
-    return _progress(metrics_file.read_metrics(path))
+def _read_progress(folder: Path, _version: str) -> dict[str, Any]:
+    """What the files of a run say, which are read again when its metrics have changed."""
+    run = Run(folder)
+    return {**_progress(run.metrics), "data_sha256": run.data_sha256}
 
 
 def _progress(records: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def written(page):
 
 COLUMNS = {
     "network": "by the network alone",
-    "model": "with n-gram counts",
+    "model": "with counted n-grams",
     "temperature": "after temperature",
     "top_k": "after top_k",
     "top_p": "after top_p",

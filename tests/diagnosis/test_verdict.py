@@ -35,7 +35,11 @@ def verdict_on(curve, baselines, *, loss=None, train_losses=None, **facts):
             r"^normal: 0\.20 nats below the 5-gram .* counts; more text would help, perhaps also `minutes=7`$",
         ),
         (HEALTHY, True, r"^normal: 0\.20 nats below"),  # it no longer falls
-        (FALLING, True, r"^0\.10 nats below the 5-gram .*still falling; train a new run for longer: `minutes=7`$"),
+        (
+            FALLING,
+            True,
+            r"^normal so far: 0\.10 nats below the 5-gram .*still falling; train a new run for longer: `minutes=7`$",
+        ),
         (FALLING, False, r"^normal: 0\.10 nats below"),  # the schedule ended where the recipe ends
         (OVERFITTING, True, r"^overfitting since step 200: .* is 0\.20 nats below .*, and the last one is 0\.50 worse"),
         (FLAT_ABOVE, True, r"^something may be wrong: 0\.50 nats above .*`learning_rate` that is too high or too low"),
@@ -70,8 +74,8 @@ def test_each_shape_of_a_curve_has_its_sentence(curve, could_learn_more, sentenc
         ),
         (
             [(100, 2.9), (200, 2.5), (300, 2.3), (400, 2.19)],  # at most a tenth above the 5-gram model
-            r"^0\.19 nats above .*, and still falling; train",
-            r"^0\.19 nats above .*, and still falling; train",
+            r"^normal so far: 0\.19 nats above .*, and still falling; train",
+            r"^normal so far: 0\.19 nats above .*, and still falling; train",
         ),
     ],
 )
@@ -150,7 +154,7 @@ MIXTURE = [(100, 1.95), (200, 1.94), (300, 1.93), (400, 1.93)]  # never worse th
     ("network_losses", "could_learn_more", "sentence"),
     [
         ([2.4, 2.0, 1.96, 1.96], True, r"^normal: 0\.07 nats below"),
-        ([2.9, 2.5, 2.3, 2.1], True, r"^0\.07 nats below .*, and still falling"),
+        ([2.9, 2.5, 2.3, 2.1], True, r"^normal so far: 0\.07 nats below .*, and still falling"),
         (
             [2.6, 2.5, 2.5, 2.5],
             True,

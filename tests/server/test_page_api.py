@@ -1,12 +1,14 @@
 """The page: its files, who may see it, and what it asks the server for: options, runs and their records."""
 
 import dataclasses
+import hashlib
 import json
 import re
 from pathlib import Path, PurePosixPath
 from urllib.parse import urljoin, urlsplit
 
 import pytest
+from conftest import TEXT
 from served_app import client_of
 from tiny import TINY
 
@@ -262,6 +264,7 @@ def test_runs_have_states_and_their_checkpoints_in_the_order_of_steps(several):
         losses = [[record["step"], record["val_loss"]] for record in metrics if record["kind"] == "eval"]
         assert [step for step, _ in losses] == [10, 20]
         assert (a["evaluations"], a["best_val_loss"]) == (losses, min(loss for _, loss in losses))
+        assert a["data_sha256"] == hashlib.sha256(TEXT.encode()).hexdigest() == runs["bottles-1"]["data_sha256"]
         begun = runs["begun"]
         assert (begun["models"], begun["checkpoints"], begun["evaluations"], begun["verdict"]) == ([], [], [], None)
         assert (begun["max_iters"], begun["best_val_loss"], begun["is_finished"]) == (20, None, False)

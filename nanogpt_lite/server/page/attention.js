@@ -22,7 +22,7 @@ export class AttentionPanel {
     this.node = element("section", { "aria-label": "attention" },
       element("h3", {}, "Attention"),
       element("p", {}, "Before the chosen token came, the network stood at the token before it, and each head looked back from there. "
-        + "The arcs over the text are to what one head looked at. Of a matrix, a row is a token, and its columns are those that it looks at."),
+        + "The arcs over the text are to what one head looked at. Of a matrix, a row is a token, and its columns are those that it looks at: the darker, the more."),
       element("p", {}, element("label", { for: "attention-layer" }, "Block "), this.layer,
         element("label", { for: "attention-head" }, " Head "), this.head),
       this.weights, this.matrices, headTable(reading.attention));
@@ -81,7 +81,7 @@ export class AttentionPanel {
     this.arcs.replaceChildren(...drawn.filter(Boolean));
   }
 
-  // A matrix of each head: a row is a token, its columns those that it attends to.
+  // A matrix of each head: a row is a token, its columns those that it attends to, relative to the largest of the row.
   drawMatrices() {
     this.reading.attention.forEach((heads, layer) => heads.forEach((weights, head) => {
       const canvas = matrix(weights);
@@ -107,9 +107,12 @@ function matrix(weights) {
   canvas.style.width = `${Math.min(Math.max(size * CELL_PIXELS, 96), 220)}px`;
   const context = canvas.getContext("2d");
   const image = context.createImageData(size, size);
-  weights.forEach((row, y) => row.forEach((weight, x) => {
-    image.data.set([...(DARK.matches ? [147, 197, 253] : [29, 78, 216]), Math.round(255 * Math.sqrt(weight))], 4 * (y * size + x));
-  }));
+  weights.forEach((row, y) => {
+    const largest = Math.max(...row);
+    row.forEach((weight, x) => {
+      image.data.set([...(DARK.matches ? [147, 197, 253] : [29, 78, 216]), Math.round(255 * weight / largest)], 4 * (y * size + x));
+    });
+  });
   context.putImageData(image, 0, 0);
   return canvas;
 }

@@ -32,7 +32,7 @@ export class Curves {
     const last = series.map(({ name, points }) => (points.length ? `${name} ${number(points.at(-1)[1], 4)}` : name));
     this.picture.setAttribute("aria-label", `${this.title} against steps: ${last.join(", ") || "no points yet"}`);
     const data = series.length ? uPlot.join(series.map(({ points }) => [points.map(([x]) => x), points.map(([, y]) => y)])) : [[]];
-    const names = series.map(({ name, isDashed }) => `${name}${isDashed}`).join("\n");
+    const names = series.map(({ name, isDashed, points }) => `${name}${isDashed}${points.length === 1}`).join("\n");
     if (this.plot && this.names === names && !this.isOtherScheme()) this.plot.setData(data);
     else this.make(data, names);
     const count = this.numPoints();
@@ -46,8 +46,8 @@ export class Curves {
     this.ink = getComputedStyle(document.body).color;
     const colours = DARK.matches ? COLOURS_ON_DARK : COLOURS;
     const axis = { stroke: this.ink, grid: { stroke: "#8884", width: 1 }, ticks: { stroke: "#8884" } };
-    const lines = this.series.map(({ name, colour, isDashed }) => ({
-      label: name, stroke: colours[colour % colours.length], width: 2, spanGaps: true, points: { show: !isDashed, size: 6 },
+    const lines = this.series.map(({ name, colour, isDashed, points }) => ({
+      label: name, stroke: colours[colour % colours.length], width: 2, spanGaps: true, points: { show: !isDashed || points.length === 1, size: 6 },
       ...(isDashed ? { dash: [4, 4] } : {}), value: (_, value) => number(value, 4),
     }));
     const size = { width: Math.max(this.node.clientWidth, 200), height: 260 };

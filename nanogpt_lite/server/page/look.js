@@ -9,7 +9,7 @@ import { state } from "./state.js";
 const LEVELS = [0.5, 1, 2, 4]; // nats; the colours are those of the terminal
 const STAGES = { // of sampling, in their order: the heads of columns
   network: "by the network alone",
-  model: "with n-gram counts",
+  model: "with counted n-grams",
   temperature: "after temperature",
   top_k: "after top_k",
   top_p: "after top_p",
@@ -39,7 +39,7 @@ export class LookView {
         token: WORDS.token,
         nats: "the unit of surprise: 0 for a token that was certain, 0.7 for one of two that are equally likely, 2.3 for one of ten",
         "chance to be drawn": "the probability with which a token is taken, when the network writes with these options",
-        "n-gram counts": "a table of which token followed which few tokens in the text that was learned; its probabilities are mixed with those of the network",
+        "counted n-grams": "a table of which token followed which few tokens in the text that was learned; its probabilities are mixed with those of the network",
         "n-gram embeddings": "vectors that the network has learned for the last few tokens together",
         block: "one of the steps in which the network computes; each has attention and a small network of its own",
         head: "one of the parts of attention in a block, each of which looks at other tokens",
@@ -170,7 +170,7 @@ class Reading {
     const likelier = rank === 0 ? "no token was" : rank === 1 ? "one token was" : `${rank} tokens were`;
     const drawn = probabilities[Object.keys(STAGES).at(-1)];
     const changed = percent(drawn) === percent(probabilities.model) ? "" : ` Its chance to be drawn, with the options above, was ${percent(drawn)}.`;
-    const counts = typeof share === "number" ? ` ${percent(share)} of its probability came from the n-gram counts.` : "";
+    const counts = typeof share === "number" ? ` ${percent(share)} of its probability came from the counted n-grams.` : "";
     return `Its probability was ${percent(probabilities.model)}, which is a surprise of ${number(surprise)} nats; ${likelier} likelier.${changed}${counts}`;
   }
 
@@ -196,9 +196,9 @@ class Reading {
       }, "write on") : ""),
       ...earlier.map((stage) => barCell(candidate[stage]))));
     const how = earlier.length ? " On the right is how it came about." : "";
-    const rest = unused.length ? ` Nothing here is changed by ${unused.map((stage) => (stage === "model" ? "n-gram counts" : stage)).join(", ")}.` : "";
+    const rest = unused.length ? ` Nothing here is changed by ${unused.map((stage) => (stage === "model" ? "counted n-grams" : stage)).join(", ")}.` : "";
     const came = isListed ? "" : " The last row is the token that came.";
-    return element("figure", {}, element("figcaption", {}, `What the network expected here.${how}${rest}${came}`),
+    return element("figure", {}, element("figcaption", {}, `What the network expected here.${how}${rest}${came} “write on” takes another token, and writes on from there.`),
       scroller("expected tokens", element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows))));
   }
 }

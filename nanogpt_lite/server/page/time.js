@@ -5,8 +5,8 @@ import { element, fillSelect, glossary, number, say, WORDS } from "./dom.js";
 import { Fields } from "./fields.js";
 import { state } from "./state.js";
 
-const SHOWN = ["seed", "temperature"];
-const MAX_TOKENS = 200;
+const SHOWN = ["seed", "temperature", "max_tokens"];
+const MAX_TOKENS = 200; // unless another number is given
 const PLAY_MILLISECONDS = 3000;
 
 export class TimeView {
@@ -18,6 +18,7 @@ export class TimeView {
     this.run = element("select", { id: "time-run", onchange: () => this.update() });
     this.prompt = element("textarea", { id: "time-prompt", rows: 2, placeholder: "empty: the text begins after a line break" });
     this.fields = new Fields("time", state.options.sampling.filter(({ name }) => SHOWN.includes(name)));
+    this.fields.showDefault("max_tokens", String(MAX_TOKENS));
     this.slider = element("input", { type: "range", id: "time-step", min: "0", max: "0", value: "0",
       oninput: () => this.move(), onchange: () => this.show() });
     this.play = element("button", { type: "button", onclick: () => this.playOrStop() }, "Play");
@@ -34,7 +35,7 @@ export class TimeView {
       element("p", {}, "One prompt and seed, with the weights that the network had on the way. The early ones are of the network "
         + "alone, without counted n-grams."),
       element("label", { for: "time-run" }, "Run"), this.run, this.empty, this.controls, glossary({
-        "the network alone": "the weights of that step, without the n-gram counts, which a finished run may have",
+        "the network alone": "the weights of that step, without the counted n-grams, which a finished run may have",
         best: "the weights with the lowest val loss",
         last: "the weights after the last step",
         ...WORDS,
@@ -50,7 +51,7 @@ export class TimeView {
   update() {
     fillSelect(this.run, state.runs.map(({ name }) => name));
     const chosen = this.checkpoint?.model;
-    this.checkpoints = state.run(this.run.value)?.checkpoints ?? [];
+    this.checkpoints = joinEqual(state.run(this.run.value)?.checkpoints ?? []);
     this.controls.hidden = !this.checkpoints.length;
     this.empty.hidden = !this.controls.hidden;
     this.empty.textContent = this.run.value ? "No checkpoint of this run is known by its step yet." : "There is no run yet: start one in Train.";
@@ -77,7 +78,7 @@ export class TimeView {
 
   describe(checkpoint) {
     const evaluation = state.run(this.run.value).evaluations.find(([step]) => step === checkpoint.step);
-    const name = checkpoint.name.startsWith("early_") ? "the network alone" : checkpoint.name;
+    const name = checkpoint.name.startsWith("early_") ? "the network alone" : checkpoint.isBoth ? "best and last" : checkpoint.name;
     return `Step ${checkpoint.step}: ${name}${evaluation ? `, val loss ${number(evaluation[1], 4)}` : ""}`;
   }
 
@@ -133,4 +134,13 @@ export class TimeView {
     this.isPlaying = false;
     this.play.textContent = "Play";
   }
+}
+
+// `last` and `best` of the same step have the same weights: one of them is shown.
+function joinEqual(checkpoints) {
+  const last = checkpoints.find(({ name }) => name === "last");
+  const isBoth = ({ name, step }) => name === "best" && step === last?.step;
+  if (!checkpoints.some(isBoth)) return checkpoints;
+  return checkpoints.filter((checkpoint) => checkpoint !== last).map((checkpoint) => (
+    isBoth(checkpoint) ? { ...checkpoint, isBoth: true } : checkpoint));
 }

@@ -10,7 +10,7 @@ import { keepRuns, keptRuns } from "./typed.js";
 const OFTEN_USED = ["minutes", "max_iters", "tokenizer"]; // options that the form shows first
 const OWN_TEXT = "a text of your own";
 const MAX_SAMPLES = 8;
-const HARDLY = 0.01; // of the val loss: a rise that may be chance
+const RISE = 0.01; // nats: less is noise, as in the sentence about the loss
 const MAX_FILE_BYTES = 30_000_000; // the server takes a little more
 
 export class TrainView {
@@ -24,7 +24,7 @@ export class TrainView {
     this.loss = new Curves("Loss: val loss with points, train loss dashed", "nats per token");
     this.rate = new Curves("Learning rate", "learning rate");
     this.problem = element("p", { role: "alert", className: "error", hidden: true });
-    this.comparison = element("p", {}, "Losses can be compared if the runs learned the same text with the same tokenizer.");
+    this.comparison = element("p", { className: "status" });
     this.started = new StartedTraining();
     this.form = new TrainingForm((name) => this.showWhenThere(name));
     this.title = element("h2", {}, "Train");
@@ -32,11 +32,12 @@ export class TrainView {
       this.form.node, glossary({
         loss: "how much the next token surprises the network on average; lower is better",
         "train loss": "the loss on the text that it is trained on, during the training: of the network alone, and with dropout if there is any, so that it may be above the val loss",
-        "val loss": "the loss on text that it is not trained on; with n-gram counts, if the run has them. The curve shows it at each evaluation, the list of runs the lowest one",
+        "val loss": "the loss on text that it is not trained on; with counted n-grams, if the run has them. The curve shows it at each evaluation, the list of runs the lowest one",
         overfitting: "the network learns its text by heart: its train loss falls, and the val loss rises",
         "5-gram model": "one that only counts which token followed the last four; a network should do better",
         step: "one change of the weights, by a few thousand tokens",
         "learning rate": "how much a step changes the weights",
+        dropout: "leaving out random parts of the network in each step, so that it learns less by heart",
         max_iters: "the number of steps of a training",
         patience: "the number of evaluations without a lower val loss after which a training ends",
         preset: "a set of values for all options",
@@ -100,10 +101,10 @@ export class TrainView {
       if (!this.rows.has(run.name)) this.addRow(run.name);
       const { row, box, text } = this.rows.get(run.name);
       const progress = run.step === null ? "" : `, step ${run.step}${run.max_iters ? ` of ${run.max_iters}` : ""}`;
-      const loss = run.best_val_loss === null ? "" : `, val loss ${number(run.best_val_loss, 4)}`;
+      const loss = run.best_val_loss === null ? "" : `, lowest val loss ${number(run.best_val_loss, 4)}`;
       row.className = `run ${run.state}`;
       box.checked = this.chosen.has(run.name);
-      text.textContent = ` ${run.state}${progress}${loss}`;
+      text.textContent = ` ${LISTED[run.state]}${progress}${loss}`;
     }
     for (const [name, { row }] of this.rows) {
       if (state.run(name)) continue;
@@ -154,7 +155,7 @@ export class TrainView {
 
   draw() {
     if (!this.awaited) keepRuns([...this.chosen]);
-    this.comparison.hidden = this.chosen.size < 2;
+    this.comparison.textContent = compareTexts([...this.chosen].map((name) => state.run(name)), this.records);
     const isOne = this.chosen.size === 1;
     const losses = [], rates = [];
     [...this.chosen].forEach((name, index) => {
@@ -168,10 +169,9 @@ export class TrainView {
       if (isOne && alone.length) losses.push({ name: "val loss of the network alone", points: alone, colour: 2 });
       rates.push({ name: named("learning rate"), points: points("step", "learning_rate"), colour: index, isDashed: true });
     });
-    for (const curves of [this.loss, this.rate]) curves.node.hidden = !this.chosen.size;
-    if (this.chosen.size) {
-      this.loss.show(losses);
-      this.rate.show(rates);
+    for (const [curves, series] of [[this.loss, losses], [this.rate, rates]]) {
+      curves.node.hidden = !series.some(({ points }) => points.length);
+      if (!curves.node.hidden) curves.show(series);
     }
     const run = state.run(this.main);
     this.detail.show(run, this.records.get(this.main)?.records ?? []);
@@ -198,12 +198,29 @@ export class TrainView {
   }
 }
 
+// Whether the losses of runs can be compared, in words; empty for a single run.
+function compareTexts(runs, records) {
+  if (runs.length < 2) return "";
+  const tokenizer = ({ name }) => records.get(name)?.records.findLast(({ kind }) => kind === "start")?.tokenizer;
+  const areSame = (values) => new Set(values).size === 1 && Boolean(values[0]);
+  if (!areSame(runs.map((run) => run.data_sha256))) return "These runs did not learn the same text, so their losses cannot be compared.";
+  if (!areSame(runs.map(tokenizer))) return "These runs cut their text into different tokens, so their losses per token cannot be compared.";
+  return "These runs learned the same text, so their losses can be compared: the lower one is better.";
+}
+
 const REASONS = { // of a training that has ended by itself
   max_iters: "all its steps are done",
   max_seconds: "its time was over",
   target_loss: "its target_loss is reached",
-  patience: "the val loss had not fallen any more for as many evaluations as patience says",
+  patience: "its val loss did not fall any more (patience)",
 };
+const NOTES = { // on what going on would do
+  max_iters: "Its learning rate has fallen to its end, so more steps change little; a new run with more steps learns more.",
+  target_loss: "It has what it was to reach, and would end at once.",
+  patience: "It ended before its last step, because its val loss did not fall any more, and would end at once; a new run with patience 0 takes all its steps.",
+};
+const ENDS_AT_ONCE = ["patience", "target_loss"];
+const LISTED = { training: "training", finished: "finished", interrupted: "stopped", unfinished: "not finished" };
 const STATES = {
   training: "training",
   interrupted: "stopped; its state is saved, and it can go on",
@@ -229,9 +246,9 @@ class RunDetail {
     const [start, step, evaluation, result] = ["start", "step", "eval", "result"].map(last);
     this.title.textContent = run.name;
     const evaluations = records.filter(({ kind }) => kind === "eval");
-    const best = lowest(evaluations), reason = REASONS[last("done")?.reason];
+    const best = lowest(evaluations), reason = last("done")?.reason;
     const facts = [
-      ["state", run.state === "finished" ? `finished${reason ? `: ${reason}` : ""}` : STATES[run.state]],
+      ["state", run.state === "finished" ? `finished${REASONS[reason] ? `: ${REASONS[reason]}` : ""}` : STATES[run.state]],
       ["step", `${records.at(-1)?.step ?? 0} of ${start?.max_iters ?? "?"}`],
       ["time left", run.state === "training" ? duration(secondsLeft(records, start)) : "–"],
       ["tokens per second", step ? Math.round(step.tokens_per_second).toLocaleString("en") : "–"],
@@ -246,19 +263,20 @@ class RunDetail {
     const verdict = run.state === "training" ? "" : result?.verdict ?? ""; // else it is of the training before
     this.verdict.replaceChildren(element("strong", {}, "Is my loss normal? "),
       ...withCode(verdict || "This is said when a training has ended by itself."));
-    this.showButtons(run);
+    this.showButtons(run, run.state === "finished" ? reason : "");
     this.showSamples(run, records.filter(({ kind }) => kind === "sample"));
   }
 
-  showButtons(run) {
+  // `reason`: why the run has finished, if it has.
+  showButtons(run, reason) {
     const isOurs = Boolean(state.training?.is_running) && state.training.name === run.name;
-    const key = JSON.stringify([run.name, run.state, run.max_iters, isOurs]);
+    const key = JSON.stringify([run.name, run.state, run.max_iters, isOurs, reason]);
     if (key === this.shownButtons) return;
     this.shownButtons = key;
     const path = `/api/runs/${encodeURIComponent(run.name)}`;
-    const isFinished = run.state === "finished"; // then it needs more steps to go on
-    const steps = element("input", { type: "number", id: "more-steps", min: String((isFinished ? run.max_iters : run.step) + 1),
-      required: isFinished, placeholder: String(run.max_iters ?? ""), "aria-label": "steps in all" });
+    const needsMore = reason === "max_iters"; // steps, to go on
+    const steps = element("input", { type: "number", id: "more-steps", min: String((needsMore ? run.max_iters : run.step) + 1),
+      required: needsMore, placeholder: String(run.max_iters ?? ""), "aria-label": "steps in all" });
     const resume = (event) => {
       event.preventDefault();
       this.act(`${path}/resume`, steps.value ? { options: { max_iters: Number(steps.value) } } : {});
@@ -272,9 +290,8 @@ class RunDetail {
     else if (isOurs) this.buttons.replaceChildren(element("button", { type: "button", onclick: stop }, "Stop, and save"));
     else if (run.state === "training") this.buttons.replaceChildren("It was not started by this server; Ctrl-C where it was stops it.");
     else {
-      const note = isFinished ? "Its learning rate has fallen to its end, so more steps change little; a new run with more steps learns more." : "";
-      this.buttons.replaceChildren(element("form", { className: "buttons", onsubmit: resume },
-        element("button", {}, "Go on"), "up to step", steps, element("small", {}, note)));
+      const form = element("form", { className: "buttons", onsubmit: resume }, element("button", {}, "Go on"), "up to step", steps);
+      this.buttons.replaceChildren(...(ENDS_AT_ONCE.includes(reason) ? [] : [form]), element("small", {}, NOTES[reason] ?? ""));
     }
   }
 
@@ -301,7 +318,7 @@ function overfitting(evaluations) {
   const risen = now.val_loss - best.val_loss;
   if (!(risen > 0)) return "no: the val loss is at its lowest";
   const above = `the val loss is ${number(risen, 4)} above its lowest`;
-  return risen > HARDLY * best.val_loss && now.train_loss < best.train_loss ? `yes: ${above}, while the train loss has fallen` : `hardly: ${above}`;
+  return risen > RISE && now.train_loss < best.train_loss ? `yes: ${above}, while the train loss has fallen` : `hardly: ${above}`;
 }
 
 // A text, with what is between backticks as code.

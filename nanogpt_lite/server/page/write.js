@@ -27,7 +27,7 @@ export class WriteView {
         element("button", { type: "button", onclick: () => this.form.reportValidity() && this.writeAnother() }, "With another seed"),
         this.stopButton));
     section.append(element("h2", {}, "Write"),
-      element("p", {}, "The network continues the prompt, token by token. The same prompt, seed and options give the same text."),
+      element("p", {}, "The network continues the prompt, token by token. The same prompt, seed and options give the same text, also after a reload, which forgets the texts."),
       this.form, this.panels, this.earlier, glossary({
         network: "the weights of a run. Its name alone: those with the lowest val loss; /last: those after the last step; /early_000005: those after step 5",
         ...WORDS,
