@@ -96,7 +96,7 @@ def train_on_gpu(time_limit: float = 2 * HOURS, **options: Any) -> dict[str, Any
     from nanogpt_lite.cloud import container, jobs
 
     call, storage = container.current_call(shared, options), container.open_storage(volume)
-    with container.keep_compiled(compiled):
+    with container.keep_compiled(compiled, options):
         return dict(jobs.train_job(storage, call, **container.training_options(options, time_limit)))
 
 

@@ -14,6 +14,8 @@ import nanogpt_lite as ng
 from nanogpt_lite.errors import shorten
 
 ROOT = Path(__file__).resolve().parents[1]
+# without the options of pyproject.toml, which are for pytest-xdist: it need not be installed here
+PYTEST_OPTIONS = ["-m", "gpu", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts="]
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,7 @@ def run_gpu_tests(environment: Mapping[str, str], timeout: float) -> Outcome:
     files = sorted(path for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text("utf-8"))
     with tempfile.TemporaryDirectory(prefix="gpu_tests_") as folder:
         report = Path(folder) / "report.xml"
-        options = ["-m", "gpu", "-p", "no:cacheprovider", f"--junitxml={report}"]
-        command = [sys.executable, "-m", "pytest", *options, *map(str, files)]
+        command = [sys.executable, "-m", "pytest", *PYTEST_OPTIONS, f"--junitxml={report}", *map(str, files)]
         try:
             launch(command, ROOT, dict(environment), timeout)
         except ng.ExternalError as error:

@@ -3,14 +3,13 @@
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import modal
 
 from nanogpt_lite.cloud import compiled_files
 from nanogpt_lite.cloud.calls import Call, LocalDict, SharedDict, call_id
-from nanogpt_lite.cloud.storage import MOUNT, MOUNT_VARIABLE, LocalStorage, Storage, Volume, VolumeStorage
+from nanogpt_lite.cloud.storage import LocalStorage, Storage, Volume, VolumeStorage, mount_dir
 
 RANKS_VARIABLE = "NANOGPT_RANKS"  # an environment variable: the number of ranks, if it is not that of the GPUs
 
@@ -20,12 +19,15 @@ def open_storage(volume: Volume) -> Storage:
     return LocalStorage() if modal.is_local() else VolumeStorage(volume)
 
 
-def keep_compiled(volume: Volume) -> AbstractContextManager[None]:
-    """Let a container use in the block what earlier ones compiled, and keep on this Volume what it compiles."""
-    if modal.is_local():
+def keep_compiled(volume: Volume, options: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Let a training use in the block what earlier ones compiled, and keep on this Volume what it compiles.
+
+    Nothing is read for a training that does not compile; whether one that is resumed does, its run says.
+    """
+    may_compile = options.get("compile") or options.get("compile_whole") or options.get("init_from") == "resume"
+    if modal.is_local() or not may_compile:
         return nullcontext()
-    data_mount = Path(os.environ.get(MOUNT_VARIABLE, MOUNT))
-    return compiled_files.kept_on(volume, compiled_files.archive_path(data_mount))
+    return compiled_files.keep(volume, compiled_files.archive_path(mount_dir()))
 
 
 def current_call(shared: SharedDict, options: Mapping[str, object]) -> Call:

@@ -38,6 +38,11 @@ class Volume(Protocol):
         """Load what other containers committed."""
 
 
+def mount_dir() -> Path:
+    """Where the Volume of texts and runs is mounted."""
+    return Path(os.environ.get(MOUNT_VARIABLE, MOUNT))
+
+
 class Storage(Protocol):
     """Where a job gets datasets and runs from, and stores what it made."""
 
@@ -116,7 +121,7 @@ class VolumeStorage:
     is_remote = True
 
     def __init__(self, volume: Volume, root: Path | None = None) -> None:
-        self.root, self.volume = root or Path(os.environ.get(MOUNT_VARIABLE, MOUNT)), volume
+        self.root, self.volume = root or mount_dir(), volume
 
     def text_source(self, dataset: str) -> str:
         if dataset in sources.DATASET_NAMES or "://" in dataset or Path(dataset).is_absolute():

@@ -47,7 +47,8 @@ def give_verdict(
     """
     is_falling = could_learn_more and _falls(curve)
     longer = f"train a new run for longer: {more_time}"
-    so_far = "" if _is_far(network_loss, baselines) else "normal so far: "
+    has_learned_nothing = network_loss >= min(baselines.unigram, math.log(vocab_size))
+    so_far = "" if has_learned_nothing or _is_far(network_loss, baselines) else "normal so far: "
     still_falling = f"{so_far}{_compare(loss, baselines)}, and still falling; {longer}"
     if loss < PREDICTABLE:
         verdict = (
@@ -56,7 +57,7 @@ def give_verdict(
         )
     elif is_falling and not has_recipe_steps:
         verdict = still_falling
-    elif network_loss >= min(baselines.unigram, math.log(vocab_size)):
+    elif has_learned_nothing:
         verdict = _explain_nothing_learned(baselines)
     elif not is_falling and (rise := _explain_rise(curve, _compare(loss, baselines))):
         verdict = rise

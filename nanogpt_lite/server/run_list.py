@@ -1,5 +1,6 @@
 """The runs as JSON: how far each is, and its checkpoints."""
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,8 +44,10 @@ def _describe_run(name: str, run: Run, entries: Sequence[Entry]) -> dict[str, An
 @functools.lru_cache(maxsize=CACHED_RUNS)
 def _read_progress(folder: Path, _version: str) -> dict[str, Any]:
     """What the files of a run say, which are read again when its metrics have changed."""
-    run = Run(folder)
-    return {**_progress(run.metrics), "data_sha256": run.data_sha256}
+    run, sha256 = Run(folder), ""
+    with contextlib.suppress(OSError):
+        sha256 = run.data_sha256
+    return {**_progress(run.metrics), "data_sha256": sha256}
 
 
 def _progress(records: Sequence[dict[str, Any]]) -> dict[str, Any]:

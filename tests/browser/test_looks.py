@@ -78,16 +78,20 @@ def fill_view(page, view):
         page.wait_for_selector("#view-time .panels .text")
 
 
-@pytest.mark.parametrize("view", ["write", "look", "train", "time"])
-def test_view_keeps_the_rules_of_axe_and_fits(browser, address, view):
-    """Light and dark, on a desk and on a phone, between which it changes as it is."""
+LOOKS = list(itertools.product((DESKTOP, PHONE), ("light", "dark")))
+
+
+@pytest.mark.parametrize(("view", "first"), list(zip(("write", "look", "train", "time"), LOOKS, strict=True)))
+def test_view_keeps_the_rules_of_axe_and_fits(browser, address, view, first):
+    """Light and dark, on a desk and on a phone, of which each is the first one of a view; then it changes as it is."""
     from axe_playwright_python.sync_playwright import Axe
 
-    with open_page(browser, address, view, viewport=DESKTOP, color_scheme="light") as page:
+    first = LOOKS[0] if PICTURES else first
+    with open_page(browser, address, view, viewport=first[0], color_scheme=first[1]) as page:
         fill_view(page, view)
         if PICTURES:
             page.screenshot(path=Path(PICTURES, f"page-{view}.png"), full_page=True)
-        for size, scheme in itertools.product((DESKTOP, PHONE), ("light", "dark")):
+        for size, scheme in (first, *LOOKS):
             page.set_viewport_size(size)
             page.emulate_media(color_scheme=scheme)
             found = Axe().run(page).response["violations"]

@@ -250,7 +250,7 @@ def test_without_a_run_the_page_offers_a_training_and_then_writes(browser, folde
         assert page.is_disabled("#model")
         start_training(page, "mine", {**SMALL, "max_iters": 20, "eval_interval": 10}, text="too short")
         page.wait_for_selector("text=The training of mine has ended with status 2.")
-        assert "error:" in page.text_content(".log")
+        page.wait_for_selector(".log:has-text('error:')")  # which is seen
         page.fill("#run-text", TEXT)
         page.click("text=Start the training")
         page.wait_for_selector("text=The training of mine has ended.")

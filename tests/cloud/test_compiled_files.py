@@ -42,28 +42,28 @@ def compiled_now():
 
 def test_the_next_container_has_what_was_compiled(start):
     volume, archive = start("first")
-    with compiled_files.kept_on(volume, archive):
+    with compiled_files.keep(volume, archive):
         assert compiled_now() == {}
         write("ab/kernel.so", "code")
         write("locks/kernel.lock", "")
     volume, archive = start("second")
-    with compiled_files.kept_on(volume, archive):
+    with compiled_files.keep(volume, archive):
         assert compiled_now() == {"ab/kernel.so": "code"}
         write("cd/other.so", "more")
     assert volume.commits == 1
     volume, archive = start("third")
-    with compiled_files.kept_on(volume, archive):
+    with compiled_files.keep(volume, archive):
         assert compiled_now() == {"ab/kernel.so": "code", "cd/other.so": "more"}
     assert volume.commits == 0, "nothing was compiled"
 
 
 def test_what_a_failed_training_compiled_is_kept(start):
     volume, archive = start("first")
-    with pytest.raises(KeyboardInterrupt), compiled_files.kept_on(volume, archive):
+    with pytest.raises(KeyboardInterrupt), compiled_files.keep(volume, archive):
         write("ab/kernel.so", "code")
         raise KeyboardInterrupt
     volume, archive = start("second")
-    with compiled_files.kept_on(volume, archive):
+    with compiled_files.keep(volume, archive):
         assert compiled_now() == {"ab/kernel.so": "code"}
 
 
@@ -71,7 +71,7 @@ def test_an_archive_does_not_grow_without_end(start, monkeypatch):
     monkeypatch.setattr(compiled_files, "MAX_BYTES", 10)
     for name in ("first", "second", "third"):
         volume, archive = start(name)
-        with compiled_files.kept_on(volume, archive):
+        with compiled_files.keep(volume, archive):
             write(f"{name}/kernel.so", "4 KB")
     with tarfile.open(archive) as stored:
         assert stored.getnames() == ["third/kernel.so"], "the first two were 8 bytes, with the third 12"
@@ -80,17 +80,18 @@ def test_an_archive_does_not_grow_without_end(start, monkeypatch):
 @pytest.mark.parametrize("damage", [b"no archive", b"", None])
 def test_a_damaged_archive_is_a_warning(start, damage):
     volume, archive = start("first")
-    with compiled_files.kept_on(volume, archive):
+    with compiled_files.keep(volume, archive):
         write("ab/kernel.so", "code" * 5000)
     (volume.shared / archive.name).write_bytes(
         (volume.shared / archive.name).read_bytes()[:9000] if damage is None else damage
     )
     volume, archive = start("second")
-    with pytest.warns(UserWarning, match=r"compiled\.tar cannot be read \(.+\); compiling anew"):
-        with compiled_files.kept_on(volume, archive):
-            write("ab/kernel.so", "new")
+    warned = pytest.warns(UserWarning, match=r"compiled\.tar cannot be read \(.+\); compiling anew")
+    with warned, compiled_files.keep(volume, archive):
+        assert compiled_now() == {}, "no part of it is used"
+        write("cd/other.so", "new")
     with tarfile.open(volume.shared / archive.name) as stored:
-        assert stored.getnames() == ["ab/kernel.so"]
+        assert stored.getnames() == ["cd/other.so"]
 
 
 def test_files_outside_of_the_folder_are_not_written(start, tmp_path):
@@ -99,7 +100,7 @@ def test_files_outside_of_the_folder_are_not_written(start, tmp_path):
     with tarfile.open(volume.shared / archive.name, "w") as stored:
         stored.add("evil", "../../evil")
     volume, archive = start("second")
-    with pytest.warns(UserWarning, match="cannot be read"), compiled_files.kept_on(volume, archive):
+    with pytest.warns(UserWarning, match="cannot be read"), compiled_files.keep(volume, archive):
         pass
     assert not (tmp_path / "evil").exists()
 
@@ -111,7 +112,7 @@ def test_a_volume_that_cannot_be_written_is_a_warning(start, monkeypatch):
     volume, archive = start("first")
     monkeypatch.setattr(volume, "commit", fail)
     with pytest.warns(UserWarning, match=r"compiled\.tar cannot be stored \(no such Volume\)"):
-        with compiled_files.kept_on(volume, archive):
+        with compiled_files.keep(volume, archive):
             write("ab/kernel.so", "code")
 
 
@@ -119,16 +120,27 @@ def test_the_archive_is_beside_the_mounted_texts_and_runs(start, monkeypatch):
     volume, _ = start("first")
     monkeypatch.setattr(modal, "is_local", lambda: False)
     monkeypatch.setenv(MOUNT_VARIABLE, str(volume.mount.parent / "data"))
-    monkeypatch.setattr(compiled_files, "MOUNT", volume.mount.name)
-    with container.keep_compiled(volume):
+    monkeypatch.setattr(compiled_files, "VOLUME_DIR", volume.mount.name)
+    with container.keep_compiled(volume, {"compile": True}):
         write("ab/kernel.so", "code")
     (archive,) = volume.shared.iterdir()
     assert archive.name.startswith("torch-2.")
 
 
+@pytest.mark.parametrize(
+    ("options", "is_read"),
+    [({}, False), ({"compile": False}, False), ({"compile_whole": True}, True), ({"init_from": "resume"}, True)],
+)
+def test_the_archive_is_read_for_a_training_that_may_compile(start, monkeypatch, options, is_read):
+    volume, _ = start("first")
+    monkeypatch.setattr(modal, "is_local", lambda: False)
+    with container.keep_compiled(volume, options):
+        assert (os.environ[compiled_files.CACHE_VARIABLE] != "replaced") == is_read
+
+
 def test_without_a_container_pytorch_keeps_it_where_it_always_does(start):
     volume, _ = start("first")
-    with container.keep_compiled(volume):
+    with container.keep_compiled(volume, {"compile": True}):
         assert os.environ[compiled_files.CACHE_VARIABLE] == "replaced"
     assert volume.commits == 0
 
@@ -143,7 +155,7 @@ from nanogpt_lite.cloud import compiled_files
 
 warnings.simplefilter("ignore")
 volume = FolderVolume(Path("mount"), Path("../shared"))
-with compiled_files.kept_on(volume, volume.mount / "compiled.tar"):
+with compiled_files.keep(volume, volume.mount / "compiled.tar"):
     options = {"max_iters": 2, "block_size": 8, "batch_size": 2, "n_layer": 2, "n_head": 2, "n_embd": 8}
     pipeline.train("../text.txt", preset="cpu", device="cpu", compile=True, **options)
 counters = torch._dynamo.utils.counters["inductor"]

@@ -196,7 +196,7 @@ def test_whole_command_on_a_cpu_with_a_nanogpt_whose_samples_fail(tmp_path):
 
 
 @pytest.mark.slow
-def test_gpu_tests_need_no_package_that_the_image_does_not_have(tmp_path):
+def test_gpu_tests_need_no_package_that_the_image_does_not_have(tmp_path, monkeypatch):
     names = ["torch", "numpy", "requests", "safetensors", "tqdm", "filelock", "tokenizers", "huggingface_hub"]
     env = only_installed(tmp_path / "site", *names, "matplotlib", "pytest", "hypothesis", "modal")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([env["PYTHONPATH"], str(ROOT)])}
@@ -204,6 +204,9 @@ def test_gpu_tests_need_no_package_that_the_image_does_not_have(tmp_path):
     files = [
         str(path) for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text(encoding="utf-8")
     ]
-    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-m", "gpu", *files]
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from gpu_tests import PYTEST_OPTIONS
+
+    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", *PYTEST_OPTIONS, *files]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -22,7 +22,7 @@ export class AttentionPanel {
     this.node = element("section", { "aria-label": "attention" },
       element("h3", {}, "Attention"),
       element("p", {}, "Before the chosen token came, the network stood at the token before it, and each head looked back from there. "
-        + "The arcs over the text are to what one head looked at. Of a matrix, a row is a token, and its columns are those that it looks at: the darker, the more."),
+        + "The arcs over the text are to what one head looked at. Of a matrix, a row is a token, and its columns are those that it looks at: the stronger its colour, the more."),
       element("p", {}, element("label", { for: "attention-layer" }, "Block "), this.layer,
         element("label", { for: "attention-head" }, " Head "), this.head),
       this.weights, this.matrices, headTable(reading.attention));
@@ -132,7 +132,7 @@ function headTable(attention) {
     { name: `block ${layer + 1}, head ${head + 1}`, shares: headShares(weights) })));
   const largest = POSITIONS.map((_, index) => Math.max(...heads.map(({ shares }) => shares[index])));
   const rows = heads.map(({ name, shares }) => element("tr", {}, element("th", { scope: "row" }, name),
-    ...shares.map((share, index) => element("td", heads.length > 1 && share === largest[index] ? { className: "largest" } : {}, percent(share)))));
+    ...shares.map((share, index) => element("td", heads.length > 1 && share > 0 && share === largest[index] ? { className: "largest" } : {}, percent(share)))));
   const head = element("tr", {}, ...["", ...POSITIONS].map((title) => (title ? element("th", { scope: "col" }, title) : element("td"))));
   return element("figure", {}, element("figcaption", {}, "Where each head looks from a token, on average over this text. Marked: the head that looks there most"),
     scroller("where each head looks", element("table", { className: "heads" }, element("thead", {}, head), element("tbody", {}, ...rows))));

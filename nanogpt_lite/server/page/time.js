@@ -50,13 +50,15 @@ export class TimeView {
   // The checkpoints that there are now; the slider stays at the one that is chosen.
   update() {
     fillSelect(this.run, state.runs.map(({ name }) => name));
-    const chosen = this.checkpoint?.model;
+    const chosen = this.checkpoint;
     this.checkpoints = joinEqual(state.run(this.run.value)?.checkpoints ?? []);
     this.controls.hidden = !this.checkpoints.length;
     this.empty.hidden = !this.controls.hidden;
     this.empty.textContent = this.run.value ? "No checkpoint of this run is known by its step yet." : "There is no run yet: start one in Train.";
     this.slider.max = String(Math.max(this.checkpoints.length - 1, 0));
-    this.slider.value = String(Math.max(this.checkpoints.findIndex(({ model }) => model === chosen), 0));
+    const same = this.checkpoints.findIndex(({ model }) => model === chosen?.model);
+    const ofStep = this.checkpoints.findLastIndex(({ step }) => step === chosen?.step); // `last` may be `best` by now
+    this.slider.value = String(Math.max(same === -1 ? ofStep : same, 0));
     this.move();
   }
 
@@ -104,6 +106,7 @@ export class TimeView {
     this.abort?.abort();
     this.move();
     const { checkpoint, body } = this;
+    say(this.status, "");
     if (!checkpoint || !body || this.texts.has(this.key(checkpoint))) return;
     const abort = this.abort = new AbortController();
     say(this.status, "writing");
@@ -111,7 +114,7 @@ export class TimeView {
     try {
       await streamText({ model: checkpoint.model, ...body }, abort.signal, (part) => {
         coming.text += part;
-        this.text.replaceChildren(...this.written(checkpoint));
+        this.text.replaceChildren(...this.written(this.checkpoint));
       });
       this.texts.set(coming.key, coming.text);
       say(this.status, "");

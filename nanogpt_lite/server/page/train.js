@@ -155,7 +155,7 @@ export class TrainView {
 
   draw() {
     if (!this.awaited) keepRuns([...this.chosen]);
-    this.comparison.textContent = compareTexts([...this.chosen].map((name) => state.run(name)), this.records);
+    this.comparison.textContent = compareTexts([...this.chosen].map((name) => state.run(name)).filter(Boolean), this.records);
     const isOne = this.chosen.size === 1;
     const losses = [], rates = [];
     [...this.chosen].forEach((name, index) => {
@@ -201,10 +201,12 @@ export class TrainView {
 // Whether the losses of runs can be compared, in words; empty for a single run.
 function compareTexts(runs, records) {
   if (runs.length < 2) return "";
-  const tokenizer = ({ name }) => records.get(name)?.records.findLast(({ kind }) => kind === "start")?.tokenizer;
-  const areSame = (values) => new Set(values).size === 1 && Boolean(values[0]);
-  if (!areSame(runs.map((run) => run.data_sha256))) return "These runs did not learn the same text, so their losses cannot be compared.";
-  if (!areSame(runs.map(tokenizer))) return "These runs cut their text into different tokens, so their losses per token cannot be compared.";
+  const texts = runs.map((run) => run.data_sha256);
+  const tokenizers = runs.map(({ name }) => records.get(name)?.records.findLast(({ kind }) => kind === "start")?.tokenizer);
+  if (!texts.every(Boolean)) return "It is not known whether these runs learned the same text.";
+  if (new Set(texts).size > 1) return "These runs did not learn the same text, so their losses cannot be compared.";
+  if (!tokenizers.every(Boolean)) return ""; // their records come in a moment
+  if (new Set(tokenizers).size > 1) return "These runs cut their text into different tokens, so their losses per token cannot be compared.";
   return "These runs learned the same text, so their losses can be compared: the lower one is better.";
 }
 
@@ -311,14 +313,19 @@ function lowest(evaluations) {
   return evaluations.reduce((best, other) => (best && best.val_loss <= other.val_loss ? best : other), null);
 }
 
-// Whether the val loss has risen since its lowest value, while the train loss fell, in words.
+// Whether the val loss has risen since its lowest value, while the train loss fell, in words. By the rule of the sentence
+// about the loss (`diagnosis/verdict.py`), so that both say the same.
 function overfitting(evaluations) {
   if (evaluations.length < 2) return "not known before the second evaluation";
   const best = lowest(evaluations), now = evaluations.at(-1);
   const risen = now.val_loss - best.val_loss;
   if (!(risen > 0)) return "no: the val loss is at its lowest";
   const above = `the val loss is ${number(risen, 4)} above its lowest`;
-  return risen > RISE && now.train_loss < best.train_loss ? `yes: ${above}, while the train loss has fallen` : `hardly: ${above}`;
+  if (risen <= RISE) return `hardly: ${above}`;
+  const later = evaluations.filter(({ step }) => step > best.step).map((evaluation) => evaluation.train_loss);
+  const mean = later.reduce((sum, loss) => sum + loss, 0) / later.length;
+  return mean < Math.max(best.train_loss, now.network_val_loss ?? now.val_loss) ? `yes: ${above}, while the train loss has fallen`
+    : `no, but ${above}, and the train loss has not fallen: the training does not get on`;
 }
 
 // A text, with what is between backticks as code.
@@ -358,7 +365,10 @@ class StartedTraining {
       say(this.status, said, hasFailed);
       if (hasFailed) this.printed.open = true;
     }
-    if (Boolean(isNew) !== this.isNew) this.printed.open = this.isNew = Boolean(isNew);
+    if (Boolean(isNew) !== this.isNew) {
+      this.isNew = Boolean(isNew);
+      this.printed.open = this.isNew || hasFailed;
+    }
     if (this.log.textContent !== log) {
       this.log.textContent = log;
       this.log.scrollTop = this.log.scrollHeight;
@@ -443,13 +453,14 @@ class TrainingForm {
     const source = this.dataset.value === OWN_TEXT ? { text: this.fileText ?? this.text.value } : { dataset: this.dataset.value };
     const options = Object.assign({}, ...this.parts.map((fields) => fields.values()));
     const preset = this.preset.value ? { preset: this.preset.value } : {};
+    const name = this.name.value;
     this.button.disabled = true;
     say(this.status, "starting");
     try {
-      await post("/api/trainings", { name: this.name.value, ...source, ...preset, options });
+      await post("/api/trainings", { name, ...source, ...preset, options });
       await state.refresh();
       say(this.status, "");
-      this.onStart(this.name.value);
+      this.onStart(name);
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       say(this.status, error.message, true);

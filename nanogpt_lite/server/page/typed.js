@@ -18,7 +18,10 @@ export function keep() {
 
 // The runs that are shown in Train.
 export const keepRuns = (names) => sessionStorage.setItem(RUNS, JSON.stringify(names));
-export const keptRuns = () => read(RUNS) ?? [];
+export function keptRuns() {
+  const names = read(RUNS);
+  return Array.isArray(names) ? names : [];
+}
 
 // Call it when all fields are there, with the options of selects. What a closed part has is shown.
 export function restore() {

@@ -14,7 +14,7 @@ export class WriteView {
     this.prompt = element("textarea", { id: "prompt", rows: 3, placeholder: "empty: the text begins after a line break" });
     this.fields = new Fields("write", state.options.sampling.filter(({ name }) => name !== "n"));
     this.compares = element("input", { type: "checkbox", id: "compare" });
-    this.other = element("select", { id: "other", "aria-label": "the second network", onchange: () => { this.isOtherChosen = true; } });
+    this.other = element("select", { id: "other", "aria-label": "the second network", onchange: () => { this.isOtherChosen = this.other.value !== anotherThan(state.model); } });
     this.stopButton = element("button", { type: "button", disabled: true, onclick: () => this.stop() }, "Stop");
     this.panels = element("div", { className: "panels" });
     this.earlier = element("details", { hidden: true }, element("summary", {}, "Texts before"));
@@ -36,7 +36,7 @@ export class WriteView {
 
   update() {
     fillSelect(this.other, state.models);
-    if (!this.isOtherChosen) this.other.value = state.models.find((name) => name !== state.model) ?? state.model;
+    if (!this.isOtherChosen) this.other.value = anotherThan(state.model);
   }
 
   // Write on from a text.
@@ -70,6 +70,8 @@ export class WriteView {
     if (this.abort === abort) this.stopButton.disabled = true;
   }
 }
+
+const anotherThan = (model) => state.models.find((name) => name !== model) ?? model;
 
 class Panel {
   constructor(model, prompt, fields, onLook) {
