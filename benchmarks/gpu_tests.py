@@ -15,7 +15,7 @@ from nanogpt_lite.errors import shorten
 
 ROOT = Path(__file__).resolve().parents[1]
 # without the options of pyproject.toml, which are for pytest-xdist: it need not be installed here
-PYTEST_OPTIONS = ["-m", "gpu", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts="]
+PYTEST_OPTIONS = ["-m", "gpu", "-p", "no:cacheprovider", "-o", "addopts="]
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,16 @@ class Outcome:
         return asdict(self)
 
 
+def files_with_gpu_tests() -> list[str]:
+    """The files that have tests for a GPU: others may need packages that are not here."""
+    return sorted(str(path) for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text("utf-8"))
+
+
 def run_gpu_tests(environment: Mapping[str, str], timeout: float) -> Outcome:
     """Run the tests that are marked `gpu`, for at most so many seconds."""
-    files = sorted(path for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text("utf-8"))
     with tempfile.TemporaryDirectory(prefix="gpu_tests_") as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", *PYTEST_OPTIONS, f"--junitxml={report}", *map(str, files)]
+        command = [sys.executable, "-m", "pytest", *PYTEST_OPTIONS, f"--junitxml={report}", *files_with_gpu_tests()]
         try:
             launch(command, ROOT, dict(environment), timeout)
         except ng.ExternalError as error:
