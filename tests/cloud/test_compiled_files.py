@@ -98,6 +98,7 @@ def test_files_outside_of_the_folder_are_not_written(start, tmp_path):
     volume, archive = start("first")
     Path("evil").write_text("evil", encoding="utf-8")
     with tarfile.open(volume.shared / archive.name, "w") as stored:
+        stored.add("evil", "ab/kernel.so")  # so that the folder is there
         stored.add("evil", "../../evil")
     volume, archive = start("second")
     with pytest.warns(UserWarning, match="cannot be read"), compiled_files.keep(volume, archive):
