@@ -155,7 +155,7 @@ from nanogpt_lite.api import pipeline
 from nanogpt_lite.cloud import compiled_files
 
 warnings.simplefilter("ignore")
-volume = FolderVolume(Path("mount"), Path("../shared"))
+volume = FolderVolume(Path("mount"), Path("../stored"))
 with compiled_files.keep(volume, volume.mount / "compiled.tar"):
     options = {"max_iters": 2, "block_size": 8, "batch_size": 2, "n_layer": 2, "n_head": 2, "n_embd": 8}
     pipeline.train("../text.txt", preset="cpu", device="cpu", compile=True, **options)
