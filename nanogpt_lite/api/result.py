@@ -6,10 +6,9 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nanogpt_lite.checkpoint import SUFFIX, checkpoint_file
 from nanogpt_lite.checkpoint.restore import load_weights
@@ -17,9 +16,10 @@ from nanogpt_lite.config import recipe
 from nanogpt_lite.config.options import TrainConfig
 from nanogpt_lite.data.batching import Tokens
 from nanogpt_lite.data.dataset import Dataset, val_text_size
+from nanogpt_lite.diagnosis.loss_trend import Evaluated
 from nanogpt_lite.diagnosis.measures import TextMeasures, measure_text
 from nanogpt_lite.diagnosis.ngram_baseline import NgramLosses, baseline_losses
-from nanogpt_lite.diagnosis.verdict import Evaluated, give_verdict
+from nanogpt_lite.diagnosis.verdict import give_verdict
 from nanogpt_lite.runs.run_folder import Run
 from nanogpt_lite.tracking.records import ResultRecord
 from nanogpt_lite.trainer import evaluation
@@ -51,7 +51,7 @@ class Comparison:
     ) -> str:
         """One sentence about a run; empty if its metrics hold no evaluation. `val_tokens`: those of `val_loss`."""
         evaluations = [record for record in run.metrics if record["kind"] == "eval"]
-        curve = [_evaluated_in_training(record) for record in evaluations]
+        curve = [Evaluated.from_record(record) for record in evaluations]
         if not curve:
             return ""
         last_step = curve[-1].step
@@ -188,12 +188,5 @@ def _losses_in_training(state: TrainState, out_dir: Path) -> Losses:
     if state.group.is_main_process:
         for record in Run(out_dir).metrics:
             if record["kind"] == "eval" and record["step"] == state.best_step:
-                network_loss = _evaluated_in_training(record).network_val_loss
+                network_loss = Evaluated.from_record(record).network_val_loss
     return Losses(state.best_val_loss, network_loss)
-
-
-def _evaluated_in_training(record: Mapping[str, Any]) -> Evaluated:
-    """The losses in a record of an evaluation, as JSON; versions before 0.3 say nothing about the network alone."""
-    network_loss = record.get("network_val_loss")
-    val_loss = record["val_loss"]
-    return Evaluated(record["step"], record["train_loss"], val_loss, val_loss if network_loss is None else network_loss)

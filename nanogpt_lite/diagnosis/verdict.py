@@ -2,26 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from statistics import fmean
-from typing import NamedTuple
 
+from nanogpt_lite.diagnosis.loss_trend import RISE, Evaluated, Trend, best_evaluation, val_loss_trend
 from nanogpt_lite.diagnosis.ngram_baseline import NgramLosses
 
-RISE = 0.01  # nats per token above the best loss: less is noise
 FALL = 0.005  # of the loss, in the last quarter of a run: less is the end of the curve
 FAR = 0.1  # of the loss of the 5-gram model; a network that trains well on a short text may be less above it
 FAR_NATS = 0.02  # per token, where that is less: of a text that is almost completely predictable
 PREDICTABLE = 0.01  # nats per token: the val split is in the train split
 FEW_VAL_TOKENS = 500  # the mean over so few depends on which ones they are, by a tenth of a nat and more
-
-
-class Evaluated(NamedTuple):
-    """An evaluation: its step, the mean train loss since the one before, and the val loss, in nats per token."""
-
-    step: int
-    train_loss: float
-    val_loss: float
-    network_val_loss: float  # of the network alone; without an n-gram expert the same
 
 
 def give_verdict(
@@ -94,21 +83,16 @@ def _falls(curve: Sequence[Evaluated]) -> bool:
     return losses[-1] == min(losses) and (not before or losses[-1] < before[-1] * (1 - FALL))
 
 
-def _best(curve: Sequence[Evaluated]) -> Evaluated:
-    return min(curve, key=lambda point: point.val_loss)
-
-
 def _explain_rise(curve: Sequence[Evaluated], compared: str) -> str:
     """What to say about a val loss that rose after its best step; empty if it did not."""
-    best, last = _best(curve), curve[-1]
-    if last.val_loss <= best.val_loss + RISE:
+    trend, best, last = val_loss_trend(curve), best_evaluation(curve), curve[-1]
+    if trend not in (Trend.OVERFITTING, Trend.STALLED):
         return ""
     facts = (
         f"since step {best.step}: the loss of the best checkpoint, which is used, is {compared}, and the last one is "
         f"{last.val_loss - best.val_loss:.2f} worse"
     )
-    later = fmean(point.train_loss for point in curve if point.step > best.step)
-    if later < max(best.train_loss, last.network_val_loss):
+    if trend == Trend.OVERFITTING:
         return f"overfitting {facts}. Give more text, fewer `max_iters`, or more `dropout`"
     return f"training did not get on {facts}, while the train loss did not fall. Give a lower `learning_rate`"
 

@@ -111,17 +111,33 @@ class NgramExpert(nn.Module):
             nodes.append(self._children(earlier, idx))
         return torch.stack(nodes, dim=2)
 
+    def context_lengths(self, contexts: Tensor) -> Tensor:
+        """The number of tokens (B, T), int64, of the longest context that was counted, of each of contexts (B, T, K).
+
+        0 if only the frequencies of single tokens say something about the next one.
+        """
+        was_counted = self.scales[contexts[..., 1:]] > 0
+        return was_counted.long().cumprod(-1).sum(-1)
+
     def mix(self, logits: Tensor, contexts: Tensor) -> Tensor:
         """The log-probabilities of the mixture (B, T, V), from the network's logits (B, T, V) in contexts (B, T, K)."""
-        candidates = torch.arange(self.vocab_size, device=logits.device).expand(logits.shape)
-        return self._mix(logits.float().log_softmax(-1), self.probabilities(contexts, candidates))
+        return self.mixture(logits.float().log_softmax(-1), self.distribution(contexts))
 
     def losses(self, logits: Tensor, contexts: Tensor, targets: Tensor) -> Tensor:
         """The mean losses of the mixture and of the network alone for targets (B, T), in nats per token, shape (2,)."""
         targets = targets[..., None]
         network = logits.float().log_softmax(-1).gather(2, targets)  # (B, T, 1)
-        mixture = self._mix(network, self.probabilities(contexts, targets))
+        mixture = self.mixture(network, self.probabilities(contexts, targets))
         return -torch.stack([mixture.mean(), network.mean()])
+
+    def mixture(self, network: Tensor, p: Tensor) -> Tensor:
+        """The logarithms of mixed probabilities, from those of the network, and from the expert's probabilities."""
+        return torch.logaddexp(network + torch.log1p(-self.weight), (p * self.weight).log())
+
+    def distribution(self, contexts: Tensor) -> Tensor:
+        """p_K of all tokens (B, T, V) in contexts (B, T, K), float32."""
+        candidates = torch.arange(self.vocab_size, device=contexts.device)
+        return self.probabilities(contexts, candidates.expand(*contexts.shape[:2], -1))
 
     def probabilities(self, contexts: Tensor, candidates: Tensor) -> Tensor:
         """p_K of candidates (B, T, M) in contexts (B, T, K), float32."""
@@ -138,10 +154,6 @@ class NgramExpert(nn.Module):
         after = nn.functional.pad(backoffs[:, 1:], (0, 1), value=1.0)
         seen = self.kept[nodes] * (self.scales[contexts] * after)[:, :, None]
         return seen.sum(1) + backoffs[:, :1] / self.vocab_size
-
-    def _mix(self, network: Tensor, p: Tensor) -> Tensor:
-        """The logarithms of mixed probabilities, from those of the network, and from the expert's probabilities."""
-        return torch.logaddexp(network + torch.log1p(-self.weight), (p * self.weight).log())
 
     def _children(self, nodes: Tensor, tokens: Tensor) -> Tensor:
         """The children of nodes by tokens; E + 1 where there is none."""

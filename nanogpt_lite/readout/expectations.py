@@ -23,9 +23,9 @@ from nanogpt_lite.readout.plain_forward import ForwardPass, TopTokens, forward_p
 FILTERS = {"temperature": (), "top_k": ("top_k",), "top_p": ("top_k", "top_p"), "min_p": ("top_k", "top_p", "min_p")}
 """For each stage of sampling, in their order, the filters that have been applied after it."""
 
-STAGES = ("network", "model", *FILTERS)
-"""The probabilities that are given for a next token: of the network alone, of what is sampled from (with the n-gram
-expert, if there is one), and after the temperature and each filter."""
+STAGES = ("network", "expert", "model", *FILTERS)
+"""The probabilities that are given for a next token: of the network alone, of the n-gram expert alone (if there is
+one), of what is sampled from (the mixture of both), and after the temperature and each filter."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,12 @@ class Expectation:
     """
 
     top_ids: Tensor  # (T, K): the likeliest tokens, before any filter
-    of_top: dict[str, Tensor]  # (T, K): their probabilities, at each of `STAGES`
-    of_following: dict[str, Tensor]  # (T,): the probability of the token that follows, at each of `STAGES`
+    of_top: dict[str, Tensor]  # (T, K): their probabilities, at each of `STAGES` that there is
+    of_following: dict[str, Tensor]  # (T,): the probability of the token that follows, at each of these stages
     surprise: Tensor  # (T,): -ln of the probability of the token that follows, in nats
     rank: Tensor  # (T,) int64: how many tokens are likelier than the one that follows
     expert_share: Tensor | None  # (T,): of the probability of the token that follows, the part of the n-gram expert
+    expert_context: Tensor | None  # (T,) int64: how many of the last tokens the n-gram expert knows as a context
     ngram_share: Tensor | None  # (T,): of what enters the first block, the part of the n-gram embeddings
 
 
@@ -90,26 +91,26 @@ def _expect(
     model: GPT, tokens: Tensor, following: Tensor, forward: ForwardPass, first: int, config: FilterConfig, top: int
 ) -> Expectation:
     """What is expected after `tokens` (T,) from `first` on. `following`: the tokens after them; the last may miss."""
-    logits, contexts = forward.logits[first:], None
-    network = logits.log_softmax(-1)  # (N, V)
-    log_probabilities = network
-    if model.expert is not None:
-        contexts = model.expert.contexts(tokens[None])[:, first:]  # (1, N, K)
-        log_probabilities = logits = model.expert.mix(logits[None], contexts)[0]
-    top_ids = top_tokens(log_probabilities.exp(), top).ids
+    logits = forward.logits[first:]
+    log_probabilities = logits.log_softmax(-1)  # (N, V)
+    stages = {"network": log_probabilities.exp()}
+    expert, context = model.expert, None
+    if expert is not None:
+        contexts = expert.contexts(tokens[None])[:, first:]  # (1, N, K)
+        context = expert.context_lengths(contexts)[0]
+        stages["expert"] = expert.distribution(contexts)[0]
+        log_probabilities = logits = expert.mixture(log_probabilities, stages["expert"])
+    stages["model"] = log_probabilities.exp()
+    top_ids = top_tokens(stages["model"], top).ids
     targets = following[first:, None]  # (N, 1), or (N - 1, 1) at the end of the text
     known = len(targets)
     chosen = log_probabilities[:known].gather(1, targets)
     rank = (log_probabilities[:known] > chosen).sum(1)
-    share = None
-    if model.expert is not None and contexts is not None:
-        by_expert = model.expert.probabilities(contexts[:, :known], targets[None])[0]
-        share = _pad((model.expert.weight * by_expert / chosen.exp())[:, 0], len(logits), math.nan)
     of_top, of_following = {}, {}
-    stages = {"network": network.exp(), "model": log_probabilities.exp()}
     for name, probabilities in itertools.chain(stages.items(), filter_stages(logits, config)):
         of_top[name] = probabilities.gather(1, top_ids)
         of_following[name] = _pad(probabilities[:known].gather(1, targets)[:, 0], len(logits), math.nan)
+    share = expert.weight * of_following["expert"] / of_following["model"] if expert is not None else None
     return Expectation(
         top_ids,
         of_top,
@@ -117,6 +118,7 @@ def _expect(
         surprise=_pad(-chosen[:, 0], len(logits), math.nan),
         rank=_pad(rank, len(logits), -1),
         expert_share=share,
+        expert_context=context,
         ngram_share=forward.ngram_share[first:] if forward.ngram_share is not None else None,
     )
 

@@ -28,8 +28,8 @@ class Reading:
     """What a network makes of a text of T tokens. Tensors are on the CPU, float32 unless they are ids or ranks (int64).
 
     Of each token: `surprise`, `rank`, `probabilities` and `expert_share` say how well the network had expected it. The
-    first token has none (NaN, and rank -1), as nothing comes before it. After each token: `next_tokens` and
-    `next_probabilities` say what the network expects next, without the text that follows.
+    first token has none (NaN, and rank -1), as nothing comes before it. After each token: `next_tokens`,
+    `next_probabilities` and `expert_context` say what the network expects next, without the text that follows.
 
     In a notebook, a `Reading` is shown as its text, coloured by surprise.
     """
@@ -40,6 +40,8 @@ class Reading:
     rank: Tensor  # (T,) int64: how many tokens the network held for likelier
     probabilities: dict[str, Tensor]  # of each of `STAGES`, (T,): the probability of the token
     expert_share: Tensor | None  # (T,): of the probability of the token, the n-gram expert's part; None without one
+    expert_context: Tensor | None  # (T,) int64: how many of the tokens up to this one the expert knows as a context
+    expert_weight: float | None  # of the n-gram expert in the mixture
     ngram_share: Tensor | None  # (T,): of what enters the first block, the n-gram embeddings' part; None without them
     next_tokens: list[list[str]]  # (T, K): the likeliest ones after each token, before any filter
     next_ids: Tensor  # (T, K) int64
@@ -91,6 +93,7 @@ class Reading:
         return {
             "text": self.text,
             "mean_surprise": _number(self.mean_surprise),
+            **({} if self.expert_weight is None else {"expert_weight": self.expert_weight}),
             "tokens": [self._token(position) for position in range(len(self.ids))],
         }
 
@@ -109,6 +112,7 @@ class Reading:
             "rank": int(self.rank[position]) if position else None,
             "probabilities": {name: _number(p[position].item()) for name, p in self.probabilities.items()},
             **{name: _number(tensor[position].item()) for name, tensor in shares.items() if tensor is not None},
+            **({} if self.expert_context is None else {"expert_context": int(self.expert_context[position])}),
             "next": following,
         }
 
@@ -165,14 +169,22 @@ def read_steps(
         windows.append(_on_cpu(window))
         expected.append(expectation)
         yield None
-    yield _reading(tokenizer, ids, idx, windows, expected)
+    weight = model.expert.weight.item() if model.expert is not None else None
+    yield _reading(tokenizer, ids, idx, windows, expected, weight)
 
 
 def _reading(
-    tokenizer: Tokenizer, ids: Ids, idx: Tensor, windows: list[Window], expected: Sequence[Expectation]
+    tokenizer: Tokenizer,
+    ids: Ids,
+    idx: Tensor,
+    windows: list[Window],
+    expected: Sequence[Expectation],
+    expert_weight: float | None,
 ) -> Reading:
     next_ids = torch.cat([e.top_ids for e in expected]).cpu()
+    stages = [name for name in STAGES if name in expected[0].of_top]
     expert_shares = [e.expert_share for e in expected if e.expert_share is not None]
+    expert_contexts = [e.expert_context for e in expected if e.expert_context is not None]
     ngram_shares = [e.ngram_share for e in expected if e.ngram_share is not None]
     decoder = tokenizer.decoder()
     tokens = [decoder.decode([number]) for number in ids.tolist()]
@@ -182,12 +194,14 @@ def _reading(
         ids=idx.cpu(),
         surprise=_of_tokens([e.surprise for e in expected], math.nan),
         rank=_of_tokens([e.rank for e in expected], -1),
-        probabilities={name: _of_tokens([e.of_following[name] for e in expected], math.nan) for name in STAGES},
+        probabilities={name: _of_tokens([e.of_following[name] for e in expected], math.nan) for name in stages},
         expert_share=_of_tokens(expert_shares, math.nan) if expert_shares else None,
+        expert_context=torch.cat(expert_contexts).cpu() if expert_contexts else None,
+        expert_weight=expert_weight,
         ngram_share=torch.cat(ngram_shares).cpu() if ngram_shares else None,
         next_tokens=[[tokenizer.decode([number]) for number in row] for row in next_ids.tolist()],
         next_ids=next_ids,
-        next_probabilities={name: torch.cat([e.of_top[name] for e in expected]).cpu() for name in STAGES},
+        next_probabilities={name: torch.cat([e.of_top[name] for e in expected]).cpu() for name in stages},
         windows=windows,
     )
 

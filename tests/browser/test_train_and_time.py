@@ -188,20 +188,35 @@ def test_time_begins_with_the_prompt_of_write(browser, address):
 
 
 @pytest.mark.parametrize(
-    ("val_losses", "reason", "state", "overfitting"),
+    ("val_losses", "train_change", "reason", "state", "overfitting"),
     [
-        ([2.0, 1.5, 1.4], "max_iters", "all its steps are done", "no: the val loss is at its lowest"),
-        ([2.0, 1.5, 1.6], "patience", "its val loss did not fall any more", "yes: the val loss is 0.1000 above its"),
-        ([2.0, 1.5, 1.509], "max_seconds", "its time was over", "hardly: the val loss is 0.0090 above its lowest"),
-        ([2.0], "target_loss", "its target_loss is reached", "not known before the second evaluation"),
+        ([2.0, 1.5, 1.4], -0.1, "max_iters", "all its steps are done", "no: the val loss is at its lowest"),
+        ([2.0, 1.5, 1.6], -0.1, "patience", "its val loss did not fall any more", "yes: the val loss is 0.1000 above"),
+        (
+            [2.0, 1.5, 1.6],
+            0.1,
+            "patience",
+            "its val loss did not fall any more",
+            "no, but the val loss is 0.1000 above",
+        ),
+        (
+            [2.0, 1.5, 1.509],
+            -0.1,
+            "max_seconds",
+            "its time was over",
+            "hardly: the val loss is 0.0090 above its lowest",
+        ),
+        ([2.0], -0.1, "target_loss", "its target_loss is reached", "not known before the second evaluation"),
     ],
 )
-def test_end_of_a_training_and_overfitting_are_said_in_words(browser, folder, val_losses, reason, state, overfitting):
+def test_end_of_a_training_and_overfitting_are_said_in_words(
+    browser, folder, val_losses, train_change, reason, state, overfitting
+):
     Path("runs/made").mkdir(parents=True)
     evaluations = [
         EvalRecord(
             step=10 * number,
-            train_loss=3.0 - number / 10,
+            train_loss=3.0 + train_change * number,
             val_loss=loss,
             best_val_loss=min(val_losses[:number]),
             is_best=loss == min(val_losses[:number]),

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 import shlex
 import subprocess
 import sys
@@ -57,7 +58,8 @@ def written(page):
 
 COLUMNS = {
     "network": "by the network alone",
-    "model": "with counted n-grams",
+    "expert": "by counted n-grams alone",
+    "model": "both, mixed",
     "temperature": "after temperature",
     "top_k": "after top_k",
     "top_p": "after top_p",
@@ -198,7 +200,10 @@ def check_distribution(page, reading, position):
         stage: [percent(value) for value in probabilities[position - 1].tolist()]
         for stage, probabilities in reading.next_probabilities.items()
     }
-    shown = ["network", *(stage for before, stage in itertools.pairwise(columns) if columns[stage] != columns[before])]
+    parallel = ["expert"] if "expert" in columns else []  # always shown; no later stage changes it
+    chain = [stage for stage in columns if stage != "expert"]
+    shown = ["network", *(stage for before, stage in itertools.pairwise(chain) if columns[stage] != columns[before])]
+    shown[1:1] = parallel
     titles = page.locator(".detail figure").first.locator("thead th").all_text_contents()
     assert titles == ["token", "chance to be drawn", "take this one", *(COLUMNS[stage] for stage in shown[:-1])]
     for place, row in enumerate(rows.all()):
@@ -226,7 +231,70 @@ def test_token_that_came_has_its_chance_also_if_others_were_likelier(browser, ad
         said = page.text_content(".detail p")
         assert f"Its probability was {percent(math.exp(-reading.surprise[position].item()))}" in said
         assert f"{reading.rank[position]} tokens were likelier" in said
-        assert f"Its chance to be drawn, with the options above, was {drawn}" in said
+        assert f"({drawn})" in page.locator(".why li").first.text_content()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_each_token_is_explained_by_chance_counts_and_the_blocks_of_the_network(browser, address, folder, name):
+    text = NETWORKS[name][0][:16]
+    text += text[::-1]  # so that some tokens are unlikely
+    reading = ng.inspect(run_of(name), text, device="cpu", threads=1, temperature=0.7, top_k=3)
+    seen = set()
+    with open_page(browser, address) as page:
+        page.click("nav >> text=Look inside")
+        set_options(page, "look", temperature=0.7, top_k=3)
+        reading_on_page(page, name, text)
+        for position in range(1, len(reading.tokens)):
+            page.locator(".tokens .token").nth(position).click()
+            chance, *counts, network = page.locator(".why li").all_text_contents()
+            seen |= {check_chance(chance, reading.probabilities["min_p"][position].item())}
+            seen |= {check_blocks(network, reading.lens, position, int(reading.ids[position]))}
+            assert len(counts) == (reading.expert_share is not None)
+            for sentence in counts:
+                check_counts(sentence, reading, position)
+        page.locator(".tokens .token").first.click()
+        assert page.locator(".why").count() == 0, "nothing comes before the first token"
+    assert {"drawn", "never"} <= seen
+
+
+def visible(text):
+    return text.replace(" ", "␣").replace("\n", "⏎") or "(part)"
+
+
+def check_chance(sentence, drawn):
+    if drawn == 0:
+        assert "the network never takes it here" in sentence
+        return "never"
+    assert ("the network always takes it" in sentence) == (drawn == 1)
+    if drawn < 1:
+        number = re.search(r"with the options above, (about )?(.*) give it \((.*)\)\.$", sentence)
+        assert number is not None
+        shares = {"fewer than 1": drawn < 0.005, "almost all": drawn >= 0.995}
+        assert shares.get(number[2], number[2] == str(round(100 * drawn)))
+        assert number[3] == percent(drawn)
+    return "drawn"
+
+
+def check_counts(sentence, reading, position):
+    known = int(reading.expert_context[position - 1])
+    context = visible("".join(reading.tokens[position - known : position]))
+    assert (f"what follows “{context}” in the text" in sentence) == (known > 0)
+    assert ("only how often each token occurs" in sentence) == (known == 0)
+    numbers = re.findall(r"[\d.]+ %", sentence)
+    p = {stage: percent(reading.probabilities[stage][position].item()) for stage in ("expert", "network", "model")}
+    weights = [percent(reading.expert_weight), percent(1 - reading.expert_weight)]
+    assert numbers == [p["expert"], p["network"], *weights, p["model"]]
+
+
+def check_blocks(sentence, lens, position, token):
+    """The block from which on the token is the likeliest, by the logit lens; 0 is its input, None is nowhere."""
+    is_likeliest = (lens.ids[:, position - 1, 0] == token).tolist()
+    first = next((layer for layer in range(len(is_likeliest)) if all(is_likeliest[layer:])), None)
+    said = re.search(r"from block (\d+) on", sentence)
+    assert ("not its first choice" in sentence) == (first is None)
+    assert ("from the beginning" in sentence) == (first == 0)
+    assert (int(said[1]) if said else None) == (first or None)
+    return first
 
 
 def check_heads(page, reading):

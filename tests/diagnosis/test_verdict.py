@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from nanogpt_lite.diagnosis.loss_trend import Evaluated
 from nanogpt_lite.diagnosis.ngram_baseline import NgramLosses
-from nanogpt_lite.diagnosis.verdict import FEW_VAL_TOKENS, Evaluated, give_verdict
+from nanogpt_lite.diagnosis.verdict import FEW_VAL_TOKENS, give_verdict
 
 BASELINES = NgramLosses(unigram=3.2, bigram=2.5, five_gram=2.0)
 HEALTHY = [(100, 2.4), (200, 2.0), (300, 1.802), (400, 1.8)]

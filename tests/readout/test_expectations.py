@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from nanogpt_lite.config.options import InspectConfig, SampleConfig
 from nanogpt_lite.generation.generate import generate
 from nanogpt_lite.generation.sampling import sample_token
+from nanogpt_lite.model.ngram_counts import count_ngrams
 from nanogpt_lite.readout.expectations import FILTERS, STAGES, filter_stages, read_windows, windows
 
 BLOCK_SIZE = 16  # of the variants
@@ -94,6 +95,27 @@ def test_the_share_of_the_expert_is_what_the_network_alone_leaves():
     assert expectations(random_variant({}), idx)[0].expert_share is None
 
 
+def test_the_context_of_the_expert_is_the_longest_that_it_has_counted():
+    """One that stands in its text twice; never longer than its n-grams, nor than what was read."""
+    model = random_variant(EXPERT)
+    order, text = model.expert.order, [1, 2, 3, 4, 5, 1, 2, 3, 4, 6, 2, 3]
+    model.expert.set_counts(count_ngrams(torch.tensor(text), VOCAB, order))
+
+    def counted(context):
+        n = len(context)
+        return sum(text[start : start + n] == context for start in range(len(text) - n)) >= 2
+
+    for start in range(len(text)):
+        read = [*text[start:], 9, 2, 3, 4]
+        (expected,) = expectations(model, torch.tensor(read))
+        lengths = [
+            max(n for n in range(min(order, end + 2)) if n == 0 or counted(read[end + 1 - n : end + 1]))
+            for end in range(len(read))
+        ]
+        assert expected.expert_context.tolist() == lengths
+    assert expectations(random_variant({}), torch.tensor(text))[0].expert_context is None
+
+
 def test_the_likeliest_tokens_have_the_probabilities_of_the_network_and_of_the_mixture():
     model, idx = random_variant(EXPERT), random_ids(1, 12, vocab_size=4)[0]
     (expected,) = expectations(model, idx, top=VOCAB + 5)
@@ -102,6 +124,8 @@ def test_the_likeliest_tokens_have_the_probabilities_of_the_network_and_of_the_m
     assert expected.top_ids.shape == (12, VOCAB), "no more than there are"
     torch.testing.assert_close(mixture.gather(1, expected.top_ids), expected.of_top["model"])
     torch.testing.assert_close(network.gather(1, expected.top_ids), expected.of_top["network"])
+    counts = (mixture - (1 - model.expert.weight) * network) / model.expert.weight
+    torch.testing.assert_close(counts.gather(1, expected.top_ids), expected.of_top["expert"])
     assert (expected.of_top["model"].diff(dim=1) <= 0).all()
     torch.testing.assert_close(expected.of_top["model"].sum(1), torch.ones(12))
 

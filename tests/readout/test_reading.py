@@ -113,12 +113,16 @@ def test_the_json_form_has_all_tokens_and_only_numbers_of_json(options):
     assert "".join(token["token"] for token in content["tokens"]) == content["text"] == TEXT
     assert [token["id"] for token in content["tokens"]] == reading.ids.tolist()
     assert content["tokens"][3]["surprise"] == pytest.approx(reading.surprise[3].item())
-    assert {"token", "id", *STAGES} == set(content["tokens"][0]["next"][0])
+    stages = [stage for stage in STAGES if options or stage != "expert"]
+    assert list(content["tokens"][0]["next"][0]) == ["token", "id", *stages]
     assert content["tokens"][5]["next"][1]["top_k"] == pytest.approx(reading.next_probabilities["top_k"][5, 1].item())
     assert content["tokens"][3]["probabilities"]["model"] == pytest.approx(math.exp(-reading.surprise[3].item()))
-    assert content["tokens"][0]["probabilities"] == dict.fromkeys(STAGES)
-    has_shares = {"expert_share", "ngram_share"} <= set(content["tokens"][1])
-    assert has_shares == bool(options)
+    assert content["tokens"][0]["probabilities"] == dict.fromkeys(stages)
+    of_parts = {"expert_share", "ngram_share", "expert_context"} & set(content["tokens"][1])
+    assert len(of_parts) == (3 if options else 0)
+    assert content.get("expert_weight") == (pytest.approx(0.4) if options else None)
+    contexts = [token.get("expert_context") for token in content["tokens"]]
+    assert contexts == (reading.expert_context.tolist() if options else [None] * len(TEXT))
 
 
 def test_html_holds_the_text_as_text():

@@ -265,7 +265,9 @@ def test_runs_have_states_and_their_checkpoints_in_the_order_of_steps(several):
         assert [step for step, _ in losses] == [10, 20]
         assert (a["evaluations"], a["best_val_loss"]) == (losses, min(loss for _, loss in losses))
         assert a["data_sha256"] == hashlib.sha256(TEXT.encode()).hexdigest() == runs["bottles-1"]["data_sha256"]
+        assert a["trend"] == "lowest", "the second of two evaluations is the lowest"
         begun = runs["begun"]
+        assert begun["trend"] is None
         assert (begun["models"], begun["checkpoints"], begun["evaluations"], begun["verdict"]) == ([], [], [], None)
         assert (begun["max_iters"], begun["best_val_loss"], begun["is_finished"]) == (20, None, False)
         with lock_run(several.out_dir.parent / "begun"):

@@ -5,16 +5,19 @@ import { AttentionPanel } from "./attention.js";
 import { element, glossary, number, percent, say, scroller, visible, WORDS } from "./dom.js";
 import { Fields, FILTERS } from "./fields.js";
 import { state } from "./state.js";
+import { explain } from "./why.js";
 
 const LEVELS = [0.5, 1, 2, 4]; // nats; the colours are those of the terminal
 const STAGES = { // of sampling, in their order: the heads of columns
   network: "by the network alone",
-  model: "with counted n-grams",
+  expert: "by counted n-grams alone",
+  model: "both, mixed",
   temperature: "after temperature",
   top_k: "after top_k",
   top_p: "after top_p",
   min_p: "after min_p",
 };
+const LAST_STAGE = Object.keys(STAGES).at(-1);
 const DRAWN = "chance to be drawn"; // the last stage
 const STEPS = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1, Home: -Infinity, End: Infinity }; // by key
 const LENS_TOKENS = 4; // of each layer
@@ -157,7 +160,8 @@ class Reading {
     const title = token ? `“${visible(token.token)}”` : "What comes next";
     const expected = position > 0 ? this.reading.tokens[position - 1].next : null;
     return [
-      element("h3", {}, title), element("p", {}, token ? this.describeToken(token) : ""),
+      element("h3", {}, title), element("p", {}, token ? describeToken(token) : ""),
+      ...(expected && token ? explain(this.reading, position, token.probabilities[LAST_STAGE]) : []),
       ...(expected ? [this.expectations(expected, position)] : []),
       ...(this.reading.lens && position > 0 ? [lensTable(this.reading.lens, position - 1)] : []),
       ...(typeof token?.ngram_share === "number" ? [element("p", {},
@@ -165,25 +169,16 @@ class Reading {
     ];
   }
 
-  describeToken({ surprise, rank, probabilities, expert_share: share }) {
-    if (surprise === null) return "Nothing comes before the first token, so it has no surprise.";
-    const likelier = rank === 0 ? "no token was" : rank === 1 ? "one token was" : `${rank} tokens were`;
-    const drawn = probabilities[Object.keys(STAGES).at(-1)];
-    const changed = percent(drawn) === percent(probabilities.model) ? "" : ` Its chance to be drawn, with the options above, was ${percent(drawn)}.`;
-    const counts = typeof share === "number" ? ` ${percent(share)} of its probability came from the counted n-grams.` : "";
-    return `Its probability was ${percent(probabilities.model)}, which is a surprise of ${number(surprise)} nats; ${likelier} likelier.${changed}${counts}`;
-  }
-
   // The likeliest tokens at a position, and the one that came: the chance to be drawn, and each stage that changes it.
   expectations(expected, position) {
     const actual = this.reading.tokens[position];
     const isListed = !actual || expected.some(({ id }) => id === actual.id);
     const candidates = isListed ? expected : [...expected, { token: actual.token, id: actual.id, ...actual.probabilities }];
-    const all = Object.keys(STAGES);
+    const all = Object.keys(STAGES).filter((stage) => stage !== "expert"), hasExpert = "expert" in candidates[0];
     const stages = all.filter((stage, index) => index === 0 || candidates.some((token) => percent(token[stage]) !== percent(token[all[index - 1]])));
-    const hasExpert = typeof this.reading.tokens[1]?.expert_share === "number";
     const unused = all.filter((stage) => !stages.includes(stage) && (stage !== "model" || hasExpert));
     const last = stages.pop(), earlier = stages;
+    if (hasExpert) earlier.splice(1, 0, "expert");
     const before = this.reading.tokens.slice(0, position).map(({ token }) => token).join("");
     const titles = ["token", DRAWN, "take this one", ...earlier.map((stage) => STAGES[stage])];
     const head = element("tr", {}, ...titles.map((title) => element("th", { scope: "col" }, title)));
@@ -201,6 +196,12 @@ class Reading {
     return element("figure", {}, element("figcaption", {}, `What the network expected here.${how}${rest}${came} “write on” takes another token, and writes on from there.`),
       scroller("expected tokens", element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows))));
   }
+}
+
+function describeToken({ surprise, rank, probabilities }) {
+  if (surprise === null) return "Nothing comes before the first token, so it has no surprise.";
+  const likelier = rank === 0 ? "no token was" : rank === 1 ? "one token was" : `${rank} tokens were`;
+  return `Its probability was ${percent(probabilities.model)}, which is a surprise of ${number(surprise)} nats; ${likelier} likelier.`;
 }
 
 function legend() {
