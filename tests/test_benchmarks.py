@@ -6,18 +6,20 @@ The benchmarks of any text and of launches have tests of their own: test_any_tex
 import gzip
 import hashlib
 import io
+import json
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import nanogpt_lite as ng
-from nanogpt_lite.config.options import TrainConfig, is_tokenizer_name
+from nanogpt_lite.config.options import NetworkConfig, TrainConfig, is_tokenizer_name
 from nanogpt_lite.data import download, sources
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -34,6 +36,7 @@ def benchmarks_on_path(monkeypatch):
         "ablation",
         "any_text",
         "curves",
+        "decode_floor",
         "launches",
         "loss_curves",
         "on_gpu",
@@ -265,6 +268,27 @@ def test_failed_download_is_reported_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "run", fail)
     with pytest.raises(ng.ExternalError, match=r"fortunes-bg=1.4: E: Version '1.4' was not found\. .*--update"):
         texts.download("fortunes-bg", tmp_path / "package", update=False)
+
+
+def test_floor_of_decoding_from_end_to_end(tmp_path, monkeypatch):
+    import decode_floor
+
+    monkeypatch.setattr(decode_floor, "NetworkConfig", partial(NetworkConfig, n_layer=2, n_embd=128, n_head=2))
+    out = tmp_path / "table"
+    monkeypatch.setattr(sys, "argv", ["x", "--tokens", "33", "--repeats", "1", "--out", str(out)])
+    assert decode_floor.main() == 0
+    rows = json.loads(out.with_suffix(".json").read_text())["rows"]
+    assert [row["format"] for row in rows] == ["float32", "int8"]
+    for row in rows:
+        assert set(row["ms"]) == {"sample", "modules", "step", "products"}
+        operators = row["operators"]
+        assert operators["modules"] > operators["step"] > operators["products"]
+        product = {"float32": "aten::bmm", "int8": "aten::_weight_int8pack_mm"}[row["format"]]
+        assert row["trace"]["products"][product]["calls"] == pytest.approx(2 * 4), "four in each block"
+    assert rows[0]["operators"]["step"] == 2 * 9 + 3, "the sum of two embeddings, the last norm, the output"
+    assert out.with_suffix(".md").read_text().count("operators per token") == 6
+    monkeypatch.setattr(sys, "argv", ["x", "--tokens", "1000"])
+    assert decode_floor.main() == 2
 
 
 @pytest.mark.slow
