@@ -38,7 +38,7 @@ from nanogpt_lite.server.generation_queue import GenerationQueue
 from nanogpt_lite.server.page_files import PageFiles
 from nanogpt_lite.server.run_catalog import Entry, RunCatalog
 from nanogpt_lite.server.run_list import describe_runs
-from nanogpt_lite.server.trainings import Trainings, dataset_names
+from nanogpt_lite.server.trainings import TRAINING_DEFAULTS, Trainings, dataset_names
 
 
 def make_application(
@@ -118,6 +118,7 @@ class Server:
         more = {
             "datasets": datasets,
             "can_train": self.settings.training,
+            "training_defaults": TRAINING_DEFAULTS,
             "default_preset": recipe.default_preset(device.type),
             "version": __version__,
         }

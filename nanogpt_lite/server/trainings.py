@@ -28,7 +28,10 @@ from nanogpt_lite.runs.run_progress import is_training
 LOG_FILE = "training.log"
 LOG_CHARACTERS = 4000  # of the end of a log, which are shown
 STOP_SIGNAL: int = getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM)  # the first one on Windows
-SAMPLE_INTERVAL = 50  # steps; a training whose options do not say it shows samples on the page
+TRAINING_DEFAULTS: Mapping[str, Value] = {  # of a training that the page starts, which shows samples and early weights
+    "sample_interval": 50,
+    "keep_early": KEPT_EARLY,
+}
 
 
 class TrainingBusyError(Exception):
@@ -69,8 +72,7 @@ class Trainings:
                 with files.atomic_write(text) as temporary:
                     temporary.write_bytes(asked.text.encode())
             preset = {"preset": asked.preset} if asked.preset else {}
-            options = {"sample_interval": SAMPLE_INTERVAL, **asked.options}
-            self._launch(asked.name, folder, {"dataset": dataset, **preset, **options})
+            self._launch(asked.name, folder, {"dataset": dataset, **preset, **TRAINING_DEFAULTS, **asked.options})
 
     def resume(self, name: str, run: Run, options: Mapping[str, Value]) -> None:
         """Continue a run. `TrainingBusyError`; `ExternalError` if its log cannot be written."""
@@ -78,7 +80,7 @@ class Trainings:
             self.require_idle()
             if is_training(run):
                 raise TrainingBusyError(f"another process trains {name}; press Ctrl-C there first, or wait")
-            self._launch(name, run.out_dir, {"init_from": "resume", **options})
+            self._launch(name, run.out_dir, {"init_from": "resume", "keep_early": KEPT_EARLY, **options})
 
     def stop(self, name: str) -> bool:
         """Ask the training of a run to save its state and end. False if this is not the training that runs."""
@@ -109,7 +111,7 @@ class Trainings:
             raise TrainingBusyError(f"the training of {self._name} is still running; stop it first, or wait")
 
     def _launch(self, name: str, folder: Path, options: Mapping[str, Value]) -> None:
-        options = {"out_dir": folder.as_posix(), "keep_early": KEPT_EARLY, **self._options, **options}
+        options = {"out_dir": folder.as_posix(), **self._options, **options}
         words = [f"--{option}={value}" for option, value in options.items()]
         with (folder / LOG_FILE).open("ab") as log:
             self._process = subprocess.Popen(

@@ -1,13 +1,14 @@
 """The weights of the network after a few steps, most of them early ones, kept to see how it learns.
 
-They are files for `load` and `sample`, much smaller than checkpoints: without the state of the optimizer, and without
-the counts of an n-gram expert, which are the same from the first step on. `checkpoint_writer` writes them.
+They are files for `load` and `sample`, much smaller than checkpoints: in float16, without the state of the optimizer,
+and without the counts of an n-gram expert, which are the same from the first step on. `checkpoint_writer` writes them.
 """
 
 import dataclasses
 import math
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from nanogpt_lite.checkpoint import EARLY_WEIGHTS, SUFFIX
@@ -15,16 +16,20 @@ from nanogpt_lite.checkpoint.metadata import CheckpointMetadata
 from nanogpt_lite.trainer.state import TrainState, make_metadata
 
 FIRST_STEP = 5
+KEPT_DTYPE = torch.float16  # half the size, so that twice as many fit; texts and losses hardly differ
 
 
 def is_due(state: TrainState) -> bool:
     """Whether the weights after the present step are kept, unless there are as many as the limit allows.
 
-    They are at steps in equal ratios of at least two, so that the one after the last would be at `max_iters`.
+    They are at steps in equal ratios of at least two, so that the one after the last would be at `max_iters`. If the
+    last checkpoint has an n-gram expert, the network alone is kept there too, to be compared with the early ones.
     """
     config, step = state.config, state.step
     if step < FIRST_STEP or not (most := max_files(state)):
         return False
+    if step == config.max_iters and state.model.expert is not None:
+        return True
     ratio: float = max(2.0, (config.max_iters / FIRST_STEP) ** (1 / most))
     index = round(math.log(step / FIRST_STEP, ratio))
     return step == round(FIRST_STEP * ratio**index)
@@ -40,7 +45,8 @@ def max_files(state: TrainState) -> int:
     """How many files the limit allows."""
     if not state.config.keep_early:
         return 0
-    return int(state.config.keep_early * 1e6 // sum(parameter.nbytes for parameter in state.model.parameters()))
+    parameters = sum(parameter.numel() for parameter in state.model.parameters())
+    return int(state.config.keep_early * 1e6 // (parameters * KEPT_DTYPE.itemsize))
 
 
 def file_name(step: int) -> str:
@@ -49,8 +55,16 @@ def file_name(step: int) -> str:
 
 
 def weights(state: TrainState) -> tuple[dict[str, Tensor], CheckpointMetadata]:
-    """What the file holds: the parameters, and metadata of a network without an n-gram expert."""
+    """What the file holds: the parameters in float16, and metadata of a network without an n-gram expert.
+
+    A parameter with values that float16 does not have stays as it is.
+    """
     metadata = make_metadata(state)
     config = metadata.config.replace({"ngram_expert": 0, "ngram_expert_weight": 0.0})
-    tensors: dict[str, Tensor] = {f"model.{name}": parameter for name, parameter in state.model.named_parameters()}
+    tensors = {f"model.{name}": _as_kept(parameter.detach()) for name, parameter in state.model.named_parameters()}
     return tensors, dataclasses.replace(metadata, config=config)
+
+
+def _as_kept(parameter: Tensor) -> Tensor:
+    kept = parameter.to(KEPT_DTYPE)
+    return kept if bool(kept.isfinite().all()) else parameter

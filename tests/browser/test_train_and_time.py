@@ -83,6 +83,11 @@ def points_on_page(page, curves):
     return [(name, int(step), float(value)) for name, step, value in cells]
 
 
+def rounded(points):
+    """As the table shows them: with seven digits."""
+    return [(name, step, float(f"{value:.7g}")) for name, step, value in points]
+
+
 def expected_points(name, prefix=""):
     evaluations = records(name, "eval")
     points = [(f"{prefix}val loss", record["step"], record["val_loss"]) for record in evaluations]
@@ -90,7 +95,7 @@ def expected_points(name, prefix=""):
     if not prefix:  # of a run that is shown alone
         alone = [(record["step"], record.get("network_val_loss")) for record in evaluations]
         points += [("val loss of the network alone", step, loss) for step, loss in alone if loss is not None]
-    return points
+    return rounded(points)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +115,7 @@ def test_curves_have_the_points_of_the_records(browser, address, name):
         page.wait_for_selector(f"h3:text-is('{name}')")
         assert points_on_page(page, 0) == expected_points(name)
         rates = [("learning rate", record["step"], record["learning_rate"]) for record in records(name, "step")]
-        assert points_on_page(page, 1) == rates
+        assert points_on_page(page, 1) == rounded(rates)
         (result,) = records(name, "result")
         assert page.text_content(".verdict") == f"Is my loss normal? {result['verdict'].replace('`', '')}"
         page.click("text=What it wrote on the way")
@@ -142,6 +147,37 @@ def test_runs_can_be_compared_also_after_a_reload(browser, address):
         wait_until(page, "document.querySelector('.curves')?.ariaLabel?.includes('gpt2')")
         expected = [point for name in ("default", "bpe", "gpt2") for point in expected_points(name, f"{name}: ")]
         assert sorted(points_on_page(page, 0)) == sorted(expected)
+        for row, name in zip(page.locator("table.comparison tbody tr").all(), ("default", "bpe", "gpt2"), strict=True):
+            (result,) = records(name, "result")
+            best = f"{min(record['val_loss'] for record in records(name, 'eval')):.4f}"
+            cells = row.locator("td").all_text_contents()
+            assert (row.locator("th").text_content(), cells[0], cells[1]) == (name, "finished", best)
+            assert cells[2].startswith(("no: the val loss is at its lowest", "hardly: ", "yes: "))
+            assert cells[3] == result["verdict"].replace("`", "")
+        page.uncheck("#show-run-bpe")
+        page.uncheck("#show-run-gpt2")
+        assert page.locator("table.comparison").count() == 0
+
+
+def test_legend_has_a_loss_only_at_a_step_of_its_curve(browser, address):
+    losses = {record["step"]: record["val_loss"] for record in records("default", "eval")}
+    train_losses = {record["step"]: record["loss"] for record in records("default", "step")}
+    with open_page(browser, address, "train") as page:
+        page.wait_for_selector(".facts dd")
+        over = page.locator("#view-train figure .u-over").first
+        over.scroll_into_view_if_needed()
+        box = over.bounding_box()
+        shown = {}
+        for place in range(1, 100, 3):
+            page.mouse.move(box["x"] + box["width"] * place / 100, box["y"] + 20)
+            values = page.locator("#view-train figure .u-legend").first.locator(".u-value").all_text_contents()
+            shown[int(values[0])] = values[1:3]
+    assert len(shown) > 5
+    assert set(losses) & set(shown), "a step of an evaluation is among them"
+    assert set(shown) - set(losses), "and one of none"
+    for step, (val_loss, train_loss) in shown.items():
+        assert val_loss == (f"{losses[step]:.4f}" if step in losses else "–")
+        assert train_loss == (f"{train_losses[step]:.4f}" if step in train_losses else "–")
 
 
 @pytest.mark.parametrize("name", list(NETWORKS)[:4])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from browser_page import open_browser, open_page, wait_until
 from conftest import TEXT, wait_for
 from page_networks import NETWORKS, PROMPTS, folder
@@ -246,8 +247,9 @@ def test_each_token_is_explained_by_chance_counts_and_the_blocks_of_the_network(
         reading_on_page(page, name, text)
         for position in range(1, len(reading.tokens)):
             page.locator(".tokens .token").nth(position).click()
-            chance, *counts, network = page.locator(".why li").all_text_contents()
-            seen |= {check_chance(chance, reading.probabilities["min_p"][position].item())}
+            chance, *counts, network, attention = page.locator(".why li").all_text_contents()
+            assert attention.endswith("see Attention, below.")
+            seen |= {check_chance(chance, {stage: p[position].item() for stage, p in reading.probabilities.items()})}
             seen |= {check_blocks(network, reading.lens, position, int(reading.ids[position]))}
             assert ("the last few tokens" in network) <= (reading.ngram_share is not None)
             assert len(counts) == (reading.expert_share is not None)
@@ -262,16 +264,24 @@ def visible(text):
     return text.replace(" ", "␣").replace("\n", "⏎") or "(part)"
 
 
-def check_chance(sentence, drawn):
+def check_chance(sentence, probabilities):
+    drawn = probabilities["min_p"]
     if drawn == 0:
         assert "the network never takes it here" in sentence
         return "never"
     assert ("the network always takes it" in sentence) == (drawn == 1)
     if drawn < 1:
-        number = re.search(r"with the options above, (about )?(.*) give it\.$", sentence)
+        number = re.search(r"of 100 draws at this place, (about )?(.*) give it\.(.*)$", sentence)
         assert number is not None
         shares = {"fewer than 1": drawn < 0.005, "almost all": drawn >= 0.995}
         assert shares.get(number[2], number[2] == str(round(100 * drawn)))
+        shown = [percent(probabilities[stage]) for stage in ("model", "temperature", "top_k", "top_p", "min_p")]
+        names = ["temperature", "top_k", "top_p", "min_p"]
+        changes = [
+            name for name, (before, after) in zip(names, itertools.pairwise(shown), strict=True) if before != after
+        ]
+        by = f" Its probability of {shown[0]} became {shown[-1]} by {' and '.join(changes)}, an option above."
+        assert number[3] == (by if changes else "")
     return "drawn"
 
 
@@ -292,13 +302,17 @@ def check_blocks(sentence, lens, position, token):
     first = next((layer for layer in range(len(is_likeliest)) if all(is_likeliest[layer:])), None)
     said = re.search(r"from block (\d+) on", sentence)
     assert ("not its first choice" in sentence) == (first is None)
-    assert ("before block 1 already" in sentence) == (first == 0)
+    assert ("even before block 1" in sentence) == (first == 0)
     assert (int(said[1]) if said else None) == (first or None)
     return first
 
 
 def check_heads(page, reading):
-    """The table of where each head looks: shares of places, on average over the tokens. The largest are marked."""
+    """The table of where each head looks: shares of places, on average over the tokens. The largest are marked.
+
+    From a tenth on, and from nine tenths of the largest one on: a share of 37 % is as large as another of 37 %.
+    """
+    every = []
     weights = reading.attention
     _, H, T, _ = weights.shape
     for number, row in enumerate(page.locator("table.heads tbody tr").all()):
@@ -307,14 +321,25 @@ def check_heads(page, reading):
         before, two_before = head.diagonal(-1).sum() / T, head.diagonal(-2).sum() / T
         first = head[3:, 0].sum() / T
         places = [itself, before, two_before, first, 1 - itself - before - two_before - first]
+        every.append([place.item() if isinstance(place, torch.Tensor) else place for place in places])
         shown = [float(text.removesuffix(" %")) for text in row.locator("td").all_text_contents()]
         assert shown == pytest.approx([100 * value.item() for value in places], abs=0.51)
-    shares = [row.locator("td").all_text_contents() for row in page.locator("table.heads tbody tr").all()]
-    for column, largest in enumerate(zip(*shares, strict=True)):
-        marked = page.locator(f"table.heads tbody td.largest:nth-child({column + 2})").all_text_contents()
-        shown = [float(text.removesuffix(" %")) for text in largest]
-        assert set(marked) == ({largest[shown.index(max(shown))]} if max(shown) else set())
-        assert 1 <= len(marked) <= 2 or not max(shown), "the largest, and what is as large before rounding"
+    marked = [
+        [number for number, row in enumerate(page.locator("table.heads tbody tr").all()) if is_marked(row, column)]
+        for column in range(5)
+    ]
+    for column, shares in enumerate(zip(*every, strict=True)):
+        largest = [number for number, share in enumerate(shares) if share >= 0.1 and share >= 0.9 * max(shares)]
+        assert marked[column] == (largest if len(shares) > 1 else [])
+    said = page.text_content("figure:has(table.heads) figcaption")
+    names = [f"block {number // H + 1}, head {number % H + 1}" for number in marked[1]]
+    assert ("look at the token one before" in said.replace("looks", "look")) == bool(names)
+    assert all(name in said for name in names)
+    assert ("less than half" in said) == (bool(names) and max(shares[1] for shares in every) < 0.5)
+
+
+def is_marked(row, column):
+    return row.locator("td").nth(column).get_attribute("class") == "largest"
 
 
 def test_arrow_keys_choose_tokens_and_another_one_goes_on(browser, address, folder):

@@ -190,6 +190,7 @@ def test_the_options_that_are_offered_are_those_that_requests_may_have(client):
     decides = {field.name for field in dataclasses.fields(TrainConfig) if field.metadata["role"] is Role.NETWORK}
     assert decides <= {*offered["training"]}
     assert {"max_iters", "batch_size", "learning_rate", "sample_interval", "keep_early"} <= {*offered["training"]}
+    assert options["training_defaults"] == {"sample_interval": 50, "keep_early": 100.0}
     choices = {option["name"]: option["choices"] for option in options["training"]}
     assert choices["position"] == ["learned", "rotary"]
     assert choices["n_layer"] == choices["tokenizer"] == []

@@ -38,8 +38,8 @@ def one_thread():
 
 
 def megabytes(config) -> float:
-    """The size of the weights of a network, each a float32."""
-    return sum(parameter.numel() * 4 for parameter in init_state(config, TOKENIZER).model.parameters()) / 1e6
+    """The size of the weights of a network, each a float16."""
+    return sum(parameter.numel() * 2 for parameter in init_state(config, TOKENIZER).model.parameters()) / 1e6
 
 
 def names_in(folder) -> list[str]:
@@ -51,6 +51,11 @@ def assert_equal_tensors(actual, expected):
     assert expected
     for name, tensor in expected.items():
         assert torch.equal(actual[name], tensor), name
+
+
+def in_float16(tensors) -> dict[str, torch.Tensor]:
+    """The values in float32 that float16 has for them."""
+    return {name: tensor.half().float() for name, tensor in tensors.items()}
 
 
 def due_steps(folder, config) -> list[int]:
@@ -125,17 +130,38 @@ def test_without_the_option_none_are_kept(tmp_path):
     assert names_in(tmp_path) == []
 
 
-def test_they_are_the_weights_of_the_run_at_their_step_and_nothing_else(tmp_path):
+def test_they_are_the_weights_of_the_run_at_their_step_in_float16_and_nothing_else(tmp_path):
     train(tmp_path, CONFIG.replace({"keep_every": 5}))
     for step in (5, 10, 20, 40):
         early = read_checkpoint(tmp_path / f"early_{step:06d}.safetensors")
         numbered = read_checkpoint(tmp_path / f"step_{step:06d}.safetensors")
         assert numbered.with_prefix("optimizer.")
-        assert_equal_tensors(early.tensors, {f"model.{n}": t for n, t in numbered.with_prefix("model.").items()})
+        expected = {f"model.{name}": tensor.half() for name, tensor in numbered.with_prefix("model.").items()}
+        assert_equal_tensors(early.tensors, expected)
         assert early.metadata == numbered.metadata
         assert (tmp_path / f"early_{step:06d}.safetensors").stat().st_size < (
-            0.7 * (tmp_path / f"step_{step:06d}.safetensors").stat().st_size
+            0.35 * (tmp_path / f"step_{step:06d}.safetensors").stat().st_size
         )
+
+
+def test_parameter_that_float16_cannot_hold_stays_as_it_is():
+    state = init_state(CONFIG, TOKENIZER)
+    large = state.model.get_parameter("transformer.h.0.mlp.c_fc.weight")
+    with torch.no_grad():
+        large[0, 0] = 1e6
+    tensors, _ = early_weights.weights(state)
+    kept = tensors.pop("model.transformer.h.0.mlp.c_fc.weight")
+    assert torch.equal(kept, large.detach())
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+
+
+def test_network_alone_is_kept_at_the_end_if_the_last_checkpoint_has_an_expert(tmp_path):
+    for options, expected in (({}, [5, 10, 20, 40]), ({"ngram_expert": 3}, [5, 10, 20, 40, 45])):
+        folder = tmp_path / str(len(options))
+        folder.mkdir()
+        assert due_steps(folder, CONFIG.replace(options)) == expected
+    full = CONFIG.replace({"ngram_expert": 3, "keep_early": 2 * megabytes(CONFIG) * (1 + 1e-9)})
+    assert due_steps(tmp_path, full) == [5, 15], "there is room for two"
 
 
 def test_a_training_that_keeps_them_is_bit_for_bit_the_same(tmp_path):
@@ -180,18 +206,24 @@ def test_a_file_is_loaded_and_sampled_and_its_network_starts_another_run(text_fi
     for step in (5, 10):
         model, tokenizer = ng.load(run, checkpoint=f"early_{step:06d}", device="cpu")
         expected, _ = ng.load(run, checkpoint=f"step_{step:06d}", device="cpu")
-        assert_equal_tensors(model.state_dict(), expected.state_dict())
+        assert_equal_tensors(model.state_dict(), in_float16(expected.state_dict()))
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
         assert tokenizer.decode(tokenizer.encode("9 green")) == "9 green"
     options: SampleOptions = {"start": "9 green", "max_new_tokens": 40, "device": "cpu", "threads": 1}
-    texts = [ng.sample(run, checkpoint=f"{kind}_000005", **options) for kind in ("early", "step")]
-    assert texts[0] == texts[1]
-    assert texts[0] != ng.sample(run, checkpoint="early_000020", **options)
-    second = ng.train(
-        "bottles.txt", **{**TINY, "max_iters": 1}, init_from=str(run.out_dir / "early_000005.safetensors")
-    )
-    third = ng.train("bottles.txt", **{**TINY, "max_iters": 1}, init_from=str(run.out_dir / "step_000005.safetensors"))
-    tensors = [read_checkpoint(other.out_dir / "last.safetensors").tensors for other in (second, third)]
-    assert_equal_tensors(tensors[0], tensors[1])
+    texts = [ng.sample(run, checkpoint=f"early_{step:06d}", **options) for step in (5, 20)]
+    assert texts[0] != texts[1]
+    early = run.out_dir / "early_000005.safetensors"
+    changes_nothing: dict[str, Any] = {
+        **TINY,
+        "max_iters": 1,
+        "optimizer": "adamw",
+        "learning_rate": 1e-30,
+        "min_lr": 1e-30,
+    }
+    second = ng.train("bottles.txt", **changes_nothing, init_from=str(early))
+    weights = read_checkpoint(second.out_dir / "last.safetensors").with_prefix("model.")
+    expected = in_float16(read_checkpoint(early).with_prefix("model."))
+    torch.testing.assert_close(weights, expected, rtol=0, atol=1e-20)
 
 
 def test_the_counts_of_an_n_gram_expert_are_left_out_and_the_network_alone_is_loaded(text_file):
@@ -203,10 +235,10 @@ def test_the_counts_of_an_n_gram_expert_are_left_out_and_the_network_alone_is_lo
     assert (early.metadata.config.ngram_expert, early.metadata.config.ngram_expert_weight) == (0, 0.0)
     numbered = read_checkpoint(run.out_dir / "step_000005.safetensors").with_prefix("model.")
     network = {name: tensor for name, tensor in numbered.items() if not name.startswith("expert.")}
-    assert_equal_tensors(early.with_prefix("model."), network)
+    assert_equal_tensors(early.with_prefix("model."), {name: tensor.half() for name, tensor in network.items()})
     model, _ = ng.load(run, checkpoint="early_000005", device="cpu")
     assert model.expert is None
-    assert_equal_tensors(model.state_dict(), network)
+    assert_equal_tensors(model.state_dict(), in_float16(network))
     assert len(ng.sample(run, checkpoint="early_000005", max_new_tokens=9, device="cpu", threads=1)[0]) == 10
 
 

@@ -4,6 +4,9 @@ import { DARK, element, percent, scroller, svg, visible } from "./dom.js";
 
 const SMALLEST = 0.03; // of the attention of a token, for an arc
 const CELL_PIXELS = 3;
+const MARKED = 0.1; // the smallest share of attention that is marked in the table
+const AS_LARGE = 0.9; // of the largest share: what is above it is marked too
+const MOSTLY = 0.5;
 const POSITIONS = ["itself", "one before it", "two before it", "the first token", "all others"];
 
 export class AttentionPanel {
@@ -131,9 +134,14 @@ function headTable(attention) {
   const heads = attention.flatMap((ofLayer, layer) => ofLayer.map((weights, head) => (
     { name: `block ${layer + 1}, head ${head + 1}`, shares: headShares(weights) })));
   const largest = POSITIONS.map((_, index) => Math.max(...heads.map(({ shares }) => shares[index])));
+  const isMarked = (share, index) => heads.length > 1 && share >= MARKED && share >= AS_LARGE * largest[index];
+  const back = POSITIONS.indexOf("one before it");
+  const lookers = heads.filter(({ shares }) => isMarked(shares[back], back)).map(({ name }) => name);
+  const said = lookers.length ? ` Most of all, ${lookers.join(" and ")} ${lookers.length > 1 ? "look" : "looks"} at the token one before`
+    + `${largest[back] < MOSTLY ? ", though with less than half of their attention" : ""}.` : "";
   const rows = heads.map(({ name, shares }) => element("tr", {}, element("th", { scope: "row" }, name),
-    ...shares.map((share, index) => element("td", heads.length > 1 && share > 0 && share === largest[index] ? { className: "largest" } : {}, percent(share)))));
+    ...shares.map((share, index) => element("td", isMarked(share, index) ? { className: "largest" } : {}, percent(share)))));
   const head = element("tr", {}, ...["", ...POSITIONS].map((title) => (title ? element("th", { scope: "col" }, title) : element("td"))));
-  return element("figure", {}, element("figcaption", {}, "Where each head looks from a token, on average over this text. Marked: the head that looks there most"),
+  return element("figure", {}, element("figcaption", {}, `Where each head looks from a token, on average over this text. Marked: the heads that look there most.${said}`),
     scroller("where each head looks", element("table", { className: "heads" }, element("thead", {}, head), element("tbody", {}, ...rows))));
 }

@@ -7,6 +7,11 @@ const COLOURS = ["#1d4ed8", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#be185d
 const COLOURS_ON_DARK = ["#93c5fd", "#fdba74", "#86efac", "#d8b4fe", "#fde047", "#f9a8d4"];
 const MAX_ROWS = 400; // of the table
 
+const rounded = (value, digits) => String(Number(value.toPrecision(digits)));
+
+// The point of a series at a step; null if it has none there, where the legend would show a point of another step.
+const indexOfPoint = (plot, series, index) => (typeof plot.data[series][index] === "number" ? index : null);
+
 export class Curves {
   // `title`, `unit`: of the values. `series` of `show`: name, points [[step, value], …], isDashed.
   constructor(title, unit) {
@@ -52,8 +57,9 @@ export class Curves {
     }));
     const size = { width: Math.max(this.node.clientWidth, 200), height: 260 };
     const options = {
-      ...size, scales: { x: { time: false } }, axes: [{ ...axis, label: "step" }, { ...axis, label: this.unit, size: 64 }],
-      series: [{ label: "step" }, ...lines], cursor: { drag: { x: true, y: false } },
+      ...size, scales: { x: { time: false } }, axes: [{ ...axis, label: "step" },
+        { ...axis, label: this.unit, size: 64, values: (_, ticks) => ticks.map((value) => rounded(value, 4)) }],
+      series: [{ label: "step" }, ...lines], cursor: { drag: { x: true, y: false }, dataIdx: indexOfPoint },
     };
     this.plot = new uPlot(options, data, this.picture);
   }
@@ -68,7 +74,7 @@ export class Curves {
 
   fillTable() {
     const rows = this.series.flatMap(({ name, points }) => points.map(([step, value]) => element("tr", {},
-      element("td", {}, name), element("td", {}, String(step)), element("td", {}, String(value)))));
+      element("td", {}, name), element("td", {}, String(step)), element("td", {}, rounded(value, 7)))));
     this.rows.replaceChildren(...rows.slice(-MAX_ROWS));
   }
 

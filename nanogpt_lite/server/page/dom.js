@@ -75,6 +75,7 @@ export function scroller(label, content) {
 
 // Words of the views that write.
 export const WORDS = {
+  weights: "the numbers that a network consists of; training changes them",
   token: "a piece of text that the network reads and writes at once: a character, or a few of them",
   seed: "a number from which chance is computed: with the same one, the same text is written again",
   temperature: "below 1, likely tokens become likelier, and the text more usual; above 1 it becomes wilder",

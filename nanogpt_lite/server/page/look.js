@@ -17,7 +17,6 @@ const STAGES = { // of sampling, in their order: the heads of columns
   top_p: "after top_p",
   min_p: "after min_p",
 };
-const LAST_STAGE = Object.keys(STAGES).at(-1);
 const DRAWN = "chance to be drawn"; // the last stage
 const STEPS = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1, Home: -Infinity, End: Infinity }; // by key
 const LENS_TOKENS = 4; // of each layer
@@ -42,8 +41,10 @@ export class LookView {
         token: WORDS.token,
         nats: "the unit of surprise: 0 for a token that was certain, 0.7 for one of two that are equally likely, 2.3 for one of ten",
         "chance to be drawn": "the probability with which a token is taken, when the network writes with these options",
-        "counted n-grams": "a table of which token followed which few tokens in the text that was learned; its probabilities are mixed with those of the network",
+        "counted n-grams": "a table of which token followed which last tokens, up to seven of them in the default, in the text that was learned; its probabilities are mixed with those of the network",
         "n-gram embeddings": "vectors that the network has learned for the last few tokens together",
+        vector: "a list of numbers in which the network computes what it knows of a token",
+        attention: "the part of the network in which a token gets information from the tokens before it",
         block: "one of the steps in which the network computes; each has attention and a small network of its own",
         head: "one of the parts of attention in a block, each of which looks at other tokens",
         "logit lens": "what the network would write if it ended after an earlier block",
@@ -161,7 +162,7 @@ class Reading {
     const expected = position > 0 ? this.reading.tokens[position - 1].next : null;
     return [
       element("h3", {}, title), element("p", {}, token ? describeToken(token) : ""),
-      ...(expected && token ? explain(this.reading, position, token.probabilities[LAST_STAGE]) : []),
+      ...(expected && token ? explain(this.reading, position) : []),
       ...(expected ? [this.expectations(expected, position)] : []),
       ...(this.reading.lens && position > 0 ? [lensTable(this.reading.lens, position - 1)] : []),
       ...(typeof token?.ngram_share === "number" ? [element("p", {},
@@ -190,7 +191,8 @@ class Reading {
         "aria-label": `write on with ${visible(candidate.token)}`,
       }, "write on") : ""),
       ...earlier.map((stage) => barCell(candidate[stage]))));
-    const how = earlier.length ? " On the right is how it came about." : "";
+    const end = FILTERS.includes(last) ? `; the chance is the probability ${STAGES[last]}` : "";
+    const how = earlier.length ? ` On the right is how it came about${end}.` : "";
     const rest = unused.length ? ` Nothing here is changed by ${unused.map((stage) => (stage === "model" ? "counted n-grams" : stage)).join(", ")}.` : "";
     const came = isListed ? "" : " The last row is the token that came.";
     return element("figure", {}, element("figcaption", {}, `What the network expected here.${how}${rest}${came} “write on” takes another token, and writes on from there.`),

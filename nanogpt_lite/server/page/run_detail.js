@@ -51,7 +51,7 @@ export class RunDetail {
       ["val loss", number(evaluation?.val_loss, 4)],
       ["lowest val loss", best ? `${number(best.val_loss, 4)}, of step ${best.step}` : "–"],
       ["learning rate", step ? step.learning_rate.toPrecision(3) : "–"],
-      ["overfitting", overfitting(run)],
+      ["overfitting", describeTrend(run)],
     ];
     this.facts.replaceChildren(...facts.map(([name, value]) =>
       element("div", {}, element("dt", {}, name), element("dd", {}, value))));
@@ -71,7 +71,7 @@ export class RunDetail {
     const path = `/api/runs/${encodeURIComponent(run.name)}`;
     const needsMore = reason === "max_iters"; // steps, to go on
     const steps = element("input", { type: "number", id: "more-steps", min: String((needsMore ? run.max_iters : run.step) + 1),
-      required: needsMore, placeholder: String(run.max_iters ?? ""), "aria-label": "steps in all" });
+      required: needsMore, placeholder: needsMore ? `more than ${run.max_iters}` : String(run.max_iters ?? ""), "aria-label": "steps in all" });
     const resume = (event) => {
       event.preventDefault();
       this.act(`${path}/resume`, steps.value ? { options: { max_iters: Number(steps.value) } } : {});
@@ -107,7 +107,7 @@ function lowest(evaluations) {
 }
 
 // Whether the network learns its text by heart, in words: by the trend that the server tells.
-function overfitting({ trend, evaluations }) {
+export function describeTrend({ trend, evaluations }) {
   if (!trend) return "not known before the second evaluation";
   const losses = evaluations.map(([, loss]) => loss);
   const above = `the val loss is ${number(losses.at(-1) - Math.min(...losses), 4)} above its lowest`;
@@ -120,7 +120,7 @@ function overfitting({ trend, evaluations }) {
 }
 
 // A text, with what is between backticks as code.
-function withCode(text) {
+export function withCode(text) {
   return text.split("`").map((part, index) => (index % 2 ? element("code", {}, part) : part));
 }
 

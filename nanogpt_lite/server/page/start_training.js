@@ -88,7 +88,8 @@ export class TrainingForm {
     const fitted = state.options.fitted[preset] ?? [];
     for (const fields of this.parts) {
       for (const { name, default: value } of fields.descriptions) {
-        fields.showDefault(name, fitted.includes(name) ? "follows from the text" : String(values[name] ?? value));
+        const used = values[name] ?? state.options.training_defaults[name] ?? value;
+        fields.showDefault(name, fitted.includes(name) ? "follows from the text" : String(used));
       }
     }
   }

@@ -16,7 +16,7 @@ export class TimeView {
     this.checkpoints = [];
     this.body = null; // what was asked for last; null before, so that nothing is computed unasked
     this.run = element("select", { id: "time-run", onchange: () => this.update() });
-    this.prompt = element("textarea", { id: "time-prompt", rows: 2, placeholder: "empty: the text begins after a line break" });
+    this.prompt = element("textarea", { id: "time-prompt", rows: 3, placeholder: "empty: the text begins after a line break" });
     this.fields = new Fields("time", state.options.sampling.filter(({ name }) => SHOWN.includes(name)));
     this.fields.showDefault("max_tokens", String(MAX_TOKENS));
     this.slider = element("input", { type: "range", id: "time-step", min: "0", max: "0", value: "0",

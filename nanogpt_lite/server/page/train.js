@@ -2,8 +2,8 @@
 
 import { ApiError, get, post } from "./api.js";
 import { Curves } from "./curves.js";
-import { element, glossary, number, WORDS } from "./dom.js";
-import { RunDetail } from "./run_detail.js";
+import { element, glossary, number, scroller, WORDS } from "./dom.js";
+import { describeTrend, RunDetail, withCode } from "./run_detail.js";
 import { StartedTraining, TrainingForm } from "./start_training.js";
 import { state } from "./state.js";
 import { keepRuns, keptRuns } from "./typed.js";
@@ -21,7 +21,7 @@ export class TrainView {
     this.loss = new Curves("Loss: val loss with points, train loss dashed", "nats per token");
     this.rate = new Curves("Learning rate", "learning rate");
     this.problem = element("p", { role: "alert", className: "error", hidden: true });
-    this.comparison = element("p", { className: "status" });
+    this.comparison = element("div");
     this.started = new StartedTraining();
     this.form = new TrainingForm((name) => this.showWhenThere(name));
     this.title = element("h2", {}, "Train");
@@ -31,7 +31,8 @@ export class TrainView {
         "train loss": "the loss on the text that it is trained on, during the training: of the network alone, and with dropout if there is any, so that it may be above the val loss",
         "val loss": "the loss on text that it is not trained on; with counted n-grams, if the run has them. The curve shows it at each evaluation, the list of runs the lowest one",
         overfitting: "the network learns its text by heart: its train loss falls, and the val loss rises",
-        "5-gram model": "one that only counts which token followed the last four; a network should do better",
+        evaluation: "a measurement of the val loss, every few steps",
+        "5-gram model": "one that only counts which token followed the last four, for comparison; a network should do better. The counted n-grams of a run are another, larger table",
         step: "one change of the weights, by a few thousand tokens",
         "learning rate": "how much a step changes the weights",
         dropout: "leaving out random parts of the network in each step, so that it learns less by heart",
@@ -152,7 +153,7 @@ export class TrainView {
 
   draw() {
     if (!this.awaited) keepRuns([...this.chosen]);
-    this.comparison.textContent = compareTexts([...this.chosen].map((name) => state.run(name)).filter(Boolean), this.records);
+    this.compare([...this.chosen].map((name) => state.run(name)).filter(Boolean));
     const isOne = this.chosen.size === 1;
     const losses = [], rates = [];
     [...this.chosen].forEach((name, index) => {
@@ -176,6 +177,19 @@ export class TrainView {
     this.empty.textContent = this.awaited ? `${this.awaited} is being prepared; its curves appear here in a moment.`
       : state.runs.length ? "Choose a run to see its curves."
       : "There is no run yet. Start a training below: a small network learns a text within a minute or two.";
+  }
+
+  // Several runs beside each other, and whether their losses can be compared.
+  compare(runs) {
+    const said = compareTexts(runs, this.records);
+    const rows = runs.map((run) => [run.name, LISTED[run.state], number(run.best_val_loss, 4), describeTrend(run), run.verdict ?? "–"]);
+    const key = JSON.stringify([said, rows]);
+    if (key === this.compared) return;
+    this.compared = key;
+    const head = ["run", "state", "lowest val loss", "overfitting", "is its loss normal?"].map((title) => element("th", { scope: "col" }, title));
+    const table = element("table", { className: "comparison" }, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows.map(([name, ...cells]) =>
+      element("tr", {}, element("th", { scope: "row" }, name), ...cells.map((cell) => element("td", {}, ...withCode(cell)))))));
+    this.comparison.replaceChildren(...(runs.length < 2 ? [] : [element("p", { className: "status" }, said), scroller("the chosen runs beside each other", table)]));
   }
 
   tell(message) {

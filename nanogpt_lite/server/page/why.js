@@ -1,21 +1,26 @@
 // Why a token came, in sentences: chance, counted n-grams, and where in the network it became the likeliest.
 
 import { element, percent, visible } from "./dom.js";
+import { FILTERS } from "./fields.js";
 
-// A heading and a list, of the token at a position of a reading. `drawn`: its chance to be drawn.
-export function explain(reading, position, drawn) {
+// A heading and a list, of the token at a position of a reading.
+export function explain(reading, position) {
   const token = reading.tokens[position];
-  const reasons = [fromChance(drawn), fromCounts(reading, position), fromNetwork(reading, position)];
+  const reasons = [fromChance(token), fromCounts(reading, position), fromNetwork(reading, position), reading.attention
+    && "What the network looked back at to expect it: see Attention, below."];
   return [element("h4", {}, `Why “${visible(token.token)}”?`),
     element("ul", { className: "why" }, ...reasons.filter(Boolean).map((reason) => element("li", {}, reason)))];
 }
 
-function fromChance(drawn) {
-  const often = Math.round(100 * drawn);
+function fromChance({ probabilities }) {
+  const drawn = probabilities[FILTERS.at(-1)], often = Math.round(100 * drawn);
   if (drawn === 0) return "Not by chance: with the options above, the network never takes it here.";
   if (drawn === 1) return "Not by chance: with the options above, the network always takes it here.";
   const how = often === 0 ? "fewer than 1" : often === 100 ? "almost all" : `about ${often}`;
-  return `Chance: of 100 draws at this place, with the options above, ${how} give it.`;
+  const stages = ["model", ...FILTERS].map((stage) => percent(probabilities[stage]));
+  const changes = FILTERS.filter((_, index) => stages[index + 1] !== stages[index]);
+  const changed = changes.length ? ` Its probability of ${stages[0]} became ${stages.at(-1)} by ${changes.join(" and ")}, an option above.` : "";
+  return `Chance: of 100 draws at this place, ${how} give it.${changed}`;
 }
 
 function fromCounts(reading, position) {
@@ -35,7 +40,8 @@ function fromNetwork({ lens, tokens }, position) {
   const { id, token } = tokens[position], { ngram_share: ngramShare } = tokens[position - 1];
   const others = lens.tokens.map((layer) => visible(layer[position - 1][0])); // the likeliest as block 1 begins, and after each block
   const last = lens.ids.findLastIndex((layer) => layer[position - 1][0] !== id); // where it was another one
-  if (last === others.length - 1) return `In the network, “${others[last]}” is the likeliest at the end; “${visible(token)}” is not its first choice.`;
-  if (last === -1) return `In the network, it is the likeliest before block 1 already: the last ${ngramShare === undefined ? "token says" : "few tokens say"} so.`;
+  const { network } = tokens[position].probabilities;
+  if (last === others.length - 1) return `In the network, “${others[last]}” is the likeliest in the end; “${visible(token)}” has ${percent(network)} there, so it is not its first choice, but possible.`;
+  if (last === -1) return `In the network, it is the likeliest even before block 1 has computed anything: the last ${ngramShare === undefined ? "token alone suggests" : "few tokens alone suggest"} it.`;
   return `In the network, it is the likeliest from block ${last + 1} on; before that, “${others[last]}” was.`;
 }
