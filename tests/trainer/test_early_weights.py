@@ -222,8 +222,8 @@ def test_a_file_is_loaded_and_sampled_and_its_network_starts_another_run(text_fi
     }
     second = ng.train("bottles.txt", **changes_nothing, init_from=str(early))
     weights = read_checkpoint(second.out_dir / "last.safetensors").with_prefix("model.")
-    expected = in_float16(read_checkpoint(early).with_prefix("model."))
-    torch.testing.assert_close(weights, expected, rtol=0, atol=1e-20)
+    before = in_float16(read_checkpoint(early).with_prefix("model."))
+    torch.testing.assert_close(weights, before, rtol=0, atol=1e-20)
 
 
 def test_the_counts_of_an_n_gram_expert_are_left_out_and_the_network_alone_is_loaded(text_file):
