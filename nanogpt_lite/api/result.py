@@ -16,7 +16,7 @@ from nanogpt_lite.config import recipe
 from nanogpt_lite.config.options import TrainConfig
 from nanogpt_lite.data.batching import Tokens
 from nanogpt_lite.data.dataset import Dataset, val_text_size
-from nanogpt_lite.diagnosis.loss_trend import Evaluated
+from nanogpt_lite.diagnosis.loss_trend import Evaluation
 from nanogpt_lite.diagnosis.measures import TextMeasures, measure_text
 from nanogpt_lite.diagnosis.ngram_baseline import NgramLosses, baseline_losses
 from nanogpt_lite.diagnosis.verdict import give_verdict
@@ -51,7 +51,7 @@ class Comparison:
     ) -> str:
         """One sentence about a run; empty if its metrics hold no evaluation. `val_tokens`: those of `val_loss`."""
         evaluations = [record for record in run.metrics if record["kind"] == "eval"]
-        curve = [Evaluated.from_record(record) for record in evaluations]
+        curve = [Evaluation.from_record(record) for record in evaluations]
         if not curve:
             return ""
         last_step = curve[-1].step
@@ -188,5 +188,5 @@ def _losses_in_training(state: TrainState, out_dir: Path) -> Losses:
     if state.group.is_main_process:
         for record in Run(out_dir).metrics:
             if record["kind"] == "eval" and record["step"] == state.best_step:
-                network_loss = Evaluated.from_record(record).network_val_loss
+                network_loss = Evaluation.from_record(record).network_val_loss
     return Losses(state.best_val_loss, network_loss)

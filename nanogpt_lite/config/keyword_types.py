@@ -202,8 +202,9 @@ class TrainOptions(NetworkOptions, RuntimeOptions, total=False):
     """steps between two numbered checkpoints (step_001000), which are kept; 0: none (default: 0 steps)"""
 
     keep_early: float
-    """keep the weights of the network after step 5 and some later ones up to max_iters, in equal ratios of about 2
-    or more, together at most this much; 0: none (default: 0.0 megabytes)
+    """keep the weights of the network, in float16, after step 5 and some later steps, in equal ratios of about 2 or
+    more, and after the last one if there is an n-gram expert, together at most this much; 0: none (default: 0.0
+    megabytes)
     """
 
     patience: int

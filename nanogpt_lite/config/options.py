@@ -263,8 +263,8 @@ class TrainConfig(DataConfig, NetworkConfig, RuntimeConfig):
     )
     keep_early: float = call_option(
         0.0,
-        "keep the weights of the network after step 5 and some later ones up to max_iters, in equal ratios of about 2 "
-        "or more, together at most this much; 0: none",
+        "keep the weights of the network, in float16, after step 5 and some later steps, in equal ratios of about 2 or "
+        "more, and after the last one if there is an n-gram expert, together at most this much; 0: none",
         bounds(ge=0, le=1e6),
         unit="megabytes",
     )

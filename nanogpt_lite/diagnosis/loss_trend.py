@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, Self
 RISE = 0.01  # nats per token above the best loss: less is noise
 
 
-class Evaluated(NamedTuple):
-    """An evaluation: its step, the mean train loss since the one before, and the val loss, in nats per token."""
+class Evaluation(NamedTuple):
+    """Losses at a step, in nats per token: the mean train loss since the evaluation before, and the val loss."""
 
     step: int
     train_loss: float
@@ -19,9 +19,10 @@ class Evaluated(NamedTuple):
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
         """Of an `EvalRecord` as JSON; versions before 0.3 say nothing about the network alone."""
-        network_loss = record.get("network_val_loss")
-        val_loss = record["val_loss"]
-        return cls(record["step"], record["train_loss"], val_loss, val_loss if network_loss is None else network_loss)
+        alone, val_loss = record.get("network_val_loss"), record["val_loss"]
+        return cls(
+            record["step"], record["train_loss"], val_loss, alone if isinstance(alone, int | float) else val_loss
+        )
 
 
 class Trend(StrEnum):
@@ -33,12 +34,12 @@ class Trend(StrEnum):
     STALLED = "stalled"  # higher, and the train loss did not fall
 
 
-def best_evaluation(curve: Sequence[Evaluated]) -> Evaluated:
+def best_evaluation(curve: Sequence[Evaluation]) -> Evaluation:
     """The first one with the lowest val loss."""
     return min(curve, key=lambda point: point.val_loss)
 
 
-def val_loss_trend(curve: Sequence[Evaluated]) -> Trend:
+def val_loss_trend(curve: Sequence[Evaluation]) -> Trend:
     """The trend of evaluations in the order of their steps, at least one."""
     best, last = best_evaluation(curve), curve[-1]
     if last.val_loss <= best.val_loss:

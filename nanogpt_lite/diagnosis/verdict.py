@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from nanogpt_lite.diagnosis.loss_trend import RISE, Evaluated, Trend, best_evaluation, val_loss_trend
+from nanogpt_lite.diagnosis.loss_trend import RISE, Evaluation, Trend, best_evaluation, val_loss_trend
 from nanogpt_lite.diagnosis.ngram_baseline import NgramLosses
 
 FALL = 0.005  # of the loss, in the last quarter of a run: less is the end of the curve
@@ -15,7 +15,7 @@ FEW_VAL_TOKENS = 500  # the mean over so few depends on which ones they are, by 
 
 def give_verdict(
     loss: float,
-    curve: Sequence[Evaluated],
+    curve: Sequence[Evaluation],
     baselines: NgramLosses,
     *,
     network_loss: float,
@@ -71,7 +71,7 @@ def _is_far(network_loss: float, baselines: NgramLosses) -> bool:
     return network_loss > baselines.five_gram + max(baselines.five_gram * FAR, FAR_NATS)
 
 
-def _falls(curve: Sequence[Evaluated]) -> bool:
+def _falls(curve: Sequence[Evaluation]) -> bool:
     """Whether the network is the best at the end, and its loss fell in the last quarter of a run.
 
     Or it was evaluated too rarely to know.
@@ -83,7 +83,7 @@ def _falls(curve: Sequence[Evaluated]) -> bool:
     return losses[-1] == min(losses) and (not before or losses[-1] < before[-1] * (1 - FALL))
 
 
-def _explain_rise(curve: Sequence[Evaluated], compared: str) -> str:
+def _explain_rise(curve: Sequence[Evaluation], compared: str) -> str:
     """What to say about a val loss that rose after its best step; empty if it did not."""
     trend, best, last = val_loss_trend(curve), best_evaluation(curve), curve[-1]
     if trend not in (Trend.OVERFITTING, Trend.STALLED):

@@ -114,25 +114,25 @@ class NgramExpert(nn.Module):
     def context_lengths(self, contexts: Tensor) -> Tensor:
         """The number of tokens (B, T), int64, of the longest context that was counted, of each of contexts (B, T, K).
 
-        0 if only the frequencies of single tokens say something about the next one.
+        0 if no context but the empty one was, so that the next token is as likely as it is common.
         """
         was_counted = self.scales[contexts[..., 1:]] > 0
         return was_counted.long().cumprod(-1).sum(-1)
 
     def mix(self, logits: Tensor, contexts: Tensor) -> Tensor:
         """The log-probabilities of the mixture (B, T, V), from the network's logits (B, T, V) in contexts (B, T, K)."""
-        return self.mixture(logits.float().log_softmax(-1), self.distribution(contexts))
+        return self.mix_log_probs(logits.float().log_softmax(-1), self.distribution(contexts))
 
     def losses(self, logits: Tensor, contexts: Tensor, targets: Tensor) -> Tensor:
         """The mean losses of the mixture and of the network alone for targets (B, T), in nats per token, shape (2,)."""
         targets = targets[..., None]
         network = logits.float().log_softmax(-1).gather(2, targets)  # (B, T, 1)
-        mixture = self.mixture(network, self.probabilities(contexts, targets))
+        mixture = self.mix_log_probs(network, self.probabilities(contexts, targets))
         return -torch.stack([mixture.mean(), network.mean()])
 
-    def mixture(self, network: Tensor, p: Tensor) -> Tensor:
-        """The logarithms of mixed probabilities, from those of the network, and from the expert's probabilities."""
-        return torch.logaddexp(network + torch.log1p(-self.weight), (p * self.weight).log())
+    def mix_log_probs(self, log_probs: Tensor, p: Tensor) -> Tensor:
+        """The log-probabilities of the mixture, from those of the network and p_K, all of the same shape."""
+        return torch.logaddexp(log_probs + torch.log1p(-self.weight), (p * self.weight).log())
 
     def distribution(self, contexts: Tensor) -> Tensor:
         """p_K of all tokens (B, T, V) in contexts (B, T, K), float32."""

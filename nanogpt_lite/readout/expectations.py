@@ -99,7 +99,7 @@ def _expect(
         contexts = expert.contexts(tokens[None])[:, first:]  # (1, N, K)
         context = expert.context_lengths(contexts)[0]
         stages["expert"] = expert.distribution(contexts)[0]
-        log_probabilities = logits = expert.mixture(log_probabilities, stages["expert"])
+        log_probabilities = logits = expert.mix_log_probs(log_probabilities, stages["expert"])
     stages["model"] = log_probabilities.exp()
     top_ids = top_tokens(stages["model"], top).ids
     targets = following[first:, None]  # (N, 1), or (N - 1, 1) at the end of the text

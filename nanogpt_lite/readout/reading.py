@@ -41,7 +41,7 @@ class Reading:
     probabilities: dict[str, Tensor]  # of each of `STAGES`, (T,): the probability of the token
     expert_share: Tensor | None  # (T,): of the probability of the token, the n-gram expert's part; None without one
     expert_context: Tensor | None  # (T,) int64: how many of the tokens up to this one the expert knows as a context
-    expert_weight: float | None  # of the n-gram expert in the mixture
+    expert_weight: float | None  # the weight of the n-gram expert in the mixture; None without one
     ngram_share: Tensor | None  # (T,): of what enters the first block, the n-gram embeddings' part; None without them
     next_tokens: list[list[str]]  # (T, K): the likeliest ones after each token, before any filter
     next_ids: Tensor  # (T, K) int64

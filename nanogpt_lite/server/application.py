@@ -99,8 +99,9 @@ class Server:
 
     async def runs(self, _: Request) -> Response:
         """All runs, and how far they are."""
-        runs = await run_in_threadpool(describe_runs, self.catalog)
         training = await run_in_threadpool(self.trainings.describe)
+        started = training["name"] if training is not None and training["is_running"] else ""
+        runs = await run_in_threadpool(describe_runs, self.catalog, started=started)
         return await run_in_threadpool(_json_of_files, {**runs, "training": training})
 
     async def records(self, request: Request) -> Response:

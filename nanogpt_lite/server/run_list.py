@@ -6,18 +6,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nanogpt_lite.diagnosis.loss_trend import Evaluated, val_loss_trend
+from nanogpt_lite.diagnosis.loss_trend import Evaluation, best_evaluation, val_loss_trend
 from nanogpt_lite.runs.run_folder import Run
-from nanogpt_lite.runs.run_progress import checkpoint_steps, is_training, run_state
+from nanogpt_lite.runs.run_progress import RunState, checkpoint_steps, is_training, run_state
 from nanogpt_lite.server.run_catalog import Entry, RunCatalog
 
 CACHED_RUNS = 256  # whose metrics are not read again as long as they do not change
 
 
-def describe_runs(catalog: RunCatalog) -> dict[str, Any]:
-    """The names of all models; and of each run its state, the last step, val losses and their trend, checkpoints."""
+def describe_runs(catalog: RunCatalog, *, started: str = "") -> dict[str, Any]:
+    """The names of all models; and of each run its state, the last step, val losses and their trend, checkpoints.
+
+    `started`: the run for which there is a process that trains it, which may not have locked its folder yet.
+    """
     entries = catalog.entries()
     runs = [_describe_run(name, run, entries) for name, run in catalog.runs().items()]
+    for run in runs:
+        if run["name"] == started:
+            run["state"] = RunState.TRAINING
     return {"models": [entry.name for entry in entries], "runs": runs}
 
 
@@ -55,14 +61,15 @@ def _progress(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     starts = [record for record in records if record["kind"] == "start"]
     evaluations = [record for record in records if record["kind"] == "eval"]
     results = [record for record in records if record["kind"] == "result"]
-    trend = val_loss_trend([Evaluated.from_record(record) for record in evaluations]) if len(evaluations) > 1 else None
+    curve = [Evaluation.from_record(record) for record in evaluations]
     return {
         "step": max((record["step"] for record in records), default=None),
         "max_iters": starts[-1].get("max_iters") if starts else None,
         "is_finished": bool(records) and records[-1]["kind"] == "done",
-        "best_val_loss": min((record["val_loss"] for record in evaluations), default=None),
-        "evaluations": [[record["step"], record["val_loss"]] for record in evaluations],
-        "trend": trend,
+        "best_val_loss": min((point.val_loss for point in curve), default=None),
+        "best_step": best_evaluation(curve).step if curve else None,
+        "evaluations": [[point.step, point.val_loss, point.network_val_loss] for point in curve],
+        "trend": val_loss_trend(curve) if len(curve) > 1 else None,
         "verdict": results[-1].get("verdict") if results else None,
         "checkpoint_steps": checkpoint_steps(records),
         "last_records": list(records[-1:]),

@@ -80,7 +80,9 @@ class Trainings:
             self.require_idle()
             if is_training(run):
                 raise TrainingBusyError(f"another process trains {name}; press Ctrl-C there first, or wait")
-            self._launch(name, run.out_dir, {"init_from": "resume", "keep_early": KEPT_EARLY, **options})
+            self._launch(
+                name, run.out_dir, {"init_from": "resume", "keep_early": TRAINING_DEFAULTS["keep_early"], **options}
+            )
 
     def stop(self, name: str) -> bool:
         """Ask the training of a run to save its state and end. False if this is not the training that runs."""

@@ -19,7 +19,7 @@ LINE_PREFIX = b'{"kind"'  # every line of a metrics file starts with it
 
 _REQUIRED_NUMBERS = {  # by kind of record
     "step": ("loss", "learning_rate"),
-    "eval": ("val_loss", "best_val_loss"),
+    "eval": ("train_loss", "val_loss", "best_val_loss"),
     "result": tuple(field.name for field in dataclasses.fields(ResultRecord) if field.type in (int, float)),
 }
 

@@ -16,23 +16,29 @@ from nanogpt_lite.checkpoint.metadata import CheckpointMetadata
 from nanogpt_lite.trainer.state import TrainState, make_metadata
 
 FIRST_STEP = 5
-KEPT_DTYPE = torch.float16  # half the size, so that twice as many fit; texts and losses hardly differ
+KEPT_DTYPE = torch.float16  # half the size, so that twice as many fit
 
 
 def is_due(state: TrainState) -> bool:
     """Whether the weights after the present step are kept, unless there are as many as the limit allows.
 
-    They are at steps in equal ratios of at least two, so that the one after the last would be at `max_iters`. If the
-    last checkpoint has an n-gram expert, the network alone is kept there too, to be compared with the early ones.
+    They are at steps in equal ratios of at least two, so that the one after the last would be at `max_iters`.
     """
     config, step = state.config, state.step
-    if step < FIRST_STEP or not (most := max_files(state)):
+    most = max_files(state) - _is_wanted_at_end(state)  # one more at the end
+    if step < FIRST_STEP or most < 1:
         return False
-    if step == config.max_iters and state.model.expert is not None:
-        return True
     ratio: float = max(2.0, (config.max_iters / FIRST_STEP) ** (1 / most))
     index = round(math.log(step / FIRST_STEP, ratio))
     return step == round(FIRST_STEP * ratio**index)
+
+
+def is_due_at_end(state: TrainState) -> bool:
+    """Whether the weights are kept when a training has ended by itself, after a step at which they were not due.
+
+    If its checkpoints have an n-gram expert: to compare the network alone with the earlier ones.
+    """
+    return _is_wanted_at_end(state) and state.step >= FIRST_STEP and not is_due(state)
 
 
 def has_room(state: TrainState, out_dir: Path) -> bool:
@@ -57,12 +63,16 @@ def file_name(step: int) -> str:
 def weights(state: TrainState) -> tuple[dict[str, Tensor], CheckpointMetadata]:
     """What the file holds: the parameters in float16, and metadata of a network without an n-gram expert.
 
-    A parameter with values that float16 does not have stays as it is.
+    A parameter with a value outside of the range of float16 stays as it is.
     """
     metadata = make_metadata(state)
     config = metadata.config.replace({"ngram_expert": 0, "ngram_expert_weight": 0.0})
     tensors = {f"model.{name}": _as_kept(parameter.detach()) for name, parameter in state.model.named_parameters()}
     return tensors, dataclasses.replace(metadata, config=config)
+
+
+def _is_wanted_at_end(state: TrainState) -> bool:
+    return state.model.expert is not None and max_files(state) > 1
 
 
 def _as_kept(parameter: Tensor) -> Tensor:

@@ -167,6 +167,9 @@ def _run_steps(
     if state.step == 0 or state.step not in (first_step, state.last_eval_step):  # else `last` is of this step already
         fit_weight()
         yield from writer.save("last")
+    has_ended = reason is not StopReason.INTERRUPTED and state.step > first_step
+    if has_ended and early_weights.is_due_at_end(state):
+        yield from writer.save_early_weights()
     yield training_records.done_record(state, reason)
 
 

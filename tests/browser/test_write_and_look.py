@@ -232,7 +232,7 @@ def test_token_that_came_has_its_chance_also_if_others_were_likelier(browser, ad
         said = page.text_content(".detail p")
         assert f"Its probability was {percent(math.exp(-reading.surprise[position].item()))}" in said
         assert f"{reading.rank[position]} tokens were likelier" in said
-        assert page.locator(".why li").first.text_content().startswith(("Chance: of 100 draws", "Not by chance"))
+        assert page.locator(".why li").first.text_content().startswith(("Chance: of 100 draws at", "Not by chance: "))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -250,14 +250,15 @@ def test_each_token_is_explained_by_chance_counts_and_the_blocks_of_the_network(
             chance, *counts, network, attention = page.locator(".why li").all_text_contents()
             assert attention.endswith("see Attention, below.")
             seen |= {check_chance(chance, {stage: p[position].item() for stage, p in reading.probabilities.items()})}
-            seen |= {check_blocks(network, reading.lens, position, int(reading.ids[position]))}
-            assert ("the last few tokens" in network) <= (reading.ngram_share is not None)
+            seen |= {check_blocks(network, reading, position)}
             assert len(counts) == (reading.expert_share is not None)
             for sentence in counts:
                 check_counts(sentence, reading, position)
         page.locator(".tokens .token").first.click()
         assert page.locator(".why").count() == 0, "nothing comes before the first token"
     assert {"drawn", "never"} <= seen
+    assert None in seen, "some tokens are not the first choice of the network"
+    assert len(seen - {"drawn", "never", None}) >= 1, "and some are"
 
 
 def visible(text):
@@ -271,7 +272,7 @@ def check_chance(sentence, probabilities):
         return "never"
     assert ("the network always takes it" in sentence) == (drawn == 1)
     if drawn < 1:
-        number = re.search(r"of 100 draws at this place, (about )?(.*) give it\.(.*)$", sentence)
+        number = re.search(r"of 100 draws at this position, (about )?(.*) give it\.(.*)$", sentence)
         assert number is not None
         shares = {"fewer than 1": drawn < 0.005, "almost all": drawn >= 0.995}
         assert shares.get(number[2], number[2] == str(round(100 * drawn)))
@@ -280,7 +281,7 @@ def check_chance(sentence, probabilities):
         changes = [
             name for name, (before, after) in zip(names, itertools.pairwise(shown), strict=True) if before != after
         ]
-        by = f" Its probability of {shown[0]} became {shown[-1]} by {' and '.join(changes)}, an option above."
+        by = f" Its probability of {shown[0]} became {shown[-1]} by {' and '.join(changes)}, as set above."
         assert number[3] == (by if changes else "")
     return "drawn"
 
@@ -289,20 +290,24 @@ def check_counts(sentence, reading, position):
     known = int(reading.expert_context[position - 1])
     context = visible("".join(reading.tokens[position - known : position]))
     assert (f"what follows “{context}” in the text" in sentence) == (known > 0)
-    assert ("only how often each token occurs" in sentence) == (known == 0)
+    assert ("only how common each token is" in sentence) == (known == 0)
     numbers = re.findall(r"[\d.]+ %", sentence)
     p = {stage: percent(reading.probabilities[stage][position].item()) for stage in ("expert", "network", "model")}
     weights = [percent(reading.expert_weight), percent(1 - reading.expert_weight)]
     assert numbers == [p["expert"], p["network"], *weights, p["model"]]
 
 
-def check_blocks(sentence, lens, position, token):
+def check_blocks(sentence, reading, position):
     """The block from which on the token is the likeliest, by the logit lens; 0 is its input, None is nowhere."""
-    is_likeliest = (lens.ids[:, position - 1, 0] == token).tolist()
+    lens = [row[position - 1] for row in reading.lens.ids[..., 0].tolist()]
+    is_likeliest = [token == int(reading.ids[position]) for token in lens]
     first = next((layer for layer in range(len(is_likeliest)) if all(is_likeliest[layer:])), None)
-    said = re.search(r"from block (\d+) on", sentence)
+    said = re.search(r"from block (\d+) on; before that, “(.*)” was", sentence)
     assert ("not its first choice" in sentence) == (first is None)
-    assert ("even before block 1" in sentence) == (first == 0)
+    if first is None:
+        assert f"has {percent(reading.probabilities['network'][position].item())} there" in sentence
+    suggests = "few tokens alone suggest" if reading.ngram_share is not None else "token alone suggests"
+    assert (f"even before block 1 has computed anything: the last {suggests} it" in sentence) == (first == 0)
     assert (int(said[1]) if said else None) == (first or None)
     return first
 

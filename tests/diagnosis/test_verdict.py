@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from nanogpt_lite.diagnosis.loss_trend import Evaluated
+from nanogpt_lite.diagnosis.loss_trend import Evaluation
 from nanogpt_lite.diagnosis.ngram_baseline import NgramLosses
 from nanogpt_lite.diagnosis.verdict import FEW_VAL_TOKENS, give_verdict
 
@@ -20,7 +20,7 @@ NOTHING_LEARNED = [(100, 3.5), (200, 3.3), (300, 3.3), (400, 3.3)]
 def verdict_on(curve, baselines, *, loss=None, train_losses=None, **facts):
     """The verdict on a run with these val losses; without `train_losses`, the train loss falls at each evaluation."""
     train_losses = train_losses or [4 - 0.1 * number for number in range(len(curve))]
-    points = [Evaluated(step, train, val, val) for (step, val), train in zip(curve, train_losses, strict=True)]
+    points = [Evaluation(step, train, val, val) for (step, val), train in zip(curve, train_losses, strict=True)]
     best = min(point.val_loss for point in points)
     facts = {"vocab_size": 65, "val_tokens": 10_000, "has_recipe_steps": True, "could_learn_more": False, **facts}
     loss = best if loss is None else loss
@@ -165,7 +165,7 @@ MIXTURE = [(100, 1.95), (200, 1.94), (300, 1.93), (400, 1.93)]  # never worse th
     ],
 )
 def test_an_n_gram_expert_does_not_hide_a_network_that_learns_nothing(network_losses, could_learn_more, sentence):
-    points = [Evaluated(step, 2.5, val, alone) for (step, val), alone in zip(MIXTURE, network_losses, strict=True)]
+    points = [Evaluation(step, 2.5, val, alone) for (step, val), alone in zip(MIXTURE, network_losses, strict=True)]
     said = give_verdict(
         1.93,
         points,
@@ -190,7 +190,7 @@ def test_the_interval_of_the_evaluations_is_rounded_and_the_last_quarter_begins_
 
 
 def test_overfitting_of_a_network_beside_an_n_gram_expert_is_told_by_its_own_losses():
-    points = [Evaluated(1, 1.9, 1.7, 1.9), Evaluated(2, 1.6, 1.55, 1.7), Evaluated(3, 1.62, 1.58, 1.78)]
+    points = [Evaluation(1, 1.9, 1.7, 1.9), Evaluation(2, 1.6, 1.55, 1.7), Evaluation(3, 1.62, 1.58, 1.78)]
     facts: dict[str, Any] = {"vocab_size": 65, "val_tokens": 10_000, "has_recipe_steps": True}
     facts |= {"could_learn_more": False, "more_time": "`minutes=1`"}
     assert give_verdict(1.55, points, BASELINES, network_loss=1.7, **facts).startswith("overfitting since step 2")

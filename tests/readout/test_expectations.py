@@ -116,6 +116,18 @@ def test_the_context_of_the_expert_is_the_longest_that_it_has_counted():
     assert expectations(random_variant({}), torch.tensor(text))[0].expert_context is None
 
 
+def test_the_context_of_the_expert_does_not_reach_beyond_the_window():
+    model = random_variant(EXPERT)
+    model.expert.set_counts(count_ngrams(torch.arange(4).repeat(20), VOCAB, model.expert.order))
+    idx = torch.arange(4).repeat(10)
+    lengths = torch.cat([expected.expert_context for expected in expectations(model, idx)]).tolist()
+    expected = []
+    for start, end, first_read in windows(len(idx), model.config.block_size):
+        expected += [min(model.expert.order - 1, position + 1 - start) for position in range(first_read, end)]
+    assert lengths == expected
+    assert len(set(lengths)) > 1
+
+
 def test_the_likeliest_tokens_have_the_probabilities_of_the_network_and_of_the_mixture():
     model, idx = random_variant(EXPERT), random_ids(1, 12, vocab_size=4)[0]
     (expected,) = expectations(model, idx, top=VOCAB + 5)

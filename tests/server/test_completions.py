@@ -241,7 +241,7 @@ def test_runs_say_how_far_they_are(trained, client):
     assert (run["name"], run["step"], run["is_finished"]) == ("bottles-1", 20, True)
     assert run["models"] == ["bottles-1", "bottles-1/last"]
     assert run["best_val_loss"] == trained.best_val_loss
-    assert [step for step, _ in run["evaluations"]] == [10, 20]
+    assert [step for step, *_ in run["evaluations"]] == [10, 20]
     assert run["verdict"] == trained.metrics[-2]["verdict"]
 
 

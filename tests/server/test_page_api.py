@@ -262,9 +262,10 @@ def test_runs_have_states_and_their_checkpoints_in_the_order_of_steps(several):
         assert {*a["models"]} <= {*content["models"]}
         assert (a["step"], a["max_iters"], a["folder"], a["is_finished"]) == (20, 20, "runs/a", True)
         metrics = read_metrics(several.out_dir.parent / "a" / "metrics.jsonl")
-        losses = [[record["step"], record["val_loss"]] for record in metrics if record["kind"] == "eval"]
-        assert [step for step, _ in losses] == [10, 20]
-        assert (a["evaluations"], a["best_val_loss"]) == (losses, min(loss for _, loss in losses))
+        losses = [[record["step"], *2 * [record["val_loss"]]] for record in metrics if record["kind"] == "eval"]
+        assert [step for step, *_ in losses] == [10, 20]
+        best = min(losses, key=lambda evaluation: evaluation[1])
+        assert (a["evaluations"], [a["best_step"], a["best_val_loss"]]) == (losses, best[:2])
         assert a["data_sha256"] == hashlib.sha256(TEXT.encode()).hexdigest() == runs["bottles-1"]["data_sha256"]
         assert a["trend"] == "lowest", "the second of two evaluations is the lowest"
         begun = runs["begun"]

@@ -13,11 +13,13 @@ from served_app import client_of
 from tiny import TINY
 
 import nanogpt_lite as ng
+from nanogpt_lite.config.options import ServeConfig
 from nanogpt_lite.runs.run_files import LOCK_FILE, lock_run
 from nanogpt_lite.tracking import metrics_file
 from nanogpt_lite.tracking.records import SampleRecord
 
 run_list = pytest.importorskip("nanogpt_lite.server.run_list", reason="needs starlette (the extra serve)")
+RunCatalog = pytest.importorskip("nanogpt_lite.server.run_catalog").RunCatalog
 pytest.importorskip("httpx", reason="needs httpx (the extra serve)")
 
 
@@ -150,6 +152,29 @@ def test_a_run_that_ends_while_it_is_looked_at_is_not_unfinished(monkeypatch):
         monkeypatch.setattr(run_list, "_read_progress", and_it_ends(run_list._read_progress))
         states = [run["state"] for _ in range(2) for run in client.get("/api/runs").json()["runs"]]
     assert states in (["training", "finished"], ["finished", "finished"])
+
+
+def test_evaluation_without_a_train_loss_is_no_record(text_file):
+    """As of a file that was edited: the other runs are still listed."""
+    run = ng.train("bottles.txt", **TINY, out_dir="runs/a")
+    path = run.out_dir / "metrics.jsonl"
+    content = path.read_text(encoding="utf-8")
+    path.write_text(content.replace('"train_loss"', '"loss"'), encoding="utf-8")
+    ng.train("bottles.txt", **TINY, out_dir="runs/b")
+    with client_of(None) as client:
+        runs = {listed["name"]: listed for listed in client.get("/api/runs").json()["runs"]}
+    assert runs["a"]["evaluations"] == []
+    assert (runs["a"]["best_step"], runs["a"]["trend"]) == (None, None)
+    assert len(runs["b"]["evaluations"]) == 2
+
+
+def test_run_whose_training_starts_is_in_training_before_its_folder_is_locked(text_file):
+    for name in ("a", "b"):
+        ng.train("bottles.txt", **{**TINY, "max_iters": 1}, out_dir=f"runs/{name}")
+    catalog = RunCatalog(None, ServeConfig())
+    states = {run["name"]: run["state"] for run in run_list.describe_runs(catalog, started="a")["runs"]}
+    assert states == {"a": "training", "b": "finished"}
+    assert {run["state"] for run in run_list.describe_runs(catalog)["runs"]} == {"finished"}
 
 
 def test_early_weights_without_another_checkpoint_are_models(text_file):

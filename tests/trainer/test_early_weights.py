@@ -16,13 +16,14 @@ from tiny_training import TOKENIZER, TRAIN, VAL, small_config, train
 import nanogpt_lite as ng
 from nanogpt_lite.api import main_job
 from nanogpt_lite.checkpoint.checkpoint_file import read_checkpoint
+from nanogpt_lite.checkpoint.restore import load_weights
 from nanogpt_lite.cli.main import main
 from nanogpt_lite.config.keyword_types import SampleOptions
 from nanogpt_lite.device import devices
 from nanogpt_lite.errors import ExternalError
 from nanogpt_lite.runs.run_folder import checkpoints_in, early_weights_in
 from nanogpt_lite.tracking.records import CheckpointRecord
-from nanogpt_lite.trainer import early_weights, loop
+from nanogpt_lite.trainer import early_weights, evaluation, loop
 from nanogpt_lite.trainer.checkpoint_writer import CheckpointWriter
 from nanogpt_lite.trainer.state import init_state
 
@@ -155,13 +156,50 @@ def test_parameter_that_float16_cannot_hold_stays_as_it_is():
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
 
 
-def test_network_alone_is_kept_at_the_end_if_the_last_checkpoint_has_an_expert(tmp_path):
-    for options, expected in (({}, [5, 10, 20, 40]), ({"ngram_expert": 3}, [5, 10, 20, 40, 45])):
-        folder = tmp_path / str(len(options))
-        folder.mkdir()
-        assert due_steps(folder, CONFIG.replace(options)) == expected
-    full = CONFIG.replace({"ngram_expert": 3, "keep_early": 2 * megabytes(CONFIG) * (1 + 1e-9)})
-    assert due_steps(tmp_path, full) == [5, 15], "there is room for two"
+EXPERT = {"ngram_expert": 3, "ngram_expert_weight": 0.4}
+
+
+@pytest.mark.parametrize(
+    ("options", "networks", "expected"),
+    [
+        ({}, 5, [5, 10, 20, 40]),
+        (EXPERT, 5, [5, 10, 20, 40, 45]),
+        (EXPERT, 3, [5, 15, 45]),  # the last one has its place among as many as there may be
+        (EXPERT, 1, [5]),
+        (EXPERT, 0, []),
+        ({**EXPERT, "max_iters": 20}, 9, [5, 10, 20]),
+        ({**EXPERT, "max_iters": 3}, 9, []),
+        ({**EXPERT, "target_loss": 100.0}, 9, [5, 10, 20]),  # it ends after the evaluation of step 20
+    ],
+)
+def test_network_alone_is_kept_at_the_end_if_the_last_checkpoint_has_an_expert(tmp_path, options, networks, expected):
+    config = CONFIG.replace({**options, "keep_early": networks * megabytes(CONFIG) * (1 + 1e-9)})
+    _, records = train(tmp_path, config)
+    assert names_in(tmp_path) == [f"early_{step:06d}" for step in expected]
+    assert [record.step for record in records if _is_early(record)] == expected, "each has one record"
+
+
+def test_stopped_training_keeps_no_network_at_its_end_and_the_one_after_it_does(tmp_path):
+    config = CONFIG.replace({**EXPERT, "max_iters": 30})
+    state = init_state(config, TOKENIZER)
+    list(loop.train_loop(state, TRAIN, VAL, out_dir=tmp_path, stop=lambda: state.step >= 12))
+    assert names_in(tmp_path) == ["early_000005", "early_000010"]
+    list(loop.train_loop(state, TRAIN, VAL, out_dir=tmp_path))
+    assert names_in(tmp_path) == ["early_000005", "early_000010", "early_000020", "early_000030"]
+    assert not [record for record in loop.train_loop(state, TRAIN, VAL, out_dir=tmp_path) if _is_early(record)]
+
+
+def test_val_loss_of_early_weights_is_that_of_the_network_up_to_rounding(tmp_path):
+    train(tmp_path, CONFIG.replace({"keep_every": 40}))
+    losses = []
+    for name in ("early_000040", "step_000040"):
+        state = init_state(CONFIG, TOKENIZER)
+        load_weights(state.model, read_checkpoint(tmp_path / f"{name}.safetensors"))
+        evaluated = evaluation.val_losses(state, VAL)
+        assert evaluated is not None
+        losses.append(evaluated.loss)
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
 
 
 def test_a_training_that_keeps_them_is_bit_for_bit_the_same(tmp_path):

@@ -7,6 +7,7 @@ const CELL_PIXELS = 3;
 const MARKED = 0.1; // the smallest share of attention that is marked in the table
 const AS_LARGE = 0.9; // of the largest share: what is above it is marked too
 const MOSTLY = 0.5;
+const LIST = new Intl.ListFormat("en");
 const POSITIONS = ["itself", "one before it", "two before it", "the first token", "all others"];
 
 export class AttentionPanel {
@@ -136,9 +137,9 @@ function headTable(attention) {
   const largest = POSITIONS.map((_, index) => Math.max(...heads.map(({ shares }) => shares[index])));
   const isMarked = (share, index) => heads.length > 1 && share >= MARKED && share >= AS_LARGE * largest[index];
   const back = POSITIONS.indexOf("one before it");
-  const lookers = heads.filter(({ shares }) => isMarked(shares[back], back)).map(({ name }) => name);
-  const said = lookers.length ? ` Most of all, ${lookers.join(" and ")} ${lookers.length > 1 ? "look" : "looks"} at the token one before`
-    + `${largest[back] < MOSTLY ? ", though with less than half of their attention" : ""}.` : "";
+  const marked = heads.filter(({ shares }) => isMarked(shares[back], back)).map(({ name }) => name);
+  const share = largest[back] < MOSTLY ? `, though with less than half of ${marked.length > 1 ? "their" : "its"} attention` : "";
+  const said = marked.length ? ` Most of all, ${LIST.format(marked)} ${marked.length > 1 ? "look" : "looks"} at the token one before${share}.` : "";
   const rows = heads.map(({ name, shares }) => element("tr", {}, element("th", { scope: "row" }, name),
     ...shares.map((share, index) => element("td", isMarked(share, index) ? { className: "largest" } : {}, percent(share)))));
   const head = element("tr", {}, ...["", ...POSITIONS].map((title) => (title ? element("th", { scope: "col" }, title) : element("td"))));

@@ -9,6 +9,12 @@ const MAX_ROWS = 400; // of the table
 
 const rounded = (value, digits) => String(Number(value.toPrecision(digits)));
 
+// Of an axis: as many decimals as the distance of its ticks needs.
+function tickLabels(plot, ticks, axis, space, distance) {
+  const decimals = Math.max(0, -Math.floor(Math.log10(distance)));
+  return ticks.map((value) => value.toFixed(Math.min(decimals, 12)));
+}
+
 // The point of a series at a step; null if it has none there, where the legend would show a point of another step.
 const indexOfPoint = (plot, series, index) => (typeof plot.data[series][index] === "number" ? index : null);
 
@@ -58,7 +64,7 @@ export class Curves {
     const size = { width: Math.max(this.node.clientWidth, 200), height: 260 };
     const options = {
       ...size, scales: { x: { time: false } }, axes: [{ ...axis, label: "step" },
-        { ...axis, label: this.unit, size: 64, values: (_, ticks) => ticks.map((value) => rounded(value, 4)) }],
+        { ...axis, label: this.unit, size: 64, values: tickLabels }],
       series: [{ label: "step" }, ...lines], cursor: { drag: { x: true, y: false }, dataIdx: indexOfPoint },
     };
     this.plot = new uPlot(options, data, this.picture);

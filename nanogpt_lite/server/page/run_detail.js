@@ -22,7 +22,7 @@ const STATES = {
   unfinished: "not finished, and no process of this machine trains it; it can go on from its last checkpoint",
 };
 
-// The numbers of one run, and what can be done with it. Parts that did not change stay, with what was typed into them.
+// Parts that did not change stay, with what was typed into them.
 export class RunDetail {
   constructor(act) {
     this.act = act;
@@ -38,10 +38,9 @@ export class RunDetail {
     this.node.hidden = !run;
     if (!run) return;
     const last = (kind) => records.findLast((record) => record.kind === kind);
-    const [start, step, evaluation, result] = ["start", "step", "eval", "result"].map(last);
+    const [start, step, evaluation] = ["start", "step", "eval"].map(last);
     this.title.textContent = run.name;
-    const evaluations = records.filter(({ kind }) => kind === "eval");
-    const best = lowest(evaluations), reason = last("done")?.reason;
+    const reason = last("done")?.reason;
     const facts = [
       ["state", run.state === "finished" ? `finished${REASONS[reason] ? `: ${REASONS[reason]}` : ""}` : STATES[run.state]],
       ["step", `${records.at(-1)?.step ?? 0} of ${start?.max_iters ?? "?"}`],
@@ -49,15 +48,13 @@ export class RunDetail {
       ["tokens per second", step ? Math.round(step.tokens_per_second).toLocaleString("en") : "–"],
       ["train loss", number(step?.loss, 4)],
       ["val loss", number(evaluation?.val_loss, 4)],
-      ["lowest val loss", best ? `${number(best.val_loss, 4)}, of step ${best.step}` : "–"],
+      ["lowest val loss", run.best_step === null ? "–" : `${number(run.best_val_loss, 4)}, of step ${run.best_step}`],
       ["learning rate", step ? step.learning_rate.toPrecision(3) : "–"],
       ["overfitting", describeTrend(run)],
     ];
     this.facts.replaceChildren(...facts.map(([name, value]) =>
       element("div", {}, element("dt", {}, name), element("dd", {}, value))));
-    const verdict = run.state === "training" ? "" : result?.verdict ?? ""; // else it is of the training before
-    this.verdict.replaceChildren(element("strong", {}, "Is my loss normal? "),
-      ...withCode(verdict || "This is said when a training has ended by itself."));
+    this.verdict.replaceChildren(element("strong", {}, "Is my loss normal? "), ...describeVerdict(run));
     this.showButtons(run, run.state === "finished" ? reason : "");
     this.showSamples(run, records.filter(({ kind }) => kind === "sample"));
   }
@@ -101,11 +98,6 @@ export class RunDetail {
   }
 }
 
-// The evaluation with the lowest val loss.
-function lowest(evaluations) {
-  return evaluations.reduce((best, other) => (best && best.val_loss <= other.val_loss ? best : other), null);
-}
-
 // Whether the network learns its text by heart, in words: by the trend that the server tells.
 export function describeTrend({ trend, evaluations }) {
   if (!trend) return "not known before the second evaluation";
@@ -115,12 +107,17 @@ export function describeTrend({ trend, evaluations }) {
     lowest: "no: the val loss is at its lowest",
     noise: `hardly: ${above}`,
     overfitting: `yes: ${above}, while the train loss has fallen`,
-    stalled: `no, but ${above}, and the train loss has not fallen: the training does not get on`,
+    stalled: `no, but ${above}, and the train loss has not fallen: the training stalls`,
   }[trend];
 }
 
+// What is said about the loss; while a run is trained again, nothing: what there is is of the training before.
+export function describeVerdict({ state: progress, verdict }) {
+  return withCode((progress !== "training" && verdict) || "This is said when a training has ended by itself.");
+}
+
 // A text, with what is between backticks as code.
-export function withCode(text) {
+function withCode(text) {
   return text.split("`").map((part, index) => (index % 2 ? element("code", {}, part) : part));
 }
 

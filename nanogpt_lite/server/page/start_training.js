@@ -88,7 +88,7 @@ export class TrainingForm {
     const fitted = state.options.fitted[preset] ?? [];
     for (const fields of this.parts) {
       for (const { name, default: value } of fields.descriptions) {
-        const used = values[name] ?? state.options.training_defaults[name] ?? value;
+        const used = state.options.training_defaults[name] ?? values[name] ?? value;
         fields.showDefault(name, fitted.includes(name) ? "follows from the text" : String(used));
       }
     }

@@ -15,7 +15,6 @@ class State extends EventTarget {
 
   async refresh() {
     const { runs, models, training } = await get("/api/runs");
-    for (const run of runs) if (training?.is_running && training.name === run.name) run.state = "training"; // it may still be starting
     Object.assign(this, { runs, models, training });
     this.dispatchEvent(new Event("change"));
   }

@@ -80,8 +80,9 @@ export class TimeView {
 
   describe(checkpoint) {
     const evaluation = state.run(this.run.value).evaluations.find(([step]) => step === checkpoint.step);
-    const name = checkpoint.name.startsWith("early_") ? "the network alone" : checkpoint.isBoth ? "best and last" : checkpoint.name;
-    return `Step ${checkpoint.step}: ${name}${evaluation ? `, val loss ${number(evaluation[1], 4)}` : ""}`;
+    const isAlone = checkpoint.name.startsWith("early_");
+    const name = isAlone ? "the network alone" : checkpoint.isBoth ? "best and last" : checkpoint.name;
+    return `Step ${checkpoint.step}: ${name}${evaluation ? `, val loss ${number(evaluation[isAlone ? 2 : 1], 4)}` : ""}`;
   }
 
   // The text of a checkpoint as far as it is written, after its prompt; nothing if there is none yet.

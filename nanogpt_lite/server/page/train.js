@@ -3,7 +3,7 @@
 import { ApiError, get, post } from "./api.js";
 import { Curves } from "./curves.js";
 import { element, glossary, number, scroller, WORDS } from "./dom.js";
-import { describeTrend, RunDetail, withCode } from "./run_detail.js";
+import { describeTrend, describeVerdict, RunDetail } from "./run_detail.js";
 import { StartedTraining, TrainingForm } from "./start_training.js";
 import { state } from "./state.js";
 import { keepRuns, keptRuns } from "./typed.js";
@@ -182,13 +182,13 @@ export class TrainView {
   // Several runs beside each other, and whether their losses can be compared.
   compare(runs) {
     const said = compareTexts(runs, this.records);
-    const rows = runs.map((run) => [run.name, LISTED[run.state], number(run.best_val_loss, 4), describeTrend(run), run.verdict ?? "–"]);
-    const key = JSON.stringify([said, rows]);
+    const rows = runs.map((run) => [run.name, [LISTED[run.state]], [number(run.best_val_loss, 4)], [describeTrend(run)], describeVerdict(run)]);
+    const key = JSON.stringify([said, runs]);
     if (key === this.compared) return;
     this.compared = key;
     const head = ["run", "state", "lowest val loss", "overfitting", "is its loss normal?"].map((title) => element("th", { scope: "col" }, title));
     const table = element("table", { className: "comparison" }, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows.map(([name, ...cells]) =>
-      element("tr", {}, element("th", { scope: "row" }, name), ...cells.map((cell) => element("td", {}, ...withCode(cell)))))));
+      element("tr", {}, element("th", { scope: "row" }, name), ...cells.map((cell) => element("td", {}, ...cell))))));
     this.comparison.replaceChildren(...(runs.length < 2 ? [] : [element("p", { className: "status" }, said), scroller("the chosen runs beside each other", table)]));
   }
 

@@ -19,8 +19,8 @@ function fromChance({ probabilities }) {
   const how = often === 0 ? "fewer than 1" : often === 100 ? "almost all" : `about ${often}`;
   const stages = ["model", ...FILTERS].map((stage) => percent(probabilities[stage]));
   const changes = FILTERS.filter((_, index) => stages[index + 1] !== stages[index]);
-  const changed = changes.length ? ` Its probability of ${stages[0]} became ${stages.at(-1)} by ${changes.join(" and ")}, an option above.` : "";
-  return `Chance: of 100 draws at this place, ${how} give it.${changed}`;
+  const changed = changes.length ? ` Its probability of ${stages[0]} became ${stages.at(-1)} by ${changes.join(" and ")}, as set above.` : "";
+  return `Chance: of 100 draws at this position, ${how} give it.${changed}`;
 }
 
 function fromCounts(reading, position) {
@@ -30,7 +30,7 @@ function fromCounts(reading, position) {
   const known = reading.tokens[position - 1].expert_context;
   const context = reading.tokens.slice(position - known, position).map(({ token }) => token).join("");
   const from = known ? `they have counted what follows “${visible(context)}” in the text that was learned`
-    : "they have not counted what follows the token before, so only how often each token occurs";
+    : "they have not counted what follows the token before, so they know only how common each token is";
   return `Counted n-grams gave it ${percent(expert)}: ${from}. The network alone gave it ${percent(network)}. `
     + `Mixed, ${percent(weight)} of the first and ${percent(1 - weight)} of the second, that is ${percent(model)}.`;
 }
@@ -38,10 +38,10 @@ function fromCounts(reading, position) {
 function fromNetwork({ lens, tokens }, position) {
   if (!lens) return "";
   const { id, token } = tokens[position], { ngram_share: ngramShare } = tokens[position - 1];
-  const others = lens.tokens.map((layer) => visible(layer[position - 1][0])); // the likeliest as block 1 begins, and after each block
-  const last = lens.ids.findLastIndex((layer) => layer[position - 1][0] !== id); // where it was another one
+  const likeliest = lens.tokens.map((layer) => visible(layer[position - 1][0])); // as block 1 begins, and after each block
+  const last = lens.ids.findLastIndex((layer) => layer[position - 1][0] !== id); // where it was another token
   const { network } = tokens[position].probabilities;
-  if (last === others.length - 1) return `In the network, “${others[last]}” is the likeliest in the end; “${visible(token)}” has ${percent(network)} there, so it is not its first choice, but possible.`;
+  if (last === likeliest.length - 1) return `In the network, “${likeliest[last]}” is the likeliest in the end; “${visible(token)}” has ${percent(network)} there, so it is not its first choice, but possible.`;
   if (last === -1) return `In the network, it is the likeliest even before block 1 has computed anything: the last ${ngramShare === undefined ? "token alone suggests" : "few tokens alone suggest"} it.`;
-  return `In the network, it is the likeliest from block ${last + 1} on; before that, “${others[last]}” was.`;
+  return `In the network, it is the likeliest from block ${last + 1} on; before that, “${likeliest[last]}” was.`;
 }
