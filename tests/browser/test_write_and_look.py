@@ -191,6 +191,13 @@ def percent(value):
     return f"{100 * value:.0f} %" if value >= 0.0995 else f"{100 * value:.1f} %"
 
 
+def chance(value):
+    """A probability; a small one as one in so many."""
+    if value == 0 or value >= 0.0005:
+        return percent(value)
+    return "under 1 in a million" if value < 1e-6 else f"1 in {float(f'{1 / value:.2g}'):,.0f}"
+
+
 def check_distribution(page, reading, position):
     """The table of what may come at a position, at each stage."""
     page.focus(".tokens")
@@ -198,7 +205,7 @@ def check_distribution(page, reading, position):
     rows = page.locator(".detail figure").first.locator("tbody tr")
     assert rows.count() == reading.next_ids.size(1)
     columns = {
-        stage: [percent(value) for value in probabilities[position - 1].tolist()]
+        stage: [chance(value) for value in probabilities[position - 1].tolist()]
         for stage, probabilities in reading.next_probabilities.items()
     }
     parallel = ["expert"] if "expert" in columns else []  # always shown; no later stage changes it
@@ -227,10 +234,10 @@ def test_token_that_came_has_its_chance_also_if_others_were_likelier(browser, ad
         assert rows.count() == reading.next_ids.size(1) + 1
         assert rows.last.get_attribute("class") == "actual"
         assert rows.last.locator("th").text_content() == text[position].replace(" ", "␣").replace("\n", "⏎")
-        drawn = percent(reading.probabilities["min_p"][position].item())
+        drawn = chance(reading.probabilities["min_p"][position].item())
         assert rows.last.locator("td.probability").first.text_content() == drawn
         said = page.text_content(".detail p")
-        assert f"Its probability was {percent(math.exp(-reading.surprise[position].item()))}" in said
+        assert f"Its probability was {chance(math.exp(-reading.surprise[position].item()))}," in said
         assert f"{reading.rank[position]} tokens were likelier" in said
         assert page.locator(".why li").first.text_content().startswith(("Chance: of 100 draws at", "Not by chance: "))
 
@@ -272,17 +279,17 @@ def check_chance(sentence, probabilities):
         return "never"
     assert ("the network always takes it" in sentence) == (drawn == 1)
     if drawn < 1:
-        number = re.search(r"of 100 draws at this position, (about )?(.*) give it\.(.*)$", sentence)
-        assert number is not None
-        shares = {"fewer than 1": drawn < 0.005, "almost all": drawn >= 0.995}
-        assert shares.get(number[2], number[2] == str(round(100 * drawn)))
-        shown = [percent(probabilities[stage]) for stage in ("model", "temperature", "top_k", "top_p", "min_p")]
         names = ["temperature", "top_k", "top_p", "min_p"]
+        shown = [chance(probabilities[stage]) for stage in ("model", *names)]
         changes = [
             name for name, (before, after) in zip(names, itertools.pairwise(shown), strict=True) if before != after
         ]
         by = f" Its probability of {shown[0]} became {shown[-1]} by {' and '.join(changes)}, as set above."
-        assert number[3] == (by if changes else "")
+        often = round(100 * drawn)
+        rare = shown[-1] if drawn < 0.0005 else f"1 in {round(1 / drawn)}"
+        said = {0: f", and a rare one: {rare} draws at this position gives it."}
+        usual = f": of 100 draws at this position, {'almost all' if often == 100 else f'about {often}'} give it."
+        assert sentence == f"Chance{said.get(often, usual)}{by if changes else ''}"
     return "drawn"
 
 
@@ -291,10 +298,11 @@ def check_counts(sentence, reading, position):
     context = visible("".join(reading.tokens[position - known : position]))
     assert (f"what follows “{context}” in the text" in sentence) == (known > 0)
     assert ("only how common each token is" in sentence) == (known == 0)
-    numbers = re.findall(r"[\d.]+ %", sentence)
-    p = {stage: percent(reading.probabilities[stage][position].item()) for stage in ("expert", "network", "model")}
+    numbers = re.findall(r"[\d.]+ %|1 in [\d,]+|under 1 in a million", sentence.rpartition("”")[2])
+    p = {stage: chance(reading.probabilities[stage][position].item()) for stage in ("expert", "network", "model")}
     weights = [percent(reading.expert_weight), percent(1 - reading.expert_weight)]
-    assert numbers == [p["expert"], p["network"], *weights, p["model"]]
+    assert numbers == [p["network"], *weights, p["model"]]
+    assert f"Counted n-grams gave it {p['expert']}: " in sentence
 
 
 def check_blocks(sentence, reading, position):
@@ -305,7 +313,11 @@ def check_blocks(sentence, reading, position):
     said = re.search(r"from block (\d+) on; before that, “(.*)” was", sentence)
     assert ("not its first choice" in sentence) == (first is None)
     if first is None:
-        assert f"has {percent(reading.probabilities['network'][position].item())} there" in sentence
+        p = reading.probabilities["network"][position].item()
+        assert (
+            f"has {chance(p)} there: not its first choice, {'and a rare one' if p < 0.01 else 'but possible'}."
+            in sentence
+        )
     suggests = "few tokens alone suggest" if reading.ngram_share is not None else "token alone suggests"
     assert (f"even before block 1 has computed anything: the last {suggests} it" in sentence) == (first == 0)
     assert (int(said[1]) if said else None) == (first or None)

@@ -32,6 +32,12 @@ export function percent(value) {
   return value >= 0.0995 ? `${(100 * value).toFixed(0)} %` : `${(100 * value).toFixed(1)} %`;
 }
 
+// A probability; a small one as one in so many.
+export function chance(p) {
+  if (p === 0 || p >= 0.0005) return percent(p);
+  return p < 1e-6 ? "under 1 in a million" : `1 in ${Number((1 / p).toPrecision(2)).toLocaleString("en")}`;
+}
+
 export function duration(seconds) {
   if (!Number.isFinite(seconds)) return "–";
   if (seconds < 90) return `${Math.round(seconds)} s`;
@@ -71,18 +77,4 @@ export function say(node, message, isError = false) {
 // A wide table scrolls by itself, also with the keyboard.
 export function scroller(label, content) {
   return element("div", { className: "scroller", tabindex: "0", role: "region", "aria-label": label }, content);
-}
-
-// Words of the views that write.
-export const WORDS = {
-  weights: "the numbers that a network consists of; training changes them",
-  token: "a piece of text that the network reads and writes at once: a character, or a few of them",
-  seed: "a number from which chance is computed: with the same one, the same text is written again",
-  temperature: "below 1, likely tokens become likelier, and the text more usual; above 1 it becomes wilder",
-};
-
-// The words that a view uses and not everybody knows.
-export function glossary(words) {
-  const entries = Object.entries(words).flatMap(([word, meaning]) => [element("dt", {}, word), element("dd", {}, meaning)]);
-  return element("details", { className: "words" }, element("summary", {}, "What the words mean"), element("dl", {}, ...entries));
 }

@@ -2,10 +2,11 @@
 
 import { ApiError, post } from "./api.js";
 import { AttentionPanel } from "./attention.js";
-import { element, glossary, number, percent, say, scroller, visible, WORDS } from "./dom.js";
+import { chance, element, number, percent, say, scroller, visible } from "./dom.js";
 import { Fields, FILTERS } from "./fields.js";
 import { state } from "./state.js";
 import { explain } from "./why.js";
+import { glossary } from "./words.js";
 
 const LEVELS = [0.5, 1, 2, 4]; // nats; the colours are those of the terminal
 const STAGES = { // of sampling, in their order: the heads of columns
@@ -37,19 +38,8 @@ export class LookView {
         element("label", { for: "look-text" }, "Text to read"), this.text,
         element("details", {}, element("summary", {}, "Options"), this.fields.node),
         element("div", { className: "buttons" }, element("button", { className: "main" }, "Read"))),
-      this.status, this.result, glossary({
-        token: WORDS.token,
-        nats: "the unit of surprise: 0 for a token that was certain, 0.7 for one of two that are equally likely, 2.3 for one of ten",
-        "chance to be drawn": "the probability with which a token is taken, when the network writes with these options",
-        "counted n-grams": "a table of which token followed which last tokens, up to seven of them in the default, in the text that was learned; its probabilities are mixed with those of the network",
-        "n-gram embeddings": "vectors that the network has learned for the last few tokens together",
-        vector: "a list of numbers in which the network computes what it knows of a token",
-        attention: "the part of the network in which a token gets information from the tokens before it",
-        block: "one of the steps in which the network computes; each has attention and a small network of its own",
-        head: "one of the parts of attention in a block, each of which looks at other tokens",
-        "logit lens": "what the network would write if it ended after an earlier block",
-        "temperature, top_k, top_p, min_p": "how probabilities are changed before a token is drawn; see Options",
-      }));
+      this.status, this.result, glossary("token", "nats", "loss", "chance to be drawn",
+        "counted n-grams", "n-gram embeddings", "vector", "attention", "block", "head", "logit lens", "temperature, top_k, top_p, min_p"));
   }
 
   update() {}
@@ -176,7 +166,7 @@ class Reading {
     const isListed = !actual || expected.some(({ id }) => id === actual.id);
     const candidates = isListed ? expected : [...expected, { token: actual.token, id: actual.id, ...actual.probabilities }];
     const all = Object.keys(STAGES).filter((stage) => stage !== "expert"), hasExpert = "expert" in candidates[0];
-    const stages = all.filter((stage, index) => index === 0 || candidates.some((token) => percent(token[stage]) !== percent(token[all[index - 1]])));
+    const stages = all.filter((stage, index) => index === 0 || candidates.some((token) => chance(token[stage]) !== chance(token[all[index - 1]])));
     const unused = all.filter((stage) => !stages.includes(stage) && (stage !== "model" || hasExpert));
     const last = stages.pop(), earlier = stages;
     if (hasExpert) earlier.splice(1, 0, "expert");
@@ -203,7 +193,7 @@ class Reading {
 function describeToken({ surprise, rank, probabilities }) {
   if (surprise === null) return "Nothing comes before the first token, so it has no surprise.";
   const likelier = rank === 0 ? "no token was" : rank === 1 ? "one token was" : `${rank} tokens were`;
-  return `Its probability was ${percent(probabilities.model)}, which is a surprise of ${number(surprise)} nats; ${likelier} likelier.`;
+  return `Its probability was ${chance(probabilities.model)}, which is a surprise of ${number(surprise)} nats; ${likelier} likelier.`;
 }
 
 function legend() {
@@ -216,7 +206,7 @@ function legend() {
 function barCell(probability) {
   const bar = element("span", { className: "bar" });
   bar.style.width = `${Math.round(100 * probability)}%`;
-  return element("td", { className: "probability" }, bar, element("span", {}, percent(probability)));
+  return element("td", { className: "probability" }, bar, element("span", {}, chance(probability)));
 }
 
 // What the output layer makes of the vector after each block.

@@ -1,9 +1,10 @@
 // The view of one prompt and seed across the checkpoints of a run: how it learned.
 
 import { ApiError, streamText } from "./api.js";
-import { element, fillSelect, glossary, number, say, WORDS } from "./dom.js";
+import { element, fillSelect, number, say } from "./dom.js";
 import { Fields } from "./fields.js";
 import { state } from "./state.js";
+import { glossary } from "./words.js";
 
 const SHOWN = ["seed", "temperature", "max_tokens"];
 const MAX_TOKENS = 200; // unless another number is given
@@ -33,13 +34,9 @@ export class TimeView {
       element("label", { for: "time-step" }, "Step of the training"), this.slider, this.title, this.text, this.status, this.all);
     section.append(element("h2", {}, "Time"),
       element("p", {}, "One prompt and seed, with the weights that the network had on the way. The early ones are of the network "
-        + "alone, without counted n-grams."),
-      element("label", { for: "time-run" }, "Run"), this.run, this.empty, this.controls, glossary({
-        "the network alone": "the weights of that step, without the counted n-grams, which a finished run may have",
-        best: "the weights with the lowest val loss",
-        last: "the weights after the last step",
-        ...WORDS,
-      }));
+        + "alone, without counted n-grams. To see when it learned something, begin with it, such as with the first letters of a name, and try several seeds."),
+      element("label", { for: "time-run" }, "Run"), this.run, this.empty, this.controls, glossary("the network alone", "best", "last", "run", "step",
+        "weights", "token", "seed", "temperature", "val loss", "loss", "counted n-grams"));
   }
 
   // Begin with a prompt, unless there is one.

@@ -2,11 +2,12 @@
 
 import { ApiError, get, post } from "./api.js";
 import { Curves } from "./curves.js";
-import { element, glossary, number, scroller, WORDS } from "./dom.js";
+import { element, number, scroller } from "./dom.js";
 import { describeTrend, describeVerdict, RunDetail } from "./run_detail.js";
 import { StartedTraining, TrainingForm } from "./start_training.js";
 import { state } from "./state.js";
 import { keepRuns, keptRuns } from "./typed.js";
+import { glossary } from "./words.js";
 
 const LISTED = { training: "training", finished: "finished", interrupted: "stopped", unfinished: "not finished" };
 
@@ -18,7 +19,7 @@ export class TrainView {
     this.rows = new Map(); // by run: its checkbox and its text
     this.empty = element("p");
     this.detail = new RunDetail((path, body) => this.act(path, body));
-    this.loss = new Curves("Loss: val loss with points, train loss dashed", "nats per token");
+    this.loss = new Curves("Loss: val loss with points; train loss dashed, which is of the network alone", "nats per token");
     this.rate = new Curves("Learning rate", "learning rate");
     this.problem = element("p", { role: "alert", className: "error", hidden: true });
     this.comparison = element("div");
@@ -26,23 +27,8 @@ export class TrainView {
     this.form = new TrainingForm((name) => this.showWhenThere(name));
     this.title = element("h2", {}, "Train");
     section.append(this.title, this.problem, this.runList, this.comparison, this.started.node, this.empty, this.detail.node, this.loss.node, this.rate.node,
-      this.form.node, glossary({
-        loss: "how much the next token surprises the network on average; lower is better",
-        "train loss": "the loss on the text that it is trained on, during the training: of the network alone, and with dropout if there is any, so that it may be above the val loss",
-        "val loss": "the loss on text that it is not trained on; with counted n-grams, if the run has them. The curve shows it at each evaluation, the list of runs the lowest one",
-        overfitting: "the network learns its text by heart: its train loss falls, and the val loss rises",
-        evaluation: "a measurement of the val loss, every few steps",
-        "5-gram model": "one that only counts which token followed the last four, for comparison; a network should do better. The counted n-grams of a run are another, larger table",
-        step: "one change of the weights, by a few thousand tokens",
-        "learning rate": "how much a step changes the weights",
-        dropout: "leaving out random parts of the network in each step, so that it learns less by heart",
-        max_iters: "the number of steps of a training",
-        patience: "the number of evaluations without a lower val loss after which a training ends",
-        preset: "a set of values for all options",
-        tokenizer: "how a text is cut into tokens: char makes each character one, bpe joins the frequent ones",
-        token: WORDS.token,
-        seed: WORDS.seed,
-      }));
+      this.form.node, glossary("loss", "nats", "train loss", "val loss", "evaluation", "overfitting", "5-gram model",
+        "counted n-grams", "step", "weights", "learning rate", "dropout", "max_iters", "patience", "preset", "tokenizer", "token", "seed"));
   }
 
   update() {
@@ -98,7 +84,8 @@ export class TrainView {
     for (const run of state.runs) {
       if (!this.rows.has(run.name)) this.addRow(run.name);
       const { row, box, text } = this.rows.get(run.name);
-      const progress = run.step === null ? "" : `, step ${run.step}${run.max_iters ? ` of ${run.max_iters}` : ""}`;
+      const step = this.records.get(run.name)?.records.at(-1)?.step ?? run.step; // those of a chosen run come more often
+      const progress = step === null ? "" : `, step ${step}${run.max_iters ? ` of ${run.max_iters}` : ""}`;
       const loss = run.best_val_loss === null ? "" : `, lowest val loss ${number(run.best_val_loss, 4)}`;
       row.className = `run ${run.state}`;
       box.checked = this.chosen.has(run.name);
@@ -153,6 +140,7 @@ export class TrainView {
 
   draw() {
     if (!this.awaited) keepRuns([...this.chosen]);
+    this.updateRows();
     this.compare([...this.chosen].map((name) => state.run(name)).filter(Boolean));
     const isOne = this.chosen.size === 1;
     const losses = [], rates = [];

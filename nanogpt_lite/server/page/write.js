@@ -2,9 +2,10 @@
 
 import { streamText } from "./api.js";
 import { commandList, curlCommand, sampleCommand } from "./commands.js";
-import { copyButton, element, fillSelect, glossary, say, WORDS } from "./dom.js";
+import { copyButton, element, fillSelect, say } from "./dom.js";
 import { Fields, FILTERS } from "./fields.js";
 import { state } from "./state.js";
+import { glossary } from "./words.js";
 
 const MAX_EARLIER = 10; // texts before the last one
 
@@ -28,10 +29,7 @@ export class WriteView {
         this.stopButton));
     section.append(element("h2", {}, "Write"),
       element("p", {}, "The network continues the prompt, token by token. The same prompt, seed and options give the same text, also after a reload, which forgets the texts."),
-      this.form, this.panels, this.earlier, glossary({
-        network: "the weights of a run. Its name alone: those with the lowest val loss; /last: those after the last step; /early_000005: those after step 5",
-        ...WORDS,
-      }));
+      this.form, this.panels, this.earlier, glossary("network", "run", "step", "weights", "token", "seed", "temperature", "val loss", "loss"));
   }
 
   update() {
