@@ -37,6 +37,9 @@ from harness import (
     set_up,
 )
 from rows import (
+    COUNTED,
+    COUNTED_LOSS,
+    COUNTED_PROCESS,
     FEWER_SAMPLES,
     FORMATS,
     INT8_LOSS,
@@ -72,6 +75,7 @@ from nanogpt_lite.trainer.state import init_state
 OUT = Path(__file__).resolve().parent / "results" / "vs_nanogpt"
 TEXT_SIZE = 100_000_000  # characters, of one byte each
 SPRINT_STEPS = 34
+ONE_STEP = ("--max_iters", "1", "--warmup_iters", "0")
 NO_BFLOAT16 = "not measured, because products in bfloat16 are slower than in float32 on this processor"
 PARITY_STEPS = 20
 PARITY_LIMIT = 1e-5  # relative difference of a step's loss
@@ -226,6 +230,7 @@ def train(harness: Harness, *, max_iters: int, sprint: int) -> Pair:
         seed = ("--seed", str(next(seeds)))
         sprint_length = ("--max_iters", str(sprint), "--ngram_expert", "0")
         sprint_process, sprint_run = harness.train("sprint", "--preset", "modern-cpu", *sprint_length, *seed)
+        counted_process, counted = harness.train("counted", "--preset", "modern-cpu", *ONE_STEP, *seed)
         modern_process, modern = harness.train("modern", "--preset", "modern-cpu", *seed)
         evaluated = evaluate(modern)
         return {
@@ -237,6 +242,9 @@ def train(harness: Harness, *, max_iters: int, sprint: int) -> Pair:
             SPRINT.name: evaluations(sprint_run)[-1]["seconds"],
             SPRINT_PROCESS.name: sprint_process.seconds,
             SPRINT_LOSS.name: evaluations(sprint_run)[-1]["val_loss"],
+            COUNTED.name: evaluations(counted)[-1]["seconds"],
+            COUNTED_PROCESS.name: counted_process.seconds,
+            COUNTED_LOSS.name: evaluations(counted)[-1]["val_loss"],
             MODERN.name: modern_process.seconds,
             MODERN_LOSS.name: evaluations(modern)[-1]["val_loss"],
             MODERN_MEMORY.name: modern_process.memory,
@@ -257,11 +265,11 @@ def train(harness: Harness, *, max_iters: int, sprint: int) -> Pair:
             "val_loss"
         ]
         return {
-            **{row.name: process.seconds for row in (TRAINING, SPRINT_PROCESS, MODERN)},
+            **{row.name: process.seconds for row in (TRAINING, SPRINT_PROCESS, COUNTED_PROCESS, MODERN)},
             **{row.name: step for row in (STEP, STEP_FAST)},
-            **{row.name: loss for row in (LOSS, LOSS_FAST, SPRINT_LOSS, MODERN_LOSS, NETWORK_LOSS)},
+            **{row.name: loss for row in (LOSS, LOSS_FAST, SPRINT_LOSS, COUNTED_LOSS, MODERN_LOSS, NETWORK_LOSS)},
             **{row.name: process.memory for row in (MEMORY, MODERN_MEMORY)},
-            SPRINT.name: training,
+            **{row.name: training for row in (SPRINT, COUNTED)},
         }
 
     return measure_lite, measure_nanogpt
