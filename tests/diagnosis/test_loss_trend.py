@@ -23,6 +23,7 @@ def curve(val_losses, train_losses, alone=None):
         ([0.0, 1.01 * RISE], [2.5, 1.0], Trend.OVERFITTING),
         ([2.0, 1.5, 1.6], [2.5, 2.0, 1.9], Trend.OVERFITTING),
         ([2.0, 1.5, 1.6], [2.5, 2.0, 2.1], Trend.STALLED),
+        ([2.5, 1.5, 2.0], [2.6, 1.0, 2.4], Trend.STALLED),  # that of the lowest val loss does not count
         ([2.0, 1.5, 2.6, 2.2], [2.5, 2.0, 2.7, 1.5], Trend.OVERFITTING),  # 2.1 on average, below the val loss
         ([2.0, 1.5, 2.6, 2.05], [2.5, 2.0, 2.7, 1.5], Trend.STALLED),
         ([5.0, 1.5, 1.4, 1.45, 1.7], [2.0, 2.0, 2.0, 1.9, 1.8], Trend.OVERFITTING),

@@ -168,6 +168,17 @@ def test_evaluation_without_a_train_loss_is_no_record(text_file):
     assert len(runs["b"]["evaluations"]) == 2
 
 
+def test_trend_is_known_from_the_second_evaluation_on(text_file):
+    for name, max_iters in (("one", 10), ("two", 20)):
+        ng.train("bottles.txt", **{**TINY, "max_iters": max_iters}, out_dir=f"runs/{name}")
+    with client_of(None) as client:
+        runs = {listed["name"]: listed for listed in client.get("/api/runs").json()["runs"]}
+    assert {name: (len(run["evaluations"]), run["trend"]) for name, run in runs.items()} == {
+        "one": (1, None),
+        "two": (2, "lowest"),
+    }
+
+
 def test_run_whose_training_starts_is_in_training_before_its_folder_is_locked(text_file):
     for name in ("a", "b"):
         ng.train("bottles.txt", **{**TINY, "max_iters": 1}, out_dir=f"runs/{name}")
