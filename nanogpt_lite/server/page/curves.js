@@ -15,8 +15,8 @@ function tickLabels(plot, ticks, axis, space, distance) {
   return ticks.map((value) => value.toFixed(Math.min(decimals, 12)));
 }
 
-// The point of a series at a step; null if it has none there, where the legend would show a point of another step.
-const indexOfPoint = (plot, series, index) => (typeof plot.data[series][index] === "number" ? index : null);
+// Of the legend: what each series has at the step, and nothing of another step.
+const sameStep = (plot, series, index) => index;
 
 export class Curves {
   // `title`, `unit`: of the values. `series` of `show`: name, points [[step, value], …], isDashed.
@@ -65,7 +65,7 @@ export class Curves {
     const options = {
       ...size, scales: { x: { time: false } }, axes: [{ ...axis, label: "step" },
         { ...axis, label: this.unit, size: 64, values: tickLabels }],
-      series: [{ label: "step" }, ...lines], cursor: { drag: { x: true, y: false }, dataIdx: indexOfPoint },
+      series: [{ label: "step" }, ...lines], cursor: { drag: { x: true, y: false }, dataIdx: sameStep },
     };
     this.plot = new uPlot(options, data, this.picture);
   }
