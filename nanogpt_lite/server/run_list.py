@@ -8,7 +8,7 @@ from typing import Any
 
 from nanogpt_lite.diagnosis.loss_trend import Evaluation, best_evaluation, val_loss_trend
 from nanogpt_lite.runs.run_folder import Run
-from nanogpt_lite.runs.run_progress import RunState, checkpoint_steps, is_training, run_state
+from nanogpt_lite.runs.run_progress import checkpoint_steps, is_training, run_state
 from nanogpt_lite.server.run_catalog import Entry, RunCatalog
 
 CACHED_RUNS = 256  # whose metrics are not read again as long as they do not change
@@ -20,15 +20,12 @@ def describe_runs(catalog: RunCatalog, *, started: str = "") -> dict[str, Any]:
     `started`: the run for which there is a process that trains it, which may not have locked its folder yet.
     """
     entries = catalog.entries()
-    runs = [_describe_run(name, run, entries) for name, run in catalog.runs().items()]
-    for run in runs:
-        if run["name"] == started:
-            run["state"] = RunState.TRAINING
+    runs = [_describe_run(name, run, entries, is_started=name == started) for name, run in catalog.runs().items()]
     return {"models": [entry.name for entry in entries], "runs": runs}
 
 
-def _describe_run(name: str, run: Run, entries: Sequence[Entry]) -> dict[str, Any]:
-    was_training = is_training(run)  # before the records are read: it may end meanwhile
+def _describe_run(name: str, run: Run, entries: Sequence[Entry], *, is_started: bool) -> dict[str, Any]:
+    was_training = is_started or is_training(run)  # before the records are read: it may end meanwhile
     path = run.out_dir / "metrics.jsonl"
     try:
         status = path.stat()

@@ -161,6 +161,22 @@ def test_runs_can_be_compared_also_after_a_reload(browser, address):
         assert page.locator("table.comparison").count() == 0
 
 
+@pytest.mark.parametrize(
+    ("distance", "labels"),
+    [
+        (0.25, ["0.00", "0.25", "0.50"]),
+        (0.005, ["0.000", "0.005", "0.010"]),
+        (0.5, ["0.0", "0.5", "1.0"]),
+        (20, ["0", "20", "40"]),
+        (0.0025, ["0.0000", "0.0025", "0.0050"]),
+    ],
+)
+def test_labels_of_an_axis_have_the_decimals_that_tell_them_apart(browser, address, distance, labels):
+    script = "async ([ticks, distance]) => (await import('/page/curves.js')).tickLabels(null, ticks, 1, 0, distance)"
+    with open_page(browser, address, "train") as page:
+        assert page.evaluate(script, [[0, distance, 2 * distance], distance]) == labels
+
+
 def test_legend_has_a_loss_only_at_a_step_of_its_curve(browser, address):
     losses = {record["step"]: record["val_loss"] for record in records("default", "eval")}
     train_losses = {record["step"]: record["loss"] for record in records("default", "step")}

@@ -9,10 +9,11 @@ const MAX_ROWS = 400; // of the table
 
 const rounded = (value, digits) => String(Number(value.toPrecision(digits)));
 
-// Of an axis: as many decimals as the distance of its ticks needs.
-function tickLabels(plot, ticks, axis, space, distance) {
-  const decimals = Math.max(0, -Math.floor(Math.log10(distance)));
-  return ticks.map((value) => value.toFixed(Math.min(decimals, 12)));
+// Of an axis: as many decimals as the distance of its ticks needs, such as two for 0.25.
+export function tickLabels(plot, ticks, axis, space, distance) {
+  let decimals = 0;
+  while (decimals < 12 && Math.abs(Number(distance.toFixed(decimals)) - distance) > distance / 1000) decimals += 1;
+  return ticks.map((value) => value.toFixed(decimals));
 }
 
 // Of the legend: what each series has at the step, and nothing of another step.

@@ -99,10 +99,9 @@ export class RunDetail {
 }
 
 // Whether the network learns its text by heart, in words: by the trend that the server tells.
-export function describeTrend({ trend, evaluations }) {
+export function describeTrend({ trend, evaluations, best_val_loss: lowest }) {
   if (!trend) return "not known before the second evaluation";
-  const losses = evaluations.map(([, loss]) => loss);
-  const above = `the val loss is ${number(losses.at(-1) - Math.min(...losses), 4)} above its lowest`;
+  const above = `the val loss is ${number(evaluations.at(-1)[1] - lowest, 4)} above its lowest`;
   return {
     lowest: "no: the val loss is at its lowest",
     noise: `hardly: ${above}`,

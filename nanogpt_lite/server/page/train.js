@@ -131,6 +131,7 @@ export class TrainView {
       const after = encodeURIComponent(before.cursor);
       const { records, cursor, is_whole } = await get(`/api/runs/${encodeURIComponent(name)}/records?after=${after}`);
       this.records.set(name, { records: is_whole ? records : [...before.records, ...records], cursor, version: run?.version });
+      this.updateRows();
       this.tell("");
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
@@ -140,7 +141,6 @@ export class TrainView {
 
   draw() {
     if (!this.awaited) keepRuns([...this.chosen]);
-    this.updateRows();
     this.compare([...this.chosen].map((name) => state.run(name)).filter(Boolean));
     const isOne = this.chosen.size === 1;
     const losses = [], rates = [];
