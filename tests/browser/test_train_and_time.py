@@ -75,11 +75,10 @@ def points_on_page(page, curves):
     figure = page.locator("#view-train > figure").nth(curves)
     if figure.locator("details[open]").count() == 0:
         figure.locator("summary").click()
-    wait_until(
-        page, "(number) => document.querySelectorAll('#view-train > figure')[number].querySelector('.scroller')", curves
+    figure.locator(".scroller tbody tr").first.wait_for()  # the browser fills the table a moment after it was opened
+    cells = figure.locator(".scroller tbody tr").evaluate_all(
+        "(rows) => rows.map((row) => [...row.cells].map((cell) => cell.textContent))"
     )
-    rows = figure.locator(".scroller tbody tr").all()
-    cells = [row.locator("td").all_text_contents() for row in rows]
     return [(name, int(step), float(value)) for name, step, value in cells]
 
 
@@ -144,7 +143,8 @@ def test_runs_can_be_compared_also_after_a_reload(browser, address):
         for _ in range(2):
             page.reload()
             page.wait_for_selector("#show-run-gpt2:checked")
-        wait_until(page, "document.querySelector('.curves')?.ariaLabel?.includes('gpt2')")
+        # the records of gpt2 have come
+        wait_until(page, "/gpt2: train loss \\d/.test(document.querySelector('.curves')?.ariaLabel)")
         expected = [point for name in ("default", "bpe", "gpt2") for point in expected_points(name, f"{name}: ")]
         assert sorted(points_on_page(page, 0)) == sorted(expected)
         for row, name in zip(page.locator("table.comparison tbody tr").all(), ("default", "bpe", "gpt2"), strict=True):
