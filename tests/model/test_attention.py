@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from random_gpt import random_ids, random_variant
+from torch.nn import functional as F
 
 from nanogpt_lite.model import attention
 from nanogpt_lite.model.attention import causal_attention
@@ -40,14 +41,26 @@ def test_bfloat16_is_close_to_the_definition(length):
     assert (causal_attention(*qkv).double() - expected).abs().max() < 0.02
 
 
-def test_dropout_zeroes_attention_weights_and_scales_the_others():
-    q, k, _ = random_qkv(4, 32, 32)
-    v = torch.eye(32).expand(4, 3, 32, 32)  # the outputs are then the attention weights themselves
+@pytest.mark.parametrize("length", [32, 100])
+@pytest.mark.parametrize("fast_masks", [True, False])
+def test_dropout_zeroes_attention_weights_and_scales_the_others(length, fast_masks):
+    q, k, _ = random_qkv(4, length, length)
+    v = torch.eye(length).expand(4, 3, length, length)  # the outputs are then the attention weights themselves
     weights = causal_attention(q, k, v)
     torch.manual_seed(7)
-    ratios = (causal_attention(q, k, v, dropout=0.25) / weights)[weights > 0]
+    ratios = (causal_attention(q, k, v, dropout=0.25, fast_masks=fast_masks) / weights)[weights > 0]
     assert set(ratios.mul(3).round(decimals=3).tolist()) == {0.0, 4.0}
     assert (ratios == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
+
+
+def test_fast_masks_are_drawn_at_any_length_on_a_cpu(monkeypatch):
+    qkv = random_qkv(2, 100, 100)
+    calls = []
+    fused = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, **named: calls.append(args) or fused(*args))
+    for dropout, fast_masks, num_calls in ((0.25, True, 0), (0.25, False, 1), (0.0, True, 2)):
+        causal_attention(*qkv, dropout=dropout, fast_masks=fast_masks)
+        assert len(calls) == num_calls
 
 
 @pytest.mark.parametrize("norm", ["layer", "rms"])
