@@ -62,17 +62,17 @@ PRESETS: dict[str, dict[str, Value]] = {
     # Shakespeare: for another text, `recipe` has others
     "modern-cpu": {
         **_MODERN,
-        "block_size": 128,
-        "batch_size": 32,
-        "n_layer": 3,
+        "block_size": 256,
+        "batch_size": 16,
+        "n_layer": 2,
         "n_head": 2,
         "n_embd": 128,
         "dropout": 0.0,
         "ngram": 4,
         "ngram_dropout": 0.4,
         "weight_decay": 0.2,
-        "max_iters": 309,
-        "eval_interval": 78,
+        "max_iters": 429,
+        "eval_interval": 108,
         "patience": 2,
     },
     # network size and batch size of shakespeare_char; not run on a GPU yet; see `recipe` for other texts

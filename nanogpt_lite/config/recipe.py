@@ -41,8 +41,8 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "modern-cpu": Recipe(
-        epochs=10,
-        max_steps=310,
+        epochs=14,
+        max_steps=430,
         tokens_per_step=4096,
         by_epochs={
             "dropout": ((UNSEEN_EPOCHS, 0.0), (10, 0.2), (20, 0.3)),
@@ -72,7 +72,7 @@ def fit_options(
     `max_iters`: the number of steps if it is decided already, else 0. More steps mean more regularisation.
 
     >>> fit_options("modern-cpu", train_tokens=54_000, vocab_size=60, tokens_per_step=4096)["max_iters"]
-    132
+    185
     >>> fit_options("cpu", train_tokens=54_000, vocab_size=60, tokens_per_step=768)
     {}
     """

@@ -43,7 +43,7 @@ def test_a_run_without_max_iters_has_the_recipe_for_its_text(text_file, capsys):
         "modern-cpu", train_tokens=len(data.train), vocab_size=vocab_size, tokens_per_step=per_step
     )
     assert {name: config[name] for name in fitted} == {**fitted, "ngram": SMALL["ngram"]}
-    assert fitted["max_iters"] == -(-10 * len(data.train) // per_step)
+    assert fitted["max_iters"] == -(-14 * len(data.train) // per_step)
     assert f"recipe for {len(data.train):,} train characters: {fitted['max_iters']} steps" in capsys.readouterr().err
 
 
@@ -87,7 +87,7 @@ def test_initial_weights_keep_their_network_and_get_the_training_of_the_recipe(t
         next(records)
     config = stored_config("child")
     assert (config["n_embd"], config["position"]) == (SMALL["n_embd"], "learned")
-    assert config["max_iters"] == -(-10 * len(ng.prepare("bottles.txt").train) // (64 * SMALL["block_size"]))
+    assert config["max_iters"] == -(-14 * len(ng.prepare("bottles.txt").train) // (64 * SMALL["block_size"]))
 
 
 def test_minutes_become_the_steps_that_fit_and_are_stored(text_file, monkeypatch):

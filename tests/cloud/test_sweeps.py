@@ -200,7 +200,7 @@ def own_text(dataset, tokenizer):
         ({"dataset": "shakespeare_char"}, "tutorial", 1000),
         ({"dataset": "my.txt"}, "modern", 4029),  # 33 epochs of 2,000,000 / 16,384 steps
         ({"dataset": "my.txt", "tokenizer": "byte"}, "modern", 5000),
-        ({"dataset": "my.txt", "device": "cpu"}, "modern-cpu", 309),
+        ({"dataset": "my.txt", "device": "cpu"}, "modern-cpu", 428),
         ({"dataset": "my.txt", "max_iters": "700"}, "modern", 700),
         ({"dataset": "other.txt"}, "modern", 2000),
         ({"init_from": "gpt2"}, "finetune", 20),

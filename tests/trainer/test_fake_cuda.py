@@ -122,7 +122,7 @@ def all_operators(all_results):
 
 def input_shape(call):
     """The shape of the inputs of a micro-batch."""
-    block_size = {"cpu": 64, "modern-cpu": 128}.get(CALLS[call]["preset"], 256)
+    block_size = 64 if CALLS[call]["preset"] == "cpu" else 256
     return CALLS[call].get("batch_size", 64), block_size
 
 
