@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -163,8 +164,8 @@ def _measure_copies(model: GPT, tokenizer: Tokenizer, open_data: Callable[[], Da
         if model.expert is not None:
             texts["samples of the network alone"] = _sample_tokens(model.without_expert(), tokenizer)
         texts["the val split"] = [val[start : start + COPY_TOKENS] for start in starts][:COPY_TEXTS]
-        counted = read_counted(train)
-        return {kind: _describe_copies(longest_copies(ids, counted), tokenizer) for kind, ids in texts.items()}
+        spans = iter(longest_copies([ids for some in texts.values() for ids in some], read_counted(train)))
+        return {kind: _describe_copies(list(islice(spans, len(some))), tokenizer) for kind, some in texts.items()}
 
 
 def _sample_tokens(model: GPT, tokenizer: Tokenizer) -> list[Ids]:

@@ -1,6 +1,7 @@
 """How much of generated text is copied from the train split: the longest span of tokens that both have."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,32 +19,41 @@ def longest_copies(samples: Sequence[Ids], train: Ids) -> list[Ids]:
     >>> [span.tolist() for span in longest_copies([np.array([7, 1, 2, 3, 9]), np.array([8])], np.array([1, 2, 3, 4]))]
     [[1, 2, 3], []]
     """
-    return [_longest_copy(sample, train) for sample in samples]
-
-
-def _longest_copy(sample: Ids, train: Ids) -> Ids:
-    """By bisection of the length: where a span is in both, so are all parts of it."""
-    copied, is_shared, not_shared = sample[:0], 0, min(len(sample), len(train)) + 1
-    while not_shared - is_shared > 1:
-        length = (is_shared + not_shared) // 2
-        span = _find_shared(sample, train, length)
-        if span is None:
-            not_shared = length
-        else:
-            copied, is_shared = span, length
+    copied = [sample[:0] for sample in samples]
+    # by bisection of the length: where a span is in both, so are all parts of it
+    shared, not_shared = [0] * len(samples), [min(len(sample), len(train)) + 1 for sample in samples]
+    while open_ones := [n for n in range(len(samples)) if not_shared[n] - shared[n] > 1]:
+        by_length = defaultdict(list)
+        for n in open_ones:
+            by_length[(shared[n] + not_shared[n]) // 2].append(n)
+        for length, numbers in by_length.items():  # the train tokens are hashed once for all samples
+            find = _finder(train, length)
+            for n in numbers:
+                span = find(samples[n])
+                if span is None:
+                    not_shared[n] = length
+                else:
+                    copied[n], shared[n] = span, length
     return copied
 
 
-def _find_shared(sample: Ids, train: Ids, length: int) -> Ids | None:
-    """The first span of `length` tokens of the sample that is in the train tokens as well; None if there is none."""
-    of_sample, of_train = _hash_windows(sample, length), _hash_windows(train, length)
-    candidates = np.flatnonzero(np.isin(of_train, of_sample))  # few: two spans may have one hash, so they are compared
-    for start, value in enumerate(of_sample):
-        span = sample[start : start + length]
-        for at in candidates[of_train[candidates] == value]:
-            if np.array_equal(train[at : at + length], span):
-                return span
-    return None
+def _finder(train: Ids, length: int) -> Callable[[Ids], Ids | None]:
+    """A function that gives the first span of `length` tokens of a sample that is in the train tokens as well."""
+    hashes = _hash_windows(train, length)
+    order = hashes.argsort()
+    hashes = hashes[order]
+
+    def find(sample: Ids) -> Ids | None:
+        of_sample = _hash_windows(sample, length)
+        begins, ends = np.searchsorted(hashes, of_sample, "left"), np.searchsorted(hashes, of_sample, "right")
+        for start in np.flatnonzero(begins < ends):
+            span = sample[start : start + length]
+            for at in order[begins[start] : ends[start]]:  # different spans may have the same hash
+                if np.array_equal(train[at : at + length], span):
+                    return span
+        return None
+
+    return find
 
 
 def _hash_windows(ids: Ids, length: int) -> Hashes:
