@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import nanogpt_lite as ng
@@ -134,16 +134,28 @@ def markdown(report: dict[str, Any]) -> str:
         f"|---|---|{'---:|' * len(columns)}---:|---|---|",
     ]
     for row in report["rows"]:
-        digits = 4 if row["unit"] == "nats" else 1
-        values = ["" if row.get(name) is None else f"{row[name]:,.{digits}f}" for name in columns]
+        values = ["" if row.get(name) is None else _formatted(row[name], row) for name in columns]
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
         verdict = {True: "met", False: "missed", None: ""}[row["met"]]
         remarks = "; ".join(filter(None, [verdict, row.get("reason", "").replace("|", "/")]))
         cells = [row["name"], row["unit"], *values, ratio, row["target"], remarks]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "Medians. A ratio above 1 is better than nanoGPT.", ""]
-    lines += [f"- {row['name']}: {row['note']}" for row in report["rows"]]
+    lines += [f"- {row['name']}: {row['note']}{_spread(row)}" for row in report["rows"]]
     return "\n".join(lines) + "\n"
+
+
+def _formatted(value: float, row: Mapping[str, Any]) -> str:
+    return f"{value:,.{4 if row['unit'] == 'nats' else 1}f}"
+
+
+def _spread(row: Mapping[str, Any]) -> str:
+    """The mean of nanogpt_lite's runs, the lowest and the highest; empty unless there are several."""
+    runs = row["nanogpt_lite_runs"]
+    if len(runs) < 2:
+        return ""
+    average, lowest, highest = (_formatted(value, row) for value in (mean(runs), min(runs), max(runs)))
+    return f" (nanogpt_lite, {len(runs)} runs: mean {average}, {lowest} to {highest})"
 
 
 def commit_of(clone: Path) -> str:

@@ -78,7 +78,7 @@ SPRINT_STEPS = 40
 # of `modern-cpu`, what is best in so few steps
 SPRINT_OPTIONS = ("--n_layer=1", "--batch_size=8", "--ngram=5", "--ngram_dropout=0", "--ngram_expert=0")
 ONE_STEP = ("--max_iters", "1", "--warmup_iters", "0")
-NO_BFLOAT16 = "not measured, because products in bfloat16 are slower than in float32 on this processor"
+NO_BFLOAT16 = "not measured: no fast bfloat16 here"
 PARITY_STEPS = 20
 PARITY_LIMIT = 1e-5  # relative difference of a step's loss
 

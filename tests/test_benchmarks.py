@@ -101,7 +101,11 @@ def test_table_shows_rows_targets_and_notes():
     text = markdown({**describe_environment("python x.py"), "rows": [row.line([{row.name: 0.0002}], [{}])]})
     assert "| what int8 changes | nats | 0.0002 |  |  | nanogpt_lite ≤ 0.001 | met |" in text
     assert "`python x.py`" in text.splitlines()[0]
-    assert "- what int8 changes: a note" in text
+    assert text.endswith("- what int8 changes: a note\n")
+    line = row.line([{row.name: value} for value in (0.0002, 0.0009, 0.0001)], [{}])
+    text = markdown({**describe_environment("python x.py"), "rows": [line]})
+    assert "| what int8 changes | nats | 0.0002 |" in text
+    assert text.endswith("- what int8 changes: a note (nanogpt_lite, 3 runs: mean 0.0004, 0.0001 to 0.0009)\n")
 
 
 @pytest.mark.posix("benchmarks/launch.py uses wait4")
