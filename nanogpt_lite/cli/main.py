@@ -4,8 +4,10 @@ Results go to standard output, everything else to standard error. The commands a
 `arguments`. PyTorch is imported only after the options have been checked.
 """
 
+import atexit
 import contextlib
 import errno
+import gc
 import importlib
 import io
 import os
@@ -38,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done; 1: a failure outside the program; 2: a mistake of the user; 129, 130 or 143: interrupted by SIGHUP, Ctrl-C
     or SIGTERM; 141: the reader of the output closed it.
     """
+    atexit.register(gc.freeze)  # else a last garbage collection visits all objects of PyTorch, for up to a second
     sys.stdout, sys.stderr = sys.stdout or _open_null(), sys.stderr or _open_null()  # None where a shell closed them
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

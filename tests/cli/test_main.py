@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -194,6 +196,19 @@ def test_warnings_of_the_program_are_a_line_and_others_have_their_place(text_fil
 def test_version_is_that_of_the_package(capsys):
     assert main("--version") == 0
     assert capsys.readouterr().out == f"{ng.__version__}\n"
+
+
+def test_last_garbage_collection_leaves_out_what_is_there():
+    script = """
+import atexit, gc, nanogpt_lite.cli.main as command_line
+atexit.register(lambda: print(gc.get_freeze_count() > 1000))  # called after what `main` registers
+try:
+    command_line.main(["--version"])
+except SystemExit:
+    print(gc.get_freeze_count())
+"""
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert process.stdout.split()[-2:] == ["0", "True"]
 
 
 def test_a_folder_in_place_of_the_metrics_is_not_replaced(text_file, capsys):
