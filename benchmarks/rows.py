@@ -93,7 +93,7 @@ SPRINT_LOSS = Row(
     part="train",
     name="sprint, val loss",
     unit="nats",
-    note="of the last weights, over the whole val split, on which the number of steps was chosen",
+    note="of the last weights, over the whole val split, by which the options and the number of steps were chosen",
     least_ratio=1,
 )
 COUNTED = Row(

@@ -150,12 +150,13 @@ def _formatted(value: float, row: Mapping[str, Any]) -> str:
 
 
 def _spread(row: Mapping[str, Any]) -> str:
-    """The mean of nanogpt_lite's runs, the lowest and the highest; empty unless there are several."""
-    runs = row["nanogpt_lite_runs"]
-    if len(runs) < 2:
-        return ""
-    average, lowest, highest = (_formatted(value, row) for value in (mean(runs), min(runs), max(runs)))
-    return f" (nanogpt_lite, {len(runs)} runs: mean {average}, {lowest} to {highest})"
+    """The mean of the runs, the lowest and the highest, of each program that ran several times; else empty."""
+    spreads = []
+    for program, runs in (("nanogpt_lite", row["nanogpt_lite_runs"]), ("nanoGPT", row["nanogpt_runs"])):
+        if len(runs) > 1:
+            average, lowest, highest = (_formatted(value, row) for value in (mean(runs), min(runs), max(runs)))
+            spreads.append(f"{program}, {len(runs)} runs: mean {average}, {lowest} to {highest}")
+    return f" ({'; '.join(spreads)})" if spreads else ""
 
 
 def commit_of(clone: Path) -> str:

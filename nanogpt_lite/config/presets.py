@@ -58,8 +58,8 @@ PRESETS: dict[str, dict[str, Value]] = {
         "max_iters": 20,
         "eval_interval": 5,
     },
-    # takes at most about as long as `cpu`, on two cores with bfloat16 instructions; the numbers are those for tiny
-    # Shakespeare: for another text, `recipe` has others
+    # takes no longer than `cpu` where both were measured; the numbers are those for tiny Shakespeare: for another text,
+    # `recipe` has others
     "modern-cpu": {
         **_MODERN,
         "block_size": 256,

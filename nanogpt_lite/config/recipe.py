@@ -2,8 +2,8 @@
 
 It completes the presets of `RECIPES`, of which one is the default on each kind of device. It is a pure function: the
 same text and options give the same values, and a run stores them as plain numbers. Those of `modern-cpu` were chosen
-with the tuning texts of `benchmarks/texts.py`, and tested with others; but `max_steps` follows from the times that the
-test texts took: see docs/benchmarks.md. Those of `modern` were not measured on a GPU.
+with tiny Shakespeare and tuning texts of `benchmarks/texts.py`; `max_steps` follows from the time of nanoGPT's recipe
+for a CPU: see docs/benchmarks.md. Those of `modern` were not measured on a GPU.
 """
 
 import itertools

@@ -22,22 +22,23 @@ def longest_copies(samples: Sequence[Ids], train: Ids) -> list[Ids]:
     copied = [sample[:0] for sample in samples]
     # by bisection of the length: where a span is in both, so are all parts of it
     shared, not_shared = [0] * len(samples), [min(len(sample), len(train)) + 1 for sample in samples]
-    while open_ones := [n for n in range(len(samples)) if not_shared[n] - shared[n] > 1]:
+    while undecided := [n for n in range(len(samples)) if not_shared[n] - shared[n] > 1]:
         by_length = defaultdict(list)
-        for n in open_ones:
+        for n in undecided:
             by_length[(shared[n] + not_shared[n]) // 2].append(n)
         for length, numbers in by_length.items():  # the train tokens are hashed once for all samples
-            find = _finder(train, length)
+            find = _make_search(train, length)
             for n in numbers:
                 span = find(samples[n])
                 if span is None:
                     not_shared[n] = length
                 else:
                     copied[n], shared[n] = span, length
+            del find  # its hashes, before those of the next length are made
     return copied
 
 
-def _finder(train: Ids, length: int) -> Callable[[Ids], Ids | None]:
+def _make_search(train: Ids, length: int) -> Callable[[Ids], Ids | None]:
     """A function that gives the first span of `length` tokens of a sample that is in the train tokens as well."""
     hashes = _hash_windows(train, length)
     order = hashes.argsort()

@@ -54,8 +54,8 @@ def test_a_training_that_only_gets_worse_ends_before_its_last_step(preset, train
 
 
 def test_a_text_that_is_seen_often_is_evaluated_often():
-    """At 14 of its epochs a text of 125,000 tokens has all steps; what is longer is seen less often."""
-    evaluations = [429 / fit("modern-cpu", size)["eval_interval"] for size in (125_000, 150_000, 490_000, 510_000)]
+    """At 14 of its epochs a text of 126,000 tokens has all steps; what is longer is seen less often."""
+    evaluations = [429 / fit("modern-cpu", size)["eval_interval"] for size in (126_000, 150_000, 490_000, 510_000)]
     assert [round(number) for number in evaluations] == [8, 8, 8, 4]
 
 

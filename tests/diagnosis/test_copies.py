@@ -17,9 +17,9 @@ def longest_by_search(sample, train):
 def test_the_longest_span_is_found(vocab_size):
     random = np.random.default_rng(vocab_size)
     for _ in range(20):
-        train, sample = (random.integers(0, vocab_size, random.integers(1, 40)) for _ in range(2))
-        (span,) = longest_copies([sample], train)
-        assert span.tolist() == longest_by_search(sample.tolist(), train.tolist())
+        train, *samples = (random.integers(0, vocab_size, random.integers(1, 40)) for _ in range(4))
+        spans = [span.tolist() for span in longest_copies(samples, train)]
+        assert spans == [longest_by_search(sample.tolist(), train.tolist()) for sample in samples]
 
 
 def test_spans_with_the_same_hash_are_told_apart(monkeypatch):

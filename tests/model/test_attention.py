@@ -53,14 +53,34 @@ def test_dropout_zeroes_attention_weights_and_scales_the_others(length, fast_mas
     assert (ratios == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
 
 
+@pytest.mark.parametrize("fast_masks", [True, False])
+def test_outputs_and_gradients_with_dropout_equal_the_definition(fast_masks):
+    q, k, v = random_qkv(2, 100, 100)
+    identity = torch.eye(100).expand(2, 3, 100, 100)  # as values, it makes the outputs the attention weights
+    outputs = []
+    for values in (v, identity):
+        torch.manual_seed(7)
+        outputs.append(causal_attention(q, k, values, dropout=0.25, fast_masks=fast_masks))
+    actual, weights = outputs
+    kept = (weights.detach() != 0) / 0.75
+    expected = (reference_attention(q, k, identity) * kept) @ v
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    weight = torch.randn_like(actual)
+    gradients = [torch.autograd.grad((y * weight).sum(), (q, k, v)) for y in (actual, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
+
+
 def test_fast_masks_are_drawn_at_any_length_on_a_cpu(monkeypatch):
     qkv = random_qkv(2, 100, 100)
     calls = []
     fused = F.scaled_dot_product_attention
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, **named: calls.append(args) or fused(*args))
-    for dropout, fast_masks, num_calls in ((0.25, True, 0), (0.25, False, 1), (0.0, True, 2)):
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda *args, **named: calls.append(args) or fused(*args, **named)
+    )
+    for dropout, fast_masks, is_fused in ((0.25, True, False), (0.25, False, True), (0.0, True, True)):
+        calls.clear()
         causal_attention(*qkv, dropout=dropout, fast_masks=fast_masks)
-        assert len(calls) == num_calls
+        assert bool(calls) == is_fused
 
 
 @pytest.mark.parametrize("norm", ["layer", "rms"])

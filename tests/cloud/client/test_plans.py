@@ -157,6 +157,8 @@ def test_preset_of_a_new_run_follows_from_its_text_and_device(flags, preset):
 def test_text_is_compared_with_the_context_of_the_preset(volume):
     Path("short.txt").write_text("The sea " * 20, encoding="utf-8")
     assert plan(volume, "training", dataset="short.txt", device="cpu", preset="cpu").block_size == 64
+    Path("longer.txt").write_text("The sea " * 40, encoding="utf-8")
+    assert plan(volume, "training", dataset="longer.txt", device="cpu").block_size == 256
     for flags in ({}, {"device": "cpu"}, {"device": "cpu", "preset": "tutorial"}):
         with pytest.raises(ng.UserError, match="the text is too short for block_size=256"):
             plan(volume, "training", dataset="short.txt", **flags)
