@@ -98,7 +98,7 @@ def test_info_command_prints_the_summary_as_json_and_as_text(text_file, capsys):
     capsys.readouterr()
     main(["info"])
     assert "n_layer 1, " in (network := capsys.readouterr().out.splitlines()[1])
-    assert "position rotary, rope_theta 1280.0, qk_norm True, activation relu2, tied False" in network
+    assert "position rotary, rope_theta 2560.0, qk_norm True, activation relu2, tied False" in network
     assert "zero_init True, ngram 4" in network
     assert "ngram_dropout" in network
     ngrams_off = "--preset modern-cpu --n_layer=1 --ngram=1 --ngram_expert=0 --max_iters=1 --device=cpu"
