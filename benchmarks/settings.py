@@ -16,27 +16,36 @@ from typing import Any
 from step_times import step_times, timed_options
 
 import nanogpt_lite as ng
+from nanogpt_lite.config import recipe
 from nanogpt_lite.config.schema import Value
 
 TIMED_STEPS, WARM_UP = 30, 5
 TIME_RESOLUTION = 0.05  # of the default's step
 
-REGULARISATION: dict[str, dict[str, Value]] = {
-    "light": {"ngram_dropout": 0.4, "dropout": 0.0, "weight_decay": 0.2},
-    "strong": {"ngram_dropout": 0.6, "dropout": 0.2, "weight_decay": 0.5},
+
+def regularisation(epochs: float) -> dict[str, Value]:
+    """What the default recipe regularises with if it sees a text that many times."""
+    points = recipe.RECIPES["modern-cpu"].by_epochs
+    return {name: round(recipe.interpolate(of_name, epochs), 2) for name, of_name in points.items()}
+
+
+# as for a long and for a short text
+REGULARISATION = {
+    "light": regularisation(recipe.UNSEEN_EPOCHS),
+    "strong": regularisation(recipe.RECIPES["modern-cpu"].epochs),
 }
 VARIATIONS = ("all the time", "half the time", "double learning rates", "larger network")
 SETTINGS = {
-    f"{regularisation}, {variation}": (regularisation, variation)
-    for regularisation, variation in itertools.product(REGULARISATION, VARIATIONS)
+    f"{strength}, {variation}": (strength, variation)
+    for strength, variation in itertools.product(REGULARISATION, VARIATIONS)
 }
 RATES = ("learning_rate", "muon_learning_rate", "min_lr")
 
 
 def changed_options(name: str, default: Mapping[str, Any]) -> dict[str, Value]:
     """The options of a setting that differ from those of the default recipe, without the number of steps."""
-    regularisation, variation = SETTINGS[name]
-    options = dict(REGULARISATION[regularisation])
+    strength, variation = SETTINGS[name]
+    options = dict(REGULARISATION[strength])
     if variation == "double learning rates":
         options |= {rate: 2 * default[rate] for rate in RATES}
     if variation == "larger network":

@@ -4,7 +4,7 @@ import torch
 
 from nanogpt_lite.config.options import NetworkConfig
 from nanogpt_lite.model.gpt import GPT
-from nanogpt_lite.model.ngram_counts import count_ngrams
+from nanogpt_lite.ngrams.ngram_counts import count_ngrams
 
 VOCAB = 29
 SMALL = NetworkConfig(block_size=16, n_layer=3, n_head=2, n_embd=32, bias=True, dropout=0.0)

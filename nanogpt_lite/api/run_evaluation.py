@@ -3,44 +3,28 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import NamedTuple, TypedDict, Unpack
 
-import numpy as np
-import torch
-
-from nanogpt_lite.api.inference import default_prompt, load_model
+from nanogpt_lite.api.inference import load_model
 from nanogpt_lite.api.result import Comparison, compare
+from nanogpt_lite.api.sample_copies import Copies, measure_copies
 from nanogpt_lite.checkpoint.checkpoint_file import Checkpoint
 from nanogpt_lite.checkpoint.restore import read_config
 from nanogpt_lite.config.keyword_types import LoadOptions
-from nanogpt_lite.config.options import LoadConfig, SampleConfig, TrainConfig
+from nanogpt_lite.config.options import LoadConfig, TrainConfig
 from nanogpt_lite.config.signatures import with_options
 from nanogpt_lite.data import preparation, verification
 from nanogpt_lite.data.batching import Tokens
 from nanogpt_lite.data.dataset import Dataset
 from nanogpt_lite.device import devices, fast_paths, memory
-from nanogpt_lite.diagnosis.copies import longest_copies
-from nanogpt_lite.diagnosis.ngram_baseline import read_counted
-from nanogpt_lite.generation.generate import generate
+from nanogpt_lite.errors import UserError
 from nanogpt_lite.model.gpt import GPT
 from nanogpt_lite.runs.run_folder import Run, RunLike
-from nanogpt_lite.tokenizers.base import Ids, Tokenizer
+from nanogpt_lite.tokenizers.base import Tokenizer
 from nanogpt_lite.trainer import evaluation
 from nanogpt_lite.trainer.evaluation import Losses
-
-COPY_TEXTS, COPY_TOKENS = 10, 500  # texts of each kind whose copies are measured, and their length
-
-
-class Copies(TypedDict):
-    """The longest spans of texts that the train split has as well."""
-
-    mean_characters: float  # of the longest span of each text
-    longest_characters: int  # of all texts
-    longest: str
 
 
 class EvalResult(TypedDict):
@@ -59,7 +43,7 @@ class EvalResult(TypedDict):
     unigram_loss: float  # of n-gram models that count the train split, on the val split
     bigram_loss: float
     five_gram_loss: float
-    copies: dict[str, Copies] | None  # of samples, of samples of the network alone, of the val split; if asked for
+    copies: dict[str, Copies] | None  # by the kind of the texts, as of `measure_copies`, if they were asked for
     verdict: str  # one sentence about the loss; empty for another text or checkpoint than the best, and without metrics
     dataset: str
     checkpoint: str  # its path
@@ -87,8 +71,10 @@ def evaluate(
     """The loss of a checkpoint over both whole splits of its dataset (or of another dataset), each target once.
 
     `verify`: check the whole prepared data first, also files that have not changed since they were checked. `copies`:
-    also measure what samples copy from the train split. Any option of `LoadConfig` is a keyword argument.
+    also measure what samples copy from the train split of the run. Any option of `LoadConfig` is a keyword argument.
     """
+    if copies and dataset is not None:
+        raise UserError("`copies` is about the text that the run was trained on; leave out `dataset`")
     settings = LoadConfig.from_dict(options)
     model, tokenizer, saved = load_model(run, settings.replace({"dtype": "float32"}))
     device = model.lm_head.weight.device
@@ -107,7 +93,7 @@ def evaluate(
         stack.enter_context(memory.retain_heap())
         fast_paths.check(device, dtype, head_size=trained_with.n_embd // trained_with.n_head)
         losses, sizes, network_val_loss, comparison, sha256 = _split_losses(model, open_data, dtype)
-        copied = _measure_copies(model, tokenizer, open_data) if copies else None
+        copied = measure_copies(model, tokenizer, open_data()) if copies else None
     verdict = ""
     is_best = saved.metadata.best_step == saved.metadata.step  # the sentence is about the best checkpoint
     if is_best and sha256 == saved.metadata.dataset_sha256:
@@ -154,31 +140,6 @@ def _split_losses(model: GPT, open_data: Callable[[], Dataset], dtype: str) -> _
         comparison = compare(val_losses, data, train, val)
         losses, sizes = [train_loss, val_losses.loss], [len(train), len(val)]
         return _SplitLosses(losses, sizes, network_val_loss, comparison, data.sha256)
-
-
-def _measure_copies(model: GPT, tokenizer: Tokenizer, open_data: Callable[[], Dataset]) -> dict[str, Copies]:
-    """The longest spans that the train split has as well: of samples, and of the val split, which copies nothing."""
-    with verification.open_verified(open_data()) as (train, val):
-        starts = range(0, max(1, len(val) - COPY_TOKENS + 1), max(1, (len(val) - COPY_TOKENS) // COPY_TEXTS))
-        texts = {"samples": _sample_tokens(model, tokenizer)}
-        if model.expert is not None:
-            texts["samples of the network alone"] = _sample_tokens(model.without_expert(), tokenizer)
-        texts["the val split"] = [val[start : start + COPY_TOKENS] for start in starts][:COPY_TEXTS]
-        spans = iter(longest_copies([ids for some in texts.values() for ids in some], read_counted(train)))
-        return {kind: _describe_copies(list(islice(spans, len(some))), tokenizer) for kind, some in texts.items()}
-
-
-def _sample_tokens(model: GPT, tokenizer: Tokenizer) -> list[Ids]:
-    prompt = torch.from_numpy(tokenizer.encode(default_prompt(tokenizer)).astype(np.int64))
-    config = SampleConfig(max_new_tokens=COPY_TOKENS)
-    steps = list(generate(model, prompt.expand(COPY_TEXTS, -1), config))
-    return list(torch.stack(steps, dim=1).numpy())
-
-
-def _describe_copies(spans: list[Ids], tokenizer: Tokenizer) -> Copies:
-    copied = [tokenizer.decode(span) for span in spans]
-    longest = max(copied, key=len)
-    return Copies(mean_characters=fmean(map(len, copied)), longest_characters=len(longest), longest=longest)
 
 
 def _losses_of_split(model: GPT, tokens: Tokens, dtype: str) -> Losses:

@@ -14,7 +14,7 @@ from nanogpt_lite.config.options import TrainConfig
 from nanogpt_lite.config.schema import Role, Value
 from nanogpt_lite.errors import UserError
 from nanogpt_lite.model.gpt import GPT
-from nanogpt_lite.model.ngram_counts import NgramCounts
+from nanogpt_lite.ngrams.ngram_counts import NgramCounts
 
 AUTOMATIC: dict[str, Value] = {"tokenizer": "auto", "rope_theta": 0.0}
 """Values of options of the network that stand for another value, which a checkpoint stores: that one is meant."""

@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 
 
 EXPORT_FORMATS = ("nanogpt", "hf")
+COPYING_TEXTS = {
+    "samples": "samples",
+    "network_samples": "samples of the network alone",
+    "val": "parts of the val split",
+}
 
 
 def _run(given: GivenOptions) -> None:
@@ -115,8 +120,9 @@ def _eval(given: GivenOptions) -> None:
         print(f"{name}: {for_command_line(text) if name == 'verdict' else text}")
     for kind, copied in (result["copies"] or {}).items():
         print(
-            f"longest span of {kind} that the train split has: {copied['mean_characters']:.1f} characters on average, "
-            f"{copied['longest_characters']} at most: {copied['longest']!r}"
+            f"longest span that the train split has too, of each of {copied['texts']} {COPYING_TEXTS[kind]}: "
+            f"{copied['mean_characters']:.1f} characters on average, {copied['longest_characters']} at most: "
+            f"{copied['longest']!r}"
         )
 
 

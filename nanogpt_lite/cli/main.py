@@ -12,6 +12,7 @@ import importlib
 import io
 import os
 import sys
+import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import TextIO
 from nanogpt_lite.cli import arguments
 from nanogpt_lite.cli.arguments import Command, GivenOptions
 from nanogpt_lite.cli.commands import COMMANDS
+from nanogpt_lite.config import recipe
 from nanogpt_lite.config.schema import require_known
 from nanogpt_lite.config.spelling import for_command_line, quote
 from nanogpt_lite.device import signals
@@ -96,6 +98,7 @@ def parse_command(argv: Sequence[str]) -> tuple[Command, GivenOptions]:
 
 def _overview() -> str:
     """The help of the program: its commands, then the options of `run`, which has those of all configs."""
+    *fitted, last = recipe.fitted_names("modern-cpu")
     lines = ["usage: nanogpt-lite COMMAND [OPTIONS]", "", "Train small GPTs on any text.", "", "commands:"]
     lines += [f"  {name:<9} {command.help}" for name, command in COMMANDS.items()]
     lines += [
@@ -104,8 +107,11 @@ def _overview() -> str:
         "",
         "A default in brackets applies without a preset; after it, the presets with another value.",
         "Without --preset, a training on a CPU has the preset modern-cpu, and one on a GPU modern.",
-        "These two follow the text: its length decides the steps, dropout, ngram_dropout, weight_decay and",
-        "eval_interval, unless they are given. The values below are about those for tiny Shakespeare.",
+        *textwrap.wrap(
+            f"These two follow the text, which decides {', '.join(fitted)} and {last}, unless they are given. The "
+            "values below are about those for tiny Shakespeare.",
+            width=100,
+        ),
     ]
     return "\n".join([*lines, "", arguments.format_help("run", COMMANDS["run"])]).rstrip()
 

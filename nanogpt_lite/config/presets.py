@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from nanogpt_lite.config.options import TrainConfig
 from nanogpt_lite.config.schema import Value, require_known
 
-# Changes to GPT-2 from later work. The effect of each one was measured: benchmarks/results/ablation_*.md.
+# Changes to GPT-2 from later work. benchmarks/results/ablation_*.md have the effect of each on an earlier recipe; that
+# of `batch_sampling` and `ngram_expert` is in docs/benchmarks.md. On a GPU none was measured.
 _MODERN: dict[str, Value] = {
     "position": "rotary",
     "qk_norm": True,

@@ -2,26 +2,41 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from nanogpt_lite.tokenizers.base import Ids
 
+if TYPE_CHECKING:
+    from nanogpt_lite.data.batching import Tokens  # which imports torch
+
 Hashes = npt.NDArray[np.uint64]
 
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd; products wrap around at 2**64
+SEARCHED_TOKENS = 5_000_000  # of the train split at a time; each takes about 30 bytes
 
 
-def longest_copies(samples: Sequence[Ids], train: Ids) -> list[Ids]:
-    """For each sample, its longest span of contiguous tokens that is in the train tokens as well; the first of several.
+def longest_copies(samples: Sequence[Ids], train: "Tokens") -> list[Ids]:
+    """For each sample, its longest span of contiguous tokens that is in the train tokens as well; one of several.
 
     >>> [span.tolist() for span in longest_copies([np.array([7, 1, 2, 3, 9]), np.array([8])], np.array([1, 2, 3, 4]))]
     [[1, 2, 3], []]
     """
     copied = [sample[:0] for sample in samples]
+    overlap = max(map(len, samples), default=1) - 1  # so that no span is cut at the end of a part
+    for start in range(0, len(train), SEARCHED_TOKENS):
+        copied = _longer_copies(samples, train[start : start + SEARCHED_TOKENS + overlap], copied)
+    return copied
+
+
+def _longer_copies(samples: Sequence[Ids], train: Ids, copied: list[Ids]) -> list[Ids]:
+    """For each sample, its longest span that is in these train tokens, if it is longer than the one in `copied`."""
+    copied = copied.copy()
     # by bisection of the length: where a span is in both, so are all parts of it
-    shared, not_shared = [0] * len(samples), [min(len(sample), len(train)) + 1 for sample in samples]
+    shared = [len(span) for span in copied]
+    not_shared = [min(len(sample), len(train)) + 1 for sample in samples]
     while undecided := [n for n in range(len(samples)) if not_shared[n] - shared[n] > 1]:
         by_length = defaultdict(list)
         for n in undecided:

@@ -21,20 +21,19 @@ import numpy as np
 import numpy.typing as npt
 
 from nanogpt_lite.errors import UserError
+from nanogpt_lite.ngrams.counted_tokens import read_counted, read_stretches
+from nanogpt_lite.ngrams.discounts import estimate_discounts
+from nanogpt_lite.ngrams.ranking import Ints, rank_keys
 from nanogpt_lite.tokenizers.base import Ids
 
 if TYPE_CHECKING:
     from nanogpt_lite.data.batching import Tokens  # which imports torch
 
-Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-COUNTED_TOKENS = 5_000_000  # of a train split: more take too long beside a short training
-STRETCH_TOKENS = 100_000  # contiguous train tokens
 SCORED_TOKENS = 100_000  # of a val split
 WINDOW_TOKENS = 1_000  # contiguous val tokens that are predicted
 BASELINE_ORDERS = (1, 2, 5)
-FALLBACK_DISCOUNT = 0.5  # where no k-gram has the count 1, so that nothing can be estimated
 
 
 class NgramLosses(NamedTuple):
@@ -77,23 +76,6 @@ def kneser_ney_losses(train: Ids, val: Ids, *, vocab_size: int, orders: Sequence
     return {order: float(nats[1:].mean()) for order, nats in losses}
 
 
-def estimate_discounts(n: Sequence[int]) -> list[float]:
-    """The discounts D for the counts c = 0, 1, 2, and 3 or more, by the formula of Chen and Goodman (1999):
-
-    D(c) = c - (c + 1) * Y * n[c + 1] / n[c], with n[c] the number of k-grams of count c and Y = n[1] / (n[1] + 2 n[2]).
-
-    In a short text n[c] may be 0, or D(c) too small to leave anything for unseen tokens. Y is used then, the discount
-    for all counts in Kneser-Ney smoothing without the modification. `n`: for the counts 0 to 4, and perhaps more.
-    """
-    discounts = [0.0, *[n[1] / (n[1] + 2 * n[2]) if n[1] else FALLBACK_DISCOUNT] * 3]
-    for count in (2, 3) if n[1] else ():  # D(1) is Y
-        denominator = (n[1] + 2 * n[2]) * n[count]
-        numerator = count * denominator - (count + 1) * n[1] * n[count + 1]  # in integers: a zero is exact
-        if numerator > 0:
-            discounts[count] = numerator / denominator
-    return discounts
-
-
 class _Ngrams(NamedTuple):
     """The k-grams of one order k: N distinct ones in T train tokens, and those of the val tokens."""
 
@@ -131,9 +113,8 @@ def _make_empty_ngrams(n_train: int, n_val: int) -> _Ngrams:
 def _extend(ngrams: _Ngrams, train: Ints, val: Ints, vocab_size: int) -> _Ngrams:
     """The k-grams that are one token longer. There are none if the train tokens are fewer."""
     order, val_contexts = ngrams.order + 1, ngrams.val_ids[:-1]
-    keys, train_ids, counts = np.unique(
-        ngrams.train_ids[:-1] * vocab_size + train[order - 1 :], return_inverse=True, return_counts=True
-    )
+    train_keys = ngrams.train_ids[:-1] * vocab_size + train[order - 1 :]
+    keys, train_ids, counts = rank_keys(train_keys)
     val_keys = val_contexts * vocab_size + val[order - 1 :]  # negative for an unknown context: not in `keys`
     ranks = np.searchsorted(keys, val_keys)
     is_known = np.append(keys, np.iinfo(np.int64).min)[ranks] == val_keys
@@ -168,26 +149,13 @@ def _interpolate(ngrams: _Ngrams, counts: Ints, lower: Floats, vocab_size: int) 
     return result
 
 
-def read_counted(tokens: "Tokens") -> Ids:
-    """The train tokens that are counted: all of them, or `COUNTED_TOKENS` in evenly spread stretches."""
-    if len(tokens) <= COUNTED_TOKENS:
-        return tokens[: len(tokens)]
-    return _read_stretches(tokens, number=COUNTED_TOKENS // STRETCH_TOKENS, length=STRETCH_TOKENS).ravel()
-
-
 def _read_windows(tokens: "Tokens", n_context: int) -> tuple[Ids, int]:
     """Windows of val tokens (windows, tokens), and the number of tokens at the start of each that are only context."""
     _require_targets(tokens)
     if len(tokens) <= SCORED_TOKENS + n_context:
-        return _read_stretches(tokens, number=1, length=len(tokens)), 1
+        return read_stretches(tokens, number=1, length=len(tokens)), 1
     number = SCORED_TOKENS // WINDOW_TOKENS
-    return _read_stretches(tokens, number=number, length=n_context + WINDOW_TOKENS), n_context
-
-
-def _read_stretches(tokens: "Tokens", *, number: int, length: int) -> Ids:
-    """Contiguous tokens, evenly spread over a split: (number, length). The first starts and the last ends with it."""
-    starts = [index * (len(tokens) - length) // max(number - 1, 1) for index in range(number)]
-    return np.stack([tokens[start : start + length] for start in starts])
+    return read_stretches(tokens, number=number, length=n_context + WINDOW_TOKENS), n_context
 
 
 def _require_targets(val: "Tokens | Ids") -> None:

@@ -1,6 +1,6 @@
-"""Counted n-grams as a second opinion on the next token: their probabilities are mixed with those of the network.
+"""A model of counted n-grams, whose probabilities of the next token are mixed with those of the network.
 
-A table of counts knows at once what a network learns slowly, and the network knows what never occurred. Mixtures of
+Counts have from the start what a network learns slowly, and the network also predicts what never occurred. Mixtures of
 both are old (Neubig and Dyer 2016, "Generalizing and hybridizing count-based and neural language models") and new
 (infini-gram, Liu et al. 2024). The n-gram model is that of modified Kneser-Ney smoothing, interpolated (Chen and
 Goodman 1999, "An empirical study of smoothing techniques for language modeling"). With h the k-1 tokens before w, and
@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from nanogpt_lite.config.options import NetworkConfig
-from nanogpt_lite.diagnosis.ngram_baseline import estimate_discounts
-from nanogpt_lite.model.ngram_counts import KEPT_COUNTS, NgramCounts, node_lengths
+from nanogpt_lite.ngrams.discounts import estimate_discounts
+from nanogpt_lite.ngrams.ngram_counts import KEPT_COUNTS, NgramCounts, node_lengths
 
 UNFITTED_WEIGHT = 0.4  # near the best one for 7 of 11 tuning texts of `benchmarks/texts.py`
 MAX_LOOKUPS = 2**22  # at a time: those of many tokens and a large vocabulary would not fit into memory together
 
 
-# Of more values than these, PyTorch divides a search among threads. To wake them takes longer than a few searches.
+# Of more values than these, PyTorch divides a search among threads. Starting them takes longer than a few searches.
 SERIAL_SEARCHES, FEW_SEARCHES = 200, 4000
 
 
@@ -163,13 +163,13 @@ class NgramExpert(nn.Module):
     def _find(self, nodes: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The number of the children of nodes by tokens, less 1; E where there is none. And whether there is one."""
         keys = nodes * self.vocab_size + tokens
-        found = _search(self.keys, keys)
-        is_found = self.keys[found] == keys
-        return torch.where(is_found, found, len(self.keys) - 1), is_found
+        indices = _search(self.keys, keys)
+        is_found = self.keys[indices] == keys
+        return torch.where(is_found, indices, len(self.keys) - 1), is_found
 
 
 def _search(ascending: Tensor, values: Tensor) -> Tensor:
-    """The place of the first element that is not below each value."""
+    """The index of the first element that is not below each value."""
     if not (values.device.type == "cpu" and SERIAL_SEARCHES < values.numel() < FEW_SEARCHES):
         return torch.searchsorted(ascending, values)
     parts = [torch.searchsorted(ascending, part) for part in torch.split(values.flatten(), SERIAL_SEARCHES)]
@@ -186,6 +186,7 @@ def _require_valid(counts: NgramCounts, vocab_size: int, order: int) -> Tensor:
     """The lengths of n-grams (E,). `ValueError` unless the counts are those of n-grams of up to `order` tokens."""
     lengths, tokens = node_lengths(counts), counts.tokens
     is_valid = len(tokens) == len(counts.counts) == len(lengths) > 0
+    is_valid = is_valid and counts.counts_of_counts.shape[1:] == (KEPT_COUNTS,)
     is_valid = is_valid and int(lengths.max()) <= len(counts.counts_of_counts) <= order
     if is_valid:
         keys = _parents_and_keys(counts, vocab_size)[1]

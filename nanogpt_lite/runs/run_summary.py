@@ -13,7 +13,7 @@ from nanogpt_lite.checkpoint.validation import meta_model
 from nanogpt_lite.config.options import LoadConfig, NetworkConfig, TrainConfig
 from nanogpt_lite.config.schema import Value
 from nanogpt_lite.model.gpt import GPT
-from nanogpt_lite.model.ngram_counts import NgramCounts
+from nanogpt_lite.ngrams.ngram_counts import NgramCounts
 from nanogpt_lite.optim import build
 from nanogpt_lite.runs.checkpoint_loading import load_checkpoint
 from nanogpt_lite.runs.run_folder import Run, RunLike

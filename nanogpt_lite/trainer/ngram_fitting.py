@@ -15,16 +15,16 @@ from nanogpt_lite.config.options import NetworkConfig
 from nanogpt_lite.data import batching
 from nanogpt_lite.data.batching import Tokens, WithoutParts
 from nanogpt_lite.device import devices, memory
-from nanogpt_lite.diagnosis.ngram_baseline import read_counted
-from nanogpt_lite.model.ngram_counts import count_ngrams
 from nanogpt_lite.model.ngram_expert import UNFITTED_WEIGHT, NgramExpert
+from nanogpt_lite.ngrams.counted_tokens import read_counted
+from nanogpt_lite.ngrams.ngram_counts import count_ngrams
 from nanogpt_lite.tokenizers.base import Ids
 from nanogpt_lite.trainer.state import TrainState
 
 HELD_OUT_SHARE, MAX_HELD_OUT = 50, 8192  # a fiftieth of the train split; more tokens hardly change the weight
 HELD_OUT_PARTS = 8  # evenly spread: one alone may be unlike the rest; that this lowers the loss was not measured
 MIN_PART = 32  # tokens; the contexts of fewer would be much shorter than those that are evaluated
-PRIOR_TOKENS = 100  # that speak for `UNFITTED_WEIGHT`, so that a few held-out tokens do not decide alone
+PRIOR_TOKENS = 100  # in addition to the held-out ones, with `UNFITTED_WEIGHT`: a few of those do not decide alone
 ITERATIONS = 50
 
 
@@ -51,6 +51,7 @@ def count_train_split(expert: NgramExpert, config: NetworkConfig, tokens: Tokens
     trained, _ = split_held_out(config, tokens)
     counted = torch.from_numpy(read_counted(trained).astype(np.int64))
     expert.set_counts(count_ngrams(counted, expert.vocab_size, expert.order))
+    expert.set_weight(config.ngram_expert_weight or UNFITTED_WEIGHT)  # not that of a run that the weights are of
 
 
 def fit_weight(state: TrainState, held_out: list[Ids]) -> None:

@@ -11,10 +11,11 @@ import torch
 from tiny import TINY
 
 import nanogpt_lite as ng
+from nanogpt_lite.api import sample_copies
 from nanogpt_lite.checkpoint.checkpoint_file import read_checkpoint, write_checkpoint
 from nanogpt_lite.generation.generate import generate
-from nanogpt_lite.model.ngram_counts import NgramCounts, count_ngrams
 from nanogpt_lite.model.ngram_expert import UNFITTED_WEIGHT
+from nanogpt_lite.ngrams.ngram_counts import NgramCounts, count_ngrams
 from nanogpt_lite.runs import run_summary
 from nanogpt_lite.tracking.console import Console
 
@@ -129,18 +130,47 @@ def test_copies_of_samples_are_measured_with_the_expert_and_without(text_file, c
     run = ng.train("bottles.txt", **OPTIONS)
     copies = ng.evaluate(run, copies=True)["copies"]
     assert copies is not None
-    assert list(copies) == ["samples", "samples of the network alone", "the val split"]
+    assert list(copies) == ["samples", "network_samples", "val"]
+    assert [copied["texts"] for copied in copies.values()] == [10, 10, len(ng.prepare("bottles.txt").val) // 500]
     train = text_file.read_text(encoding="utf-8")
     for copied in copies.values():
         assert copied["longest"] in train
         assert len(copied["longest"]) == copied["longest_characters"] >= copied["mean_characters"] > 0
-    assert copies["samples"]["mean_characters"] > copies["samples of the network alone"]["mean_characters"]
-    assert copies["the val split"]["longest_characters"] > 20, "the song repeats itself"
+    assert copies["samples"]["mean_characters"] > copies["network_samples"]["mean_characters"]
+    assert copies["val"]["longest_characters"] > 20, "the song repeats itself"
     assert ng.evaluate(run)["copies"] is None
     capsys.readouterr()
     assert main(["eval", "--copies"]) == 0
     longest = copies["samples"]["longest"]
-    assert f"at most: {longest!r}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"at most: {longest!r}" in out
+    for texts in (
+        "10 samples:",
+        "10 samples of the network alone:",
+        f"{copies['val']['texts']} parts of the val split:",
+    ):
+        assert f"longest span that the train split has too, of each of {texts}" in out
+    with pytest.raises(ng.UserError, match="`copies` is about the text that the run was trained on"):
+        ng.evaluate(run, copies=True, dataset="bottles.txt")
+
+
+def test_no_part_of_a_val_split_that_is_too_short_is_measured(text_file, monkeypatch):
+    monkeypatch.setattr(sample_copies, "TEXTS", 1)
+    monkeypatch.setattr(sample_copies, "TEXT_TOKENS", 3000)
+    copies = ng.evaluate(ng.train("bottles.txt", **OPTIONS), copies=True)["copies"]
+    assert copies is not None
+    assert list(copies) == ["samples", "network_samples"]
+
+
+def test_a_run_with_the_weights_of_another_one_has_a_weight_of_its_own(text_file):
+    fitted = {**OPTIONS, "ngram_expert_weight": 0.0}
+    first = ng.train("bottles.txt", **fitted)
+    (text_file.parent / "short.txt").write_text(text_file.read_text(encoding="utf-8")[:3000], encoding="utf-8")
+    second = ng.train("short.txt", **fitted, init_from=str(first.out_dir))
+    experts = [ng.load(run)[0].expert for run in (first, second)]
+    weights = [expert.weight.item() for expert in experts if expert is not None]
+    assert weights[0] > UNFITTED_WEIGHT + 0.1
+    assert weights[1] == pytest.approx(UNFITTED_WEIGHT), "the text is too short to hold out some of it"
 
 
 def test_each_evaluation_shows_the_loss_of_the_network_alone(text_file, capsys):

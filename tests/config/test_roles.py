@@ -20,7 +20,7 @@ from nanogpt_lite.errors import UserError
 from nanogpt_lite.interop import huggingface, nanogpt_export
 from nanogpt_lite.interop.export_checks import unsupported_options
 from nanogpt_lite.model.gpt import GPT
-from nanogpt_lite.model.ngram_counts import count_ngrams
+from nanogpt_lite.ngrams.ngram_counts import count_ngrams
 from nanogpt_lite.tokenizers.char import CharTokenizer
 
 GOLDEN_RUN = Path(__file__).parents[1] / "golden" / "v0.1" / "runs" / "plain"

@@ -22,6 +22,19 @@ def test_the_longest_span_is_found(vocab_size):
         assert spans == [longest_by_search(sample.tolist(), train.tolist()) for sample in samples]
 
 
+@pytest.mark.parametrize("searched", [1, 2, 7])
+def test_the_longest_span_is_found_also_across_parts_of_the_text(searched, monkeypatch):
+    monkeypatch.setattr(copies, "SEARCHED_TOKENS", searched)
+    random = np.random.default_rng(searched)
+    for _ in range(20):
+        train, *samples = (random.integers(0, 3, random.integers(1, 40)) for _ in range(4))
+        spans = longest_copies(samples, train)
+        assert [len(span) for span in spans] == [len(longest_by_search(s.tolist(), train.tolist())) for s in samples]
+        for span, sample in zip(spans, samples, strict=True):
+            assert span.tolist() in [sample[i : i + len(span)].tolist() for i in range(len(sample) + 1)]
+            assert span.tolist() in [train[i : i + len(span)].tolist() for i in range(len(train) + 1)]
+
+
 def test_spans_with_the_same_hash_are_told_apart(monkeypatch):
     monkeypatch.setattr(copies, "_hash_windows", lambda ids, length: np.zeros(len(ids) - length + 1, np.uint64))
     spans = longest_copies([np.array([1, 2, 9]), np.array([7])], np.array([5, 1, 2, 3]))

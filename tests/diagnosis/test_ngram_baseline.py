@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from nanogpt_lite.diagnosis import ngram_baseline
 from nanogpt_lite.diagnosis.ngram_baseline import NgramLosses, baseline_losses, kneser_ney_losses
 from nanogpt_lite.errors import UserError
+from nanogpt_lite.ngrams import counted_tokens
 
 ORDERS = [1, 2, 3, 4, 5]
 RANDOM_TEXTS = [(0, 2, 300), (1, 5, 600), (2, 9, 600), (3, 30, 200)]  # seed, vocab_size, length
@@ -192,8 +193,8 @@ class TestBaselineLosses:
         assert baseline_losses(text[:18_000], text[18_000:], 256) == NgramLosses(losses[1], losses[2], losses[5])
 
     def test_long_train_split_is_counted_in_stretches_from_start_to_end(self, monkeypatch):
-        monkeypatch.setattr(ngram_baseline, "COUNTED_TOKENS", 4_000)
-        monkeypatch.setattr(ngram_baseline, "STRETCH_TOKENS", 1_000)
+        monkeypatch.setattr(counted_tokens, "COUNTED_TOKENS", 4_000)
+        monkeypatch.setattr(counted_tokens, "STRETCH_TOKENS", 1_000)
         val, counted = TEXT[18_000:], [TEXT[start : start + 1_000] for start in (0, 5_666, 11_333, 17_000)]
         losses = kneser_ney_losses(np.concatenate(counted), val, vocab_size=256, orders=[1, 2, 5])
         assert baseline_losses(TEXT[:18_000], val, 256) == NgramLosses(losses[1], losses[2], losses[5])
@@ -228,8 +229,8 @@ class TestBaselineLosses:
         assert losses.unigram > losses.bigram > losses.five_gram
 
     def test_at_most_the_limits_are_read(self, monkeypatch):
-        monkeypatch.setattr(ngram_baseline, "COUNTED_TOKENS", 500)
-        monkeypatch.setattr(ngram_baseline, "STRETCH_TOKENS", 100)
+        monkeypatch.setattr(counted_tokens, "COUNTED_TOKENS", 500)
+        monkeypatch.setattr(counted_tokens, "STRETCH_TOKENS", 100)
         read = []
 
         class Endless:

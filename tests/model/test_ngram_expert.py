@@ -1,70 +1,27 @@
 """The n-gram expert: its counts and probabilities against slow and independent ones, and its place in the network."""
 
-from collections import Counter
+import math
+from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
 import torch
+from ngram_texts import TEXTS
 from random_gpt import EXPERT, SMALL, VOCAB, random_gpt, random_ids
 from torch.nn import functional as F
 
 from nanogpt_lite.config.options import NetworkConfig
 from nanogpt_lite.diagnosis.ngram_baseline import kneser_ney_losses
-from nanogpt_lite.model import ngram_counts, ngram_expert
-from nanogpt_lite.model.ngram_counts import NgramCounts, count_ngrams, node_lengths
+from nanogpt_lite.model import ngram_expert
 from nanogpt_lite.model.ngram_expert import NgramExpert
-
-TEXTS = {
-    "random": (3, np.random.default_rng(0).integers(0, 3, 300)),
-    "many tokens": (40, np.random.default_rng(1).integers(0, 40, 300)),
-    "repeated": (5, np.arange(200) % 5),
-    "sorted": (4, np.sort(np.random.default_rng(2).integers(0, 4, 200))),
-    "two tokens": (7, np.array([3, 3])),
-    "one token": (7, np.array([3])),
-}
+from nanogpt_lite.ngrams.discounts import estimate_discounts
+from nanogpt_lite.ngrams.ngram_counts import NgramCounts, count_ngrams
 
 
 def expert_for(counts, vocab_size, order):
     expert = NgramExpert(NetworkConfig(ngram_expert=order), vocab_size)
     expert.set_counts(counts)
     return expert
-
-
-def paths(counts):
-    """The n-grams of a trie with their counts, by walking it from the root."""
-    first_child = 1 + np.concatenate([[0], np.cumsum(counts.num_children[:-1].numpy())])
-
-    def walk(node, path):
-        children = range(first_child[node], first_child[node] + int(counts.num_children[node]))
-        for child in children:
-            longer = (*path, int(counts.tokens[child - 1]))
-            yield longer, int(counts.counts[child - 1])
-            yield from walk(child, longer)
-
-    return dict(walk(0, ()))
-
-
-@pytest.mark.parametrize("min_count", [1, 2])
-@pytest.mark.parametrize("order", [1, 2, 4])
-@pytest.mark.parametrize("name", TEXTS)
-@pytest.mark.parametrize("max_dense", [ngram_counts.MAX_DENSE, 0])
-def test_counts_are_those_of_a_dictionary(name, order, min_count, max_dense, monkeypatch):
-    monkeypatch.setattr(ngram_counts, "MAX_DENSE", max_dense)
-    vocab_size, text = TEXTS[name]
-    ngrams = [tuple(text[i : i + n]) for n in range(1, order + 1) for i in range(len(text) - n + 1)]
-    occurrences = Counter(ngrams)
-    before = {
-        (tuple(text[i : i + n]), text[i - 1] if i else None) for n in range(1, order) for i in range(len(text) - n + 1)
-    }
-    distinct = Counter(ngram for ngram, _ in before)
-    expected = {n: c if len(n) == order else distinct[n] for n, c in occurrences.items()}
-    counts = count_ngrams(torch.from_numpy(text), vocab_size, order, min_count=min_count)
-    is_kept = {n: len(n) == 1 or occurrences[n[:-1]] >= min_count for n in expected}
-    assert paths(counts) == {n: c for n, c in expected.items() if is_kept[n]}
-    assert node_lengths(counts).tolist() == sorted(len(n) for n in paths(counts))
-    for length, histogram in enumerate(counts.counts_of_counts.tolist(), start=1):
-        of_length = Counter(c for n, c in expected.items() if len(n) == length)
-        assert histogram == [of_length[c] for c in range(5)]
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 5])
@@ -77,6 +34,46 @@ def test_all_counts_give_the_loss_of_the_n_gram_model_that_losses_are_compared_w
     p = expert.probabilities(expert.contexts(ids[:, :-1]), ids[:, 1:, None])
     expected = kneser_ney_losses(text, val, vocab_size=vocab_size, orders=[order])[order]
     assert -p.log().mean().item() == pytest.approx(expected, abs=1e-5)
+
+
+def probability_without_rare_contexts(text, vocab_size, order, context, token):
+    """p of the order, from dictionaries: of the contexts but the empty one, those that occur twice or more."""
+    p, padded = 1 / vocab_size, [None, *text]
+    for n in range(1, order + 1):
+        ngrams = [tuple(text[i : i + n]) for i in range(len(text) - n + 1)]
+        if n == order:
+            counts = Counter(ngrams)
+        else:
+            before = defaultdict(set)
+            for i, ngram in enumerate(ngrams):
+                before[ngram].add(padded[i])
+            counts = Counter({ngram: len(tokens) for ngram, tokens in before.items()})
+        discounts = estimate_discounts([0, *(sum(c == k for c in counts.values()) for k in (1, 2, 3, 4))])
+        h = tuple(context[len(context) - n + 1 :])
+        occurrences = sum(ngram[:-1] == h for ngram in ngrams)
+        if len(context) < n - 1 or (h and Counter(zip(*(text[i:] for i in range(n - 1)), strict=False))[h] < 2):
+            return p
+        if not occurrences:
+            continue
+        children = {ngram[-1]: c for ngram, c in counts.items() if ngram[:-1] == h}
+        reserved = sum(discounts[min(c, 3)] for c in children.values())
+        kept = children.get(token, 0) - discounts[min(children.get(token, 0), 3)]
+        p = (kept + reserved * p) / sum(children.values())
+    return p
+
+
+@pytest.mark.parametrize("name", ["random", "many tokens", "repeated", "sorted", "two tokens"])
+def test_probabilities_are_those_of_a_slow_model_without_contexts_that_occurred_once(name):
+    vocab_size, text = TEXTS[name]
+    order, ids = 4, [*text[:6].tolist(), *np.random.default_rng(4).integers(0, vocab_size, 6).tolist()]
+    expert = expert_for(count_ngrams(torch.from_numpy(text), vocab_size, order), vocab_size, order)
+    p = expert.distribution(expert.contexts(torch.tensor([ids])))[0]  # (T, V)
+    for t in range(len(ids)):
+        for token in range(min(vocab_size, 8)):
+            expected = probability_without_rare_contexts(
+                text.tolist(), vocab_size, order, ids[max(0, t + 2 - order) : t + 1], token
+            )
+            assert math.isclose(p[t, token].item(), expected, rel_tol=1e-5)
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -184,6 +181,8 @@ DAMAGES = {
     "longer n-grams than the order": ("counts_of_counts", lambda t: t[:2]),
     "histograms of longer n-grams": ("counts_of_counts", lambda t: torch.cat([t, t])),
     "a negative histogram": ("counts_of_counts", lambda t: -t),
+    "shorter histograms": ("counts_of_counts", lambda t: t[:, :3]),
+    "histograms in one line": ("counts_of_counts", torch.flatten),
 }
 
 

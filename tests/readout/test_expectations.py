@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from nanogpt_lite.config.options import InspectConfig, SampleConfig
 from nanogpt_lite.generation.generate import generate
 from nanogpt_lite.generation.sampling import sample_token
-from nanogpt_lite.model.ngram_counts import count_ngrams
+from nanogpt_lite.ngrams.ngram_counts import count_ngrams
 from nanogpt_lite.readout.expectations import FILTERS, STAGES, filter_stages, read_windows, windows
 
 BLOCK_SIZE = 16  # of the variants

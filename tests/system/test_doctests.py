@@ -32,6 +32,7 @@ def test_every_kind_of_module_has_examples():
         "files",
         "generation",
         "model",
+        "ngrams",
         "optim",
         "tokenizers",
         "tracking",

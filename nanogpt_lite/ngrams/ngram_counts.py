@@ -1,12 +1,13 @@
-"""The n-grams of a text with their counts, as a trie in flat tensors. `ngram_expert` looks them up."""
+"""The n-grams of a text with their counts, as a trie in flat tensors. `model.ngram_expert` looks them up."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from nanogpt_lite.ngrams.ranking import rank_keys
+
 MIN_COUNT = 2  # of a context: what follows one that occurred once says little, and would be most of the trie
-MAX_DENSE = 2**24  # possible keys that are counted in an array; of more, those in the text are sorted
 KEPT_COUNTS = 5  # counts of counts: those of 0 to 4
 
 
@@ -29,7 +30,7 @@ class _Level(NamedTuple):
     length: int
     keys: Tensor  # (nodes,) the number of the parent on its level * V + token, ascending
     occurrences: Tensor  # (nodes,)
-    at: Tensor  # (N,) the number on this level of the n-gram that ends at each token of the text; -1: none
+    ending_at: Tensor  # (N,) the number on this level of the n-gram that ends at each token of the text; -1: none
 
 
 def count_ngrams(tokens: Tensor, vocab_size: int, order: int, *, min_count: int = MIN_COUNT) -> NgramCounts:
@@ -45,7 +46,7 @@ def count_ngrams(tokens: Tensor, vocab_size: int, order: int, *, min_count: int 
         longer = _extend(level, tokens, vocab_size, min_count) if level.length < order else None
         counts = level.occurrences if longer is None else _count_predecessors(level, longer)
         histogram = torch.bincount(counts.clamp(max=KEPT_COUNTS), minlength=KEPT_COUNTS + 1)[:KEPT_COUNTS]
-        histogram[1] += (level.at[level.length - 1 :] < 0).sum()  # an n-gram that is no node occurred once
+        histogram[1] += (level.ending_at[level.length - 1 :] < 0).sum()  # an n-gram that is no node occurred once
         children = torch.bincount(level.keys // vocab_size, minlength=num_parents)
         parts.append(((level.keys % vocab_size).int(), counts.int(), children.int(), histogram))
         num_parents, level = len(counts), longer
@@ -73,40 +74,27 @@ def node_lengths(counts: NgramCounts) -> Tensor:
 def _extend(level: _Level | None, tokens: Tensor, vocab_size: int, min_count: int) -> _Level:
     """The n-grams that are one token longer, after those that occurred `min_count` times."""
     if level is None:
-        parents, num_parents, length = torch.zeros_like(tokens), 1, 1
+        parents, length = torch.zeros_like(tokens), 1
     else:
         is_parent = torch.cat([level.occurrences >= min_count, torch.tensor([False])])  # the last one is for -1
-        parents = torch.where(is_parent[level.at], level.at, -1).roll(1)
+        parents = torch.where(is_parent[level.ending_at], level.ending_at, -1).roll(1)
         parents[:1] = -1
-        num_parents, length = len(level.keys), level.length + 1
+        length = level.length + 1
     has_parent = parents >= 0
-    keys, nodes, occurrences = _count_keys(
-        parents[has_parent] * vocab_size + tokens[has_parent], num_parents * vocab_size
-    )
-    at = torch.full_like(tokens, -1)
-    at[has_parent] = nodes
-    return _Level(length, keys, occurrences, at)
+    ranked = rank_keys((parents[has_parent] * vocab_size + tokens[has_parent]).numpy())
+    keys, nodes, occurrences = (torch.from_numpy(array) for array in ranked)
+    ending_at = torch.full_like(tokens, -1)
+    ending_at[has_parent] = nodes
+    return _Level(length, keys, occurrences, ending_at)
 
 
 def _count_predecessors(level: _Level, longer: _Level) -> Tensor:
     """The number of distinct tokens before each n-gram: one for each longer n-gram that ends in it."""
-    is_node = longer.at >= 0
+    is_node = longer.ending_at >= 0
     one_end_of_each = torch.empty_like(longer.keys)
-    one_end_of_each[longer.at[is_node]] = is_node.nonzero()[:, 0]
+    one_end_of_each[longer.ending_at[is_node]] = is_node.nonzero()[:, 0]
     start = level.length  # of the longer n-grams, the first ends here
-    ends_of_others = level.at[start:][~is_node[start:]]  # they are no nodes, so each occurred once
-    first = level.at[start - 1 : start]  # the n-gram at the start of the text
-    shorter = torch.cat([level.at[one_end_of_each], ends_of_others, first])
+    ends_of_others = level.ending_at[start:][~is_node[start:]]  # they are no nodes, so each occurred once
+    first = level.ending_at[start - 1 : start]  # the n-gram at the start of the text
+    shorter = torch.cat([level.ending_at[one_end_of_each], ends_of_others, first])
     return torch.bincount(shorter[shorter >= 0], minlength=len(level.keys))
-
-
-def _count_keys(keys: Tensor, num_possible: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The distinct keys in ascending order, the number of each key among them, and how often each occurs."""
-    if num_possible > MAX_DENSE:
-        distinct, numbers, occurrences = torch.unique(keys, return_inverse=True, return_counts=True)
-        return distinct, numbers, occurrences
-    occurrences = torch.bincount(keys, minlength=num_possible)
-    distinct = occurrences.nonzero()[:, 0]
-    numbers = torch.empty(num_possible, dtype=torch.int64)
-    numbers[distinct] = torch.arange(len(distinct))
-    return distinct, numbers[keys], occurrences[distinct]
