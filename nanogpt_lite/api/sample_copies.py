@@ -40,7 +40,9 @@ def measure_copies(model: GPT, tokenizer: Tokenizer, data: Dataset) -> dict[str,
             texts["network_samples"] = _generate(model.without_expert(), tokenizer)
         if parts := _read_parts(val):
             texts["val"] = parts
-        return {kind: _describe(longest_copies(ids, train), tokenizer) for kind, ids in texts.items()}
+        all_texts = [ids for of_kind in texts.values() for ids in of_kind]
+        spans = iter(longest_copies(all_texts, train))  # together, because the train tokens are hashed for each call
+        return {kind: _describe([next(spans) for _ in of_kind], tokenizer) for kind, of_kind in texts.items()}
 
 
 def _generate(model: GPT, tokenizer: Tokenizer) -> list[Ids]:
