@@ -98,14 +98,18 @@ SPECIAL = (
 
 
 def goals_met(row: Mapping[str, Any]) -> dict[str, bool | None]:
-    """Whether a text reaches each goal; None if a part is not measured, or if the goal is not for this text."""
+    """Whether a text reaches each goal; None if a part is not measured, or a time that decides is not reliable, or if
+    the goal is not for this text.
+    """
     met: dict[str, bool | None] = dict.fromkeys(GOALS)
     default = row.get("default")
     if default is None:
         return met
     if nanogpt := row.get("nanogpt"):
-        better = default["nats_per_character"] < nanogpt["nats_per_character"]
-        met["nanogpt"] = better and default["seconds"] <= nanogpt["seconds"]
+        if default["nats_per_character"] >= nanogpt["nats_per_character"]:
+            met["nanogpt"] = False
+        elif not (is_disturbed(default) or is_disturbed(nanogpt)):
+            met["nanogpt"] = default["seconds"] <= nanogpt["seconds"]
     if "settings" in row:
         met["settings"] = above_best_setting(row) <= NEAR
     if "baselines" in row and row["bytes"] > LONG_TEXT:
@@ -190,7 +194,8 @@ def markdown(report: Mapping[str, Any]) -> str:
             verdicts = [met for met in (goals_met(row)[goal] for row in rows) if met is not None]
             lines.append(f"- goal {number}, {title}: {sum(verdicts)} of {len(verdicts)} texts")
         lines += alone_lines(rows)
-        if better := [is_better_in_nanogpt_time(row) for row in rows if in_nanogpt_time(row)]:
+        timed = [row for row in rows if (part := in_nanogpt_time(row)) and not is_disturbed(part)]
+        if better := [is_better_in_nanogpt_time(row) for row in timed if not is_disturbed(row["nanogpt"])]:
             lines += [
                 "",
                 f"In nanoGPT's time, the default is better than nanoGPT on {sum(better)} of {len(better)} texts.",

@@ -22,17 +22,10 @@ from nanogpt_lite.config.schema import Value
 TIMED_STEPS, WARM_UP = 30, 5
 TIME_RESOLUTION = 0.05  # of the default's step
 
-
-def regularisation(epochs: float) -> dict[str, Value]:
-    """What the default recipe regularises with if it sees a text that many times."""
-    points = recipe.RECIPES["modern-cpu"].by_epochs
-    return {name: round(recipe.interpolate(of_name, epochs), 2) for name, of_name in points.items()}
-
-
 # as for a long and for a short text
 REGULARISATION = {
-    "light": regularisation(recipe.UNSEEN_EPOCHS),
-    "strong": regularisation(recipe.RECIPES["modern-cpu"].epochs),
+    "light": recipe.fit_regularisation("modern-cpu", recipe.UNSEEN_EPOCHS),
+    "strong": recipe.fit_regularisation("modern-cpu", recipe.RECIPES["modern-cpu"].epochs),
 }
 VARIATIONS = ("all the time", "half the time", "double learning rates", "larger network")
 SETTINGS = {

@@ -98,7 +98,8 @@ def parse_command(argv: Sequence[str]) -> tuple[Command, GivenOptions]:
 
 def _overview() -> str:
     """The help of the program: its commands, then the options of `run`, which has those of all configs."""
-    *fitted, last = recipe.fitted_names("modern-cpu")
+    of_both = recipe.fitted_names("modern")
+    of_cpu = [name for name in recipe.fitted_names("modern-cpu") if name not in of_both]
     lines = ["usage: nanogpt-lite COMMAND [OPTIONS]", "", "Train small GPTs on any text.", "", "commands:"]
     lines += [f"  {name:<9} {command.help}" for name, command in COMMANDS.items()]
     lines += [
@@ -108,8 +109,8 @@ def _overview() -> str:
         "A default in brackets applies without a preset; after it, the presets with another value.",
         "Without --preset, a training on a CPU has the preset modern-cpu, and one on a GPU modern.",
         *textwrap.wrap(
-            f"These two follow the text, which decides {', '.join(fitted)} and {last}, unless they are given. The "
-            "values below are about those for tiny Shakespeare.",
+            f"These two follow the text, which decides {', '.join(of_both)}, and with modern-cpu also "
+            f"{', '.join(of_cpu)}, unless they are given. The values below are about those for tiny Shakespeare.",
             width=100,
         ),
     ]

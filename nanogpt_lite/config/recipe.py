@@ -89,12 +89,14 @@ def fit_options(
         "max_iters": max_iters,
         "eval_interval": eval_interval,
         "patience": max(patience, math.ceil(PATIENCE_SHARE * max_iters / eval_interval)),
-        **{
-            name: round(interpolate(points, max_iters / steps_per_epoch), 2)
-            for name, points in recipe.by_epochs.items()
-        },
+        **fit_regularisation(preset, max_iters / steps_per_epoch),
         "ngram": recipe.ngram if vocab_size <= LARGE_VOCAB else recipe.ngram_of_large_vocab,
     }
+
+
+def fit_regularisation(preset: str, epochs: float) -> dict[str, Value]:
+    """The options that regularise a network of a preset in `RECIPES`, if it sees its text that many times."""
+    return {name: round(interpolate(points, epochs), 2) for name, points in RECIPES[preset].by_epochs.items()}
 
 
 def fitted_names(preset: str) -> list[str]:

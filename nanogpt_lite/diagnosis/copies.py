@@ -36,11 +36,12 @@ def _longer_copies(samples: Sequence[Ids], train: Ids, copied: list[Ids]) -> lis
     copied = copied.copy()
     # by bisection of the length: where a span is in both, so are all parts of it
     shared = [len(span) for span in copied]
+    has_longer = [length == 0 for length in shared]  # else one token more is tried first: most parts have none
     not_shared = [min(len(sample), len(train)) + 1 for sample in samples]
     while undecided := [n for n in range(len(samples)) if not_shared[n] - shared[n] > 1]:
         by_length = defaultdict(list)
         for n in undecided:
-            by_length[(shared[n] + not_shared[n]) // 2].append(n)
+            by_length[(shared[n] + not_shared[n]) // 2 if has_longer[n] else shared[n] + 1].append(n)
         for length, numbers in by_length.items():  # the train tokens are hashed once for all samples
             find = _make_search(train, length)
             for n in numbers:
@@ -48,7 +49,7 @@ def _longer_copies(samples: Sequence[Ids], train: Ids, copied: list[Ids]) -> lis
                 if span is None:
                     not_shared[n] = length
                 else:
-                    copied[n], shared[n] = span, length
+                    copied[n], shared[n], has_longer[n] = span, length, True
             del find  # its hashes, before those of the next length are made
     return copied
 

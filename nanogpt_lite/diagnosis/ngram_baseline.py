@@ -113,8 +113,7 @@ def _make_empty_ngrams(n_train: int, n_val: int) -> _Ngrams:
 def _extend(ngrams: _Ngrams, train: Ints, val: Ints, vocab_size: int) -> _Ngrams:
     """The k-grams that are one token longer. There are none if the train tokens are fewer."""
     order, val_contexts = ngrams.order + 1, ngrams.val_ids[:-1]
-    train_keys = ngrams.train_ids[:-1] * vocab_size + train[order - 1 :]
-    keys, train_ids, counts = rank_keys(train_keys)
+    keys, train_ids, counts = rank_keys(ngrams.train_ids[:-1] * vocab_size + train[order - 1 :])
     val_keys = val_contexts * vocab_size + val[order - 1 :]  # negative for an unknown context: not in `keys`
     ranks = np.searchsorted(keys, val_keys)
     is_known = np.append(keys, np.iinfo(np.int64).min)[ranks] == val_keys

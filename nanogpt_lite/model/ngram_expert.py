@@ -1,6 +1,6 @@
 """A model of counted n-grams, whose probabilities of the next token are mixed with those of the network.
 
-Counts have from the start what a network learns slowly, and the network also predicts what never occurred. Mixtures of
+Counts give at once what a network learns slowly, and the network also predicts what never occurred. Mixtures of
 both are old (Neubig and Dyer 2016, "Generalizing and hybridizing count-based and neural language models") and new
 (infini-gram, Liu et al. 2024). The n-gram model is that of modified Kneser-Ney smoothing, interpolated (Chen and
 Goodman 1999, "An empirical study of smoothing techniques for language modeling"). With h the k-1 tokens before w, and

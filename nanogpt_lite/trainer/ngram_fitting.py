@@ -24,7 +24,7 @@ from nanogpt_lite.trainer.state import TrainState
 HELD_OUT_SHARE, MAX_HELD_OUT = 50, 8192  # a fiftieth of the train split; more tokens hardly change the weight
 HELD_OUT_PARTS = 8  # evenly spread: one alone may be unlike the rest; that this lowers the loss was not measured
 MIN_PART = 32  # tokens; the contexts of fewer would be much shorter than those that are evaluated
-PRIOR_TOKENS = 100  # in addition to the held-out ones, with `UNFITTED_WEIGHT`: a few of those do not decide alone
+PRIOR_TOKENS = 100  # as if `UNFITTED_WEIGHT` had been best on that many more tokens: few held-out ones are not enough
 ITERATIONS = 50
 
 
@@ -51,7 +51,7 @@ def count_train_split(expert: NgramExpert, config: NetworkConfig, tokens: Tokens
     trained, _ = split_held_out(config, tokens)
     counted = torch.from_numpy(read_counted(trained).astype(np.int64))
     expert.set_counts(count_ngrams(counted, expert.vocab_size, expert.order))
-    expert.set_weight(config.ngram_expert_weight or UNFITTED_WEIGHT)  # not that of a run that the weights are of
+    expert.set_weight(config.ngram_expert_weight or UNFITTED_WEIGHT)  # else that of the run in `init_from` would stay
 
 
 def fit_weight(state: TrainState, held_out: list[Ids]) -> None:

@@ -50,11 +50,8 @@ def probability_without_rare_contexts(text, vocab_size, order, context, token):
             counts = Counter({ngram: len(tokens) for ngram, tokens in before.items()})
         discounts = estimate_discounts([0, *(sum(c == k for c in counts.values()) for k in (1, 2, 3, 4))])
         h = tuple(context[len(context) - n + 1 :])
-        occurrences = sum(ngram[:-1] == h for ngram in ngrams)
         if len(context) < n - 1 or (h and Counter(zip(*(text[i:] for i in range(n - 1)), strict=False))[h] < 2):
             return p
-        if not occurrences:
-            continue
         children = {ngram[-1]: c for ngram, c in counts.items() if ngram[:-1] == h}
         reserved = sum(discounts[min(c, 3)] for c in children.values())
         kept = children.get(token, 0) - discounts[min(children.get(token, 0), 3)]
