@@ -93,7 +93,7 @@ def evaluate(
         stack.enter_context(memory.retain_heap())
         fast_paths.check(device, dtype, head_size=trained_with.n_embd // trained_with.n_head)
         losses, sizes, network_val_loss, comparison, sha256 = _split_losses(model, open_data, dtype)
-        copied = measure_copies(model, tokenizer, open_data()) if copies else None
+        copied = measure_copies(model, tokenizer, open_data(), seed=settings.seed) if copies else None
     verdict = ""
     is_best = saved.metadata.best_step == saved.metadata.step  # the sentence is about the best checkpoint
     if is_best and sha256 == saved.metadata.dataset_sha256:

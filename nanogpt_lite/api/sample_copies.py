@@ -28,16 +28,16 @@ class Copies(TypedDict):
     longest: str
 
 
-def measure_copies(model: GPT, tokenizer: Tokenizer, data: Dataset) -> dict[str, Copies]:
+def measure_copies(model: GPT, tokenizer: Tokenizer, data: Dataset, *, seed: int) -> dict[str, Copies]:
     """The longest spans of texts that the train split of `data` has as well, by the kind of the texts.
 
     "samples"; "network_samples", without the n-gram expert, if there is one; and "val": parts of the val split, which
     copies nothing. Of a val split that is shorter than 10 times 500 tokens, there are fewer parts, or none.
     """
     with verification.open_verified(data) as (train, val):
-        texts = {"samples": _generate(model, tokenizer)}
+        texts = {"samples": _generate(model, tokenizer, seed)}
         if model.expert is not None:
-            texts["network_samples"] = _generate(model.without_expert(), tokenizer)
+            texts["network_samples"] = _generate(model.without_expert(), tokenizer, seed)
         if parts := _read_parts(val):
             texts["val"] = parts
         all_texts = [ids for of_kind in texts.values() for ids in of_kind]
@@ -45,11 +45,11 @@ def measure_copies(model: GPT, tokenizer: Tokenizer, data: Dataset) -> dict[str,
         return {kind: _describe([next(spans) for _ in of_kind], tokenizer) for kind, of_kind in texts.items()}
 
 
-def _generate(model: GPT, tokenizer: Tokenizer) -> list[Ids]:
-    """Samples with the default options of sampling."""
+def _generate(model: GPT, tokenizer: Tokenizer, seed: int) -> list[Ids]:
+    """Samples with the default options of sampling, but the seed."""
     prompt = torch.from_numpy(tokenizer.encode(default_prompt(tokenizer)).astype(np.int64))
-    steps = list(generate(model, prompt.expand(TEXTS, -1), SampleConfig(max_new_tokens=TEXT_TOKENS)))
-    return list(torch.stack(steps, dim=1).numpy())
+    config = SampleConfig(max_new_tokens=TEXT_TOKENS, seed=seed)
+    return list(torch.stack(list(generate(model, prompt.expand(TEXTS, -1), config)), dim=1).numpy())
 
 
 def _read_parts(val: Tokens) -> list[Ids]:

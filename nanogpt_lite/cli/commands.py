@@ -193,7 +193,7 @@ _OVERWRITE_RUN = {"overwrite": "replace the run in out_dir"}
 _VERIFY = {"verify": "check the whole prepared data, also what has not changed since it was checked"}
 _CHECKPOINT = {"checkpoint": "best (the default), last, or the name of a numbered one (step_001000)"}
 _OUT_DIR = {"out_dir": "the run's folder; without it, the newest run under runs/"}
-_COPIES = {"copies": "also report the longest spans of samples that the train split has as well"}
+_COPIES = {"copies": "also report the longest spans of samples that the train split has as well; not with --dataset"}
 _JSON = {"json": "print one JSON object"}
 
 COMMANDS = {

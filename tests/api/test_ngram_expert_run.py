@@ -139,6 +139,10 @@ def test_copies_of_samples_are_measured_with_the_expert_and_without(text_file, c
     assert copies["samples"]["mean_characters"] > copies["network_samples"]["mean_characters"]
     assert copies["val"]["longest_characters"] > 20, "the song repeats itself"
     assert ng.evaluate(run)["copies"] is None
+    other = ng.evaluate(run, copies=True, seed=5)["copies"]
+    assert other is not None
+    assert other["samples"] != copies["samples"]
+    assert other["val"] == copies["val"]
     capsys.readouterr()
     assert main(["eval", "--copies"]) == 0
     longest = copies["samples"]["longest"]
