@@ -78,7 +78,7 @@ SPRINT = Row(
     name="sprint, training",
     unit="s",
     note="evaluation and start-up left out: in nanogpt_lite --preset modern-cpu with one block, half the batch, n-gram "
-    "embeddings of up to 5 without dropout, and as few --max_iters as end at or below the val loss of nanoGPT's "
+    "embeddings of up to 5 without dropout, and so many --max_iters that it ends at or below the val loss of nanoGPT's "
     "recipe, without counted n-grams; in nanoGPT its recipe",
     least_ratio=40,
 )

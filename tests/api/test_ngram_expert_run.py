@@ -166,6 +166,18 @@ def test_no_part_of_a_val_split_that_is_too_short_is_measured(text_file, monkeyp
     assert list(copies) == ["samples", "network_samples"]
 
 
+@pytest.mark.parametrize(
+    ("length", "number"), [(0, 0), (499, 0), (500, 1), (1200, 2), (4999, 9), (5000, 10), (99_999, 10)]
+)
+def test_parts_of_a_val_split_do_not_overlap_and_are_spread_over_it(length, number):
+    parts = sample_copies._read_parts(np.arange(length))
+    assert [len(part) for part in parts] == [500] * number
+    assert len({token for part in parts for token in part.tolist()}) == 500 * number
+    if parts:
+        assert parts[0][0] == 0
+        assert length - parts[-1][-1] <= length / number, "the last part is in the last share of the split"
+
+
 def test_a_run_with_the_weights_of_another_one_has_a_weight_of_its_own(text_file):
     fitted = {**OPTIONS, "ngram_expert_weight": 0.0}
     first = ng.train("bottles.txt", **fitted)

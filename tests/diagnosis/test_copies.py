@@ -35,6 +35,18 @@ def test_the_longest_span_is_found_also_across_parts_of_the_text(searched, monke
             assert span.tolist() in [train[i : i + len(span)].tolist() for i in range(len(train) + 1)]
 
 
+def test_a_part_without_a_longer_span_is_hashed_once(monkeypatch):
+    searched = []
+    monkeypatch.setattr(copies, "SEARCHED_TOKENS", 100)
+    make_search = copies._make_search
+    monkeypatch.setattr(
+        copies, "_make_search", lambda train, length: searched.append((train[0], length)) or make_search(train, length)
+    )
+    sample, train = np.arange(20), np.concatenate([np.arange(12), np.full(88, 99), np.full(100, 98)])
+    assert longest_copies([sample], train)[0].tolist() == list(range(12))
+    assert [length for first, length in searched if first == 98] == [13]
+
+
 def test_spans_with_the_same_hash_are_told_apart(monkeypatch):
     monkeypatch.setattr(copies, "_hash_windows", lambda ids, length: np.zeros(len(ids) - length + 1, np.uint64))
     spans = longest_copies([np.array([1, 2, 9]), np.array([7])], np.array([5, 1, 2, 3]))
