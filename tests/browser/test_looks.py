@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from browser_page import DESKTOP, PHONE, open_browser, open_page, wait_until
+from browser_page import DESKTOP, PHONE, choose_view, open_browser, open_page, wait_until
 from conftest import TEXT
 from served_app import ask, server_process
 from tiny import TINY
@@ -196,9 +196,9 @@ def test_server_with_an_open_page_answers_others_and_ends_at_once(browser, addre
             page.fill("#write-max_tokens", "16000")
             page.click("#view-write button.main")
             wait_until(page, "document.querySelector('#view-write .text')?.textContent.length > 20")
-            page.click("nav >> text=Train")
+            choose_view(page, "Train")
             page.wait_for_selector(".facts dd")
-            page.click("nav >> text=Write")
+            choose_view(page, "Write")
             page.click("#view-write button:text-is('Stop')")
             status, content = ask(ending, {"prompt": "9 green", "max_tokens": 40})
             assert (status, "9 green" + content["choices"][0]["text"]) == (200, expected)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser_page import open_browser, open_page, wait_until
+from browser_page import choose_view, open_browser, open_page, wait_until
 from conftest import TEXT, wait_for
 from page_networks import CHINESE, GPT2, NETWORKS, PROMPTS
 from page_networks import folder as networks
@@ -233,11 +233,11 @@ def test_time_shows_the_text_at_each_checkpoint(browser, address, name):
 def test_time_begins_with_the_prompt_of_write(browser, address):
     with open_page(browser, address) as page:
         page.fill("#prompt", "9 green")
-        page.click("nav >> text=Time")
+        choose_view(page, "Time")
         assert page.input_value("#time-prompt") == "9 green"
         page.fill("#time-prompt", "8 green")
-        page.click("nav >> text=Write")
-        page.click("nav >> text=Time")
+        choose_view(page, "Write")
+        choose_view(page, "Time")
         assert page.input_value("#time-prompt") == "8 green"
 
 
@@ -332,7 +332,7 @@ def test_without_a_run_the_page_offers_a_training_and_then_writes(browser, folde
         page.click("text=Start the training")
         page.wait_for_selector("text=The training of mine has ended.")
         page.wait_for_selector("#model option[value='mine']", state="attached")
-        page.click("nav >> text=Write")
+        choose_view(page, "Write")
         page.fill("#prompt", "9 green")
         page.click("#view-write button.main")
         page.wait_for_selector("text=/^done after/")
@@ -442,7 +442,7 @@ def test_training_that_was_started_is_shown_although_there_are_runs(browser, two
         assert points_on_page(page, 0) == expected_points("text")
         page.click("label[for='run-text']")
         assert page.is_checked("#show-run-text"), "a label of the form belongs to the form"
-        page.click("nav >> text=Write")
+        choose_view(page, "Write")
         page.select_option("#model", "text")
         page.fill("#prompt", "第9瓶")
         page.click("#view-write button.main")
@@ -501,7 +501,7 @@ def test_open_page_asks_at_most_once_a_second_and_computes_nothing(browser, addr
     with lock_run(Path("runs/default")) if is_training else nullcontext():
         with open_page(browser, address, with_clock=True, init_script=COUNT_REQUESTS) as page:
             for name in ("Look inside", "Time", "Write", view.title()):
-                page.click(f"nav >> text={name}")
+                choose_view(page, name)
             wait_until(page, "asked.length > 0 && pending === 0")
             before = page.evaluate("asked.length")
             for _ in range(20):

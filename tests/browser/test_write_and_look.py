@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from browser_page import open_browser, open_page, wait_until
+from browser_page import choose_view, open_browser, open_page, wait_until
 from conftest import TEXT, wait_for
 from page_networks import NETWORKS, PROMPTS, folder
 from served_app import health, server_process
@@ -118,8 +118,8 @@ def test_second_network_is_another_one(browser, address):
         page.select_option("#model", page.input_value("#other"))
         assert page.input_value("#other") != page.input_value("#model")
         page.select_option("#other", page.input_value("#model"))
-        page.click("nav >> text=Train")
-        page.click("nav >> text=Write")
+        choose_view(page, "Train")
+        choose_view(page, "Write")
         assert page.input_value("#other") == page.input_value("#model"), "that was chosen"
 
 
@@ -148,7 +148,7 @@ def test_mistake_is_said_with_the_message_of_the_server(browser, address):
 
 def reading_on_page(page, name, text):
     page.select_option("#model", name)
-    page.click("nav >> text=Look inside")
+    choose_view(page, "Look inside")
     page.fill("#look-text", text)
     page.click("#view-look button.main")
     page.wait_for_selector(".detail h3")
@@ -181,7 +181,7 @@ def test_each_filter_that_changes_something_has_a_column(browser, address, folde
     filters: dict[str, Any] = {"temperature": 2.0, "top_k": 8, "top_p": 0.9, "min_p": 0.1}
     reading = ng.inspect(run_of("default"), "9 green", device="cpu", threads=1, **filters)
     with open_page(browser, address) as page:
-        page.click("nav >> text=Look inside")
+        choose_view(page, "Look inside")
         set_options(page, "look", **filters)
         reading_on_page(page, "default", "9 green")
         assert len(check_distribution(page, reading, len(reading.tokens))) >= 4
@@ -226,7 +226,7 @@ def test_token_that_came_has_its_chance_also_if_others_were_likelier(browser, ad
     position = int(reading.rank.argmax())
     assert reading.rank[position] >= reading.next_ids.size(1)
     with open_page(browser, address) as page:
-        page.click("nav >> text=Look inside")
+        choose_view(page, "Look inside")
         set_options(page, "look", top=1, temperature=0.5)
         reading_on_page(page, "default", text)
         page.locator(".tokens .token").nth(position).click()
@@ -249,7 +249,7 @@ def test_each_token_is_explained_by_chance_counts_and_the_blocks_of_the_network(
     reading = ng.inspect(run_of(name), text, device="cpu", threads=1, temperature=0.7, top_k=3)
     seen = set()
     with open_page(browser, address) as page:
-        page.click("nav >> text=Look inside")
+        choose_view(page, "Look inside")
         set_options(page, "look", temperature=0.7, top_k=3)
         reading_on_page(page, name, text)
         for position in range(1, len(reading.tokens)):
@@ -431,7 +431,7 @@ def test_names_and_texts_with_html_stay_text(browser, address, folder):
         (text,) = written(page)
         assert text.startswith("<script>alert(1)</script><img src=x onerror=alert(1)>")
         assert page.text_content("#view-write h3") == name
-        page.click("nav >> text=Train")
+        choose_view(page, "Train")
         page.wait_for_selector(".facts dd")
         assert name in page.locator(".run-list strong").all_text_contents()
 
@@ -443,14 +443,14 @@ def test_what_was_typed_and_chosen_is_there_after_a_reload(browser, address, fol
         page.check("#compare")
         page.select_option("#other", "chinese")
         set_options(page, "write", seed=3)
-        page.click("nav >> text=Train")
+        choose_view(page, "Train")
         page.fill("#run-name", "second")
         page.select_option("#run-dataset", "a text of your own")
         page.fill("#run-text", "9" * 100_001)  # too much to keep
         page.select_option("#run-preset", "modern-cpu")
-        page.click("nav >> text=Time")
+        choose_view(page, "Time")
         page.select_option("#time-run", "bpe")
-        page.click("nav >> text=Train")
+        choose_view(page, "Train")
         for _ in range(2):
             page.reload()
             page.wait_for_selector("#view-train .facts dd")
@@ -460,7 +460,7 @@ def test_what_was_typed_and_chosen_is_there_after_a_reload(browser, address, fol
         assert values == ["second", "a text of your own", "", "modern-cpu"]
         assert page.is_visible("#run-text")
         assert page.get_attribute("#train-max_iters", "placeholder") == "follows from the text"
-        page.click("nav >> text=Write")
+        choose_view(page, "Write")
         assert [page.input_value(f"#{name}") for name in ("prompt", "other", "write-seed")] == [
             "9 green",
             "chinese",
