@@ -54,12 +54,12 @@ def test_nothing_is_held_out_without_a_weight_to_choose_or_if_the_rest_were_too_
 def test_the_weight_is_the_most_likely_one():
     generator = torch.Generator().manual_seed(0)
     p, q = (torch.rand(5000, generator=generator) ** power for power in (1, 3))
-    prior = torch.cat([torch.full((40,), 1.0), torch.zeros(60)])  # a weight of 0.4 is the best for these alone
+    prior = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0])  # a weight of 0.4 is the best for these alone
     p, q = torch.cat([p, 1 - prior]).double(), torch.cat([q, prior]).double()
     grid = torch.arange(1, 1000).double() / 1000
     log_likelihoods = torch.stack([((1 - w) * p + w * q).log().sum() for w in grid])
     weight = ngram_fitting._best_weight(p[:5000], q[:5000])
-    assert weight == pytest.approx(grid[log_likelihoods.argmax()].item(), abs=0.002)
+    assert weight == pytest.approx(grid[log_likelihoods.argmax()].item(), abs=0.001)
     assert 0.05 < weight < 0.35, "not the start"
 
 
@@ -69,9 +69,9 @@ def test_a_model_that_is_always_wrong_gets_hardly_any_weight(of_network, of_coun
     assert least < weight < most
 
 
-def test_few_held_out_tokens_hardly_decide():
+def test_a_few_held_out_tokens_move_the_weight_a_little():
     weight = ngram_fitting._best_weight(torch.tensor([0.9, 0.9]), torch.tensor([0.1, 0.1]))
-    assert UNFITTED_WEIGHT - 0.02 < weight < UNFITTED_WEIGHT
+    assert UNFITTED_WEIGHT - 0.15 < weight < UNFITTED_WEIGHT - 0.05
 
 
 class Recorded:
