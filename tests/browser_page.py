@@ -91,6 +91,5 @@ def open_page(
 
 def choose_view(page: Any, title: str) -> None:
     """Click `title` at the top of the page, and wait until its view is shown, which is a moment later."""
-    link = page.locator("nav a", has_text=title)
-    link.click()
-    page.wait_for_selector(f"section{link.get_attribute('href').replace('#', '#view-')}")
+    page.click(f"nav >> text={title}")
+    page.wait_for_selector(f"section[aria-label='{title}']")

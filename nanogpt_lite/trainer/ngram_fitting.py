@@ -26,7 +26,7 @@ HELD_OUT_SHARE, MAX_HELD_OUT = 50, 8192  # a fiftieth of the train split; more t
 HELD_OUT_PARTS = 8  # evenly spread: one alone may be unlike the rest
 MIN_PART = 32  # tokens; the contexts of fewer would be much shorter than those that are evaluated
 PRIOR_TOKENS = 5  # as if `UNFITTED_WEIGHT` had been best on that many more
-HALVINGS = 40  # of the interval that has the best weight
+BISECTION_STEPS = 40  # more than enough for a weight in float32
 
 
 def split_held_out(config: NetworkConfig, tokens: Tokens) -> tuple[Tokens, list[Ids]]:
@@ -97,15 +97,16 @@ def _probabilities(state: TrainState, expert: NgramExpert, held_out: list[Ids]) 
 
 
 def _best_weight(of_network: Tensor, of_counts: Tensor) -> float:
-    """The weight of the most likely mixture, with `PRIOR_TOKENS` more tokens; NaN if a probability is no number.
+    """The maximum a posteriori weight of the mixture, by bisection; NaN if a probability is.
 
-    The log-likelihood is a concave function of the weight, so its slope says on which side the best one is.
+    The prior is that of `PRIOR_TOKENS` more tokens. The log-likelihood is a concave function of the weight, so its
+    slope says on which side the best one is.
     """
-    p, q, prior = of_network.cpu().double(), of_counts.cpu().double(), UNFITTED_WEIGHT
+    p, q = of_network.cpu().double(), of_counts.cpu().double()
     low, high = 0.0, 1.0
-    for _ in range(HALVINGS):
+    for _ in range(BISECTION_STEPS):
         weight = (low + high) / 2
         slope = ((q - p) / (p + weight * (q - p))).sum().item()
-        slope += PRIOR_TOKENS * (prior - weight) / (weight * (1 - weight))
+        slope += PRIOR_TOKENS * (UNFITTED_WEIGHT - weight) / (weight * (1 - weight))
         low, high = (weight, high) if slope > 0 else (low, weight)
     return weight if math.isfinite(slope) else math.nan
