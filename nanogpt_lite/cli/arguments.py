@@ -77,6 +77,9 @@ def parse_options(name: str, command: Command, argv: Sequence[str]) -> GivenOpti
         raise UserError(f"{_explain(str(error.argument_name), command)}; see nanogpt-lite {name} --help") from None
     unknown = [argument for argument in unknown if argument != "--"]
     if unknown:
+        flag = _with_underscores(dict(zip(argv[1:], argv, strict=False)).get(unknown[0], ""), names)
+        if flag.removeprefix("--") in command.switches and unknown[0].lower() in ("true", "false"):
+            raise UserError(f"{_explain(flag, command)}; see nanogpt-lite {name} --help")
         raise UserError(_unknown_argument(unknown[0], command))
     # in Python 3.11 and 3.12, argparse drops the value of "--stop=--" and leaves an empty list
     given = {option: "--" if value == [] else value for option, value in vars(parsed).items()}

@@ -109,6 +109,8 @@ def _eval(given: GivenOptions) -> None:
     from nanogpt_lite.api import run_evaluation
 
     as_json = given.pop("json")
+    if given["copies"]:
+        print("generating samples, after the evaluation, and looking for them in the train split", file=sys.stderr)
     result = run_evaluation.evaluate(_pick_run(given), **given)
     if as_json:
         print(json.dumps(result))

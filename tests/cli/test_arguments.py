@@ -107,6 +107,9 @@ def test_the_last_value_of_a_repeated_option_counts():
             "eval --json=True",
             "--json takes no value: give --json alone; see nanogpt-lite eval --help",
         ),
+        ("eval --copies True", "--copies takes no value: give --copies alone; see nanogpt-lite eval --help"),
+        ("train --allow-other false", "unknown argument '--allow-other'; --help lists the options"),
+        ("eval true --copies", "unknown argument 'true'; did you mean --out_dir true?"),
     ],
 )
 def test_message_for_an_argument_that_cannot_be_parsed(line, message):
