@@ -12,8 +12,12 @@ import nanogpt_lite as ng
 CHINESE = "".join(f"第{n}瓶酒在牆上，若有一瓶落下，還有{n - 1}瓶。\n" for n in range(400))
 HTML = "".join(f"<script>alert({n})</script><img src=x onerror=alert({n})>&amp;<b>{n}</b>\n" for n in range(200))
 EXPERT: dict[str, Any] = {
-    **{"ngram": 3, "ngram_rows": 64, "position": "rotary", "norm": "rms"},
-    **{"ngram_expert": 4, "ngram_expert_weight": 0.4},  # with a fixed weight, the last step of the network is the best
+    "ngram": 3,
+    "ngram_rows": 64,
+    "position": "rotary",
+    "norm": "rms",
+    "ngram_expert": 4,
+    "ngram_expert_weight": 0.4,  # with a fixed weight, the last step of the network is the best
 }
 GPT2: dict[str, Any] = {"bias": True, "activation": "gelu_tanh", "tied": True}
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {  # name of the run: its text and options

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import itertools
 import shutil
 import textwrap
 from collections.abc import Callable, Collection, Sequence
@@ -71,15 +72,17 @@ class Command:
 def parse_options(name: str, command: Command, argv: Sequence[str]) -> GivenOptions:
     """The options in `argv`. `UserError` if they are not valid; `SystemExit` after printing the help."""
     names = command.option_names()
+    arguments = [_with_underscores(argument, names) for argument in argv]
     try:
-        parsed, unknown = _make_parser(name, command).parse_known_args([_with_underscores(a, names) for a in argv])
+        parsed, unknown = _make_parser(name, command).parse_known_args(arguments)
     except argparse.ArgumentError as error:
         raise UserError(f"{_explain(str(error.argument_name), command)}; see nanogpt-lite {name} --help") from None
     unknown = [argument for argument in unknown if argument != "--"]
     if unknown:
-        flag = _with_underscores(dict(zip(argv[1:], argv, strict=False)).get(unknown[0], ""), names)
-        if flag.removeprefix("--") in command.switches and unknown[0].lower() in ("true", "false"):
-            raise UserError(f"{_explain(flag, command)}; see nanogpt-lite {name} --help")
+        for flag, value in itertools.pairwise(arguments):
+            if flag in [f"--{switch}" for switch in command.switches] and value == unknown[0] in ("True", "False"):
+                remedy = f"give {flag} alone" if value == "True" else f"leave {flag} out"
+                raise UserError(f"{flag} takes no value: {remedy}; see nanogpt-lite {name} --help")
         raise UserError(_unknown_argument(unknown[0], command))
     # in Python 3.11 and 3.12, argparse drops the value of "--stop=--" and leaves an empty list
     given = {option: "--" if value == [] else value for option, value in vars(parsed).items()}

@@ -109,9 +109,10 @@ def _eval(given: GivenOptions) -> None:
     from nanogpt_lite.api import run_evaluation
 
     as_json = given.pop("json")
-    if given["copies"]:
-        print("generating samples, after the evaluation, and looking for them in the train split", file=sys.stderr)
-    result = run_evaluation.evaluate(_pick_run(given), **given)
+    run = _pick_run(given)
+    if given["copies"] and "dataset" not in given:
+        print("after the evaluation, samples are generated and compared with the train split", file=sys.stderr)
+    result = run_evaluation.evaluate(run, **given)
     if as_json:
         print(json.dumps(result))
         return

@@ -97,7 +97,7 @@ def _probabilities(state: TrainState, expert: NgramExpert, held_out: list[Ids]) 
 
 
 def _best_weight(of_network: Tensor, of_counts: Tensor) -> float:
-    """The maximum a posteriori weight of the mixture, by bisection; NaN if a probability is.
+    """The maximum a posteriori weight of the mixture, by bisection; NaN where there is no number for it.
 
     The prior is that of `PRIOR_TOKENS` more tokens. The log-likelihood is a concave function of the weight, so its
     slope says on which side the best one is.

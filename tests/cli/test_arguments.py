@@ -108,8 +108,13 @@ def test_the_last_value_of_a_repeated_option_counts():
             "--json takes no value: give --json alone; see nanogpt-lite eval --help",
         ),
         ("eval --copies True", "--copies takes no value: give --copies alone; see nanogpt-lite eval --help"),
-        ("train --allow-other false", "unknown argument '--allow-other'; --help lists the options"),
-        ("eval true --copies", "unknown argument 'true'; did you mean --out_dir true?"),
+        ("eval --copies False", "--copies takes no value: leave --copies out; see nanogpt-lite eval --help"),
+        (
+            "train --overwrite True --compile True",
+            "--overwrite takes no value: give --overwrite alone; see nanogpt-lite train --help",
+        ),
+        ("eval True --copies", "unknown argument 'True'; did you mean --out_dir True?"),
+        ("eval --dataset json True", "unknown argument 'True'; did you mean --out_dir True?"),
     ],
 )
 def test_message_for_an_argument_that_cannot_be_parsed(line, message):

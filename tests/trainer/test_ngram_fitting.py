@@ -68,7 +68,7 @@ def test_the_weight_is_the_most_likely_one():
     [
         (8192, 0.9, 0.0, 2 / 8197),  # as if the network had generated all tokens, and of 5 more, the counts 2
         (8192, 0.0, 0.9, 1 - 3 / 8197),
-        (8192, 0.9, 0.88, 0.0108037),  # these are from the quadratic equation that the slope is 0
+        (8192, 0.9, 0.88, 0.0108037),  # from here on: the roots of slope = 0, a quadratic equation
         (2, 0.9, 0.1, 0.298620),
     ],
 )
