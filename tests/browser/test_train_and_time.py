@@ -33,7 +33,7 @@ SMALL = {
     "batch_size": 4,
     "log_interval": 5,
 }
-LONG = {**SMALL, "max_iters": 100_000, "eval_interval": 50}
+LONG = {**SMALL, "max_iters": 100_000, "eval_interval": 50, "patience": 0}  # it does not end by itself
 
 
 @pytest.fixture(scope="module")
