@@ -81,8 +81,8 @@ def parse_options(name: str, command: Command, argv: Sequence[str]) -> GivenOpti
     if unknown:
         for flag, value in itertools.pairwise(arguments):
             if flag in [f"--{switch}" for switch in command.switches] and value == unknown[0] in ("True", "False"):
-                remedy = f"give {flag} alone" if value == "True" else f"leave {flag} out"
-                raise UserError(f"{flag} takes no value: {remedy}; see nanogpt-lite {name} --help")
+                message = _explain(flag, command) if value == "True" else f"{flag} takes no value: leave {flag} out"
+                raise UserError(f"{message}; see nanogpt-lite {name} --help")
         raise UserError(_unknown_argument(unknown[0], command))
     # in Python 3.11 and 3.12, argparse drops the value of "--stop=--" and leaves an empty list
     given = {option: "--" if value == [] else value for option, value in vars(parsed).items()}
