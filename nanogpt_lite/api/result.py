@@ -56,7 +56,11 @@ class Comparison:
             return ""
         last_step = curve[-1].step
         steps, most_steps = recipe.steps_for_text(
-            device, train_tokens=train_tokens, vocab_size=vocab_size, tokens_per_step=config.tokens_per_step
+            device,
+            train_tokens=train_tokens,
+            vocab_size=vocab_size,
+            tokens_per_step=config.tokens_per_step,
+            fast_bfloat16=config.dtype == "bfloat16",
         )
         seconds = run.seconds_until(last_step) * max(1, steps / last_step)  # a longer run than this, and than usual
         return give_verdict(

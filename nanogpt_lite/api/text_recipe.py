@@ -11,6 +11,7 @@ from nanogpt_lite.config import recipe
 from nanogpt_lite.config.options import TrainConfig
 from nanogpt_lite.config.schema import Role, Value
 from nanogpt_lite.data.dataset import Dataset
+from nanogpt_lite.device import devices
 from nanogpt_lite.device.distributed import ProcessGroup
 from nanogpt_lite.tracking.console import Console
 from nanogpt_lite.trainer import evaluation, step_time
@@ -34,6 +35,8 @@ def fit_config(
     `preset`: its name, or empty. `given`: the explicit options, which stay. `keep_network`: so do all options of the
     network, which is that of the initial weights. `UserError` if `minutes` cannot be used in this call.
     """
+    device = devices.resolve_device(config.device, group)
+    dtype = devices.resolve_dtype(config.dtype, device, width=config.n_embd)
     kept = {*given, *(TrainConfig.names_by_role(Role.NETWORK) if keep_network else ())}
 
     def replace(values: Mapping[str, Value], max_iters: int) -> TrainConfig:
@@ -43,6 +46,7 @@ def fit_config(
             train_tokens=len(data.train),
             vocab_size=data.tokenizer.vocab_size,
             tokens_per_step=config.tokens_per_step,
+            fast_bfloat16=device.type == "cpu" and dtype == "bfloat16",
             max_iters=max_iters,
         )
         return config.replace({name: value for name, value in {**values, **fitted}.items() if name not in kept})

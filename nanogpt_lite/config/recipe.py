@@ -2,8 +2,8 @@
 
 It completes the presets of `RECIPES`, of which one is the default on each kind of device. It is a pure function: the
 same text and options give the same values, and a run stores them as plain numbers. Those of `modern-cpu` were chosen
-with tiny Shakespeare and tuning texts of `benchmarks/texts.py`; `max_steps` follows from the time of nanoGPT's recipe
-for a CPU: see docs/benchmarks.md. Those of `modern` were not measured on a GPU.
+with tiny Shakespeare and tuning texts of `benchmarks/texts.py`; `max_steps` and `max_steps_bfloat16` follow from the
+time of nanoGPT's recipe for a CPU: see docs/benchmarks.md. Those of `modern` were not measured on a GPU.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from nanogpt_lite.config.schema import Value
 MIN_STEPS = 20  # fewer would hardly change the weights
 EVALUATIONS = 8  # during the steps of the recipe; a longer run is evaluated as often, so that its best step is seen
 PATIENCE = 5  # evaluations without a new best val loss; fewer, if there are fewer than `EVALUATIONS`
-UNSEEN_EPOCHS = 3.5  # a network that sees its text no more often does not learn it by heart
+UNSEEN_EPOCHS = 4  # a network that sees its text no more often does not learn it by heart
 PATIENCE_SHARE = 1 / 12  # of a run that is given more steps: patience is that many of them at least, not a moment
 LARGE_VOCAB = 512  # above it few n-grams occur often enough, and a network learns the rare ones by heart
 
@@ -37,6 +37,7 @@ class Recipe:
     # of a text that is seen at most `UNSEEN_EPOCHS` times, so that its best step is usually the last one
     evaluations_of_long_text: int = EVALUATIONS
     double_cost_vocab: float = math.inf  # `max_steps` is halved with this vocabulary: a step takes twice the time
+    max_steps_bfloat16: int = 0  # instead of `max_steps` on a CPU in bfloat16; 0: the same
 
 
 RECIPES: dict[str, Recipe] = {
@@ -53,6 +54,7 @@ RECIPES: dict[str, Recipe] = {
         ngram_of_large_vocab=2,
         evaluations_of_long_text=4,
         double_cost_vocab=16384,
+        max_steps_bfloat16=970,
     ),
     # not measured on a GPU: for one million characters these are the numbers of `shakespeare_char`, for fewer steps
     "modern": Recipe(
@@ -65,11 +67,18 @@ RECIPES: dict[str, Recipe] = {
 
 
 def fit_options(
-    preset: str, *, train_tokens: int, vocab_size: int, tokens_per_step: int, max_iters: int = 0
+    preset: str,
+    *,
+    train_tokens: int,
+    vocab_size: int,
+    tokens_per_step: int,
+    fast_bfloat16: bool = False,
+    max_iters: int = 0,
 ) -> dict[str, Value]:
     """The options of a preset that follow from the text; empty if the preset is the same for all texts.
 
-    `max_iters`: the number of steps if it is decided already, else 0. More steps mean more regularisation.
+    `fast_bfloat16`: whether it is trained in bfloat16 on a CPU, which makes more steps in the same time. `max_iters`:
+    the number of steps if it is decided already, else 0. More steps mean more regularisation.
 
     >>> fit_options("modern-cpu", train_tokens=54_000, vocab_size=60, tokens_per_step=4096)["max_iters"]
     185
@@ -79,7 +88,8 @@ def fit_options(
     if preset not in RECIPES:
         return {}
     recipe, steps_per_epoch = RECIPES[preset], train_tokens / tokens_per_step
-    steps = min(_most_steps(recipe, steps_per_epoch), _max_steps(recipe, vocab_size, tokens_per_step))
+    max_steps = _max_steps(recipe, vocab_size, tokens_per_step, fast_bfloat16)
+    steps = min(_most_steps(recipe, steps_per_epoch), max_steps)
     max_iters = max_iters or steps
     is_unseen = steps <= UNSEEN_EPOCHS * steps_per_epoch
     evaluations = recipe.evaluations_of_long_text if is_unseen else EVALUATIONS
@@ -104,11 +114,13 @@ def fitted_names(preset: str) -> list[str]:
     return list(fit_options(preset, train_tokens=1, vocab_size=1, tokens_per_step=1))
 
 
-def steps_for_text(device: str, *, train_tokens: int, vocab_size: int, tokens_per_step: int) -> tuple[int, int]:
+def steps_for_text(
+    device: str, *, train_tokens: int, vocab_size: int, tokens_per_step: int, fast_bfloat16: bool
+) -> tuple[int, int]:
     """The steps of the recipe for a kind of device ("cpu", "cuda", …), and those that help if time does not matter."""
     recipe = RECIPES[default_preset(device)]
     most_steps = _most_steps(recipe, train_tokens / tokens_per_step)
-    return min(most_steps, _max_steps(recipe, vocab_size, tokens_per_step)), most_steps
+    return min(most_steps, _max_steps(recipe, vocab_size, tokens_per_step, fast_bfloat16)), most_steps
 
 
 def default_preset(device: str) -> str:
@@ -135,7 +147,8 @@ def _most_steps(recipe: Recipe, steps_per_epoch: float) -> int:
     return max(math.ceil(recipe.epochs * steps_per_epoch), MIN_STEPS)
 
 
-def _max_steps(recipe: Recipe, vocab_size: int, tokens_per_step: int) -> int:
+def _max_steps(recipe: Recipe, vocab_size: int, tokens_per_step: int, fast_bfloat16: bool) -> int:
     """The steps that the time of the recipe is enough for."""
-    steps = recipe.max_steps * recipe.tokens_per_step / tokens_per_step
+    max_steps = (fast_bfloat16 and recipe.max_steps_bfloat16) or recipe.max_steps
+    steps = max_steps * recipe.tokens_per_step / tokens_per_step
     return max(math.ceil(steps / (1 + vocab_size / recipe.double_cost_vocab)), MIN_STEPS)

@@ -15,7 +15,7 @@ from nanogpt_lite.api import text_recipe
 from nanogpt_lite.checkpoint import checkpoint_file
 from nanogpt_lite.config import recipe
 from nanogpt_lite.config.options import TrainConfig
-from nanogpt_lite.device import distributed
+from nanogpt_lite.device import devices, distributed
 from nanogpt_lite.tracking.console import Console
 from nanogpt_lite.trainer import step_time
 
@@ -45,6 +45,19 @@ def test_a_run_without_max_iters_has_the_recipe_for_its_text(text_file, capsys):
     assert {name: config[name] for name in fitted} == {**fitted, "ngram": SMALL["ngram"]}
     assert fitted["max_iters"] == -(-14 * len(data.train) // per_step)
     assert f"recipe for {len(data.train):,} train characters: {fitted['max_iters']} steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fast", "steps"),
+    [("auto", False, 430), ("auto", True, 969), ("bfloat16", False, 969), ("float32", True, 430)],
+)
+def test_a_cpu_with_fast_products_in_bfloat16_gets_more_steps(tmp_path, monkeypatch, dtype, fast, steps):
+    monkeypatch.setattr(devices, "multiplies_bfloat16_faster", lambda: fast)
+    (tmp_path / "long.txt").write_text("the quick brown fox\n" * 80_000)
+    config = config_of(
+        str(tmp_path / "long.txt"), dtype=dtype, device="cpu", n_embd=96, n_head=1, block_size=256, batch_size=16
+    )
+    assert config["max_iters"] == steps
 
 
 def test_the_recipe_is_stored_and_repeats(text_file):

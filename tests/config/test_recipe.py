@@ -40,7 +40,7 @@ def test_values_are_valid_options_with_bounded_steps_and_fewer_evaluations_on_a_
     config = TrainConfig.from_dict({**PRESETS[preset], **fitted})
     assert recipe.MIN_STEPS <= config.max_iters <= recipe.RECIPES[preset].max_steps
     epochs = config.max_iters * TOKENS_PER_STEP[preset] / train_tokens
-    few = preset == "modern-cpu" and epochs <= 3.5
+    few = preset == "modern-cpu" and epochs <= 4
     assert (3 if few else 6) <= config.max_iters / config.eval_interval <= (4 if few else 8)
 
 
@@ -55,8 +55,23 @@ def test_a_training_that_only_gets_worse_ends_before_its_last_step(preset, train
 
 def test_a_text_that_is_seen_often_is_evaluated_often():
     """At 14 of its epochs a text of 126,000 tokens has all steps; what is longer is seen less often."""
-    evaluations = [429 / fit("modern-cpu", size)["eval_interval"] for size in (126_000, 150_000, 490_000, 510_000)]
+    evaluations = [429 / fit("modern-cpu", size)["eval_interval"] for size in (126_000, 150_000, 435_000, 445_000)]
     assert [round(number) for number in evaluations] == [8, 8, 8, 4]
+
+
+@pytest.mark.parametrize(("train_tokens", "steps"), [(100_000, 342), (200_000, 684), (284_000, 967), (10**9, 967)])
+def test_a_fast_cpu_trains_more_steps_on_a_text_that_is_not_seen_14_times(train_tokens, steps):
+    slow, fast = fit("modern-cpu", train_tokens), fit("modern-cpu", train_tokens, fast_bfloat16=True)
+    assert (slow["max_iters"], fast["max_iters"]) == (min(steps, 429), steps)
+    assert fast == fit("modern-cpu", train_tokens, fast_bfloat16=True, max_iters=steps)
+    assert (fast == slow) == (steps <= 429)
+    assert fit("modern", train_tokens, fast_bfloat16=True) == fit("modern", train_tokens)
+
+
+def test_tiny_shakespeare_is_regularised_as_a_long_text_on_every_cpu():
+    slow, fast = (fit("modern-cpu", SHAKESPEARE_TOKENS, fast_bfloat16=is_fast) for is_fast in (False, True))
+    assert fast == {**slow, "max_iters": 967, "eval_interval": 242}
+    assert fast["dropout"] == 0
 
 
 @pytest.mark.parametrize("preset", recipe.RECIPES)
@@ -101,12 +116,17 @@ def test_other_presets_are_the_same_for_every_text():
 
 
 @pytest.mark.parametrize(("device", "preset"), [("cpu", "modern-cpu"), ("cuda", "modern"), ("mps", "modern")])
-def test_the_steps_that_would_help_are_those_of_the_recipe_on_a_short_text_and_more_on_a_long_one(device, preset):
+@pytest.mark.parametrize("fast_bfloat16", [False, True])
+def test_the_steps_that_would_help_are_more_than_those_of_the_recipe_on_a_long_text_only(device, preset, fast_bfloat16):
     for train_tokens in (54_000, 10**8):
         steps, most_steps = recipe.steps_for_text(
-            device, train_tokens=train_tokens, vocab_size=65, tokens_per_step=TOKENS_PER_STEP[preset]
+            device,
+            train_tokens=train_tokens,
+            vocab_size=65,
+            tokens_per_step=TOKENS_PER_STEP[preset],
+            fast_bfloat16=fast_bfloat16,
         )
-        assert steps == fit(preset, train_tokens)["max_iters"]
+        assert steps == fit(preset, train_tokens, fast_bfloat16=fast_bfloat16)["max_iters"]
         assert (most_steps > steps) == (train_tokens == 10**8)
 
 
