@@ -1,4 +1,4 @@
-"""Completes the config of a new run with what follows from its text and, with `minutes`, from the speed of the machine.
+"""Completes the config of a new run with what follows from its text, its number format and, with `minutes`, the time.
 
 The numbers of a recipe are in `config.recipe`.
 """
@@ -35,8 +35,9 @@ def fit_config(
     `preset`: its name, or empty. `given`: the explicit options, which stay. `keep_network`: so do all options of the
     network, which is that of the initial weights. `UserError` if `minutes` cannot be used in this call.
     """
-    device = devices.resolve_device(config.device, group)
-    dtype = devices.resolve_dtype(config.dtype, device, width=config.n_embd)
+    if config.minutes:
+        config.require_minutes_usable(given, group.world_size)
+    has_fast_bfloat16 = preset in recipe.RECIPES and _has_fast_bfloat16(config, group)
     kept = {*given, *(TrainConfig.names_by_role(Role.NETWORK) if keep_network else ())}
 
     def replace(values: Mapping[str, Value], max_iters: int) -> TrainConfig:
@@ -46,14 +47,13 @@ def fit_config(
             train_tokens=len(data.train),
             vocab_size=data.tokenizer.vocab_size,
             tokens_per_step=config.tokens_per_step,
-            fast_bfloat16=device.type == "cpu" and dtype == "bfloat16",
+            has_fast_bfloat16=has_fast_bfloat16,
             max_iters=max_iters,
         )
         return config.replace({name: value for name, value in {**values, **fitted}.items() if name not in kept})
 
     fitted = replace({}, int(given.get("max_iters", 0)))
     if config.minutes:
-        config.require_minutes_usable(given, group.world_size)
         if console:
             console.note(f"timing {step_time.TIMED_STEPS} steps …")
         seconds, started = 60 * config.minutes, time.monotonic()
@@ -66,6 +66,15 @@ def fit_config(
         fitted = fitted.replace({"eval_interval": interval})
         fitted = fitted.replace({"minutes": 0.0})  # a repetition by config.json has these steps, and times none
     return fitted
+
+
+def _has_fast_bfloat16(config: TrainConfig, group: ProcessGroup) -> bool:
+    """Whether this process trains alone in bfloat16, on a CPU that is faster in it: the CPUs of ranks may differ."""
+    if group.world_size > 1:
+        return False
+    device = devices.resolve_device(config.device)
+    dtype = devices.resolve_dtype(config.dtype, device, width=config.n_embd)
+    return devices.has_fast_bfloat16(device, dtype, width=config.n_embd)
 
 
 def steps_in_time(

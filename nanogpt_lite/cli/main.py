@@ -110,7 +110,8 @@ def _overview() -> str:
         "Without --preset, a training on a CPU has the preset modern-cpu, and one on a GPU modern.",
         *textwrap.wrap(
             f"These two follow the text, which decides {', '.join(of_both)}, and with modern-cpu also "
-            f"{', '.join(of_cpu)}, unless they are given. The values below are about those for tiny Shakespeare.",
+            f"{', '.join(of_cpu)}, unless they are given. The values below are about those for tiny Shakespeare in "
+            "float32.",
             width=100,
         ),
     ]

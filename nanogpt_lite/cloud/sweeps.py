@@ -107,7 +107,8 @@ def _options_for_text(
 ) -> dict[str, Value]:
     """The options of the whole training that follow from its text: none of those that are given.
 
-    They are not left to the trial, which has fewer steps and would need less regularisation.
+    They are not left to the trial, which has fewer steps and would need less regularisation. The processor of its
+    container is not known yet, so on a CPU the steps are those of float32.
     """
     if preset not in recipe.RECIPES:
         return {}

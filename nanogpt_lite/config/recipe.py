@@ -1,9 +1,10 @@
 """The recipe that fits a text: option values that follow from the number of training tokens and the vocabulary.
 
 It completes the presets of `RECIPES`, of which one is the default on each kind of device. It is a pure function: the
-same text and options give the same values, and a run stores them as plain numbers. Those of `modern-cpu` were chosen
-with tiny Shakespeare and tuning texts of `benchmarks/texts.py`; `max_steps` and `max_steps_bfloat16` follow from the
-time of nanoGPT's recipe for a CPU: see docs/benchmarks.md. Those of `modern` were not measured on a GPU.
+same text and options give the same values, on a CPU that computes faster in bfloat16 others than elsewhere, and a run
+stores them as plain numbers. Those of `modern-cpu` were chosen with tiny Shakespeare and tuning texts of
+`benchmarks/texts.py`; the limits of the steps follow from the time of nanoGPT's recipe for a CPU: see
+docs/benchmarks.md. Those of `modern` were not measured on a GPU.
 """
 
 import itertools
@@ -25,25 +26,36 @@ Points = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
+class StepLimit:
+    """How many steps the time of a recipe is enough for, with steps of its `tokens_per_step`."""
+
+    small_vocab: int  # with a vocabulary of few tokens
+    double_cost_vocab: float = math.inf  # with this vocabulary half as many: a step takes twice the time
+
+    def steps(self, vocab_size: int) -> float:
+        """The number of steps with a vocabulary."""
+        return self.small_vocab / (1 + vocab_size / self.double_cost_vocab)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How long to train on a text, and how to regularise a network that sees it for a number of epochs."""
 
-    epochs: float  # passes over the train split, if they need no more than `max_steps`
-    max_steps: int  # with a small vocabulary and steps of `tokens_per_step`
+    epochs: float  # passes over the train split, if they need no more steps than the limit
+    limit: StepLimit
     tokens_per_step: int  # of the preset
     by_epochs: Mapping[str, Points]  # regularisation: the value of an option at a number of epochs
     ngram: int = 1  # the longest n-grams of a small vocabulary, and of one above `LARGE_VOCAB`
     ngram_of_large_vocab: int = 1
     # of a text that is seen at most `UNSEEN_EPOCHS` times, so that its best step is usually the last one
     evaluations_of_long_text: int = EVALUATIONS
-    double_cost_vocab: float = math.inf  # `max_steps` is halved with this vocabulary: a step takes twice the time
-    max_steps_bfloat16: int = 0  # instead of `max_steps` on a CPU in bfloat16; 0: the same
+    limit_bfloat16: StepLimit | None = None  # instead of `limit` in bfloat16, on a CPU that is faster in it
 
 
 RECIPES: dict[str, Recipe] = {
     "modern-cpu": Recipe(
         epochs=14,
-        max_steps=430,
+        limit=StepLimit(430, double_cost_vocab=16384),
         tokens_per_step=4096,
         by_epochs={
             "dropout": ((UNSEEN_EPOCHS, 0.0), (10, 0.2), (20, 0.3)),
@@ -53,13 +65,12 @@ RECIPES: dict[str, Recipe] = {
         ngram=4,
         ngram_of_large_vocab=2,
         evaluations_of_long_text=4,
-        double_cost_vocab=16384,
-        max_steps_bfloat16=970,
+        limit_bfloat16=StepLimit(979, double_cost_vocab=5120),
     ),
     # not measured on a GPU: for one million characters these are the numbers of `shakespeare_char`, for fewer steps
     "modern": Recipe(
         epochs=33,
-        max_steps=5000,
+        limit=StepLimit(5000),
         tokens_per_step=16384,
         by_epochs={"dropout": ((2, 0.0), (10, 0.2))},
     ),
@@ -72,13 +83,13 @@ def fit_options(
     train_tokens: int,
     vocab_size: int,
     tokens_per_step: int,
-    fast_bfloat16: bool = False,
+    has_fast_bfloat16: bool = False,
     max_iters: int = 0,
 ) -> dict[str, Value]:
     """The options of a preset that follow from the text; empty if the preset is the same for all texts.
 
-    `fast_bfloat16`: whether it is trained in bfloat16 on a CPU, which makes more steps in the same time. `max_iters`:
-    the number of steps if it is decided already, else 0. More steps mean more regularisation.
+    `has_fast_bfloat16`: whether it is trained in bfloat16, on a CPU that computes faster in it. `max_iters`: the number
+    of steps if it is decided already, else 0. More steps mean more regularisation.
 
     >>> fit_options("modern-cpu", train_tokens=54_000, vocab_size=60, tokens_per_step=4096)["max_iters"]
     185
@@ -88,7 +99,7 @@ def fit_options(
     if preset not in RECIPES:
         return {}
     recipe, steps_per_epoch = RECIPES[preset], train_tokens / tokens_per_step
-    max_steps = _max_steps(recipe, vocab_size, tokens_per_step, fast_bfloat16)
+    max_steps = _max_steps(recipe, vocab_size, tokens_per_step, has_fast_bfloat16)
     steps = min(_most_steps(recipe, steps_per_epoch), max_steps)
     max_iters = max_iters or steps
     is_unseen = steps <= UNSEEN_EPOCHS * steps_per_epoch
@@ -115,12 +126,12 @@ def fitted_names(preset: str) -> list[str]:
 
 
 def steps_for_text(
-    device: str, *, train_tokens: int, vocab_size: int, tokens_per_step: int, fast_bfloat16: bool
+    device: str, *, train_tokens: int, vocab_size: int, tokens_per_step: int, has_fast_bfloat16: bool
 ) -> tuple[int, int]:
     """The steps of the recipe for a kind of device ("cpu", "cuda", …), and those that help if time does not matter."""
     recipe = RECIPES[default_preset(device)]
     most_steps = _most_steps(recipe, train_tokens / tokens_per_step)
-    return min(most_steps, _max_steps(recipe, vocab_size, tokens_per_step, fast_bfloat16)), most_steps
+    return min(most_steps, _max_steps(recipe, vocab_size, tokens_per_step, has_fast_bfloat16)), most_steps
 
 
 def default_preset(device: str) -> str:
@@ -147,8 +158,7 @@ def _most_steps(recipe: Recipe, steps_per_epoch: float) -> int:
     return max(math.ceil(recipe.epochs * steps_per_epoch), MIN_STEPS)
 
 
-def _max_steps(recipe: Recipe, vocab_size: int, tokens_per_step: int, fast_bfloat16: bool) -> int:
+def _max_steps(recipe: Recipe, vocab_size: int, tokens_per_step: int, has_fast_bfloat16: bool) -> int:
     """The steps that the time of the recipe is enough for."""
-    max_steps = (fast_bfloat16 and recipe.max_steps_bfloat16) or recipe.max_steps
-    steps = max_steps * recipe.tokens_per_step / tokens_per_step
-    return max(math.ceil(steps / (1 + vocab_size / recipe.double_cost_vocab)), MIN_STEPS)
+    limit = (recipe.limit_bfloat16 if has_fast_bfloat16 else None) or recipe.limit
+    return max(math.ceil(limit.steps(vocab_size) * recipe.tokens_per_step / tokens_per_step), MIN_STEPS)

@@ -89,6 +89,11 @@ def resolve_dtype(name: str, device: torch.device, *, width: int) -> str:
     return "bfloat16" if device.type == "cpu" and is_wide and multiplies_bfloat16_faster() else "float32"
 
 
+def has_fast_bfloat16(device: torch.device, dtype: str, *, width: int) -> bool:
+    """Whether `dtype` is bfloat16 and the device a CPU that trains a network of that width faster in it."""
+    return device.type == "cpu" and dtype == "bfloat16" and resolve_dtype("auto", device, width=width) == dtype
+
+
 def multiplies_bfloat16_faster() -> bool:
     """Whether matrix products of this processor are faster in bfloat16 than in float32.
 

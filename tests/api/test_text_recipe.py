@@ -48,16 +48,41 @@ def test_a_run_without_max_iters_has_the_recipe_for_its_text(text_file, capsys):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "fast", "steps"),
-    [("auto", False, 430), ("auto", True, 969), ("bfloat16", False, 969), ("float32", True, 430)],
+    ("dtype", "is_fast", "n_embd", "steps"),
+    [
+        ("auto", False, 96, 430),
+        ("auto", True, 96, 976),
+        ("auto", True, 64, 430),  # too narrow for bfloat16
+        ("bfloat16", True, 96, 976),
+        ("bfloat16", False, 96, 430),  # asked for, though slower
+        ("bfloat16", True, 64, 430),
+        ("float32", True, 96, 430),
+    ],
 )
-def test_a_cpu_with_fast_products_in_bfloat16_gets_more_steps(tmp_path, monkeypatch, dtype, fast, steps):
-    monkeypatch.setattr(devices, "multiplies_bfloat16_faster", lambda: fast)
-    (tmp_path / "long.txt").write_text("the quick brown fox\n" * 80_000)
-    config = config_of(
-        str(tmp_path / "long.txt"), dtype=dtype, device="cpu", n_embd=96, n_head=1, block_size=256, batch_size=16
-    )
-    assert config["max_iters"] == steps
+def test_a_cpu_that_trains_faster_in_bfloat16_gets_more_steps(text_file, monkeypatch, dtype, is_fast, n_embd, steps):
+    monkeypatch.setattr(devices, "multiplies_bfloat16_faster", lambda: is_fast)
+    text_file.write_text("the quick brown fox\n" * 80_000)
+    options: dict[str, Any] = {"n_embd": n_embd, "n_head": 1, "block_size": 256, "batch_size": 16}
+    assert config_of(dtype=dtype, device="cpu", **options)["max_iters"] == steps
+    Path("options.json").write_text(json.dumps({**options, "dtype": dtype}), encoding="utf-8")
+    with closing(ng.training("bottles.txt", config="options.json", preset="modern-cpu", out_dir="of_file")) as records:
+        next(records)
+    assert stored_config("of_file")["max_iters"] == steps
+
+
+def test_ranks_have_the_steps_of_float32_because_their_processors_may_differ(text_file, monkeypatch):
+    monkeypatch.setattr(devices, "multiplies_bfloat16_faster", lambda: True)
+    text_file.write_text("the quick brown fox\n" * 80_000)
+    config, data = TrainConfig.from_dict({**ng.PRESETS["modern-cpu"], "device": "cpu"}), ng.prepare("bottles.txt")
+
+    def steps(world_size: int) -> int:
+        group = distributed.ProcessGroup(rank=0, world_size=world_size)
+        fitted = text_recipe.fit_config(
+            config, "modern-cpu", data, given={}, keep_network=False, group=group, console=None
+        )
+        return fitted.max_iters
+
+    assert (steps(1), steps(2)) == (976, 430)
 
 
 def test_the_recipe_is_stored_and_repeats(text_file):

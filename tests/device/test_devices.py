@@ -128,6 +128,14 @@ def test_auto_dtype_on_cpu_is_bfloat16_for_wide_networks_where_it_is_faster(
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     assert devices.resolve_dtype("auto", CPU, width=width) == expected
     assert devices.resolve_dtype("auto", torch.device("mps"), width=width) == "float32"
+    assert devices.has_fast_bfloat16(CPU, "bfloat16", width=width) == (expected == "bfloat16")
+    assert not devices.has_fast_bfloat16(CPU, "float32", width=width)
+
+
+def test_bfloat16_of_a_gpu_is_not_that_of_a_fast_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(devices, "multiplies_bfloat16_faster", lambda: True)
+    assert not devices.has_fast_bfloat16(torch.device("cuda"), "bfloat16", width=128)
 
 
 @pytest.mark.parametrize(("pytorch_threads", "expected"), [(1, 1), (3, 3), (16, 16), (17, 16), (128, 16)])
