@@ -1,10 +1,9 @@
 """The recipe that fits a text: option values that follow from the number of training tokens and the vocabulary.
 
-It completes the presets of `RECIPES`, of which one is the default on each kind of device. It is a pure function: the
-same text and options give the same values, on a CPU that computes faster in bfloat16 others than elsewhere, and a run
-stores them as plain numbers. Those of `modern-cpu` were chosen with tiny Shakespeare and tuning texts of
-`benchmarks/texts.py`; the limits of the steps follow from the time of nanoGPT's recipe for a CPU: see
-docs/benchmarks.md. Those of `modern` were not measured on a GPU.
+It completes the presets of `RECIPES`, of which one is the default on each kind of device. It is a pure function of the
+text, the options, and whether a CPU is faster in bfloat16, and a run stores its values as plain numbers. Those of
+`modern-cpu` were chosen with tiny Shakespeare and tuning texts of `benchmarks/texts.py`; the limits of the steps follow
+from the time of nanoGPT's recipe for a CPU: see docs/benchmarks.md. Those of `modern` were not measured on a GPU.
 """
 
 import itertools
@@ -30,11 +29,11 @@ class StepLimit:
     """How many steps the time of a recipe is enough for, with steps of its `tokens_per_step`."""
 
     small_vocab: int  # with a vocabulary of few tokens
-    double_cost_vocab: float = math.inf  # with this vocabulary half as many: a step takes twice the time
+    half_steps_vocab: float = math.inf  # half as many with this vocabulary; it makes nanoGPT slower too
 
     def steps(self, vocab_size: int) -> float:
         """The number of steps with a vocabulary."""
-        return self.small_vocab / (1 + vocab_size / self.double_cost_vocab)
+        return self.small_vocab / (1 + vocab_size / self.half_steps_vocab)
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "modern-cpu": Recipe(
         epochs=14,
-        limit=StepLimit(430, double_cost_vocab=16384),
+        limit=StepLimit(430, half_steps_vocab=16384),
         tokens_per_step=4096,
         by_epochs={
             "dropout": ((UNSEEN_EPOCHS, 0.0), (10, 0.2), (20, 0.3)),
@@ -65,7 +64,7 @@ RECIPES: dict[str, Recipe] = {
         ngram=4,
         ngram_of_large_vocab=2,
         evaluations_of_long_text=4,
-        limit_bfloat16=StepLimit(979, double_cost_vocab=5120),
+        limit_bfloat16=StepLimit(979, half_steps_vocab=5120),
     ),
     # not measured on a GPU: for one million characters these are the numbers of `shakespeare_char`, for fewer steps
     "modern": Recipe(

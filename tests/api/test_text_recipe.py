@@ -62,8 +62,8 @@ def test_a_run_without_max_iters_has_the_recipe_for_its_text(text_file, capsys):
 def test_a_cpu_that_trains_faster_in_bfloat16_gets_more_steps(text_file, monkeypatch, dtype, is_fast, n_embd, steps):
     monkeypatch.setattr(devices, "multiplies_bfloat16_faster", lambda: is_fast)
     text_file.write_text("the quick brown fox\n" * 80_000)
-    options: dict[str, Any] = {"n_embd": n_embd, "n_head": 1, "block_size": 256, "batch_size": 16}
-    assert config_of(dtype=dtype, device="cpu", **options)["max_iters"] == steps
+    options: dict[str, Any] = {"device": "cpu", "n_embd": n_embd, "n_head": 1, "block_size": 256, "batch_size": 16}
+    assert config_of(dtype=dtype, **options)["max_iters"] == steps
     Path("options.json").write_text(json.dumps({**options, "dtype": dtype}), encoding="utf-8")
     with closing(ng.training("bottles.txt", config="options.json", preset="modern-cpu", out_dir="of_file")) as records:
         next(records)
