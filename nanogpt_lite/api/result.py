@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 
+from nanogpt_lite.api import text_recipe
 from nanogpt_lite.checkpoint import SUFFIX, checkpoint_file
 from nanogpt_lite.checkpoint.restore import load_weights
 from nanogpt_lite.config import recipe
 from nanogpt_lite.config.options import TrainConfig
 from nanogpt_lite.data.batching import Tokens
 from nanogpt_lite.data.dataset import Dataset, val_text_size
-from nanogpt_lite.device import devices
 from nanogpt_lite.diagnosis.loss_trend import Evaluation
 from nanogpt_lite.diagnosis.measures import TextMeasures, measure_text
 from nanogpt_lite.diagnosis.ngram_baseline import NgramLosses, baseline_losses
@@ -52,19 +52,21 @@ class Comparison:
         vocab_size: int,
         world_size: int,
     ) -> str:
-        """One sentence about a run; empty if its metrics hold no evaluation. `val_tokens`: those of `val_loss`."""
+        """One sentence about a run; empty if its metrics hold no evaluation. `val_tokens`: those of `val_loss`.
+
+        The steps that it should have had are those of the recipe on the processor of this machine.
+        """
         evaluations = [record for record in run.metrics if record["kind"] == "eval"]
         curve = [Evaluation.from_record(record) for record in evaluations]
         if not curve:
             return ""
         last_step = curve[-1].step
-        is_fast = devices.has_fast_bfloat16(torch.device(device), config.dtype, width=config.n_embd)
         steps, most_steps = recipe.steps_for_text(
             device,
             train_tokens=train_tokens,
             vocab_size=vocab_size,
             tokens_per_step=config.tokens_per_step,
-            has_fast_bfloat16=is_fast and world_size == 1,
+            has_fast_bfloat16=text_recipe.has_fast_bfloat16(config, torch.device(device), world_size),
         )
         seconds = run.seconds_until(last_step) * max(1, steps / last_step)  # a longer run than this, and than usual
         return give_verdict(

@@ -7,6 +7,8 @@ import math
 import time
 from collections.abc import Mapping
 
+import torch
+
 from nanogpt_lite.config import recipe
 from nanogpt_lite.config.options import TrainConfig
 from nanogpt_lite.config.schema import Role, Value
@@ -37,7 +39,7 @@ def fit_config(
     """
     if config.minutes:
         config.require_minutes_usable(given, group.world_size)
-    has_fast_bfloat16 = preset in recipe.RECIPES and _has_fast_bfloat16(config, group)
+    device = devices.resolve_device(config.device, group)
     kept = {*given, *(TrainConfig.names_by_role(Role.NETWORK) if keep_network else ())}
 
     def replace(values: Mapping[str, Value], max_iters: int) -> TrainConfig:
@@ -47,7 +49,7 @@ def fit_config(
             train_tokens=len(data.train),
             vocab_size=data.tokenizer.vocab_size,
             tokens_per_step=config.tokens_per_step,
-            has_fast_bfloat16=has_fast_bfloat16,
+            has_fast_bfloat16=has_fast_bfloat16(config, device, group.world_size),
             max_iters=max_iters,
         )
         return config.replace({name: value for name, value in {**values, **fitted}.items() if name not in kept})
@@ -68,13 +70,9 @@ def fit_config(
     return fitted
 
 
-def _has_fast_bfloat16(config: TrainConfig, group: ProcessGroup) -> bool:
-    """Whether this process trains alone in bfloat16, on a CPU that is faster in it: the CPUs of ranks may differ."""
-    if group.world_size > 1:
-        return False
-    device = devices.resolve_device(config.device)
-    dtype = devices.resolve_dtype(config.dtype, device, width=config.n_embd)
-    return devices.has_fast_bfloat16(device, dtype, width=config.n_embd)
+def has_fast_bfloat16(config: TrainConfig, device: torch.device, world_size: int) -> bool:
+    """Whether the recipe is the one of bfloat16: not with several ranks, because their processors may differ."""
+    return world_size == 1 and devices.has_fast_bfloat16(device, config.dtype, width=config.n_embd)
 
 
 def steps_in_time(

@@ -44,7 +44,7 @@ def _run(given: GivenOptions) -> None:
 
     run, stream = main_job.run(**given, console=Console(spell=for_command_line))
     print_samples(stream)
-    print(f"for more samples: nanogpt-lite sample --out_dir {run.out_dir}", file=sys.stderr)
+    print(f"for other samples: nanogpt-lite sample --out_dir {run.out_dir} --seed 1", file=sys.stderr)
     print(f"to look inside: nanogpt-lite serve --open --out_dir {run.out_dir}", file=sys.stderr)
 
 

@@ -59,8 +59,8 @@ PRESETS: dict[str, dict[str, Value]] = {
         "max_iters": 20,
         "eval_interval": 5,
     },
-    # takes no longer than `cpu` where both were measured; the numbers are those for tiny Shakespeare in float32: for
-    # another text, and in bfloat16, `recipe` has others
+    # about as long as `cpu` or shorter; the numbers are those for tiny Shakespeare in float32: for another text, and in
+    # bfloat16, `recipe` has others
     "modern-cpu": {
         **_MODERN,
         "block_size": 256,

@@ -37,7 +37,8 @@ def resolve_device(name: str, group: ProcessGroup = SINGLE_PROCESS) -> torch.dev
         if name != "cpu" and group.world_size == 1:
             if not (problem := find_problem(torch.device(name))):
                 return torch.device(name)
-            warnings.warn(f"the GPU cannot be used ({problem}); using the CPU", stacklevel=2)
+            # from here, not from the callers, of which a training has three: Python shows it once for each place
+            warnings.warn(f"the GPU cannot be used ({problem}); using the CPU", stacklevel=1)
             name = "cpu"
     if name == "cuda":
         name = group.local_device()
@@ -90,8 +91,9 @@ def resolve_dtype(name: str, device: torch.device, *, width: int) -> str:
 
 
 def has_fast_bfloat16(device: torch.device, dtype: str, *, width: int) -> bool:
-    """Whether `dtype` is bfloat16 and the device a CPU that trains a network of that width faster in it."""
-    return device.type == "cpu" and dtype == "bfloat16" and resolve_dtype("auto", device, width=width) == dtype
+    """Whether a training is in bfloat16, on a CPU that is faster in it. `dtype` and `width` as in `resolve_dtype`."""
+    is_faster = device.type == "cpu" and resolve_dtype("auto", device, width=width) == "bfloat16"
+    return is_faster and dtype in ("auto", "bfloat16")
 
 
 def multiplies_bfloat16_faster() -> bool:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import warnings
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,16 @@ def test_device_that_computes_wrong_results_has_a_problem(monkeypatch):
 def test_unavailable_device_is_a_user_error_with_remedy(name):
     with pytest.raises(UserError, match=r"device=.*(--device|give) .*cpu"):
         devices.resolve_device(name)
+
+
+def test_a_gpu_that_cannot_compute_is_a_single_warning(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(devices, "find_problem", lambda device: "" if device.type == "cpu" else "broken")
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("default")
+        assert devices.resolve_device("auto") == CPU
+        assert devices.resolve_device("auto") == CPU
+    assert [str(warning.message) for warning in shown] == ["the GPU cannot be used (broken); using the CPU"]
 
 
 def test_auto_dtype_on_cuda_depends_on_the_compute_capability(monkeypatch):
